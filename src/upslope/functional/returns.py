@@ -1,0 +1,211 @@
+"""Returns and advantages: what an action was worth, from what came after it.
+
+Every tensor is ``[..., T]``: time last, everything before it batch. ``terminated`` (the problem ended with this action, so
+what follows is worth 0) and ``truncated`` (only the recording stopped, so the true successor's value counts) are apart,
+and either one cuts every recursion. ``next_value`` is the value of the *true* successor of each unmasked step, also
+where the episode ended. Masked rows are transparent: no reward, no discount, and the output there is 0.
+All functions raise ValueError when shapes differ or flags are not boolean. SB is Sutton & Barto, 2nd edition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from upslope.functional.shapes import check_flags, check_shapes
+
+
+def returns_to_go(
+    reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None, next_value: Tensor | None = None
+) -> Tensor:
+    """Discounted sum of the rewards from each step on, ``[..., T]``.
+
+    ``G_t = r_t + γ (1 − ended_t) G_{t+1}``, with ``γ (1 − terminated_t) next_value_t`` added at ends and at each row's last
+    unmasked step where a critic is given; without one, what lies beyond an end or the recording counts as 0.
+
+    Source: SB eq. 3.9; Pardo et al. 2018, eq. 6 for the bootstrap at a truncation.
+    """
+    _check(reward, terminated, truncated, mask, next_value=next_value)
+    return _hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
+
+
+def episode_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
+    """The whole episode's return, given to each of its steps, ``[..., T]``.
+
+    ``R(τ) = Σ_k γ^k r_k`` with k counted from the episode's first recorded step.
+
+    Source: Williams 1992, episodic REINFORCE; SB section 13.3 uses the part of it that follows t.
+    """
+    _check(reward, terminated, truncated, mask)
+    total = _returns(reward, terminated, truncated, gamma, mask, None)  # masked rows carry the next step's, so starts may be masked
+    return _hide(total.gather(-1, _episode_start(terminated | truncated)), mask)
+
+
+def discount_weight(
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    mask: Tensor | None = None,
+    first_step: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``γ^t`` with t the step's number within its own episode, ``[..., T]``; masked rows do not count and get 0.
+
+    ``first_step [...]`` is how many steps the episode in each row's first column had behind it when recording began.
+
+    Source: the factor in the box of SB section 13.3; Nota & Thomas 2020 on what leaving it out means.
+    """
+    _check(terminated, terminated, truncated, mask)
+    step = (torch.ones_like(terminated) if mask is None else mask).long()
+    before = step.cumsum(-1) - step
+    start = _episode_start(terminated | truncated)
+    count = before - before.gather(-1, start)
+    if first_step is not None:
+        check_shapes("terminated without its time axis", terminated.shape[:-1], first_step=first_step)
+        count = count + torch.where(start == 0, first_step.unsqueeze(-1), 0)
+    return _hide(torch.pow(gamma, count.to(dtype or torch.get_default_dtype())), mask)
+
+
+def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
+    """One-step temporal-difference error, ``[..., T]``: ``δ_t = r_t + γ (1 − terminated_t) next_value_t − value_t``.
+
+    Source: SB eq. 6.5.
+    """
+    _check(reward, terminated, terminated, mask, value=value, next_value=next_value)
+    return _hide(_one_step(reward, next_value, terminated, gamma) - value, mask)
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Generalized advantage estimate, ``[..., T]``: ``Â_t = δ_t + γλ (1 − ended_t) Â_{t+1}``.
+
+    λ = 0 is the TD error, λ = 1 is the return minus the value; ``Â + value`` is the critic's target.
+
+    Source: Schulman et al. 2016, eq. 16.
+    """
+    delta = td_error(reward, value, next_value, terminated, gamma, mask)
+    check_shapes("reward", reward.shape, truncated=truncated)
+    check_flags(truncated=truncated)
+    return _hide(_scan(delta, _decay(delta, terminated | truncated, gamma * gae_lambda, mask)), mask)
+
+
+def lambda_returns(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    trace_lambda: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """λ-return, ``[..., T]``: ``G^λ_t = r_t + γ ((1 − λ) V(s_{t+1}) + λ G^λ_{t+1})``, computed as ``value + Σ_k (γλ)^k δ_{t+k}``.
+
+    Source: SB eq. 12.2 and 12.3; the sum of TD errors is SB exercise 12.3's.
+    """
+    return _hide(value, mask) + gae(reward, value, next_value, terminated, truncated, gamma, trace_lambda, mask)
+
+
+def n_step_returns(
+    reward: Tensor, next_value: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, n: int, mask: Tensor | None = None
+) -> Tensor:
+    """n rewards and then the critic, ``[..., T]``: ``G_{t:t+n} = r_t + … + γ^{n−1} r_{t+n−1} + γ^n V(s_{t+n})``.
+
+    Cut at an end and at the row's last unmasked step, where the bootstrap takes the place of what is missing.
+    Raises ValueError for n < 1.
+
+    Source: SB eq. 7.1.
+    """
+    _check(reward, terminated, truncated, mask, next_value=next_value)
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, found {n}")
+    shown_reward = _hide(reward, mask)
+    successor = next_value.masked_fill(terminated, 0.0)
+    boundary = terminated | truncated | _last_step(mask, reward)
+    following = _next_step(mask, reward)
+    result = _one_step(shown_reward, successor, terminated, gamma)
+    for _ in range(min(n, reward.shape[-1]) - 1):
+        result = torch.add(shown_reward, torch.where(boundary, successor, result.gather(-1, following)), alpha=gamma)
+    return _hide(result, mask)
+
+
+def _check(reward: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor | None, **values: Tensor | None) -> None:
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, **values)
+    check_flags(terminated=terminated, truncated=truncated, mask=mask)
+
+
+def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
+    """0 on masked rows, whatever stood there: a product would let NaN through."""
+    return x if mask is None else x.masked_fill(~mask, 0.0)
+
+
+def _one_step(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
+    """``r_t + γ (1 − terminated_t) next_value_t``."""
+    return torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma)
+
+
+def _decay(like: Tensor, ended: Tensor, rate: float, mask: Tensor | None) -> Tensor:
+    """What the accumulator is multiplied by on its way back through a row: ``rate``, 0 at an end, 1 at a masked row."""
+    decay = torch.full_like(like, rate).masked_fill_(ended, 0.0)
+    return decay if mask is None else decay.masked_fill_(~mask, 1.0)
+
+
+def _scan(addend: Tensor, decay: Tensor) -> Tensor:
+    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column: one fused operation a step."""
+    addends, decays = addend.unbind(-1), decay.unbind(-1)
+    if not addends:
+        return addend
+    carry = addends[-1]
+    columns = [carry]
+    for t in range(len(addends) - 2, -1, -1):
+        carry = torch.addcmul(addends[t], decays[t], carry)
+        columns.append(carry)
+    columns.reverse()
+    return torch.stack(columns, -1)
+
+
+def _returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None) -> Tensor:
+    """Returns to go; a masked row holds the return of the step that follows it."""
+    ended = terminated | truncated
+    addend = _hide(reward, mask)
+    if next_value is not None:
+        boundary = (ended | _last_step(mask, reward)) & ~terminated
+        addend = torch.add(addend, torch.where(boundary, _hide(next_value, mask), 0.0), alpha=gamma)
+    return _scan(addend, _decay(addend, ended, gamma, mask))
+
+
+def _last_step(mask: Tensor | None, like: Tensor) -> Tensor:
+    """True at each row's last unmasked column."""
+    if mask is None:
+        last = torch.zeros_like(like, dtype=torch.bool)
+        last[..., -1:] = True
+        return last
+    later = mask.flip(-1).cumsum(-1).flip(-1)
+    return mask & (later == 1)
+
+
+def _next_step(mask: Tensor | None, like: Tensor) -> Tensor:
+    """Index of the next unmasked column after each column; the last column where there is none."""
+    last = like.shape[-1] - 1
+    column = torch.arange(1, last + 2, device=like.device).clamp(max=last).expand(like.shape)
+    if mask is None:
+        return column
+    candidate = torch.arange(last + 1, device=like.device).expand(like.shape).masked_fill(~mask, last)
+    return candidate.flip(-1).cummin(-1).values.flip(-1).gather(-1, column)
+
+
+def _episode_start(ended: Tensor) -> Tensor:
+    """Index of the column in which each column's episode begins: the first, or the one after the latest end."""
+    column = torch.arange(ended.shape[-1], device=ended.device).expand(ended.shape)
+    after_end = torch.zeros_like(ended)
+    after_end[..., 1:] = ended[..., :-1]
+    return column.masked_fill(~after_end, 0).cummax(-1).values

@@ -1,0 +1,133 @@
+"""Centering and scaling of advantages, and three diagnostics.
+
+Standard deviations are the sample's (divided by n − 1). Where there is nothing to compare, fewer than two entries or no
+spread among them, an advantage is exactly 0; :func:`has_spread` tells those cases apart so that they can be counted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from upslope.functional.shapes import check_flags, check_shapes
+
+
+def has_spread(x: Tensor, mask: Tensor | None = None, *, dim: int | None = None) -> Tensor:
+    """Whether the unmasked entries of ``x`` differ: over everything (a 0-d bool) or along ``dim``.
+
+    False for fewer than two entries and where ``max − min ≤ 1e-6 · max(1, |mean|)``. The test is not on the standard
+    deviation because rounding gives ten equal float32 values of 0.1 one of 8e-9. NaN and infinity count as spread: what
+    is not finite must show, not turn into zeros.
+
+    Source: FORMULAS section 3.
+    """
+    check_shapes("x", x.shape, mask=mask)
+    check_flags(mask=mask)
+    axes = tuple(range(x.dim())) if dim is None else (dim,)
+    if any(x.shape[axis] == 0 for axis in axes):
+        return torch.zeros_like(x, dtype=torch.bool).any(axes)
+    if mask is None:
+        lowest, highest, mean = x.amin(axes), x.amax(axes), x.mean(axes)
+        enough = torch.ones_like(x, dtype=torch.bool).sum(axes) >= 2
+    else:
+        count = mask.sum(axes)
+        lowest = x.masked_fill(~mask, torch.inf).amin(axes)
+        highest = x.masked_fill(~mask, -torch.inf).amax(axes)
+        mean = x.masked_fill(~mask, 0.0).sum(axes) / count
+        enough = count >= 2
+    spread = highest - lowest
+    equal = (spread <= 1e-6 * mean.abs().clamp(min=1.0)) & spread.isfinite()
+    return enough & ~equal
+
+
+def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Zero mean and unit standard deviation over all unmasked entries: ``(x − mean) / std``; masked entries become 0.
+
+    ``x``, ``mask`` and the result are ``[..., T]``. Fewer than two entries or no spread give zeros. No eps is added:
+    whatever passes :func:`has_spread` has a standard deviation far above rounding.
+
+    Raises ValueError when shapes differ. Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
+    """
+    spread = has_spread(x, mask)
+    shown = x if mask is None else x.masked_fill(~mask, 0.0)
+    count = x.numel() if mask is None else mask.sum()
+    centered = shown - shown.sum() / count
+    if mask is not None:
+        centered = centered.masked_fill(~mask, 0.0)
+    std = (centered.square().sum() / (count - 1)).sqrt()
+    return torch.where(spread, centered / std, 0.0)
+
+
+def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How much of the returns' variance the critic explains, 0-d: ``1 − Var(R − V) / Var(R)``; NaN where the returns are all equal.
+
+    1 is a perfect critic, 0 one that is no better than a constant. ``value`` and ``returns`` are ``[..., T]``.
+
+    Raises ValueError when shapes differ. Source: FORMULAS section 8.
+    """
+    check_shapes("value", value.shape, returns=returns, mask=mask)
+    if mask is not None:
+        value, returns = value[mask], returns[mask]
+    # the ratio of variances does not depend on the n − 1, and one entry must not warn
+    share = (returns - value).var(correction=0) / returns.var(correction=0)
+    return torch.where(has_spread(returns), 1.0 - share, torch.nan)
+
+
+def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How many equally weighted samples the importance weights are worth, 0-d: ``(Σw)² / Σw²``.
+
+    ``weight`` has any shape. Equal weights give their number, one dominating weight gives 1, no weight at all 0.
+
+    Raises ValueError when shapes differ. Source: Kong 1992; FORMULAS section 4.
+    """
+    check_shapes("weight", weight.shape, mask=mask)
+    shown = weight if mask is None else weight.masked_fill(~mask, 0.0)
+    # divided by the largest first, so that neither square overflows
+    scaled = shown / shown.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
+    return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def group_relative(score: Tensor, scale: bool = True, eps: float = 1e-6) -> Tensor:
+    """Scores compared within their group, ``[..., G]``: ``(r_i − mean) / (std + eps)``, or ``r_i − mean`` with ``scale=False``.
+
+    Groups without spread, and groups of one, get exactly 0. The mean contains r_i, which shrinks the expected gradient
+    by (G − 1)/G; :func:`leave_one_out` does not.
+
+    Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
+    """
+    centered = _center(score)
+    if not scale or score.shape[-1] < 2:
+        return centered
+    return centered / (score.std(-1, keepdim=True) + eps)
+
+
+def leave_one_out(score: Tensor) -> Tensor:
+    """Each score against the mean of the others in its group, ``[..., G]``: ``r_i − mean_{j≠i} r_j = G/(G−1) · (r_i − mean)``.
+
+    Raises ValueError for groups of one: there is no other to compare with.
+
+    Source: Ahmadian et al. 2024 (RLOO), eq. 9.
+    """
+    size = score.shape[-1]
+    if size < 2:
+        raise ValueError(f"score: leave_one_out needs groups of at least 2, found {size}")
+    return _center(score) * (size / (size - 1))
+
+
+def batch_relative(score: Tensor) -> Tensor:
+    """Centered within the group, scaled by the whole batch, ``[..., G]``: ``(r_i − mean_group) / std(all centered scores)``.
+
+    No spread anywhere gives zeros.
+
+    Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
+    """
+    centered = _center(score)
+    if centered.numel() < 2:
+        return centered
+    return torch.where(has_spread(centered), centered / centered.std(), 0.0)
+
+
+def _center(score: Tensor) -> Tensor:
+    """``r − mean`` within each group, exactly 0 for groups without spread, where rounding would leave noise."""
+    spread = has_spread(score, dim=-1).unsqueeze(-1)
+    return torch.where(spread, score - score.mean(-1, keepdim=True), 0.0)
