@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up; they need Python 3.11+ and make, nothing else.
+#
+# PIP_ARGS reaches every pip install, to choose a build of PyTorch for one:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# CONSTRAINTS= (empty) installs the newest versions that pyproject.toml allows, instead of the tested ones.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+PIP_ARGS    ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
+
+.PHONY: demo test lint types tests examples bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/upslope train ppo CartPole-v1 --until-return 475 --play
+
+test: lint types tests
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/.ready-dev
+	$(BIN)/pyright
+
+tests: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest
+
+# torch first and on its own: the pinned version decides which build is taken, and nothing after it may replace it
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+	@echo "setting up $(VENV) (first time: a few minutes)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "upslope needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e ".[fast,classic]"
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) -e ".[fast,classic,box2d,mujoco,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

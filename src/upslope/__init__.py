@@ -1,0 +1,81 @@
+"""Policy gradients, from a bandit to a language model.
+
+A method is two equations and an update rule; one loop trains every world::
+
+    from upslope import PPO, control, train
+
+    envs = control.make("CartPole-v1", num_envs=8, seed=0)
+    policy = control.MLPPolicy.for_envs(envs, seed=0)
+    train(PPO(), policy, control.Steps(envs, num_steps=32), iterations=100, seed=0)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from upslope._version import __version__
+
+if TYPE_CHECKING:
+    from upslope import control, functional, testing
+    from upslope.algorithms import A2C, PPO, REINFORCE
+    from upslope.errors import Diverged, RunFault, UsageError
+    from upslope.records import Batch, Evaluation, Rollout, Sample
+    from upslope.run.load import Run
+    from upslope.run.train import RunState, train
+    from upslope.updates import Ascent
+
+# name → (module, attribute); loaded on first use, so that `import upslope` costs nothing that is not needed
+_EXPORTS: dict[str, tuple[str, str | None]] = {
+    "A2C": ("upslope.algorithms", "A2C"),
+    "Ascent": ("upslope.updates", "Ascent"),
+    "Batch": ("upslope.records", "Batch"),
+    "Diverged": ("upslope.errors", "Diverged"),
+    "Evaluation": ("upslope.records", "Evaluation"),
+    "PPO": ("upslope.algorithms", "PPO"),
+    "REINFORCE": ("upslope.algorithms", "REINFORCE"),
+    "Rollout": ("upslope.records", "Rollout"),
+    "Run": ("upslope.run.load", "Run"),
+    "RunFault": ("upslope.errors", "RunFault"),
+    "RunState": ("upslope.run.train", "RunState"),
+    "Sample": ("upslope.records", "Sample"),
+    "UsageError": ("upslope.errors", "UsageError"),
+    "control": ("upslope.control", None),
+    "functional": ("upslope.functional", None),
+    "testing": ("upslope.testing", None),
+    "train": ("upslope.run.train", "train"),
+}
+
+__all__ = [
+    "A2C",
+    "PPO",
+    "REINFORCE",
+    "Ascent",
+    "Batch",
+    "Diverged",
+    "Evaluation",
+    "Rollout",
+    "Run",
+    "RunFault",
+    "RunState",
+    "Sample",
+    "UsageError",
+    "__version__",
+    "control",
+    "functional",
+    "testing",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'upslope' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    value = import_module(module) if attribute is None else getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

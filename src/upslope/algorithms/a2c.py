@@ -1,0 +1,63 @@
+"""A2C (Mnih et al. 2016, synchronous): generalized advantages, one pass over each batch.
+
+    ∇J ∝ E[ ∇log π(a_t|s_t) · Â_t ],   Â = GAE(γ, λ);  λ = 1 is the n-step advantage of the paper
+
+Left out: RMSprop and separate workers. Online actor–critic with traces is another algorithm, with its own loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.records import Batch, Rollout
+from upslope.updates import Ascent
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2C:
+    """Advantage actor–critic: the policy climbs ``log π · Â``, the critic follows ``Â + V``."""
+
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 1.0
+    """trace decay of the advantage: 0 is one step, 1 the whole return"""
+    normalize_advantage: bool = False
+    """give the advantages mean 0 and standard deviation 1 over the whole batch"""
+    value_coef: float = 0.25
+    """weight of the squared value error"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=7e-4))
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("gae_lambda", self.gae_lambda)
+        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+        """``Â = GAE``, ``returns = Â + V``."""
+        value, next_value = critic_values(rollout)
+        advantage = F.gae(
+            rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
+        )
+        returns = advantage + value
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        if self.normalize_advantage:
+            advantage = F.normalize(advantage, rollout.mask)
+        return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
+        assert batch.advantage is not None and batch.returns is not None
+        new = policy.evaluate(**batch.inputs)
+        surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
+        value_error = F.squared_error(evaluated_value(new.value), batch.returns)
+        metrics = policy_metrics(new, batch)
+        metrics["value_error"] = weighted_mean(value_error, batch.weight)
+        return F.weighted_sum(surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight), metrics

@@ -1,0 +1,134 @@
+"""Proximal policy optimization (Schulman et al. 2017).
+
+    ratio = π(a|s) / π_old(a|s)
+    maximise E[ min(ratio · Â, clip(ratio, 1 − ε_low, 1 + ε_high) · Â) − value_coef (V − R)² + entropy_coef H − kl_coef KL(π_old‖π) ]
+
+over several epochs of minibatches of one batch; Â = GAE(γ, λ), R = Â + V.
+
+Left out: per-minibatch advantage normalization (it is done once, over the whole batch) and shared-memory workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.errors import UsageError, require
+from upslope.records import Batch, Rollout, Surrogate
+from upslope.updates import Ascent
+
+SURROGATES: dict[str, Surrogate] = {
+    "clipped": F.clipped_surrogate,
+    "importance-weighted": F.importance_weighted,
+    "truncated-score": F.truncated_score,
+}
+"""The names that the command line knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO:
+    """Several epochs on each batch, kept near the policy that sampled it by a clip, a KL penalty, or both.
+
+    ``PPO(surrogate=F.importance_weighted, kl_coef=1.0, adaptive_kl=0.01)`` is the penalty form of the paper's section 4;
+    ``PPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
+    """
+
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"surrogate": SURROGATES}
+
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """trace decay of the advantage: 0 is one step, 1 the whole return"""
+    clip_range: float | tuple[float, float] = 0.2
+    """the ratio is clipped to [1 − low, 1 + high]; one number for both"""
+    dual_clip: float | None = None
+    """for negative advantages the surrogate is kept above dual_clip · Â (none: off)"""
+    value_clip_range: float | None = None
+    """the new value counts at most this far from the old one (none: no clipping)"""
+    value_coef: float = 0.25
+    """weight of the squared value error"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    kl_coef: float = 0.0
+    """weight of the penalty KL(π_old‖π), exact where the policy offers its distribution, else k3"""
+    adaptive_kl: float | None = None
+    """target of that KL: below target/1.5 the weight is halved, above 1.5 · target doubled (none: constant)"""
+    normalize_advantage: bool = True
+    """give the advantages mean 0 and standard deviation 1 over the whole batch"""
+    surrogate: Surrogate = F.clipped_surrogate
+    """the objective per step: clipped, importance-weighted or truncated-score"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=3e-4, num_epochs=10, num_minibatches=4))
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("gae_lambda", self.gae_lambda)
+        low, high = self.clip_range if isinstance(self.clip_range, tuple) else (self.clip_range, self.clip_range)
+        require(0 <= low <= 1 and high >= 0, f"clip_range: expected low in [0, 1] and high ≥ 0, found {self.clip_range}")
+        require(self.dual_clip is None or self.dual_clip > 1, f"dual_clip: expected a number > 1 or none, found {self.dual_clip}")
+        require(
+            self.dual_clip is None or self.surrogate is F.clipped_surrogate,
+            "dual_clip: it belongs to the clipped surrogate; leave it out or bind it to yours with functools.partial",
+        )
+        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)
+        for name, value in {"value_clip_range": self.value_clip_range, "adaptive_kl": self.adaptive_kl}.items():
+            require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
+        require(self.adaptive_kl is None or self.kl_coef > 0, "adaptive_kl: it adapts kl_coef, which is 0; give kl_coef a start, 1.0 say")
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+        """``Â = GAE``, ``returns = Â + V``; with a KL penalty also the sampling distribution's parameters."""
+        value, next_value = critic_values(rollout)
+        advantage = F.gae(
+            rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
+        )
+        returns = advantage + value
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        if self.normalize_advantage:
+            advantage = F.normalize(advantage, rollout.mask)
+        old = None
+        if self.kl_coef > 0 and hasattr(policy, "distribution"):
+            with torch.no_grad():
+                old = policy.distribution(**rollout.inputs).parameters
+            metrics["kl_coef"] = self.kl_coef
+        return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
+        assert batch.advantage is not None and batch.returns is not None
+        new = policy.evaluate(**batch.inputs)
+        options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
+        surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
+        if surrogate.shape != new.log_prob.shape:
+            raise UsageError(f"surrogate: expected one value per step, shape {tuple(new.log_prob.shape)}, found {tuple(surrogate.shape)}")
+        value = evaluated_value(new.value)
+        if self.value_clip_range is None or batch.value is None:
+            value_error = F.squared_error(value, batch.returns)
+        else:
+            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range)
+        total = surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy
+        if self.kl_coef > 0:
+            total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
+        metrics = policy_metrics(new, batch, self.clip_range, self.dual_clip)
+        metrics["value_error"] = weighted_mean(value_error, batch.weight)
+        return F.weighted_sum(total, batch.weight), metrics
+
+    def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:
+        """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""
+        if batch.behavior_parameters is None:
+            return F.kl_k3(batch.behavior_log_prob, log_prob)
+        new = policy.distribution(**batch.inputs)
+        return replace(new, parameters=batch.behavior_parameters).kl(new)
+
+    @torch.no_grad()
+    def adapted(self, policy: Any, batch: Batch) -> PPO:
+        """The algorithm of the next iteration: ``kl_coef`` moved by the KL that this update ended with (section 4)."""
+        if self.adaptive_kl is None:
+            return self
+        kl = float(weighted_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.weight))
+        factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
+        return replace(self, kl_coef=self.kl_coef * factor)

@@ -1,0 +1,103 @@
+"""REINFORCE (Williams 1992; Sutton & Barto 13.3 and 13.4), with and without a learned baseline.
+
+    ∇J ∝ E[ Σ_t weight_t · ∇log π(a_t|s_t) · (credit_t − b(s_t)) ]
+
+Left out: several epochs over a batch. More than one gradient step needs an importance weight; that is PPO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.records import Batch, Rollout
+from upslope.updates import Ascent
+
+ReturnForm = Callable[[Rollout, float, Tensor | None], tuple[Tensor, Tensor]]
+"""``(rollout, gamma, next_value) -> (credit, weight)``, each ``[..., T]``; ``next_value`` is None without a baseline."""
+
+
+def to_go(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``G_t = Σ_{k≥t} γ^{k−t} r_k``, weight 1: what everybody ships. Low variance, biased for γ < 1 (Nota & Thomas 2020)."""
+    credit = F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, next_value)
+    return credit, torch.ones_like(credit)
+
+
+def to_go_undiscounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``G_t`` with γ = 1, whatever ``gamma`` says: unbiased for the undiscounted J."""
+    return to_go(rollout, 1.0, next_value)
+
+
+def to_go_discounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``G_t`` with weight ``γ^t``: unbiased for the discounted J (Sutton & Barto, boxed algorithm of 13.3)."""
+    credit, _ = to_go(rollout, gamma, next_value)
+    return credit, F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.first_step)
+
+
+def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``R(τ) = Σ_t γ^t r_t`` at every step: unbiased for the discounted J of whole episodes, with the highest variance."""
+    credit = F.episode_returns(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask)
+    return credit, torch.ones_like(credit)
+
+
+RETURNS: dict[str, ReturnForm] = {
+    "to-go": to_go,
+    "to-go-undiscounted": to_go_undiscounted,
+    "to-go-discounted": to_go_discounted,
+    "full-trajectory": full_trajectory,
+}
+"""The names that the command line knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class REINFORCE:
+    """Monte Carlo policy gradient; ``baseline`` subtracts a learned value and bootstraps truncated episodes with it."""
+
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"returns": RETURNS}
+
+    gamma: float = 0.99
+    """discount factor"""
+    returns: ReturnForm = to_go
+    """what an action is credited with: to-go, to-go-undiscounted, to-go-discounted or full-trajectory"""
+    baseline: bool = True
+    """subtract the critic's value from the credit"""
+    normalize_advantage: bool = True
+    """give the advantages mean 0 and standard deviation 1 over the whole batch"""
+    value_coef: float = 0.5
+    """weight of the squared value error (only with a baseline)"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-3))
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+        """``advantage = weight · (credit − V)``; the critic's target is the credit."""
+        value, next_value = critic_values(rollout) if self.baseline else (None, None)
+        credit, weight = self.returns(rollout, self.gamma, next_value)
+        advantage = weight * (credit if value is None else credit - value)
+        metrics = {} if value is None else {"explained_variance": float(F.explained_variance(value, credit, rollout.mask))}
+        if self.normalize_advantage:
+            advantage = F.normalize(advantage, rollout.mask)
+        return Batch.of(rollout, advantage=advantage, returns=credit, metrics=metrics)
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
+        assert batch.advantage is not None and batch.returns is not None
+        new = policy.evaluate(**batch.inputs)
+        total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
+        metrics = policy_metrics(new, batch)
+        if self.baseline:
+            value_error = F.squared_error(evaluated_value(new.value), batch.returns)
+            metrics["value_error"] = weighted_mean(value_error, batch.weight)
+            total = total - self.value_coef * value_error
+        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

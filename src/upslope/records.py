@@ -1,0 +1,187 @@
+"""What travels between the parts: ``Rollout`` → ``Batch``, and the protocols that everything else is written against.
+
+Time is the last axis and everything before it is batch: ``[envs, T]``, ``[groups, G, T]``, ``[prompts, G, T]``.
+``inputs`` is opaque to the core: whatever the policy's ``evaluate`` takes, each ``[*batch, T, *features]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from upslope import functional as F
+
+Unit = Literal["step", "sequence", "group", "pair"]
+"""The smallest piece that may not be split; it is what minibatches shuffle."""
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What a collector recorded: one row per environment, group member or completion.
+
+    ``terminated``: the problem ended with this action. ``truncated``: the recording stopped; the value of the true
+    successor still counts. ``mask`` is False where there was no decision (padding, reset steps). ``next_value`` is the
+    critic's value of the true successor of every step. ``first_step`` ``[*batch]`` is the number of steps that the
+    episode in each row's first column had behind it when the recording began.
+    """
+
+    inputs: dict[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    mask: Tensor
+    behavior_log_prob: Tensor
+    sampler_log_prob: Tensor | None = None
+    value: Tensor | None = None
+    next_value: Tensor | None = None
+    reference_log_prob: Tensor | None = None
+    first_step: Tensor | None = None
+    unit: Unit = "step"
+    policy_version: int = 0
+    metrics: Metrics = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.reward.shape)
+        for item in fields(self):
+            tensor = getattr(self, item.name)
+            if isinstance(tensor, Tensor) and item.name != "first_step" and tuple(tensor.shape) != shape:
+                raise ValueError(f"rollout.{item.name}: expected shape {shape} like reward, found {tuple(tensor.shape)}")
+        for name, tensor in self.inputs.items():
+            if tuple(tensor.shape[: len(shape)]) != shape:
+                raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {shape}, found {tuple(tensor.shape)}")
+
+    @property
+    def num_steps(self) -> int:
+        """Real decisions in the recording: unmasked steps."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What an objective sees: scored steps, each with its share ``weight`` of the whole batch's objective.
+
+    The objective is ``(weight · value).sum()``; parts of a batch therefore add up to the whole.
+    """
+
+    inputs: dict[str, Tensor]
+    behavior_log_prob: Tensor
+    mask: Tensor
+    weight: Tensor
+    unit: Unit = "step"
+    advantage: Tensor | None = None
+    returns: Tensor | None = None
+    value: Tensor | None = None
+    reference_log_prob: Tensor | None = None
+    behavior_parameters: Tensor | None = None
+    metrics: Metrics = field(default_factory=dict[str, float])
+
+    @classmethod
+    def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", max_steps: int | None = None, **estimates: Any) -> Batch:
+        """The batch of a rollout: its inputs and masks, a weight per step, and the estimates given by name."""
+        return cls(
+            inputs=rollout.inputs,
+            behavior_log_prob=rollout.behavior_log_prob,
+            mask=rollout.mask,
+            weight=F.average_weight(rollout.mask, average_over, max_steps),
+            unit=rollout.unit,
+            value=rollout.value,
+            reference_log_prob=rollout.reference_log_prob,
+            **estimates,
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: change(t) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+        return replace(self, inputs={name: change(t) for name, t in self.inputs.items()}, **tensors)
+
+    def by_unit(self) -> Batch:
+        """The same batch with one leading axis that counts units; units without a single unmasked step are left out."""
+        dims = self.mask.dim()
+        keep = {"step": 0, "sequence": 1, "group": 2, "pair": 2}[self.unit]
+        if keep > dims:
+            raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
+        tail = self.mask.shape[dims - keep :] if keep else torch.Size([1])
+        flat = self._map(lambda t: t.reshape(-1, *tail, *t.shape[dims:]))
+        alive = flat.mask.flatten(1).any(1)
+        return flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
+
+    def select(self, units: Tensor) -> Batch:
+        """The units with these indices (along the first axis)."""
+        return self._map(lambda t: t[units])
+
+    @property
+    def num_units(self) -> int:
+        """Length of the first axis: after :meth:`by_unit`, the number of units."""
+        return self.mask.shape[0]
+
+    def minibatches(self, permutation: Tensor, count: int) -> Iterator[Batch]:
+        """Split by a permutation of the units into ``count`` parts, each scaled to the whole batch's size.
+
+        A part with a fraction f of the units has its weights multiplied by 1/f, so that its gradient estimates the
+        whole batch's and ``max_grad_norm`` and Adam's eps keep their meaning.
+        """
+        shuffled = self.select(permutation)  # one gather for the epoch; the parts are views into it
+        parts = {f.name: t.tensor_split(count) for f in fields(self) if isinstance(t := getattr(shuffled, f.name), Tensor)}
+        inputs = {name: t.tensor_split(count) for name, t in shuffled.inputs.items()}
+        for i, weight in enumerate(parts.pop("weight")):
+            tensors: dict[str, Any] = {name: pieces[i] for name, pieces in parts.items()}
+            weight = weight * (self.num_units / weight.shape[0])
+            yield Batch(inputs={name: pieces[i] for name, pieces in inputs.items()}, weight=weight, unit=self.unit, **tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One draw: ``action [*batch, *]``, its ``log_prob [*batch]``, and where the policy has them a value and a state."""
+
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Recorded actions scored by the current parameters: each ``[*batch, T]``."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor | None = None
+
+
+class Policy(Protocol):
+    """Samples and scores with the same distribution: same temperature, same masks, dropout off in both."""
+
+    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample: ...
+
+    def evaluate(self, **inputs: Tensor) -> Evaluation: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+class Algorithm(Protocol):
+    """Two equations and an update rule."""
+
+    @property
+    def update(self) -> Update: ...
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch: ...
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Update(Protocol):
+    """How parameters move."""
+
+    def start(self, policy: Any, *, seed: int) -> Any: ...
+
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: Any) -> Metrics: ...
+
+
+Collect = Callable[[Any], Rollout]
+Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
+"""``(log_prob, behavior_log_prob, advantage, mask, clip_range) -> [..., T]``; bind further options with ``functools.partial``."""

@@ -1,0 +1,1 @@
+"""Runs: the loop, what it writes and what it loads."""

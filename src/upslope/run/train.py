@@ -1,0 +1,131 @@
+"""The one loop: collect → estimate → update → record. It knows the protocols only, never a world or a method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from upslope.errors import Diverged, require
+from upslope.records import Batch, Collect, Metrics, Rollout
+
+Callback = Callable[["RunState"], bool | None]
+"""Called once after each iteration with the run's state; a true answer stops the run."""
+
+
+@dataclass
+class RunState:
+    """Everything that a run is: what it started from, what it has become, and how far it is."""
+
+    algorithm: Any
+    policy: Any
+    collect: Collect
+    update_state: Any
+    iterations: int | None = None
+    planned_steps: int | None = None
+    iteration: int = 0
+    total_steps: int = 0
+    train_seconds: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+    rollout: Rollout | None = None
+
+    @property
+    def fraction(self) -> float:
+        """How much of the planned run is done, in [0, 1]."""
+        parts = [self.iteration / self.iterations if self.iterations else 0.0]
+        parts += [self.total_steps / self.planned_steps if self.planned_steps else 0.0]
+        return min(1.0, max(parts))
+
+
+def train(
+    algorithm: Any,
+    policy: Any,
+    collect: Collect,
+    *,
+    iterations: int | None = None,
+    total_steps: int | None = None,
+    seed: int = 0,
+    callbacks: Iterable[Callback] = (),
+    fast: bool = True,
+) -> RunState:
+    """Train ``policy`` in place and return the final :class:`RunState`.
+
+    Args:
+        algorithm: ``estimate``, ``objective`` and ``update``: ``PPO()``, or a dataclass of your own.
+        policy: ``sample`` and ``evaluate``; see :class:`upslope.records.Policy`.
+        collect: a callable ``policy -> Rollout``, ``control.Steps(envs, num_steps=32)`` for one.
+        iterations, total_steps: when to stop, whichever comes first; total_steps (unmasked steps) rounds up to whole iterations.
+        seed: of the update's shuffling; environments, initialization and sampling have their own.
+        callbacks: called after each iteration with the state; a true answer stops.
+        fast: False turns every fast path off, for debugging.
+
+    Raises:
+        UsageError: no stopping rule, or a combination that cannot work.
+        Diverged: the objective, an advantage or a parameter is no longer finite.
+    """
+    require(iterations is not None or total_steps is not None, "iterations: give iterations=… or total_steps=…, so that the run ends")
+    for name, count in {"iterations": iterations, "total_steps": total_steps}.items():
+        require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
+    callbacks = tuple(callbacks)
+    update_state = algorithm.update.start(policy, seed=seed)
+    state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
+    update = choose_update(algorithm, policy, collect, fast=fast)
+    while state.fraction < 1.0:
+        iterate(state, update)
+        stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
+        if any(stops):
+            break
+    return state
+
+
+def iterate(state: RunState, update: Callable[..., Metrics]) -> None:
+    """One iteration, timed: collect, estimate, update, record."""
+    started = time.perf_counter()
+    rollout = state.collect(state.policy)
+    batch = state.algorithm.estimate(state.policy, rollout)
+    check_finite(batch, state.iteration)
+    if hasattr(state.algorithm.update, "set_fraction"):
+        state.algorithm.update.set_fraction(state.update_state, state.fraction)
+    metrics = update(state.algorithm, state.policy, batch, state.update_state)
+    if hasattr(state.algorithm, "adapted"):
+        state.algorithm = state.algorithm.adapted(state.policy, batch)
+    num_steps = rollout.num_steps
+    seconds = time.perf_counter() - started
+    state.iteration += 1
+    state.total_steps += num_steps
+    state.train_seconds += seconds
+    state.rollout = rollout
+    state.metrics = {
+        "iteration": state.iteration,
+        "total_steps": state.total_steps,
+        "train_seconds": state.train_seconds,
+        "steps_per_second": num_steps / seconds,
+        **rollout.metrics,
+        **batch.metrics,
+        **metrics,
+    }
+
+
+def choose_update(algorithm: Any, policy: Any, collect: Any, *, fast: bool) -> Callable[..., Metrics]:
+    """The algorithm's own update, or its fast twin where the objects allow one (:mod:`upslope.fast`)."""
+    if fast:
+        from upslope.fast import twins
+
+        return twins.attach(algorithm, policy, collect)
+    return algorithm.update
+
+
+def check_finite(batch: Batch, iteration: int) -> None:
+    """Stop before a step that would spoil the policy: an advantage or a return that is not finite."""
+    for name in ("advantage", "returns", "behavior_log_prob"):
+        tensor: Tensor | None = getattr(batch, name)
+        # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
+        if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
+            raise Diverged(
+                f"diverged: {name} is not finite in iteration {iteration + 1}; "
+                "lower the learning rate, or normalize rewards and observations"
+            )

@@ -1,0 +1,123 @@
+"""Contract tests for what users write themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.records import Surrogate
+
+CLIP_RANGES = (0.2, (0.2, 0.28))
+
+
+class ContractError(AssertionError):
+    """A user's function breaks a law; the message names the law, what was found and what to do."""
+
+
+def _law(holds: bool, message: str) -> None:
+    if not holds:
+        raise ContractError(message)
+
+
+def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, sequence: bool = False, seed: int = 0) -> None:
+    r"""Hold a surrogate to the contract that the library relies on; returns None or raises :class:`ContractError`.
+
+    A surrogate is ``(log_prob, behavior_log_prob, advantage, mask, clip_range) -> [..., T]``, one value per step, to be
+    **maximised**. The laws, checked in float64 on random ``[3, 5]`` input with masked entries:
+
+    1. shape and dtype of ``log_prob``; finite wherever the mask is True, for small and large ratios;
+    2. differentiable with respect to ``log_prob``;
+    3. at ``ratio = 1`` the gradient is that of the policy gradient: :math:`\partial / \partial \log\pi_t = A_t`
+       (FORMULAS section 6; ``on_policy_gradient=False`` skips it, ``sequence=True`` sums it over each sequence);
+    4. what stands in masked entries, NaN included, changes neither value nor gradient of the others;
+    5. rows do not see each other: permuting them permutes the values;
+    6. inputs are not changed in place.
+
+    Args:
+        surrogate: the function; bind further options with ``functools.partial``.
+        on_policy_gradient: whether law 3 is meant to hold.
+        sequence: whether one ratio per sequence is used (GSPO), so that law 3 holds for sums over the last axis.
+        seed: of the random input.
+
+    Source: PPO equations 6 and 7; the law at ratio 1 is TRPO's equation 4.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    mask[2, 1:] = False
+    behavior = -torch.rand(3, 5, generator=generator, dtype=torch.float64) * 2 - 0.1
+    advantage = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    if sequence:
+        advantage = advantage[:, :1].expand(3, 5).clone()
+    for clip_range in CLIP_RANGES:
+        for shift in (0.0, 0.05, 1.0, -20.0, 20.0):
+            drift = shift * torch.randn(3, 5, generator=generator, dtype=torch.float64).abs()
+            _check_values(surrogate, behavior + drift, behavior, advantage, mask, clip_range)
+        if on_policy_gradient:
+            _check_on_policy(surrogate, behavior, advantage, mask, clip_range, sequence)
+
+
+def _call(surrogate: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return surrogate(*arguments)
+    except Exception as error:
+        raise ContractError(
+            f"surrogate: raised {type(error).__name__} ({error}) when called as "
+            "(log_prob, behavior_log_prob, advantage, mask, clip_range); accept these five, clip_range a float or (low, high)"
+        ) from error
+
+
+def _gradient(surrogate: Surrogate, log_prob: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    leaf = log_prob.detach().clone().requires_grad_()
+    value = _call(surrogate, leaf, *rest)
+    _law(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
+    _law(
+        value.shape == leaf.shape,
+        f"surrogate: expected one value per step, shape {tuple(leaf.shape)}, found {tuple(value.shape)}; do not reduce",
+    )
+    _law(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
+    _law(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
+    mask: Tensor = rest[2]
+    (gradient,) = torch.autograd.grad(value.where(mask, 0.0).sum(), leaf)
+    return value.detach(), gradient
+
+
+def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any) -> None:
+    before = [t.clone() for t in (log_prob, behavior, advantage, mask)]
+    inputs = (log_prob.clone(), behavior.clone(), advantage.clone(), mask.clone())
+    value, gradient = _gradient(surrogate, inputs[0], *inputs[1:], clip_range)
+    for name, old, new in zip(("log_prob", "behavior_log_prob", "advantage", "mask"), before, inputs, strict=True):
+        _law(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
+    _law(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
+    _law(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
+
+    hole = ~mask
+    for junk in (float("nan"), 1e4):
+        dirty = [t.masked_fill(hole, junk) for t in (log_prob, behavior, advantage)]
+        other_value, other_gradient = _gradient(surrogate, dirty[0], dirty[1], dirty[2], mask, clip_range)
+        _law(torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first")
+        _law(
+            torch.equal(gradient[mask], other_gradient[mask]) and bool((other_gradient[hole] == 0).all()),
+            "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying",
+        )
+
+    order = torch.tensor([2, 0, 1])
+    moved, _ = _gradient(surrogate, log_prob[order], behavior[order], advantage[order], mask[order], clip_range)
+    _law(torch.allclose(value[order][mask[order]], moved[mask[order]], rtol=0, atol=1e-12), "surrogate: rows influence each other")
+
+
+def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any, sequence: bool) -> None:
+    _, gradient = _gradient(surrogate, behavior, behavior, advantage, mask, clip_range)
+    expected = advantage.where(mask, 0.0)
+    if sequence:
+        gradient, expected = gradient.sum(-1), expected.sum(-1)
+    flipped = torch.allclose(gradient, -expected, rtol=0, atol=1e-10)
+    _law(not flipped, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
+    _law(
+        torch.allclose(gradient, expected, rtol=0, atol=1e-10),
+        "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
+        "or pass on_policy_gradient=False if that is by design",
+    )

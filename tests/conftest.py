@@ -1,0 +1,8 @@
+"""One thread, so that tests neither fight over cores nor depend on their number; hypothesis without deadlines."""
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("upslope", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("upslope")
