@@ -88,7 +88,7 @@ class Batch:
             inputs=rollout.inputs,
             behavior_log_prob=rollout.behavior_log_prob,
             mask=rollout.mask,
-            weight=F.average_weight(rollout.mask, average_over, max_steps),
+            weight=F.average_weight(rollout.mask, average_over, max_steps, dtype=rollout.behavior_log_prob.dtype),
             unit=rollout.unit,
             value=rollout.value,
             reference_log_prob=rollout.reference_log_prob,

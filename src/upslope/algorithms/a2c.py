@@ -57,7 +57,7 @@ class A2C:
         assert batch.advantage is not None and batch.returns is not None
         new = policy.evaluate(**batch.inputs)
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        value_error = F.squared_error(evaluated_value(new.value), batch.returns)
+        value_error = F.squared_error(evaluated_value(new.value), batch.returns, batch.mask)
         metrics = policy_metrics(new, batch)
         metrics["value_error"] = weighted_mean(value_error, batch.weight)
         return F.weighted_sum(surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight), metrics

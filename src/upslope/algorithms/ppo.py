@@ -93,7 +93,7 @@ class PPO:
         old = None
         if self.kl_coef > 0 and hasattr(policy, "distribution"):
             with torch.no_grad():
-                old = policy.distribution(**rollout.inputs).parameters
+                old = policy.distribution(**rollout.inputs).parameters.clone()
             metrics["kl_coef"] = self.kl_coef
         return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
 
@@ -107,9 +107,9 @@ class PPO:
             raise UsageError(f"surrogate: expected one value per step, shape {tuple(new.log_prob.shape)}, found {tuple(surrogate.shape)}")
         value = evaluated_value(new.value)
         if self.value_clip_range is None or batch.value is None:
-            value_error = F.squared_error(value, batch.returns)
+            value_error = F.squared_error(value, batch.returns, batch.mask)
         else:
-            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range)
+            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range, batch.mask)
         total = surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)

@@ -37,7 +37,8 @@ def to_go_undiscounted(rollout: Rollout, gamma: float, next_value: Tensor | None
 def to_go_discounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
     """``G_t`` with weight ``γ^t``: unbiased for the discounted J (Sutton & Barto, boxed algorithm of 13.3)."""
     credit, _ = to_go(rollout, gamma, next_value)
-    return credit, F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.first_step)
+    steps = (rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.first_step)
+    return credit, F.discount_weight(*steps, dtype=credit.dtype)
 
 
 def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ class REINFORCE:
         total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
         metrics = policy_metrics(new, batch)
         if self.baseline:
-            value_error = F.squared_error(evaluated_value(new.value), batch.returns)
+            value_error = F.squared_error(evaluated_value(new.value), batch.returns, batch.mask)
             metrics["value_error"] = weighted_mean(value_error, batch.weight)
             total = total - self.value_coef * value_error
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics
