@@ -1,0 +1,303 @@
+"""Vector environments of every autoreset mode as one masked stream of steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from upslope.control import trees
+from upslope.control.trees import Array
+from upslope.errors import RunFault, UsageError
+
+
+class Step(NamedTuple):
+    """What one vector step gave; every array has the environments on its first axis.
+
+    ``observation`` is what to act on next. ``mask`` is False where the action was ignored because the environment was being
+    reset. Where ``successors`` is ``(indices, observations)``, those environments ended and the true successor of their step
+    is not in ``observation`` any more. ``finished`` holds ``(return, length)`` of the episodes that ended, in row order.
+    """
+
+    observation: Any
+    reward: Array
+    terminated: Array
+    truncated: Array
+    mask: Array
+    successors: tuple[Array, Any] | None
+    finished: list[tuple[float, int]]
+
+
+_NONE_FINISHED: list[tuple[float, int]] = []
+
+
+class Envs:
+    """A Gymnasium vector environment of any autoreset mode, checked at every step.
+
+    In ``NEXT_STEP`` mode the step after an end is a reset step: masked, reward 0, not counted. In ``SAME_STEP`` mode the true
+    successor comes from ``info["final_obs"]``; in ``DISABLED`` mode the ended environments are reset here, with
+    ``options={"reset_mask": …}``. ``observation`` and ``action_mask`` (None until an environment gives one in its info) are
+    what the next action answers.
+
+    Seeds: the first reset passes ``seed``, of which Gymnasium's vector environments make seed, seed + 1, … for their
+    sub-environments; a natively vectorized environment draws its first states from one generator with that seed. Later resets
+    go on with the environments' own generators.
+
+    Raises:
+        UsageError: the vector environment declares no autoreset mode.
+        RunFault: from ``reset`` and ``step``, where the environment raises, or returns what its spaces do not allow or what is
+            not finite.
+    """
+
+    def __init__(self, vector: VectorEnv[Any, Any, Any], *, seed: int = 0, env_id: str | None = None, clip_reward: bool = False) -> None:
+        self.vector = vector
+        self.num_envs = int(vector.num_envs)
+        self.seed = seed
+        self.env_id = env_id or (vector.spec.id if vector.spec is not None else type(vector).__name__)
+        self.observation_space: Space[Any] = vector.single_observation_space
+        self.action_space: Space[Any] = vector.single_action_space
+        self.autoreset_mode = _autoreset_mode(vector, self.env_id)
+        self.clip_reward = clip_reward
+        self.observation: Any = None
+        self.action_mask: Array | None = None
+        self._num_choices = _num_choices(self.action_space)
+        space = self.observation_space
+        self._plain = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else ((self.num_envs, *(space.shape or ())), space.dtype)
+        self._all = np.ones(self.num_envs, dtype=np.bool_)
+        self._returns = np.zeros(self.num_envs, dtype=np.float64)
+        self._clock = 0
+        self._start = np.zeros(self.num_envs, dtype=np.int64)
+        self._resetting: Array | None = None
+
+    # ------------------------------------------------------------------------------------------------ reset and step
+
+    def reset(self, seed: int | None = None) -> Any:
+        """Start new episodes everywhere and return the observation; without a seed, the first reset takes ``self.seed``."""
+        if seed is None and self.observation is None:
+            seed = self.seed
+        with self._faults("reset"):
+            observation, info = self.vector.reset(seed=seed)
+        self._returns[:] = 0.0
+        self._start[:] = self._clock
+        self._resetting = None
+        self.observation = self._checked(observation, "reset")
+        self.action_mask = None if self.action_mask is None else self._every_action()
+        self._read_action_mask(info, "reset", None)
+        return self.observation
+
+    @property
+    def first_step(self) -> Array:
+        """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step."""
+        behind = self._clock - self._start
+        return behind if self._resetting is None else np.where(self._resetting, 0, behind)
+
+    def step(self, action: Array) -> Step:
+        """One step everywhere; ``action [N, …]`` as the environment takes it."""
+        try:
+            observation, reward, terminated, truncated, info = self.vector.step(action)
+        except Exception as error:
+            self._raise("step", error)
+        observation = self._checked(observation, "step")
+        reward = self._checked_reward(reward)
+        if terminated.dtype != np.bool_ or truncated.dtype != np.bool_ or not terminated.shape == truncated.shape == reward.shape:
+            self._fault("step", f"terminated and truncated should be bool arrays of shape {reward.shape}")
+        self._clock += 1
+        mask, resetting = self._all, self._resetting
+        if resetting is not None:
+            mask = ~resetting
+            # what a reset step reports belongs to no decision
+            reward, terminated, truncated = np.where(mask, reward, 0.0), terminated & mask, truncated & mask
+            self._start[resetting] = self._clock
+            self._resetting = None
+        self._returns += reward
+        ended = terminated | truncated
+        successors, finished = None, _NONE_FINISHED
+        if np.count_nonzero(ended):
+            finished = self._finish(ended)
+            if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+                self._resetting = ended
+            elif self.autoreset_mode is AutoresetMode.SAME_STEP:
+                successors = self._final_observations(ended, info)
+            else:
+                successors = (np.flatnonzero(ended), trees.rows(observation, np.flatnonzero(ended)))
+                observation, info = self._reset_ended(ended, info)
+        self.observation = observation
+        if self.action_mask is not None or "action_mask" in info:
+            self._read_action_mask(info, "step", self._resetting)
+        if self.clip_reward:
+            reward = np.sign(reward)
+        return Step(observation, reward, terminated, truncated, mask, successors, finished)
+
+    def _finish(self, ended: Array) -> list[tuple[float, int]]:
+        indices = np.flatnonzero(ended)
+        lengths = self._clock - self._start[indices]
+        finished = list(zip(self._returns[indices].tolist(), lengths.tolist(), strict=True))
+        self._returns[indices] = 0.0
+        self._start[indices] = self._clock
+        return finished
+
+    def _final_observations(self, ended: Array, info: dict[str, Any]) -> tuple[Array, Any]:
+        """SAME_STEP: ``info["final_obs"]`` as Gymnasium builds it (an object array) or as a batched observation."""
+        indices = np.flatnonzero(ended)
+        final = info.get("final_obs")
+        if final is None:
+            self._fault("step", 'an episode ended in autoreset mode SAME_STEP, but info has no "final_obs"')
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            items = [final[index] for index in indices]
+            if any(item is None for item in items):
+                self._fault("step", 'an episode ended in autoreset mode SAME_STEP, but its row of info["final_obs"] is None')
+            with self._faults("step"):
+                batch = trees.stack(self.observation_space, items)
+        else:
+            batch = trees.rows(final, indices)
+        try:
+            return indices, trees.checked(batch, self.observation_space, len(indices))
+        except ValueError as error:
+            self._fault("step", f"info['final_obs']: {error}")
+
+    def _reset_ended(self, ended: Array, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        with self._faults("reset"):
+            observation, reset_info = self.vector.reset(options={"reset_mask": ended.copy()})
+        observation = self._checked(observation, "reset")
+        if "action_mask" in info or "action_mask" in reset_info:
+            reset_info = {"action_mask": self._merged_action_mask(info, reset_info, ended)}
+        return observation, reset_info
+
+    # ------------------------------------------------------------------------------------------------------- checks
+
+    def _checked(self, observation: Any, where: str) -> Any:
+        if self._plain is not None and type(observation) is np.ndarray:
+            shape, dtype = self._plain
+            if observation.shape == shape and observation.dtype == dtype and (dtype.kind != "f" or trees.all_finite(observation)):
+                return observation
+        try:
+            return trees.checked(observation, self.observation_space, self.num_envs)
+        except ValueError as error:
+            self._fault(where, str(error))
+
+    def _checked_reward(self, reward: Any) -> Array:
+        reward = np.asarray(reward)
+        if reward.shape != (self.num_envs,) or reward.dtype.kind not in "fiub":
+            self._fault("step", f"reward has shape {reward.shape} and dtype {reward.dtype}, expected {self.num_envs} numbers")
+        if reward.dtype.kind != "f":
+            return reward.astype(np.float64)
+        if not trees.all_finite(reward):
+            index = int(np.flatnonzero(~np.isfinite(reward))[0])
+            self._fault("step", f"reward is not finite: {reward[index]} in environment {index}")
+        return reward
+
+    @contextlib.contextmanager
+    def _faults(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except RunFault:
+            raise
+        except Exception as error:
+            self._raise(where, error)
+
+    def _raise(self, where: str, error: Exception) -> NoReturn:
+        """An exception inside the environment as one line; where it comes from stacking sub-environments, what they returned."""
+        if isinstance(error, (ValueError, TypeError)) and (misfit := self._misfit()):
+            raise RunFault(f"environment {self.env_id!r}, {where}: {misfit}") from error
+        message = " ".join(str(error).split())
+        message = message if len(message) <= 300 else message[:299] + "…"
+        raise RunFault(f"environment {self.env_id!r} raised {type(error).__name__} in {where}: {message or 'no message'}") from error
+
+    def _fault(self, where: str, message: str) -> NoReturn:
+        raise RunFault(f"environment {self.env_id!r}, {where}: {message}")
+
+    def _misfit(self) -> str | None:
+        """The first sub-environment's observation that its own space does not allow, if Gymnasium shows them."""
+        inner = self.vector.unwrapped
+        for item in getattr(inner, "_env_obs", ()) if isinstance(inner, SyncVectorEnv) else ():
+            if item is not None:
+                try:
+                    trees.checked(trees.tree_map(lambda array: array[None], item), self.observation_space, 1)
+                except ValueError as error:
+                    return str(error)
+        return None
+
+    # -------------------------------------------------------------------------------------------------- action masks
+
+    def _every_action(self) -> Array:
+        return np.ones((self.num_envs, self._num_choices), dtype=np.bool_)
+
+    def _given_action_mask(self, info: dict[str, Any], where: str) -> Array:
+        """``info["action_mask"]`` as bool ``[N, choices]``; rows that it does not give are all legal."""
+        mask = self._every_action()
+        given = info.get("action_mask")
+        if given is None:
+            return mask
+        if not self._num_choices:
+            self._fault(where, f"info has an action_mask, but masks are for Discrete and MultiDiscrete actions, not {self.action_space}")
+        present = info.get("_action_mask", self._all)
+        for index in np.flatnonzero(present):
+            row = given[index]
+            row = np.concatenate([np.ravel(part) for part in row]) if isinstance(row, (tuple, list)) else np.ravel(row)
+            if row.shape != (self._num_choices,):
+                self._fault(where, f"action_mask has {row.size} entries, the action space has {self._num_choices} choices")
+            mask[index] = row.astype(np.bool_)
+        return mask
+
+    def _merged_action_mask(self, info: dict[str, Any], reset_info: dict[str, Any], ended: Array) -> Array:
+        return np.where(ended[:, None], self._given_action_mask(reset_info, "reset"), self._given_action_mask(info, "step"))
+
+    def _read_action_mask(self, info: dict[str, Any], where: str, ignored: Array | None) -> None:
+        """Keep the masks for the next action; where that action will be ignored, or nothing was said, everything is legal."""
+        if self.action_mask is None and "action_mask" not in info:
+            return
+        mask = self._given_action_mask(info, where)
+        if ignored is not None:
+            mask[ignored] = True
+        legal = mask if not isinstance(self.action_space, spaces.MultiDiscrete) else _legal_factors(mask, self.action_space)
+        if not legal.any(axis=-1).all():
+            row = int(np.argwhere(~legal.any(axis=-1))[0][0])
+            self._fault(where, f"action_mask allows no action in environment {row}")
+        self.action_mask = mask
+
+    # --------------------------------------------------------------------------------------------------------- close
+
+    def close(self) -> None:
+        """Release the environments; safe at any time, any number of times, also after a fault."""
+        for options in ({}, {"terminate": True}):
+            with contextlib.suppress(Exception):
+                self.vector.close(**options)
+                return
+
+    def __enter__(self) -> Envs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Envs({self.env_id!r}, num_envs={self.num_envs}, seed={self.seed}, autoreset_mode={self.autoreset_mode.name})"
+
+
+def _autoreset_mode(vector: Any, env_id: str) -> AutoresetMode:
+    mode = vector.metadata.get("autoreset_mode")
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError:
+        names = ", ".join(f"AutoresetMode.{item.name}" for item in AutoresetMode)
+        raise UsageError(
+            f"env {env_id!r}: the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be told apart; "
+            f"set it to one of {names}"
+        ) from None
+
+
+def _num_choices(space: Space[Any]) -> int:
+    """Length of an action mask: n of Discrete, the sum of nvec of MultiDiscrete, 0 where masks have no meaning."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else 0
+
+
+def _legal_factors(mask: Array, space: spaces.MultiDiscrete) -> Array:
+    """``[N, factors, 1]``: whether each factor of a MultiDiscrete action has a legal choice left."""
+    parts = np.split(mask, np.cumsum(space.nvec.ravel())[:-1], axis=1)
+    return np.stack([part.any(axis=1, keepdims=True) for part in parts], axis=1)

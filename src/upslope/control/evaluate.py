@@ -1,0 +1,144 @@
+"""How good a policy is: whole episodes from fresh starts, one for each seed, and an honest interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from upslope.control.envs import Envs
+from upslope.control.make import make
+from upslope.control.recording import encode, to_env
+from upslope.control.trees import Array
+from upslope.errors import RunFault, UsageError, require
+
+MOST_ENVS = 32
+"""Environments that an evaluation keeps open at most, unless told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Undiscounted returns of ``episodes`` whole episodes, and what they say about the policy's mean.
+
+    ``return_std`` is the spread over episodes (sample standard deviation, 0 for one episode); ``return_interval`` the 95 %
+    bootstrap interval ``(low, high)`` of the mean.
+    """
+
+    return_mean: float
+    return_std: float
+    return_interval: tuple[float, float]
+    length_mean: float
+    episodes: int
+    returns: tuple[float, ...]
+
+
+def bootstrap_interval(values: Array, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """``(low, high)`` of the mean by the percentile bootstrap (Efron & Tibshirani 1993, 13.3), from a generator of its own."""
+    generator = np.random.default_rng(seed)
+    means = np.asarray(values, np.float64)[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class Evaluator:
+    """Plays ``episodes`` episodes at each call, always other ones, in environments that stay open between the calls.
+
+    Call k starts its episodes from the seeds ``seed + k · episodes + i``; every seed gives exactly one episode, so that
+    short ones are not preferred. (An environment with its own vectorized version draws the first states of a batch from one
+    generator, seeded with the batch's first seed.) ``greedy=False`` samples actions. Normalization stays as it is.
+    """
+
+    def __init__(
+        self,
+        env: str | Callable[..., Any],
+        *,
+        episodes: int = 20,
+        seed: int = 100,
+        greedy: bool = True,
+        num_envs: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        require(isinstance(episodes, int) and episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes!r}")
+        require(num_envs is None or num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
+        self.episodes, self.seed, self.greedy = episodes, seed, greedy
+        self.calls = 0
+        self.envs: Envs = make(env, min(num_envs or MOST_ENVS, episodes), seed, env_kwargs=env_kwargs, training=False)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> EvaluationResult:
+        seed = self.seed + self.calls * self.episodes
+        self.calls += 1
+        played: list[tuple[float, int]] = []
+        while len(played) < self.episodes:
+            played += self._batch(policy, seed + len(played))
+        returns = np.array([item[0] for item in played[: self.episodes]])
+        return EvaluationResult(
+            return_mean=float(returns.mean()),
+            return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+            return_interval=bootstrap_interval(returns),
+            length_mean=float(np.mean([item[1] for item in played[: self.episodes]])),
+            episodes=self.episodes,
+            returns=tuple(returns.tolist()),
+        )
+
+    def _batch(self, policy: Any, seed: int, max_episode_steps: int = 100_000) -> list[tuple[float, int]]:
+        """The first episode of every environment after a reset, in row order."""
+        envs = self.envs
+        envs.reset(seed)
+        first: list[tuple[float, int] | None] = [None] * envs.num_envs
+        missing = envs.num_envs
+        for _ in range(max_episode_steps):
+            step = envs.step(self._act(policy))
+            if step.finished:
+                for index, item in zip(np.flatnonzero(step.terminated | step.truncated), step.finished, strict=True):
+                    if first[index] is None:
+                        first[index] = item
+                        missing -= 1
+                if not missing:
+                    return [item for item in first if item is not None]
+        raise RunFault(f"environment {envs.env_id!r}: an episode did not end within {max_episode_steps} steps; give it a time limit")
+
+    def _act(self, policy: Any) -> Array:
+        envs = self.envs
+        if self.greedy and hasattr(policy, "act"):
+            return policy.act(envs.observation, greedy=True, action_mask=envs.action_mask)[0]
+        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
+        if not self.greedy:
+            return to_env(policy, envs, policy.sample(inputs, generator=self.generator).action)
+        if not hasattr(policy, "distribution"):
+            raise UsageError(f"policy: {type(policy).__name__} has neither act() nor distribution(), so evaluate with greedy=False")
+        return to_env(policy, envs, policy.distribution(**inputs).mode())
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.envs.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def evaluate(
+    policy: Any,
+    env: str | Callable[..., Any],
+    *,
+    episodes: int = 20,
+    seed: int = 100,
+    greedy: bool = True,
+    num_envs: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """Play ``episodes`` fresh episodes, each differently seeded, and summarize their returns; see :class:`Evaluator`.
+
+    Raises:
+        UsageError: an environment that cannot be made, or a policy that cannot act greedily.
+        RunFault: the environment fails while running.
+    """
+    with Evaluator(env, episodes=episodes, seed=seed, greedy=greedy, num_envs=num_envs, env_kwargs=env_kwargs) as evaluator:
+        return evaluator(policy)

@@ -1,0 +1,154 @@
+"""What a collector writes down, and how it becomes a :class:`~upslope.records.Rollout`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.control.envs import Envs, Step
+from upslope.control.trees import Array
+from upslope.errors import UsageError
+from upslope.records import Metrics, Rollout
+
+
+def encode(policy: Any, envs: Envs, observation: Any, *, action_mask: Array | None = None, update: bool = False) -> dict[str, Tensor]:
+    """A batch of raw observations as the policy's inputs; a policy without ``inputs`` gets one float tensor ``observation``."""
+    if hasattr(policy, "inputs"):
+        return policy.inputs(observation, action_mask=action_mask, update=update)
+    if not isinstance(observation, np.ndarray):
+        raise UsageError(
+            f"policy: {type(policy).__name__} needs a method inputs(observation, …), because observations are {envs.observation_space}"
+        )
+    inputs = {"observation": torch.from_numpy(np.array(observation, dtype=np.float32))}
+    return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
+
+
+def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
+    """Stored actions as the environment takes them: by the policy's head, else clipped to a Box or counted from a start."""
+    if (head := getattr(policy, "head", None)) is not None:
+        return head.to_env(action)
+    array, space = action.cpu().numpy(), envs.action_space
+    if hasattr(space, "low"):  # Box
+        return np.clip(array, space.low, space.high).astype(space.dtype, copy=False)  # type: ignore[attr-defined]
+    return array + getattr(space, "start", 0)
+
+
+@dataclass
+class Recording:
+    """Lists with one entry a step, each ``[N, …]``; they become ``[N, T, …]`` at the end."""
+
+    envs: Envs
+    first_step: Array
+    inputs: list[dict[str, Tensor]] = field(default_factory=list)
+    action: list[Tensor] = field(default_factory=list)
+    log_prob: list[Tensor] = field(default_factory=list)
+    reward: list[Array] = field(default_factory=list)
+    terminated: list[Array] = field(default_factory=list)
+    truncated: list[Array] = field(default_factory=list)
+    mask: list[Array] = field(default_factory=list)
+    successors: list[tuple[int, Array, Any]] = field(default_factory=list)
+    finished: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        """What the environments answered."""
+        if step.successors is not None:
+            self.successors.append((len(self.reward), *step.successors))
+        self.reward.append(step.reward)
+        self.terminated.append(step.terminated)
+        self.truncated.append(step.truncated)
+        self.mask.append(step.mask)
+        self.finished += step.finished
+
+    def rollout(self, policy: Any) -> Rollout:
+        """The recording as tensors, with the critic's values from one pass over all of it, if the policy has a critic."""
+        inputs = self._stacked_inputs()
+        inputs["action"] = torch.stack(self.action, 1)
+        log_prob = torch.stack(self.log_prob, 1)
+        shape = (self.envs.num_envs, len(self.reward))
+        _check_shape("sample returned log_prob", log_prob, shape)
+        value, next_value = self._values(policy, inputs)
+        flags = {name: self._rows(np.array(getattr(self, name)), log_prob) for name in ("terminated", "truncated", "mask")}
+        return Rollout(
+            inputs=inputs,
+            reward=self._rows(self._seen_reward(policy), log_prob),
+            **flags,
+            behavior_log_prob=log_prob,
+            value=value,
+            next_value=next_value,
+            first_step=torch.from_numpy(self.first_step).to(log_prob.device),
+            metrics=episode_metrics(self.finished),
+        )
+
+    @staticmethod
+    def _rows(columns: Array, like: Tensor) -> Tensor:
+        """``[T, N]`` → tensor ``[N, T]``."""
+        return torch.from_numpy(np.ascontiguousarray(columns.T)).to(like.device)
+
+    def _seen_reward(self, policy: Any) -> Array:
+        """``[T, N]`` rewards as the learner sees them: divided by the running scale if the policy keeps one."""
+        normalizer = getattr(policy, "reward_normalizer", None)
+        reward = np.array(self.reward)
+        if normalizer is None:
+            return reward.astype(np.float32)
+        for raw, terminated, truncated, mask in zip(self.reward, self.terminated, self.truncated, self.mask, strict=True):
+            normalizer.update(raw, terminated | truncated, mask)
+        return normalizer(reward)
+
+    def _stacked_inputs(self) -> dict[str, Tensor]:
+        last = self.inputs[-1]
+        if len(last) > len(self.inputs[0]):  # an action mask that only appeared with a step's info: before it, all was legal
+            late = {name: torch.ones_like(tensor) for name, tensor in last.items() if name not in self.inputs[0]}
+            self.inputs = [{**late, **inputs} for inputs in self.inputs]
+        return {name: torch.stack([inputs[name] for inputs in self.inputs], 1) for name in last}
+
+    def _values(self, policy: Any, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """``(value, next_value)``, each ``[N, T]``: of what was acted on, and of each step's true successor."""
+        envs = self.envs
+        final = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
+        final["action"] = inputs["action"][:, -1]
+        extended = {name: torch.cat([tensor, final[name].unsqueeze(1)], 1) for name, tensor in inputs.items()}
+        values = value_of(policy, extended)
+        if values is None:
+            return None, None
+        value, next_value = values[:, :-1].contiguous(), values[:, 1:].contiguous()
+        if self.successors:  # their observations were replaced by those of the next episode
+            index = torch.from_numpy(np.concatenate([indices for _, indices, _ in self.successors])).to(values.device)
+            column = torch.tensor([t for t, indices, _ in self.successors for _ in indices], device=values.device)
+            encoded = [encode(policy, envs, observation) for *_, observation in self.successors]
+            after = {name: torch.cat([item[name] for item in encoded]).unsqueeze(1) for name in encoded[0]}
+            after["action"] = inputs["action"][index, column].unsqueeze(1)
+            result = value_of(policy, after)
+            assert result is not None
+            next_value[index, column] = result.squeeze(1)
+        return value, next_value
+
+
+def value_of(policy: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The critic's values ``[N, T]``: of ``policy.value`` where there is one, else what ``evaluate`` says beside its scores."""
+    if hasattr(policy, "value"):
+        value = policy.value({name: tensor for name, tensor in inputs.items() if name != "action"})
+    else:
+        value = policy.evaluate(**inputs).value
+    if value is not None:
+        _check_shape("the critic returned value", value, tuple(next(iter(inputs.values())).shape[:2]))
+    return value
+
+
+def _check_shape(what: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """[N] against [N, 1] would broadcast to [N, N] further on, silently."""
+    if tuple(tensor.shape) != expected:
+        raise UsageError(f"policy: {what} of shape {tuple(tensor.shape)} for a recording of shape {expected} (one number for each step)")
+
+
+def episode_metrics(finished: list[tuple[float, int]]) -> Metrics:
+    """Mean return and length of the episodes that ended; without one there is no mean to give."""
+    metrics: Metrics = {"num_episodes": float(len(finished))}
+    if finished:
+        metrics["episode_return"] = sum(item[0] for item in finished) / len(finished)
+        metrics["episode_length"] = sum(item[1] for item in finished) / len(finished)
+    return metrics

@@ -1,0 +1,92 @@
+"""Batched observations as trees: a NumPy array, or a dict or tuple of them, each with the environments on the first axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector.utils import concatenate, create_empty_array
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def tree_map(change: Callable[[Array], Array], tree: Any) -> Any:
+    """The same tree with every array changed."""
+    if isinstance(tree, dict):
+        return {name: tree_map(change, part) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(tree_map(change, part) for part in tree)
+    return change(np.asarray(tree))
+
+
+def rows(tree: Any, indices: Array) -> Any:
+    """A copy of the rows with these indices."""
+    return tree_map(lambda array: array[indices].copy(), tree)
+
+
+def stack(space: Space[Any], items: Sequence[Any]) -> Any:
+    """A batch from single observations of ``space``."""
+    return concatenate(space, items, create_empty_array(space, n=len(items), fn=np.empty))
+
+
+def leaf_spaces(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
+    """The basic spaces inside ``space`` with the path to each: ``""`` for the space itself, ``"['camera'][0]"`` inside."""
+    if isinstance(space, spaces.Dict):
+        parts: Any = space.spaces.items()
+    elif isinstance(space, spaces.Tuple):
+        parts = enumerate(space.spaces)
+    else:
+        yield "", space
+        return
+    for key, part in parts:
+        for path, leaf in leaf_spaces(part):
+            yield f"[{key!r}]{path}", leaf
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite: one dot product for the usual answer, a look at each only where it overflows."""
+    flat = array.ravel("K")
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+
+
+def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
+    """The tree as arrays of the space's dtypes, or a ``ValueError`` that says which part is wrong and how.
+
+    Float arrays must be finite. A float64 array for a float32 space is converted; a float array for an integer space is not.
+    """
+    if isinstance(space, spaces.Dict):
+        if not isinstance(tree, dict) or set(tree) != set(space.spaces):
+            raise ValueError(f"observation{path} should be a dict with the keys {sorted(space.spaces)}, found {describe(tree)}")
+        return {name: checked(tree[name], part, num_envs, f"{path}[{name!r}]") for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(tree, tuple) or len(tree) != len(space.spaces):
+            raise ValueError(f"observation{path} should be a tuple of {len(space.spaces)}, found {describe(tree)}")
+        return tuple(checked(part, inner, num_envs, f"{path}[{i}]") for i, (part, inner) in enumerate(zip(tree, space.spaces, strict=True)))
+    array = tree if type(tree) is np.ndarray else np.asarray(tree)
+    shape, dtype = (num_envs, *(space.shape or ())), space.dtype or np.dtype(object)
+    if array.shape != shape:
+        raise ValueError(f"observation{path} has shape {array.shape[1:]}, observation_space{path} says {shape[1:]}")
+    if array.dtype != dtype:
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise ValueError(f"observation{path} has dtype {array.dtype}, observation_space{path} says {dtype}")
+        array = array.astype(dtype)
+    if dtype.kind == "f" and not all_finite(array):
+        where = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(
+            f"observation{path} is not finite: {array[tuple(where)]} in environment {where[0]}, index {list(map(int, where[1:]))}"
+        )
+    return array
+
+
+def describe(tree: Any) -> str:
+    """What an unexpected observation is, in a few words."""
+    if isinstance(tree, dict):
+        return f"a dict with the keys {sorted(map(str, tree))}"
+    if isinstance(tree, (tuple, list)):
+        return f"a {type(tree).__name__} of {len(tree)}"
+    array = np.asarray(tree)
+    return f"{type(tree).__name__} of shape {array.shape} and dtype {array.dtype}"
