@@ -1,0 +1,291 @@
+"""A policy for environments from any network: network, head, encoder of observations and normalizers in one module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from upslope.control.heads import Beta, BoxDistribution, Categorical, Distribution, Gaussian, Head, MultiCategorical, head_for
+from upslope.control.normalize import ObservationNormalizer, RewardNormalizer
+from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
+from upslope.errors import RunFault, UsageError
+from upslope.records import Evaluation, Sample
+
+Array = NDArray[Any]
+Inputs = Mapping[str, Tensor]
+NetworkOutput = Tensor | tuple[Tensor, Tensor | None]
+
+
+class LogStd(nn.Module):
+    """A Gaussian's log standard deviation that does not depend on the state: one number per action dimension."""
+
+    def __init__(self, size: int, value: float) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((size,), float(value)))
+
+
+class ActorCritic(nn.Module):
+    """A policy from any network that gives a head's parameters and, if it has a critic, a value.
+
+    ``network`` is an ``nn.Module``, or what makes one when called with ``(input_size, num_parameters)``: the class itself.
+    Its ``forward`` takes ``observation [N, d]`` (float32: the vector part of the observation, flattened), or the uint8 image
+    ``[N, C, H, W]`` where the observation is one, or a dict of these where it has several parts; it returns
+    ``(parameters [N, P], value [N])``, or the parameters alone. ``input_size`` is d, (C, H, W), or a dict of these. P is
+    ``num_parameters``: the number of logits, or the action's dimension for a Gaussian (the policy adds ``log_std``, one
+    number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
+
+    Dropout and batch statistics are always off, so that actions are drawn and scored with one distribution.
+    ``seed`` fixes the initial weights of a network that is made here; the global random state is left alone.
+    """
+
+    head: Head
+    observation_normalizer: ObservationNormalizer | None
+    reward_normalizer: RewardNormalizer | None
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[[Any, int], nn.Module],
+        envs: Any,
+        *,
+        distribution: BoxDistribution = "gaussian",
+        state_dependent_std: bool = False,
+        log_std: float = 0.0,
+        normalize_observation: bool = False,
+        normalize_reward: bool = False,
+        reward_gamma: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = spaces_of(envs)
+        self.encoder = Encoder(self.observation_space)
+        self.head = head_for(self.action_space, distribution)
+        self.options: dict[str, Any] = {
+            "distribution": distribution,
+            "state_dependent_std": state_dependent_std,
+            "log_std": log_std,
+            "normalize_observation": normalize_observation,
+            "normalize_reward": normalize_reward,
+            "reward_gamma": reward_gamma,
+            "seed": seed,
+        }
+        with_log_std = isinstance(self.head, Gaussian) and not isinstance(self.head, Beta) and not state_dependent_std
+        num_parameters = self.head.num_parameters // (2 if with_log_std else 1)
+        if not isinstance(network, nn.Module):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' states too
+                network = network(self.input_size, num_parameters)
+        self.network = network
+        # in a module of its own, after the network, so that parameters() lists it last
+        self.spread = LogStd(num_parameters, log_std) if with_log_std else None
+        self.observation_normalizer = self._observation_normalizer() if normalize_observation else None
+        self.reward_normalizer = RewardNormalizer(reward_gamma) if normalize_reward else None
+        self._input = self.encoder.names[0] if len(self.encoder.names) == 1 else None
+        self._axes = {name: 1 if name == "observation" else 3 for name in self.encoder.names}
+        self._device = torch.device("cpu")
+        self._find_device()
+        super().train(False)
+        self._check_network(num_parameters)
+
+    @classmethod
+    def for_envs(cls, envs: Any, **options: Any) -> Self:
+        """The policy for these environments (or ``(observation_space, action_space)``)."""
+        return cls(envs=envs, **options)
+
+    # ------------------------------------------------------------------------------------------------------ construction
+
+    @property
+    def input_size(self) -> Any:
+        """What the network takes: d for a vector, (C, H, W) for an image, a dict by input name where there are several."""
+        sizes = {name: self.encoder.images.get(name, self.encoder.size) for name in self.encoder.names}
+        return sizes if len(sizes) > 1 else next(iter(sizes.values()))
+
+    def _observation_normalizer(self) -> ObservationNormalizer:
+        if not self.encoder.continuous.any():
+            raise UsageError(f"normalize_observation: nothing in {short(self.observation_space)} is a vector of real numbers; leave it off")
+        return ObservationNormalizer(self.encoder.continuous)
+
+    def _check_network(self, num_parameters: int) -> None:
+        """Run the network once on zeros, so that a wrong shape is told before the first step and not by a broadcast."""
+        images = self.encoder.images
+        zeros: dict[str, Tensor] = {}
+        for name in self.encoder.names:
+            shape, dtype = (images[name], torch.uint8) if name in images else ((self.encoder.size,), torch.float32)
+            zeros[name] = torch.zeros(3, *shape, dtype=dtype, device=self._device)
+        with torch.no_grad():
+            output: Any = self.network(zeros if self._input is None else zeros[self._input])
+        parameters, value = output if isinstance(output, tuple) else (output, None)
+        name = f"network {type(self.network).__name__}"
+        if not isinstance(parameters, Tensor) or tuple(parameters.shape) != (3, num_parameters):
+            found = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
+            wanted = f"expected parameters of shape (N, {num_parameters}) for {short(self.action_space)}"
+            raise UsageError(f"{name}: {wanted}, found {found} at N = 3")
+        if value is not None and tuple(value.shape) != (3,):
+            raise UsageError(f"{name}: expected a value of shape (N,), found {tuple(value.shape)} at N = 3: squeeze its last axis")
+
+    @property
+    def log_std(self) -> nn.Parameter | None:
+        """The state-independent log standard deviation ``[A]``, where there is one."""
+        return None if self.spread is None else self.spread.log_std
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: see the class."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._find_device()
+        return self
+
+    def _find_device(self) -> None:
+        first = next(self.parameters(), None)
+        self._device = torch.device("cpu") if first is None else first.device
+
+    # ----------------------------------------------------------------------------------------------------- distributions
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """The head's parameters ``[*, P]`` and the value ``[*]``; the network itself sees one leading axis."""
+        lead: tuple[int, ...] = ()
+        flat: dict[str, Tensor] = {}
+        for name, axes in self._axes.items():
+            tensor = inputs[name]
+            split = tensor.dim() - axes
+            lead = tuple(tensor.shape[:split])
+            flat[name] = tensor if split == 1 else tensor.reshape(-1, *tensor.shape[split:])
+        output: NetworkOutput = self.network(flat if self._input is None else flat[self._input])
+        parameters, value = output if isinstance(output, tuple) else (output, None)
+        if len(lead) != 1:
+            parameters = parameters.reshape(*lead, parameters.shape[-1])
+            value = None if value is None else value.reshape(lead)
+        return self._with_log_std(parameters), value
+
+    def _with_log_std(self, parameters: Tensor) -> Tensor:
+        if self.spread is None:
+            return parameters
+        return torch.cat([parameters, self.spread.log_std.expand_as(parameters)], -1)
+
+    def _actor(self, inputs: Inputs) -> Tensor:
+        """The head's parameters alone."""
+        return self._run(inputs)[0]
+
+    @torch.no_grad()
+    def value(self, inputs: Inputs) -> Tensor | None:
+        """The critic's value of each state ``[*]``, without a gradient and without a draw; None without a critic."""
+        return self._run(inputs)[1]
+
+    @torch.no_grad()
+    def sample(self, inputs: Inputs, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+        """Draw an action for each row, with its log-probability and the state's value; no gradient."""
+        parameters, value = self._run(inputs)
+        mask = inputs.get("action_mask")
+        action = self.head.sample(parameters, generator, mask)
+        return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value, state=state)
+
+    def evaluate(self, **inputs: Tensor) -> Evaluation:
+        """Score recorded actions: inputs as :meth:`inputs` made them, plus ``action``; each with the same leading axes."""
+        parameters, value = self._run(inputs)
+        log_prob, entropy = self.head.score(parameters, inputs["action"], inputs.get("action_mask"))
+        return Evaluation(log_prob=log_prob, entropy=entropy, value=value)
+
+    def forward(self, **inputs: Tensor) -> Evaluation:
+        """Same as :meth:`evaluate`, by way of the module's hooks."""
+        return self.evaluate(**inputs)
+
+    def distribution(self, **inputs: Tensor) -> Distribution:
+        """The action distribution in each state."""
+        return Distribution(self.head, self._actor(inputs), inputs.get("action_mask"))
+
+    # -------------------------------------------------------------------------------------------------- raw observations
+
+    def inputs(self, observation: Any, *, action_mask: Any = None, update: bool = False) -> dict[str, Tensor]:
+        """A batch of raw observations as the network's inputs; ``update=True`` first folds it into the running moments.
+
+        ``action_mask``: ``[N, n]`` for Discrete; for MultiDiscrete ``[N, Σ nvec]`` or a tuple of ``[N, n_i]``. Raises
+        :class:`UsageError` for wrong shapes, :class:`RunFault` for a state without a legal action.
+        """
+        normalizer = self.observation_normalizer
+        if normalizer is None:
+            encoded = self.encoder(observation)
+        else:
+            encoded = self.encoder(observation, np.float64)
+            if update:
+                normalizer.update(encoded["observation"])
+            encoded["observation"] = normalizer(encoded["observation"])
+        tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
+        if action_mask is not None:
+            tensors["action_mask"] = torch.from_numpy(self._legal(action_mask, len(next(iter(encoded.values())))))
+        if self._device.type == "cpu":
+            return tensors
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+
+    def _legal(self, action_mask: Any, num_rows: int) -> Array:
+        head = self.head
+        if not isinstance(head, Categorical | MultiCategorical):
+            raise UsageError(f"action_mask: needs a Discrete or MultiDiscrete action space, found {short(self.action_space)}")
+        if isinstance(action_mask, np.ndarray) and action_mask.dtype == object:  # one tuple of masks per environment
+            action_mask = np.stack([np.concatenate([np.asarray(part) for part in row]) for row in action_mask])
+        elif isinstance(action_mask, tuple | list):
+            action_mask = np.concatenate([np.asarray(part) for part in action_mask], axis=-1)
+        mask = np.array(action_mask) != 0
+        if mask.shape != (num_rows, head.num_parameters):
+            raise UsageError(f"action_mask: expected shape {(num_rows, head.num_parameters)}, found {mask.shape}")
+        if isinstance(head, MultiCategorical):
+            legal = np.logical_or.reduceat(mask, np.cumsum((0, *head.nvec[:-1])), axis=1).all(1)
+        else:
+            legal = mask.any(1)
+        if not legal.all():
+            raise RunFault(f"action_mask: no action is legal in environment {int(legal.argmin())}: each state needs at least one")
+        return mask
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Any,
+        *,
+        greedy: bool = True,
+        state: Any = None,
+        action_mask: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Any, Any]:
+        """The environment's action for one observation or for a batch (told apart by the shape), and the state to pass back.
+
+        ``greedy`` takes the mode; otherwise the action is drawn, from ``generator`` if given.
+        """
+        single = self.encoder.is_single(observation)
+        if single:
+            observation = self.encoder.batch(observation)
+            if action_mask is not None:
+                parts = action_mask if isinstance(action_mask, tuple | list) else (action_mask,)
+                action_mask = tuple(np.asarray(part)[None] for part in parts)
+        inputs = self.inputs(observation, action_mask=action_mask)
+        parameters, mask = self._actor(inputs), inputs.get("action_mask")
+        action = self.head.mode(parameters, mask) if greedy else self.head.sample(parameters, generator, mask)
+        array = self.head.to_env(action)
+        return (array[0] if single else array), state
+
+    def frozen(self) -> Self:
+        """A copy that does not learn: no gradients, normalizers that take in nothing."""
+        other = copy.deepcopy(self).requires_grad_(False)
+        for normalizer in (other.observation_normalizer, other.reward_normalizer):
+            if normalizer is not None:
+                normalizer.moments.frozen = True
+        return other
+
+    # ------------------------------------------------------------------------------------------------------- description
+
+    def describe(self) -> dict[str, Any]:
+        """What :func:`policy_from_description` needs to build this policy again, weights apart: plain JSON values."""
+        maker = type(self.network)
+        network = {"network": f"{maker.__module__}:{maker.__qualname__}"} if type(self) is ActorCritic else {}
+        return {
+            "class": type(self).__name__,
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            **network,
+            **self.options,
+        }

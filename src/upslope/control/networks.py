@@ -1,0 +1,190 @@
+"""Networks: from encoded observations to a head's parameters and a value.
+
+Everything here draws its initial weights from an explicit generator: the same seed gives the same network, and
+PyTorch's global random state is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from upslope.errors import UsageError, unknown
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
+    """The sizes as a tuple of positive integers, or :class:`UsageError`."""
+    sizes = tuple(hidden_sizes)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise UsageError(f"hidden_sizes: expected positive integers, found {list(sizes)}")
+    return sizes
+
+
+def activation_module(name: str) -> nn.Module:
+    """The activation with this name, or :class:`UsageError` with the nearest one."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with orthogonal weights times ``gain`` and zero biases."""
+    return _orthogonal(cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs)), gain, generator)
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int, padding: int, generator: torch.Generator) -> nn.Conv2d:
+    """A convolution with orthogonal weights times √2 and zero biases."""
+    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, stride=stride, padding=padding)
+    return _orthogonal(cast(nn.Conv2d, layer), math.sqrt(2), generator)
+
+
+def _orthogonal(layer: Layer, gain: float, generator: torch.Generator) -> Layer:
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Dense(nn.Sequential):
+    """``nn.Sequential`` for ``Linear, activation, …, Linear`` with a shorter way through its layers.
+
+    At 8 rows a module's call costs as much as its arithmetic. A layer that is more than a plain ``nn.Linear`` (hooked,
+    parametrized, replaced) is called as usual.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self._modules.values():
+            assert layer is not None
+            if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+                own = layer._parameters
+                input = functional.linear(input, own["weight"], own["bias"])  # pyright: ignore[reportArgumentType]
+            else:
+                input = layer(input)
+        return input
+
+
+def mlp(
+    inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator
+) -> Dense:
+    """``Linear, activation, …, Linear``: hidden layers with gain √2, the output layer with ``output_gain``."""
+    layers: list[nn.Module] = []
+    for size in hidden_sizes:
+        layers += [linear(inputs, size, math.sqrt(2), generator), activation_module(activation)]
+        inputs = size
+    return Dense(*layers, linear(inputs, outputs, output_gain, generator))
+
+
+class MLP(nn.Module):
+    """Two separate multilayer perceptrons on ``observation [*, d]``: the actor, and the critic unless it is left out."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        critic: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.actor = mlp(inputs, hidden_sizes, outputs, activation, 0.01, generator)
+        self.critic = mlp(inputs, hidden_sizes, 1, activation, 1.0, generator) if critic else None
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.actor(observation), self.value(observation)
+
+    def value(self, observation: Tensor) -> Tensor | None:
+        return None if self.critic is None else self.critic(observation).squeeze(-1)
+
+
+def image_trunk(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Sequential:
+    """Convolutions for an image (channels, height, width), ending flat: the Nature network, or a smaller one below 36 pixels.
+
+    Source: Mnih et al. 2015, Methods: 32 8×8 stride 4, 64 4×4 stride 2, 64 3×3 stride 1.
+    """
+    channels, height, width = shape
+    nature, small = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)], [(32, 3, 2, 1), (64, 3, 2, 1), (64, 3, 1, 1)]
+    plan = nature if min(height, width) >= 36 else small
+    layers: list[nn.Module] = []
+    for outputs, size, stride, padding in plan:
+        layers += [convolution(channels, outputs, size, stride, padding, generator), nn.ReLU()]
+        channels = outputs
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def trunk_size(shape: tuple[int, int, int], trunk: nn.Sequential) -> int:
+    """Length of what :func:`image_trunk` gives, without running it."""
+    _, height, width = shape
+    channels = 0
+    for layer in trunk:
+        if isinstance(layer, nn.Conv2d):
+            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+            height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+            channels = layer.out_channels
+    return channels * height * width
+
+
+class CNN(nn.Module):
+    """One trunk for actor and critic: each image through convolutions, joined with the vector part, a ReLU layer or more, two heads.
+
+    Takes uint8 images ``[*, C, H, W]`` (divided by 255 here) and, where ``vector_size`` is not 0, ``observation [*, d]``.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, tuple[int, int, int]],
+        vector_size: int,
+        outputs: int,
+        *,
+        hidden_sizes: Sequence[int] = (512,),
+        critic: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.names = tuple(images)
+        self.vector_size = vector_size
+        self.trunks = nn.ModuleList(image_trunk(shape, generator) for shape in images.values())
+        size = vector_size
+        for shape, trunk in zip(images.values(), self.trunks, strict=True):
+            assert isinstance(trunk, nn.Sequential)
+            size += trunk_size(shape, trunk)
+        layers: list[nn.Module] = []
+        for hidden in hidden_sizes:
+            layers += [linear(size, hidden, math.sqrt(2), generator), nn.ReLU()]
+            size = hidden
+        self.joined = nn.Sequential(*layers)
+        self.actor = linear(size, outputs, 0.01, generator)
+        self.critic = linear(size, 1, 1.0, generator) if critic else None
+
+    def features(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        named = {self.names[0]: inputs} if isinstance(inputs, Tensor) else inputs
+        parts = [named["observation"]] if self.vector_size else []
+        for name, trunk in zip(self.names, self.trunks, strict=True):
+            image = named[name]
+            flat = trunk(image.reshape(-1, *image.shape[-3:]).float() / 255)
+            parts.append(flat.reshape(*image.shape[:-3], -1))
+        return self.joined(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        features = self.features(inputs)
+        return self.actor(features), None if self.critic is None else self.critic(features).squeeze(-1)

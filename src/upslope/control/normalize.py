@@ -1,0 +1,131 @@
+"""Running normalization of observations and rewards: modules inside a policy, so that they are saved with it.
+
+Moments live in float64 on the CPU, wherever the policy moves: environments produce their numbers there, and float32 would
+lose the variance of an observation with a large mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from upslope.errors import UsageError
+
+Array = NDArray[Any]
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of all rows ever folded in: equal to ``numpy.mean`` and ``numpy.var`` (no correction) over all of them.
+
+    Buffers ``mean``, ``var`` (of the shape given) and ``count``; 0, 1 and 0 before the first row. With ``frozen = True``
+    nothing is folded in any more. Merging two sets of moments: Chan, Golub & LeVeque 1983, eq. 2.1.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.frozen = False
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> RunningMoments:
+        """Moving or casting the policy leaves the moments where and what they are."""
+        return self
+
+    def update(self, rows: Array) -> None:
+        """Fold in ``rows [N, *shape]``."""
+        rows = np.asarray(rows, np.float64)
+        if rows.shape[1:] != tuple(self.mean.shape):
+            raise UsageError(f"moments: expected rows of shape {tuple(self.mean.shape)}, found {rows.shape}")
+        if self.frozen or not len(rows):
+            return
+        self.merge(rows.mean(0), rows.var(0), len(rows))
+
+    def merge(self, mean: Array | float, var: Array | float, count: float) -> None:
+        """Fold in the moments of another ``count`` rows, in place."""
+        if self.frozen or count <= 0:
+            return
+        own_mean, own_var, own_count = self.mean.numpy(), self.var.numpy(), float(self.count)
+        share = count / (own_count + count)
+        delta = mean - own_mean
+        own_var += share * (var - own_var) + share * (1 - share) * delta * delta
+        own_mean += share * delta
+        self.count += count
+
+
+class ObservationNormalizer(nn.Module):
+    """``clip((x − mean) / sqrt(var + eps))`` per number of an observation vector, with running moments of all seen.
+
+    ``continuous [d]`` marks the numbers it applies to; one-hot and binary parts pass through.
+    """
+
+    def __init__(self, continuous: Array, *, clip: float = 10.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        if clip <= 0:
+            raise UsageError(f"clip: expected a positive number, found {clip}")
+        self.clip, self.eps = clip, eps
+        self.moments = RunningMoments((len(continuous),))
+        self._applies = np.asarray(continuous, bool)
+        self._everywhere = bool(self._applies.all())
+
+    def update(self, observation: Array) -> None:
+        """Fold in observations ``[N, d]``."""
+        self.moments.update(observation)
+
+    def forward(self, observation: Array) -> Array:
+        """Normalized observations ``[N, d]``, float32."""
+        mean, var = self.moments.mean.numpy(), self.moments.var.numpy()
+        scaled = (observation - mean) / np.sqrt(var + self.eps)
+        scaled = np.clip(scaled, -self.clip, self.clip, out=scaled)
+        return (scaled if self._everywhere else np.where(self._applies, scaled, observation)).astype(np.float32)
+
+
+class RewardNormalizer(nn.Module):
+    """Rewards divided by the running standard deviation of the discounted return, and clipped; the sign and zero stay.
+
+    Each environment's return ``R ← γ R + r`` starts at 0 after an episode's end; its variance over all steps gives the scale.
+    ``returns`` (one per environment, between two calls) is part of what an exact continuation needs; it is not saved with
+    the policy, whose number of environments may change.
+    """
+
+    def __init__(self, gamma: float = 0.99, *, clip: float = 10.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        if not 0 <= gamma <= 1:
+            raise UsageError(f"gamma: expected a number from 0 to 1, found {gamma}")
+        if clip <= 0:
+            raise UsageError(f"clip: expected a positive number, found {clip}")
+        self.gamma, self.clip, self.eps = gamma, clip, eps
+        self.moments = RunningMoments()
+        self.returns: Array | None = None
+
+    def reset(self) -> None:
+        """Forget the returns under way: the environments start anew."""
+        self.returns = None
+
+    def update(self, reward: Array, ended: Array, mask: Array | None = None) -> None:
+        """Fold in one step of every environment: ``reward``, ``ended`` and ``mask`` (False: no decision there), each ``[N]``."""
+        reward, ended = np.asarray(reward, np.float64), np.asarray(ended, bool)
+        if reward.ndim != 1 or ended.shape != reward.shape:
+            raise UsageError(f"reward: expected [N] like ended {ended.shape}, found {reward.shape}")
+        real = np.ones(reward.shape, bool) if mask is None else np.asarray(mask, bool)
+        if self.moments.frozen:
+            return
+        if self.returns is None or self.returns.shape != reward.shape:
+            self.returns = np.zeros(reward.shape)
+        self.returns = np.where(real, self.gamma * self.returns + reward, self.returns)
+        self.moments.update(self.returns[real])
+        self.returns = np.where(real & ended, 0.0, self.returns)
+
+    def forward(self, reward: Array) -> Array:
+        """Normalized rewards, float32, of any shape; before the first update only clipped."""
+        scaled = np.asarray(reward, np.float64) / np.sqrt(float(self.moments.var) + self.eps)
+        return np.clip(scaled, -self.clip, self.clip).astype(np.float32)

@@ -1,0 +1,130 @@
+"""The shipped policies: :class:`MLPPolicy` for vectors, :class:`CNNPolicy` for images; and how a saved one is built again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upslope.control.actor_critic import ActorCritic, Inputs
+from upslope.control.networks import CNN, MLP, check_sizes
+from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
+from upslope.errors import UsageError, unknown
+
+__all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "MLPPolicy", "policy_for", "policy_from_description"]
+
+
+class MLPPolicy(ActorCritic):
+    """Separate multilayer perceptrons for actor and critic, on everything in the observation as one flat vector.
+
+    Orthogonal initial weights (gain √2 in hidden layers, 0.01 for the actor's output, 1 for the critic's), zero biases.
+    ``parameters()`` lists the actor's weights and biases, the critic's, then ``log_std``.
+    """
+
+    def __init__(
+        self,
+        envs: Any,
+        *,
+        hidden_sizes: Iterable[int] = (64, 64),
+        activation: str = "tanh",
+        critic: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        sizes = check_sizes(hidden_sizes)
+
+        def network(inputs: Any, outputs: int) -> nn.Module:
+            if not isinstance(inputs, int):
+                raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy")
+            return MLP(inputs, outputs, hidden_sizes=sizes, activation=activation, critic=critic, seed=seed)
+
+        super().__init__(network, envs, seed=seed, **options)
+        self.options = {"hidden_sizes": list(sizes), "activation": activation, "critic": critic, **self.options}
+        self.activation = activation
+
+    def _check_network(self, num_parameters: int) -> None:
+        """Right by construction."""
+
+    @property
+    def actor(self) -> nn.Sequential:
+        """``Linear, activation, …, Linear``: observation to the head's parameters (a Gaussian's mean)."""
+        return self.network.actor  # pyright: ignore[reportReturnType]
+
+    @property
+    def critic(self) -> nn.Sequential | None:
+        """``Linear, activation, …, Linear(·, 1)``: observation to value; None for a policy without a critic."""
+        return self.network.critic  # pyright: ignore[reportReturnType]
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        parameters, value = self.network(inputs["observation"])
+        return self._with_log_std(parameters), value
+
+    def _actor(self, inputs: Inputs) -> Tensor:
+        return self._with_log_std(self.actor(inputs["observation"]))
+
+    @torch.no_grad()
+    def value(self, inputs: Inputs) -> Tensor | None:
+        critic = self.critic
+        return None if critic is None else critic(inputs["observation"]).squeeze(-1)
+
+
+class CNNPolicy(ActorCritic):
+    """A convolutional trunk shared by actor and critic, for observations with at least one image.
+
+    Everything else in the observation joins the trunk's output as a vector, ahead of the ReLU layers of ``hidden_sizes``.
+    """
+
+    def __init__(self, envs: Any, *, hidden_sizes: Iterable[int] = (512,), critic: bool = True, seed: int = 0, **options: Any) -> None:
+        sizes = check_sizes(hidden_sizes)
+
+        def network(inputs: Any, outputs: int) -> nn.Module:
+            if isinstance(inputs, int):
+                raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has no image (uint8 from 0 to 255); use MLPPolicy")
+            shapes = inputs if isinstance(inputs, dict) else {self.encoder.names[0]: inputs}
+            images = {name: shape for name, shape in shapes.items() if name != "observation"}
+            return CNN(images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, seed=seed)
+
+        super().__init__(network, envs, seed=seed, **options)
+        self.options = {"hidden_sizes": list(sizes), "critic": critic, **self.options}
+
+    def _check_network(self, num_parameters: int) -> None:
+        """Right by construction."""
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        parameters, value = self.network(inputs if self._input is None else inputs[self._input])
+        return self._with_log_std(parameters), value
+
+
+POLICIES: dict[str, type[ActorCritic]] = {"ActorCritic": ActorCritic, "CNNPolicy": CNNPolicy, "MLPPolicy": MLPPolicy}
+
+
+def policy_for(envs: Any, **options: Any) -> ActorCritic:
+    """A :class:`CNNPolicy` where the observation holds an image, else an :class:`MLPPolicy`."""
+    return (CNNPolicy if Encoder(spaces_of(envs)[0]).images else MLPPolicy)(envs, **options)
+
+
+def policy_from_description(description: Mapping[str, Any], *, network: Any = None) -> ActorCritic:
+    """The policy that :meth:`ActorCritic.describe` described, with fresh weights; load its ``state_dict`` next.
+
+    A network of your own is never imported from a name in a file: pass it as ``network``, as to :class:`ActorCritic`.
+    Raises :class:`UsageError` for a damaged description.
+    """
+    options = dict(description)
+    try:
+        name = options.pop("class")
+        spaces = space_from_json(options.pop("observation_space")), space_from_json(options.pop("action_space"))
+    except KeyError as error:
+        raise UsageError(f"policy description: {error} is missing") from error
+    if name not in POLICIES:
+        raise unknown("policy class", str(name), POLICIES)
+    own = options.pop("network", None)
+    if name == "ActorCritic":
+        if network is None:
+            raise UsageError(f"policy description: made with the network {own}: pass it as network=")
+        options["network"] = network
+    try:
+        return POLICIES[name](envs=spaces, **options)
+    except TypeError as error:
+        raise UsageError(f"policy description: {error}") from error

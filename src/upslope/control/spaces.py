@@ -1,0 +1,282 @@
+"""Gymnasium spaces as tensors and as JSON.
+
+:class:`Encoder` turns a (batch of) raw observation into the few tensors that a network takes: everything vector-like in
+one float tensor ``observation [N, d]``, every image as uint8 ``image [N, C, H, W]``. :func:`space_to_json` and
+:func:`space_from_json` let a run folder hold a space without pickling it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from upslope.errors import UsageError
+
+Space = spaces.Space[Any]
+SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+IMAGE_SIDE = 16
+"""Smallest height and width of what counts as an image; smaller arrays are flattened."""
+
+
+def short(space: Any) -> str:
+    """The space's repr in one line of at most 80 characters."""
+    line = " ".join(repr(space).split())
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
+def spaces_of(envs: Any) -> tuple[Space, Space]:
+    """Observation and action space of one environment, from environments (single or vectorized) or from a pair of spaces."""
+    pair: tuple[Any, ...]
+    if isinstance(envs, tuple) and len(envs) == 2:
+        pair = envs
+    else:
+        names = [(f"single_{kind}_space", f"{kind}_space") for kind in ("observation", "action")]
+        pair = tuple(getattr(envs, single, None) or getattr(envs, plain, None) for single, plain in names)
+    if not all(isinstance(space, spaces.Space) for space in pair):
+        found = "a pair" if isinstance(envs, tuple) else type(envs).__name__
+        raise UsageError(f"envs: expected environments or (observation_space, action_space), found {found} without Gymnasium spaces")
+    return pair[0], pair[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One basic space inside an observation space: how to reach it and what it becomes."""
+
+    path: tuple[str | int, ...]
+    space: Space
+    size: int  # numbers it puts into "observation"; 0 for an image
+    continuous: bool  # whether normalization applies to it
+    image: str | None = None  # the name of the input it becomes, if an image
+    image_shape: tuple[int, int, int] | None = None  # (channels, height, width)
+
+    def of(self, observation: Any) -> Any:
+        for key in self.path:
+            observation = observation[key]
+        return observation
+
+
+def is_image(space: Space) -> bool:
+    """Whether a Box holds pixels: uint8 from 0 to 255, 2 to 4 axes, height and width of at least 16."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or not 2 <= len(space.shape) <= 4:
+        return False
+    _, height, width = image_shape(space.shape)
+    return min(height, width) >= IMAGE_SIDE and bool((space.low == 0).all()) and bool((space.high == 255).all())
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an image of three or four axes ends in its channels: the last axis is no longer than the one before height."""
+    return shape[-1] <= shape[-3]
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, height, width) of ``[H, W]``, ``[H, W, C]``, ``[C, H, W]`` and of stacks ``[K, H, W, C]``, ``[K, C, H, W]``."""
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    frames = shape[0] if len(shape) == 4 else 1
+    channels, height, width = (shape[-1], *shape[-3:-1]) if channels_last(shape) else shape[-3:]
+    return frames * channels, height, width
+
+
+def _pixels(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A batch of images ``[N, *shape]`` as ``[N, C, H, W]``."""
+    if len(shape) >= 3 and channels_last(shape):
+        array = np.moveaxis(array, -1, -3)
+    return np.array(array, dtype=np.uint8, order="C").reshape(len(array), *image_shape(shape))
+
+
+def _leaves(space: Space, path: tuple[str | int, ...], root: Space) -> list[Leaf]:
+    if isinstance(space, spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key), root)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for index, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, index), root)]
+    if isinstance(space, spaces.Box):
+        if is_image(space):
+            name = "/".join(["image", *map(str, path)])
+            return [Leaf(path, space, 0, False, name, image_shape(space.shape))]
+        return [Leaf(path, space, math.prod(space.shape), True)]
+    if isinstance(space, spaces.Discrete):
+        return [Leaf(path, space, int(space.n), False)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [Leaf(path, space, int(space.nvec.sum()), False)]
+    if isinstance(space, spaces.MultiBinary):
+        return [Leaf(path, space, math.prod(space.shape), False)]
+    inside = "" if space is root else f" in {short(root)}"
+    raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
+
+
+def _one_hot(index: NDArray[Any], out: NDArray[Any]) -> None:
+    out[:] = 0
+    np.put_along_axis(out, index[:, None], 1, axis=1)
+
+
+def _write(leaf: Leaf, array: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write a batch of one leaf's observations into its columns."""
+    space = leaf.space
+    if isinstance(space, spaces.Discrete):
+        _one_hot(array.astype(np.int64) - int(space.start), out)
+    elif isinstance(space, spaces.MultiDiscrete):
+        indices = array.reshape(len(array), -1).astype(np.int64) - space.start.reshape(-1)
+        stop = 0
+        for factor, count in enumerate(space.nvec.reshape(-1)):
+            start, stop = stop, stop + int(count)
+            _one_hot(indices[:, factor], out[:, start:stop])
+    else:
+        out[:] = array.reshape(len(array), -1)
+        if space.dtype == np.uint8 and isinstance(space, spaces.Box) and space.high.max(initial=0) == 255:
+            out /= 255  # bytes (an emulator's memory) would saturate the first layer
+
+
+class Encoder:
+    """Turns observations of one space into named arrays; see the module's first lines.
+
+    Attributes: ``size``, the length d of the vector part (0 if all is images); ``images``, name → (channels, height, width);
+    ``names``, the inputs that come out; ``continuous [d]``, True where a number comes from a Box.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.leaves = _leaves(space, (), space)
+        self.size = sum(leaf.size for leaf in self.leaves)
+        self.images = {leaf.image: leaf.image_shape for leaf in self.leaves if leaf.image and leaf.image_shape}
+        self.names = (("observation",) if self.size else ()) + tuple(self.images)
+        if not self.names:
+            raise UsageError(f"observation space {short(space)}: holds no numbers")
+        self.continuous = np.repeat([leaf.continuous for leaf in self.leaves], [leaf.size for leaf in self.leaves])
+        leaf = self.leaves[0]
+        plain = len(self.leaves) == 1 and isinstance(space, spaces.Box) and not leaf.image
+        self._plain_size = leaf.size if plain and space.dtype != np.uint8 else 0
+
+    def is_single(self, observation: Any) -> bool:
+        """Whether this is one observation of the space (False: a batch of them); anything else is a :class:`UsageError`."""
+        leaf = self.leaves[0]
+        try:
+            shape = np.shape(leaf.of(observation))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(f"observation: expected one of {short(self.space)}, found {type(observation).__name__}") from error
+        wanted = leaf.space.shape or ()
+        if shape == wanted:
+            return True
+        if shape[1:] == wanted and len(shape) == len(wanted) + 1:
+            return False
+        raise UsageError(f"observation: expected shape {wanted} or {('N', *wanted)}, found {shape}".replace("'", ""))
+
+    def batch(self, observation: Any) -> Any:
+        """One observation as a batch of one."""
+        return _map(self.space, observation, lambda array: np.asarray(array)[None])
+
+    def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:
+        """A batch of observations as new arrays: ``observation [N, d]`` of ``dtype`` and uint8 images ``[N, C, H, W]``.
+
+        Raises :class:`UsageError` for a shape that is not the space's with a leading N.
+        """
+        if self._plain_size:  # the common case, and the one that has to be quick
+            array = np.array(observation, dtype=dtype)
+            self._check(self.leaves[0], array)
+            return {"observation": array.reshape(len(array), self._plain_size)}
+        arrays = [np.asarray(leaf.of(observation)) for leaf in self.leaves]
+        for leaf, array in zip(self.leaves, arrays, strict=True):
+            self._check(leaf, array)
+        vector = np.empty((len(arrays[0]), self.size), dtype)
+        encoded: dict[str, NDArray[Any]] = {"observation": vector} if self.size else {}
+        stop = 0
+        for leaf, array in zip(self.leaves, arrays, strict=True):
+            if leaf.image:
+                encoded[leaf.image] = _pixels(array, leaf.space.shape or ())
+            else:
+                start, stop = stop, stop + leaf.size
+                _write(leaf, array, vector[:, start:stop])
+        return encoded
+
+    @staticmethod
+    def _check(leaf: Leaf, array: NDArray[Any]) -> None:
+        wanted = leaf.space.shape
+        if array.ndim == 0 or array.shape[1:] != wanted:
+            where = "".join(f"[{key!r}]" for key in leaf.path)
+            found = f"found {array.shape}, want {('N', *(wanted or ()))}".replace("'", "")
+            raise UsageError(f"observation{where}: shape is not a batch of {short(leaf.space)}: {found}")
+
+
+def _map(space: Space, observation: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _map(part, observation[key], change) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_map(part, observation[index], change) for index, part in enumerate(space.spaces))
+    return change(observation)
+
+
+# -------------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _number(value: Any) -> int | float | str:
+    """A JSON number; infinities, which JSON has no number for, as "inf" and "-inf"."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _bound(array: NDArray[Any]) -> Any:
+    """A bound: one number if it is the same everywhere (an image's would be thousands), else the flat list."""
+    flat = array.reshape(-1)
+    return _number(flat[0]) if flat.size and bool((flat == flat[0]).all()) else [_number(value) for value in flat]
+
+
+def _array(bound: Any, shape: Sequence[int], dtype: str) -> NDArray[Any]:
+    values = [float(value) if isinstance(value, str) else value for value in (bound if isinstance(bound, list) else [bound])]
+    array = np.array(values, dtype=dtype)
+    return (array if isinstance(bound, list) else np.full(math.prod(shape), array[0], dtype)).reshape(tuple(shape))
+
+
+def space_to_json(space: Space) -> dict[str, Any]:
+    """A space as plain JSON values; :func:`space_from_json` gives back an equal one."""
+    if isinstance(space, spaces.Box):
+        bounds = {"low": _bound(space.low), "high": _bound(space.high)}
+        return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
+    if isinstance(space, spaces.Tuple):
+        return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    raise UsageError(f"space {short(space)}: not supported; supported are {SUPPORTED}")
+
+
+def space_from_json(data: Mapping[str, Any]) -> Space:
+    """The space that :func:`space_to_json` described; :class:`UsageError` where the description is damaged."""
+    try:
+        return _from_json(data)
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"space description: damaged, {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _from_json(data: Mapping[str, Any]) -> Space:
+    kind = data["type"]
+    if kind == "Box":
+        shape, dtype = data["shape"], data["dtype"]
+        low, high = _array(data["low"], shape, dtype), _array(data["high"], shape, dtype)
+        return spaces.Box(low, high, tuple(shape), np.dtype(dtype).type)
+    if kind == "Discrete":
+        return spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(data["nvec"]), np.dtype(data["dtype"]).type, start=np.array(data["start"]))
+    if kind == "MultiBinary":
+        shape = data["n"]
+        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+    if kind == "Dict":
+        return spaces.Dict([(key, _from_json(part)) for key, part in data["spaces"]])
+    if kind == "Tuple":
+        return spaces.Tuple([_from_json(part) for part in data["spaces"]])
+    raise UsageError(f"space description: unknown type {kind!r}; supported are {SUPPORTED}")
