@@ -3,11 +3,12 @@
 Adam minimises, so it is handed **minus** the objective's gradient: the one minus sign of the library stands here.
 The compiled twin for MLP policies is ``upslope.fast``; a test holds both to the same parameters.
 
-Left out: other optimizers (subclass :class:`Ascent` and replace ``start``), mixed precision, several update ranks.
+Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixed precision, several update ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from upslope.errors import Diverged, RunFault, require
 from upslope.records import Batch, Metrics
+from upslope.updates.adam import adam_descend
 from upslope.updates.flat import FlatParameters
 from upslope.updates.schedules import Schedule, constant
 
@@ -27,24 +29,23 @@ RATIO_TOLERANCE = 1e-3
 
 @dataclass
 class AscentState:
-    """What an :class:`Ascent` remembers: Adam's moments, the shuffling generator, the current learning rate."""
+    """What an :class:`Ascent` remembers: Adam's moments, the shuffling generator, the current learning rate.
 
-    optimizer: torch.optim.Optimizer
+    ``targets`` are the tensors that move: the one flat buffer where the policy allows it, else its parameters one by one.
+    """
+
     parameters: tuple[nn.Parameter, ...]
-    generator: torch.Generator
     flat: FlatParameters | None
+    targets: tuple[Tensor, ...]
+    moments: tuple[tuple[Tensor, Tensor], ...]
+    generator: torch.Generator
     learning_rate: float
     num_updates: int = 0
 
     @property
-    def exp_avg(self) -> Tensor:
-        """Adam's running mean of the flat gradient ``[P]``."""
-        return self.optimizer.state[self.optimizer.param_groups[0]["params"][0]]["exp_avg"]
-
-    @property
-    def exp_avg_sq(self) -> Tensor:
-        """Adam's running mean of the squared flat gradient ``[P]``."""
-        return self.optimizer.state[self.optimizer.param_groups[0]["params"][0]]["exp_avg_sq"]
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """The gradient of each target; None where ``backward`` did not reach it."""
+        return tuple(p.grad for p in self.parameters) if self.flat is None else (self.flat.grad,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +81,16 @@ class Ascent:
     def start(self, policy: nn.Module, *, seed: int) -> AscentState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
         flat = FlatParameters.of(policy)
-        if flat is None:
-            parameters = tuple(p for p in policy.parameters() if p.requires_grad)
-            require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
-            optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, eps=self.eps)
-        else:
-            parameters = flat.parameters
-            vector = nn.Parameter(flat.data)
-            vector.grad = flat.grad
-            optimizer = torch.optim.Adam([vector], lr=self.learning_rate, eps=self.eps, fused=True)
-            # the moments exist from the start, so that a twin can take over at any update
-            optimizer.state[vector] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.data.device),
-                "exp_avg": torch.zeros_like(flat.data),
-                "exp_avg_sq": torch.zeros_like(flat.data),
-            }
-        return AscentState(optimizer, parameters, torch.Generator().manual_seed(seed), flat, self.learning_rate)
+        parameters = tuple(p for p in policy.parameters() if p.requires_grad) if flat is None else flat.parameters
+        require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
+        targets = parameters if flat is None else (flat.data,)
+        moments = tuple((torch.zeros_like(t), torch.zeros_like(t)) for t in targets)
+        generator = torch.Generator().manual_seed(seed)
+        return AscentState(parameters, flat, targets, moments, generator, self.learning_rate)
 
     def set_fraction(self, state: AscentState, fraction: float) -> None:
         """Follow the schedule: ``fraction`` of the run is done."""
         state.learning_rate = self.learning_rate * self.schedule(fraction)
-        for group in state.optimizer.param_groups:
-            group["lr"] = state.learning_rate
 
     def permutations(self, num_units: int, state: AscentState) -> Iterator[Tensor]:
         """One shuffle of the units per epoch, from the state's own generator."""
@@ -123,7 +112,6 @@ class Ascent:
                 if self.target_kl is not None and "approx_kl" in metrics and float(metrics["approx_kl"]) > self.target_kl:
                     return averaged(collected)
                 collected["gradient_norm"].append(self.step(state))
-                state.num_updates += 1
         return averaged(collected)
 
     def accumulate(self, algorithm: Any, policy: Any, part: Batch, state: AscentState) -> dict[str, Tensor]:
@@ -132,7 +120,7 @@ class Ascent:
         totals: dict[str, Tensor] = {}
         for piece in micro_batches(part, self.micro_batch_size):
             objective, metrics = algorithm.objective(policy, piece)
-            if not bool(torch.isfinite(objective)):
+            if not math.isfinite(objective.item()):
                 raise Diverged(diagnosis(state, part, policy))
             (-objective).backward()  # the only minus sign: Adam minimises
             if piece is part:
@@ -145,14 +133,16 @@ class Ascent:
 
     def step(self, state: AscentState) -> Tensor:
         """Clip the global norm, move the parameters; returns the norm before clipping."""
-        if state.flat is None:
-            limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-            norm = nn.utils.clip_grad_norm_(state.parameters, limit)
-        else:
-            norm = state.flat.grad.square().sum().sqrt()
-            if self.max_grad_norm is not None:
-                state.flat.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        state.optimizer.step()
+        moving = [(t, g, *m) for t, g, m in zip(state.targets, state.gradients, state.moments, strict=True) if g is not None]
+        norm = torch.stack([g.square().sum() for _, g, _, _ in moving]).sum().sqrt()
+        factor = None if self.max_grad_norm is None else (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        state.num_updates += 1
+        for target, gradient, exp_avg, exp_avg_sq in moving:
+            if factor is not None:
+                gradient.mul_(factor)
+            adam_descend(
+                target, gradient, exp_avg, exp_avg_sq, num_updates=state.num_updates, learning_rate=state.learning_rate, eps=self.eps
+            )
         return norm
 
 
@@ -168,7 +158,8 @@ def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:
 def zero_grad(state: AscentState) -> None:
     """Gradients to zero; in the flat buffer they stay allocated, so that ``backward`` adds into the views."""
     if state.flat is None:
-        state.optimizer.zero_grad()
+        for p in state.parameters:
+            p.grad = None
         return
     if not state.flat.is_bound():
         state.flat.bind()
