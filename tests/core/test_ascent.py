@@ -115,7 +115,8 @@ def test_flat_parameters_are_views_and_follow_only_plain_modules():
     assert torch.equal(flat.data, before) and flat.is_bound()
     flat.data.zero_()
     assert not module.weight.any()
-    module.weight = nn.Parameter(torch.ones(2, 3))
+    module.weight.data = torch.ones(2, 3)
+    assert not flat.is_bound()
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
     assert FlatParameters.of(tied) is None

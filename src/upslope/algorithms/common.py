@@ -54,5 +54,5 @@ def policy_metrics(
     advantage = torch.zeros_like(new.log_prob) if batch.advantage is None else batch.advantage
     metrics = F.surrogate_metrics(new.log_prob, batch.behavior_log_prob, advantage, batch.mask, clip_range, dual_clip=dual_clip)
     metrics["entropy"] = weighted_mean(new.entropy, batch.weight)
-    metrics["max_log_ratio"] = (new.log_prob - batch.behavior_log_prob).abs().where(batch.mask, 0.0).max()
+    metrics["max_log_ratio"] = (new.log_prob - batch.behavior_log_prob).abs().masked_fill(~batch.mask, 0.0).max()
     return metrics

@@ -1,8 +1,31 @@
-"""Gymnasium environments: make them, collect rollouts in them, evaluate policies on them."""
+"""Gymnasium environments and policies for them: make, collect, evaluate."""
 
 from upslope.control.collect import Episodes, Steps
 from upslope.control.envs import Envs, Step
 from upslope.control.evaluate import EvaluationResult, Evaluator, evaluate
+from upslope.control.heads import Distribution, Head, head_for
 from upslope.control.make import make
+from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, RunningMoments
+from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
 
-__all__ = ["Envs", "Episodes", "EvaluationResult", "Evaluator", "Step", "Steps", "evaluate", "make"]
+__all__ = [
+    "ActorCritic",
+    "CNNPolicy",
+    "Distribution",
+    "Envs",
+    "Episodes",
+    "EvaluationResult",
+    "Evaluator",
+    "Head",
+    "MLPPolicy",
+    "ObservationNormalizer",
+    "RewardNormalizer",
+    "RunningMoments",
+    "Step",
+    "Steps",
+    "evaluate",
+    "head_for",
+    "make",
+    "policy_for",
+    "policy_from_description",
+]

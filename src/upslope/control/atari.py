@@ -8,6 +8,8 @@ plays whole games for their score. Sticky actions are the game's own setting: 0.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,31 +23,28 @@ def looks_like(env_id: str) -> bool:
     return env_id.startswith("ALE/") or "NoFrameskip-v" in env_id
 
 
-def is_game(spec: Any) -> bool:
-    """Whether a registered environment runs in the Arcade Learning Environment and shows the screen."""
-    return str(spec.entry_point).startswith("ale_py") and spec.kwargs.get("obs_type", "rgb") != "ram"
+def is_game(spec: Any, env_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a registered environment runs in the Arcade Learning Environment and shows the screen, not the memory."""
+    return str(spec.entry_point).startswith("ale_py") and {**spec.kwargs, **env_kwargs}.get("obs_type", "rgb") != "ram"
 
 
-def register(env_id: str) -> None:
+def register() -> None:
     """Make the Atari ids known; :class:`UsageError` names the extra where they cannot be."""
     try:
-        import ale_py
+        gymnasium.register_envs(importlib.import_module("ale_py"))
     except ImportError as error:
         raise missing_extra("ale-py", "atari") from error
-    gymnasium.register_envs(ale_py)
 
 
 def make(spec: Any, env_kwargs: Mapping[str, Any], *, training: bool) -> gymnasium.Env[Any, Any]:
     """One game, preprocessed; observations are uint8 ``[4, 84, 84]``."""
-    try:
-        import cv2  # noqa: F401  (AtariPreprocessing needs it)
-    except ImportError as error:
-        raise missing_extra("opencv-python-headless", "atari") from error
+    if importlib.util.find_spec("cv2") is None:  # AtariPreprocessing needs it
+        raise missing_extra("opencv-python-headless", "atari")
     # the game's own frame skip off: the preprocessing skips, and takes the maximum over two frames while it does
     env: Any = gymnasium.make(spec, **{"frameskip": 1, **env_kwargs}, disable_env_checker=True)
+    env = gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84, grayscale_obs=True)
     if training:
         env = EpisodicLife(env)
-    env = gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84, grayscale_obs=True)
     if "FIRE" in env.unwrapped.get_action_meanings():
         env = FireReset(env)
     return gymnasium.wrappers.FrameStackObservation(env, stack_size=4)
@@ -85,7 +84,8 @@ class FireReset(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        fire = self.unwrapped.get_action_meanings().index("FIRE")  # type: ignore[attr-defined]
+        game: Any = self.unwrapped
+        fire = game.get_action_meanings().index("FIRE")
         observation, _, terminated, truncated, info = self.env.step(fire)
         if terminated or truncated:
             observation, info = self.env.reset(options=options)

@@ -11,6 +11,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.control import trees
+from upslope.control.action_masks import ActionMasks
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError
 
@@ -64,9 +65,11 @@ class Envs:
         self.clip_reward = clip_reward
         self.observation: Any = None
         self.action_mask: Array | None = None
-        self._num_choices = _num_choices(self.action_space)
+        self._masks = ActionMasks(self.action_space, self.num_envs)
         space = self.observation_space
-        self._plain = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else ((self.num_envs, *(space.shape or ())), space.dtype)
+        self._plain = (
+            None if isinstance(space, (spaces.Dict, spaces.Tuple)) else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
+        )
         self._all = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._clock = 0
@@ -85,8 +88,7 @@ class Envs:
         self._start[:] = self._clock
         self._resetting = None
         self.observation = self._checked(observation, "reset")
-        self.action_mask = None if self.action_mask is None else self._every_action()
-        self._read_action_mask(info, "reset", None)
+        self._read_action_mask(info, "reset")
         return self.observation
 
     @property
@@ -103,6 +105,7 @@ class Envs:
             self._raise("step", error)
         observation = self._checked(observation, "step")
         reward = self._checked_reward(reward)
+        terminated, truncated = np.array(terminated), np.array(truncated)  # copies: the environment may use its arrays again
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_ or not terminated.shape == truncated.shape == reward.shape:
             self._fault("step", f"terminated and truncated should be bool arrays of shape {reward.shape}")
         self._clock += 1
@@ -127,7 +130,7 @@ class Envs:
                 observation, info = self._reset_ended(ended, info)
         self.observation = observation
         if self.action_mask is not None or "action_mask" in info:
-            self._read_action_mask(info, "step", self._resetting)
+            self._read_action_mask(info, "step")
         if self.clip_reward:
             reward = np.sign(reward)
         return Step(observation, reward, terminated, truncated, mask, successors, finished)
@@ -164,7 +167,8 @@ class Envs:
             observation, reset_info = self.vector.reset(options={"reset_mask": ended.copy()})
         observation = self._checked(observation, "reset")
         if "action_mask" in info or "action_mask" in reset_info:
-            reset_info = {"action_mask": self._merged_action_mask(info, reset_info, ended)}
+            masks = self._given_action_mask(reset_info, "reset"), self._given_action_mask(info, "step")
+            reset_info = {"action_mask": np.where(ended[:, None], *masks)}
         return observation, reset_info
 
     # ------------------------------------------------------------------------------------------------------- checks
@@ -183,8 +187,7 @@ class Envs:
         reward = np.asarray(reward)
         if reward.shape != (self.num_envs,) or reward.dtype.kind not in "fiub":
             self._fault("step", f"reward has shape {reward.shape} and dtype {reward.dtype}, expected {self.num_envs} numbers")
-        if reward.dtype.kind != "f":
-            return reward.astype(np.float64)
+        reward = reward.astype(np.float64)
         if not trees.all_finite(reward):
             index = int(np.flatnonzero(~np.isfinite(reward))[0])
             self._fault("step", f"reward is not finite: {reward[index]} in environment {index}")
@@ -221,42 +224,23 @@ class Envs:
                     return str(error)
         return None
 
-    # -------------------------------------------------------------------------------------------------- action masks
-
-    def _every_action(self) -> Array:
-        return np.ones((self.num_envs, self._num_choices), dtype=np.bool_)
-
     def _given_action_mask(self, info: dict[str, Any], where: str) -> Array:
-        """``info["action_mask"]`` as bool ``[N, choices]``; rows that it does not give are all legal."""
-        mask = self._every_action()
-        given = info.get("action_mask")
-        if given is None:
-            return mask
-        if not self._num_choices:
-            self._fault(where, f"info has an action_mask, but masks are for Discrete and MultiDiscrete actions, not {self.action_space}")
-        present = info.get("_action_mask", self._all)
-        for index in np.flatnonzero(present):
-            row = given[index]
-            row = np.concatenate([np.ravel(part) for part in row]) if isinstance(row, (tuple, list)) else np.ravel(row)
-            if row.shape != (self._num_choices,):
-                self._fault(where, f"action_mask has {row.size} entries, the action space has {self._num_choices} choices")
-            mask[index] = row.astype(np.bool_)
-        return mask
+        try:
+            return self._masks.read(info)
+        except ValueError as error:
+            self._fault(where, str(error))
 
-    def _merged_action_mask(self, info: dict[str, Any], reset_info: dict[str, Any], ended: Array) -> Array:
-        return np.where(ended[:, None], self._given_action_mask(reset_info, "reset"), self._given_action_mask(info, "step"))
-
-    def _read_action_mask(self, info: dict[str, Any], where: str, ignored: Array | None) -> None:
+    def _read_action_mask(self, info: dict[str, Any], where: str) -> None:
         """Keep the masks for the next action; where that action will be ignored, or nothing was said, everything is legal."""
         if self.action_mask is None and "action_mask" not in info:
             return
         mask = self._given_action_mask(info, where)
-        if ignored is not None:
-            mask[ignored] = True
-        legal = mask if not isinstance(self.action_space, spaces.MultiDiscrete) else _legal_factors(mask, self.action_space)
-        if not legal.any(axis=-1).all():
-            row = int(np.argwhere(~legal.any(axis=-1))[0][0])
-            self._fault(where, f"action_mask allows no action in environment {row}")
+        if self._resetting is not None:
+            mask[self._resetting] = True  # a finished game has no legal move, and needs none
+        try:
+            self._masks.check_legal(mask)
+        except ValueError as error:
+            self._fault(where, str(error))
         self.action_mask = mask
 
     # --------------------------------------------------------------------------------------------------------- close
@@ -288,16 +272,3 @@ def _autoreset_mode(vector: Any, env_id: str) -> AutoresetMode:
             f"env {env_id!r}: the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be told apart; "
             f"set it to one of {names}"
         ) from None
-
-
-def _num_choices(space: Space[Any]) -> int:
-    """Length of an action mask: n of Discrete, the sum of nvec of MultiDiscrete, 0 where masks have no meaning."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else 0
-
-
-def _legal_factors(mask: Array, space: spaces.MultiDiscrete) -> Array:
-    """``[N, factors, 1]``: whether each factor of a MultiDiscrete action has a legal choice left."""
-    parts = np.split(mask, np.cumsum(space.nvec.ravel())[:-1], axis=1)
-    return np.stack([part.any(axis=1, keepdims=True) for part in parts], axis=1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.control import atari
@@ -23,8 +24,6 @@ VECTOR_PAYS_FROM = 5
 _EXTRAS = {
     "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
     "gymnasium.envs.box2d": ("box2d", "box2d"),
-    "gymnasium.envs.phys2d": ("jax", "jax"),
-    "gymnasium.envs.tabular": ("jax", "jax"),
 }
 
 
@@ -62,7 +61,7 @@ def make(
     factory, spec, name = _resolve(env)
     if vectorization == "envpool":
         return Envs(_envpool(spec, name, num_envs, seed, kwargs), seed=seed, env_id=name)
-    game = spec is not None and atari.is_game(spec)
+    game = spec is not None and atari.is_game(spec, kwargs)
     build = (lambda: atari.make(spec, kwargs, training=training)) if game else lambda: factory(**kwargs)
     own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and not game
     vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
@@ -78,7 +77,7 @@ def _is_int(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------- what the name means
 
 
-def _resolve(env: Any) -> tuple[Callable[..., Any], gymnasium.envs.registration.EnvSpec | None, str]:
+def _resolve(env: Any) -> tuple[Callable[..., Any], EnvSpec | None, str]:
     """``(factory, spec of a registered environment or None, name to show)``."""
     if callable(env):
         return env, None, getattr(env, "__name__", type(env).__name__)
@@ -95,14 +94,14 @@ def _resolve(env: Any) -> tuple[Callable[..., Any], gymnasium.envs.registration.
     raise unknown("environment", name, gymnasium.registry)
 
 
-def _registered(name: str) -> gymnasium.envs.registration.EnvSpec | None:
+def _registered(name: str) -> EnvSpec | None:
     """The spec with this id; without a version, the latest. A missing package of a known family is named."""
     if atari.looks_like(name):
-        atari.register(name)
+        atari.register()
     if name in gymnasium.registry:
         return gymnasium.registry[name]
     try:
-        namespace, plain, version = gymnasium.envs.registration.parse_env_id(name)
+        namespace, plain, version = parse_env_id(name)
     except gymnasium.error.Error:
         return None
     family = [s for s in gymnasium.registry.values() if (s.namespace, s.name) == (namespace, plain) and s.version is not None]
@@ -113,7 +112,7 @@ def _registered(name: str) -> gymnasium.envs.registration.EnvSpec | None:
     return latest
 
 
-def _maker(spec: gymnasium.envs.registration.EnvSpec) -> Callable[..., Any]:
+def _maker(spec: EnvSpec) -> Callable[..., Any]:
     # Gymnasium's checker only warns, and the checks of Envs see every step
     return lambda **kwargs: gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
@@ -140,7 +139,7 @@ def _made_in(module: Any) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- vector versions
 
 
-def _own_vector(spec: gymnasium.envs.registration.EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any] | None:
+def _own_vector(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any] | None:
     """The environment's registered vector version; None where there is none, or it lacks a package or an option."""
     if spec.vector_entry_point is None or spec.additional_wrappers:
         return None
@@ -152,7 +151,7 @@ def _own_vector(spec: gymnasium.envs.registration.EnvSpec, num_envs: int, kwargs
 
 def _vector(
     build: Callable[[], Any],
-    spec: gymnasium.envs.registration.EnvSpec | None,
+    spec: EnvSpec | None,
     name: str,
     num_envs: int,
     kwargs: dict[str, Any],
@@ -196,7 +195,7 @@ class _QuietAsyncVectorEnv(AsyncVectorEnv):
 
 def _envpool(spec: Any, name: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
     try:
-        import envpool
+        envpool = importlib.import_module("envpool")
     except ImportError as error:
         raise missing_extra("envpool", "envpool") from error
     task = name.removeprefix("ALE/")

@@ -72,11 +72,12 @@ class Recording:
         shape = (self.envs.num_envs, len(self.reward))
         _check_shape("sample returned log_prob", log_prob, shape)
         value, next_value = self._values(policy, inputs)
-        flags = {name: self._rows(np.array(getattr(self, name)), log_prob) for name in ("terminated", "truncated", "mask")}
         return Rollout(
             inputs=inputs,
             reward=self._rows(self._seen_reward(policy), log_prob),
-            **flags,
+            terminated=self._rows(np.array(self.terminated), log_prob),
+            truncated=self._rows(np.array(self.truncated), log_prob),
+            mask=self._rows(np.array(self.mask), log_prob),
             behavior_log_prob=log_prob,
             value=value,
             next_value=next_value,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from upslope.functional.shapes import check_flags, check_shapes
 
+_BLOCK = 128
+
 
 def returns_to_go(
     reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None, next_value: Tensor | None = None
@@ -160,17 +162,21 @@ def _decay(like: Tensor, ended: Tensor, rate: float, mask: Tensor | None) -> Ten
 
 
 def _scan(addend: Tensor, decay: Tensor) -> Tensor:
-    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column: one fused operation a step."""
-    addends, decays = addend.unbind(-1), decay.unbind(-1)
-    if not addends:
-        return addend
-    carry = addends[-1]
-    columns = [carry]
-    for t in range(len(addends) - 2, -1, -1):
-        carry = torch.addcmul(addends[t], decays[t], carry)
-        columns.append(carry)
-    columns.reverse()
-    return torch.stack(columns, -1)
+    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column.
+
+    Each equation holds two unknowns, so a block of columns is a bidiagonal system and its back substitution is the recursion:
+    one call instead of one a step. Blocks keep the systems small; each hands its first entry on to the one before it.
+    """
+    blocks: list[Tensor] = []
+    following = torch.zeros_like(addend[..., :1])
+    for part, rate in zip(reversed(addend.split(_BLOCK, -1)), reversed(decay.split(_BLOCK, -1)), strict=True):
+        system = torch.diag_embed(-rate[..., :-1], 1)  # the unit diagonal is implied
+        if blocks:
+            part = torch.cat([part[..., :-1], torch.addcmul(part[..., -1:], rate[..., -1:], following)], -1)
+        solution = torch.linalg.solve_triangular(system, part.unsqueeze(-1), upper=True, unitriangular=True).squeeze(-1)
+        following = solution[..., :1]
+        blocks.append(solution)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks[::-1], -1)
 
 
 def _returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ def weighted_sum(value: Tensor, weight: Tensor) -> Tensor:
     ``value`` and ``weight`` are ``[..., T]``. Raises ValueError when their shapes differ.
     """
     check_shapes("weight", weight.shape, value=value)
-    return (torch.where(weight != 0, value, 0.0) * weight).sum()
+    return (value.masked_fill(weight == 0, 0.0) * weight).sum()
 
 
 def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,10 @@ class AscentState:
     learning_rate: float
     num_updates: int = 0
 
-    @property
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """The gradient of each target; None where ``backward`` did not reach it."""
-        return tuple(p.grad for p in self.parameters) if self.flat is None else (self.flat.grad,)
+    def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """One gradient per target from one per parameter; zeros where the objective does not reach."""
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
+        return filled if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,45 +104,51 @@ class Ascent:
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
             for part in batch.minibatches(permutation.to(batch.mask.device), count):
-                metrics = self.accumulate(algorithm, policy, part, state)
-                if not collected and "max_log_ratio" in metrics:
-                    check_first_ratio(float(metrics["max_log_ratio"]))
+                gradients, metrics = self.accumulate(algorithm, policy, part, state)
+                first_ratio = metrics.pop("max_log_ratio", None)
+                if not collected and first_ratio is not None:
+                    check_first_ratio(first_ratio.item())
                 for name, value in metrics.items():
                     collected[name].append(value)
-                if self.target_kl is not None and "approx_kl" in metrics and float(metrics["approx_kl"]) > self.target_kl:
+                if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
                     return averaged(collected)
-                collected["gradient_norm"].append(self.step(state))
+                collected["gradient_norm"].append(self.step(state, gradients))
         return averaged(collected)
 
-    def accumulate(self, algorithm: Any, policy: Any, part: Batch, state: AscentState) -> dict[str, Tensor]:
-        """Set the gradients of minus the objective on one minibatch, in micro-batches whose sums are the whole."""
-        zero_grad(state)
+    def accumulate(self, algorithm: Any, policy: Any, part: Batch, state: AscentState) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
+        gradients: list[Tensor] = []
         totals: dict[str, Tensor] = {}
         for piece in micro_batches(part, self.micro_batch_size):
             objective, metrics = algorithm.objective(policy, piece)
             if not math.isfinite(objective.item()):
                 raise Diverged(diagnosis(state, part, policy))
-            (-objective).backward()  # the only minus sign: Adam minimises
+            downhill = -torch.ones_like(objective)  # the only minus sign: Adam minimizes
+            found: Sequence[Tensor | None] = torch.autograd.grad(objective, state.parameters, downhill, allow_unused=True)
+            pieces = state.gather(found)
+            metrics = {"objective": objective.detach(), **metrics}
             if piece is part:
-                return {"objective": objective.detach(), **metrics}
+                return pieces, metrics
+            gradients = [a + b for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
             share = piece.num_units / part.num_units
-            for name, value in {"objective": objective.detach() / share, **metrics}.items():
+            metrics["objective"] = metrics["objective"] / share  # a sum over pieces, where the others are means
+            for name, value in metrics.items():
                 before = totals.get(name, torch.zeros_like(value))
                 totals[name] = torch.maximum(before, value) if name.startswith("max_") else before + share * value
-        return totals
+        return gradients, totals
 
-    def step(self, state: AscentState) -> Tensor:
-        """Clip the global norm, move the parameters; returns the norm before clipping."""
-        moving = [(t, g, *m) for t, g, m in zip(state.targets, state.gradients, state.moments, strict=True) if g is not None]
-        norm = torch.stack([g.square().sum() for _, g, _, _ in moving]).sum().sqrt()
-        factor = None if self.max_grad_norm is None else (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+    def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
+        """Clip the global norm, move the targets; returns the norm before clipping."""
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        if self.max_grad_norm is not None:
+            factor = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [g.mul_(factor) for g in gradients]
+        if state.flat is not None and not state.flat.is_bound():
+            state.flat.bind()
         state.num_updates += 1
-        for target, gradient, exp_avg, exp_avg_sq in moving:
-            if factor is not None:
-                gradient.mul_(factor)
-            adam_descend(
-                target, gradient, exp_avg, exp_avg_sq, num_updates=state.num_updates, learning_rate=state.learning_rate, eps=self.eps
-            )
+        rates: dict[str, Any] = {"num_updates": state.num_updates, "learning_rate": state.learning_rate, "eps": self.eps}
+        for target, gradient, (exp_avg, exp_avg_sq) in zip(state.targets, gradients, state.moments, strict=True):
+            adam_descend(target, gradient, exp_avg, exp_avg_sq, **rates)
         return norm
 
 
@@ -153,17 +159,6 @@ def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:
     else:
         for start in range(0, part.num_units, size):
             yield part.select(torch.arange(start, min(start + size, part.num_units), device=part.mask.device))
-
-
-def zero_grad(state: AscentState) -> None:
-    """Gradients to zero; in the flat buffer they stay allocated, so that ``backward`` adds into the views."""
-    if state.flat is None:
-        for p in state.parameters:
-            p.grad = None
-        return
-    if not state.flat.is_bound():
-        state.flat.bind()
-    state.flat.grad.zero_()
 
 
 def averaged(collected: dict[str, list[Tensor]]) -> Metrics:
