@@ -132,7 +132,7 @@ def beta_sample(log_alpha: Tensor, log_beta: Tensor, generator: torch.Generator 
     concentration = torch.stack([log_alpha, log_beta]).exp()
     tiny = torch.finfo(concentration.dtype).tiny
     # torch's public samplers take no generator
-    gamma = torch._standard_gamma(concentration, generator=generator).clamp(min=tiny)  # pyright: ignore[reportPrivateUsage]
+    gamma = torch._standard_gamma(concentration, generator=generator).clamp(min=tiny)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     eps = torch.finfo(concentration.dtype).eps
     return (gamma[0] / gamma.sum(0)).clamp(eps, 1.0 - eps)
 

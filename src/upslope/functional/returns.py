@@ -14,8 +14,6 @@ from torch import Tensor
 
 from upslope.functional.shapes import check_flags, check_shapes
 
-_BLOCK = 128
-
 
 def returns_to_go(
     reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None, next_value: Tensor | None = None
@@ -40,7 +38,7 @@ def episode_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma
     """
     _check(reward, terminated, truncated, mask)
     total = _returns(reward, terminated, truncated, gamma, mask, None)  # masked rows carry the next step's, so starts may be masked
-    return _hide(total.gather(-1, _episode_start(terminated | truncated)), mask)
+    return _hide(total.gather(-1, _episode_start(terminated | truncated, mask)), mask)
 
 
 def discount_weight(
@@ -61,7 +59,7 @@ def discount_weight(
     _check(terminated, terminated, truncated, mask)
     step = (torch.ones_like(terminated) if mask is None else mask).long()
     before = step.cumsum(-1) - step
-    start = _episode_start(terminated | truncated)
+    start = _episode_start(terminated | truncated, mask)
     count = before - before.gather(-1, start)
     if first_step is not None:
         check_shapes("terminated without its time axis", terminated.shape[:-1], first_step=first_step)
@@ -162,21 +160,21 @@ def _decay(like: Tensor, ended: Tensor, rate: float, mask: Tensor | None) -> Ten
 
 
 def _scan(addend: Tensor, decay: Tensor) -> Tensor:
-    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column.
+    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column, in log₂ T rounds; overwrites the last ``decay``.
 
-    Each equation holds two unknowns, so a block of columns is a bidiagonal system and its back substitution is the recursion:
-    one call instead of one a step. Blocks keep the systems small; each hands its first entry on to the one before it.
+    Each round doubles how far an entry has looked ahead: x_t = b_t + a_t x_{t+s} becomes (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}.
+    Rolling wraps around, but whatever comes from the first column has passed the last one, whose decay is 0.
+
+    Source: Hillis & Steele 1986, data-parallel prefix sums.
     """
-    blocks: list[Tensor] = []
-    following = torch.zeros_like(addend[..., :1])
-    for part, rate in zip(reversed(addend.split(_BLOCK, -1)), reversed(decay.split(_BLOCK, -1)), strict=True):
-        system = torch.diag_embed(-rate[..., :-1], 1)  # the unit diagonal is implied
-        if blocks:
-            part = torch.cat([part[..., :-1], torch.addcmul(part[..., -1:], rate[..., -1:], following)], -1)
-        solution = torch.linalg.solve_triangular(system, part.unsqueeze(-1), upper=True, unitriangular=True).squeeze(-1)
-        following = solution[..., :1]
-        blocks.append(solution)
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks[::-1], -1)
+    decay[..., -1:] = 0.0
+    reach, length = 1, addend.shape[-1]
+    while reach < length:
+        addend = torch.addcmul(addend, decay, addend.roll(-reach, -1))
+        if 2 * reach < length:
+            decay = decay * decay.roll(-reach, -1)
+        reach *= 2
+    return addend
 
 
 def _returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None) -> Tensor:
@@ -209,8 +207,9 @@ def _next_step(mask: Tensor | None, like: Tensor) -> Tensor:
     return candidate.flip(-1).cummin(-1).values.flip(-1).gather(-1, column)
 
 
-def _episode_start(ended: Tensor) -> Tensor:
+def _episode_start(ended: Tensor, mask: Tensor | None) -> Tensor:
     """Index of the column in which each column's episode begins: the first, or the one after the latest end."""
+    ended = ended if mask is None else ended & mask
     column = torch.arange(ended.shape[-1], device=ended.device).expand(ended.shape)
     after_end = torch.zeros_like(ended)
     after_end[..., 1:] = ended[..., :-1]

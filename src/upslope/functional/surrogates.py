@@ -68,12 +68,14 @@ def sequence_mean_token_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask:
     return mean * _difference(log_prob, log_prob.detach(), mask).exp()
 
 
-def score_function(log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, mask: Tensor | None, clip_range: ClipRange) -> Tensor:
+def score_function(
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, mask: Tensor | None, clip_range: ClipRange | None
+) -> Tensor:
     """``log π · A``, ``[..., T]``: REINFORCE. ``behavior_log_prob`` and ``clip_range`` are not used.
 
     Source: Williams 1992; SB eq. 13.8.
     """
-    check_shapes("log_prob", log_prob.shape, advantage=advantage, mask=mask)
+    check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, advantage=advantage, mask=mask)
     return _hide(log_prob, mask) * _hide(advantage, mask)
 
 
@@ -82,7 +84,7 @@ def importance_weighted(
     behavior_log_prob: Tensor,
     advantage: Tensor,
     mask: Tensor | None,
-    clip_range: ClipRange,
+    clip_range: ClipRange | None,
     *,
     ratio: Ratio = token_ratio,
 ) -> Tensor:
@@ -137,7 +139,7 @@ def kl_penalized_surrogate(
     behavior_log_prob: Tensor,
     advantage: Tensor,
     mask: Tensor | None,
-    clip_range: ClipRange,
+    clip_range: ClipRange | None,
     *,
     beta: float,
     kl: Tensor | None = None,
