@@ -60,10 +60,12 @@ class Evaluator:
         greedy: bool = True,
         num_envs: int | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
+        max_episode_steps: int = 100_000,
     ) -> None:
         require(isinstance(episodes, int) and episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes!r}")
         require(num_envs is None or num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
         self.episodes, self.seed, self.greedy = episodes, seed, greedy
+        self.max_episode_steps = max_episode_steps
         self.calls = 0
         self.envs: Envs = make(env, min(num_envs or MOST_ENVS, episodes), seed, env_kwargs=env_kwargs, training=False)
         self.generator = torch.Generator().manual_seed(seed)
@@ -85,13 +87,13 @@ class Evaluator:
             returns=tuple(returns.tolist()),
         )
 
-    def _batch(self, policy: Any, seed: int, max_episode_steps: int = 100_000) -> list[tuple[float, int]]:
+    def _batch(self, policy: Any, seed: int) -> list[tuple[float, int]]:
         """The first episode of every environment after a reset, in row order."""
         envs = self.envs
         envs.reset(seed)
         first: list[tuple[float, int] | None] = [None] * envs.num_envs
         missing = envs.num_envs
-        for _ in range(max_episode_steps):
+        for _ in range(self.max_episode_steps):
             step = envs.step(self._act(policy))
             if step.finished:
                 for index, item in zip(np.flatnonzero(step.terminated | step.truncated), step.finished, strict=True):
@@ -100,7 +102,7 @@ class Evaluator:
                         missing -= 1
                 if not missing:
                     return [item for item in first if item is not None]
-        raise RunFault(f"environment {envs.env_id!r}: an episode did not end within {max_episode_steps} steps; give it a time limit")
+        raise RunFault(f"environment {envs.env_id!r}: an episode did not end within {self.max_episode_steps} steps; give it a time limit")
 
     def _act(self, policy: Any) -> Array:
         envs = self.envs

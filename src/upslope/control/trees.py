@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,9 +47,8 @@ def leaf_spaces(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
 
 
 def all_finite(array: Array) -> bool:
-    """Whether no number is NaN or infinite: one dot product for the usual answer, a look at each only where it overflows."""
-    flat = array.ravel("K")
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+    """Whether no number is NaN or infinite; counting is several times as quick as ``.all()`` on the few numbers of a step."""
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)
 
 
 def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:

@@ -1,0 +1,146 @@
+"""Evaluation: one episode for each seed, fresh ones at each call, frozen normalization, an interval that means something."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from tests.control.worlds import Critic, Loop, Ruled, SeededLength
+from upslope import RunFault, UsageError, control
+from upslope.control.evaluate import bootstrap_interval
+from upslope.control.heads import Categorical, Distribution
+
+
+class Chooser(Critic):
+    """Prefers action 1; draws action 0 one time in five."""
+
+    def distribution(self, observation, action_mask=None):
+        return Distribution(Categorical(2), torch.tensor([0.2, 0.8]).log().expand(len(observation), 2), action_mask)
+
+    def sample(self, inputs, *, state=None, generator=None):
+        sample = super().sample(inputs, generator=generator)
+        return type(sample)(action=self.distribution(**inputs).sample(generator), log_prob=sample.log_prob)
+
+
+class Paying(SeededLength):
+    """SeededLength that pays the action."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float(action), *rest
+
+
+def lengths_of(seeds):
+    env, lengths = SeededLength(), []
+    for seed in seeds:
+        env.reset(seed=seed)
+        lengths.append(float(env.length))
+    return lengths
+
+
+@pytest.mark.parametrize("num_envs", [None, 1, 3, 7, 50])
+def test_exactly_one_episode_for_each_seed(num_envs):
+    """Long episodes are a quarter; taking the first 20 to finish would all but lose them."""
+    result = control.evaluate(Chooser(), SeededLength, episodes=20, seed=100, num_envs=num_envs)
+    expected = lengths_of(range(100, 120))
+    assert 40.0 in expected
+    assert list(result.returns) == expected
+    assert result.episodes == 20
+    assert result.return_mean == result.length_mean == pytest.approx(np.mean(expected), abs=1e-12)
+    assert result.return_std == pytest.approx(np.std(expected, ddof=1), abs=1e-12)
+
+
+def test_each_call_plays_other_episodes():
+    with control.Evaluator(SeededLength, episodes=15, seed=7, num_envs=4) as evaluator:
+        envs = evaluator.envs
+        for call in range(3):
+            assert list(evaluator(Chooser()).returns) == lengths_of(range(7 + 15 * call, 22 + 15 * call))
+        assert evaluator.envs is envs
+
+
+def test_vectorized_cartpole_plays_other_episodes_at_each_call():
+    envs = control.make("CartPole-v1", 8)
+    policy = control.MLPPolicy.for_envs(envs, seed=3)
+    evaluator = control.Evaluator("CartPole-v1", episodes=20, seed=100)
+    first, second = evaluator(policy), evaluator(policy)
+    assert first.returns != second.returns
+    assert first == control.evaluate(policy, "CartPole-v1", episodes=20, seed=100)
+    assert len(set(first.returns)) > 1
+
+
+def test_greedy_and_sampled():
+    greedy = control.evaluate(Chooser(), Paying, episodes=40)
+    assert greedy.return_mean == greedy.length_mean
+    drawn = control.evaluate(Chooser(), Paying, episodes=40, greedy=False)
+    # about 460 draws of a coin with p = 0.8: four standard errors are 0.075
+    assert drawn.return_mean / drawn.length_mean == pytest.approx(0.8, abs=0.075)
+    assert drawn == control.evaluate(Chooser(), Paying, episodes=40, greedy=False)
+
+
+def test_a_policy_that_cannot_be_greedy_says_so():
+    with pytest.raises(UsageError, match=r"neither act\(\) nor distribution\(\), so evaluate with greedy=False"):
+        control.evaluate(Critic(), SeededLength)
+    control.evaluate(Critic(), SeededLength, greedy=False, episodes=2)
+
+
+def test_a_perfect_policy_on_cartpole():
+    class Balance(torch.nn.Module):
+        def act(self, observation, *, greedy=True, state=None, action_mask=None):
+            return (observation @ np.array([0.1, 0.5, 5.0, 1.0]) > 0).astype(np.int64), state
+
+    result = control.evaluate(Balance(), "CartPole-v1")
+    assert (result.return_mean, result.return_std, result.return_interval, result.length_mean) == (500.0, 0.0, (500.0, 500.0), 500.0)
+
+
+def test_the_return_is_the_environments_own_and_the_normalizer_is_left_alone():
+    envs = control.make("Pendulum-v1", 2)
+    policy = control.MLPPolicy.for_envs(envs, normalize_observation=True, normalize_reward=True, seed=0)
+    control.Steps(envs, 20)(policy)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    result = control.evaluate(policy, "Pendulum-v1", episodes=2, seed=5)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    single, total, over = gymnasium.make("Pendulum-v1"), 0.0, False
+    observation, _ = single.reset(seed=5)
+    while not over:
+        observation, reward, terminated, truncated, _ = single.step(policy.act(observation)[0])
+        total, over = total + reward, terminated or truncated
+    # the policy answers one row here and two there, in float32, and a pendulum remembers
+    assert result.returns[0] == pytest.approx(total, rel=1e-3)
+
+
+def test_masks_reach_a_greedy_policy():
+    policy = control.MLPPolicy.for_envs(control.make(Ruled))
+    assert control.evaluate(policy, Ruled, episodes=3).returns == (4.0, 4.0, 4.0)
+
+
+def test_the_interval():
+    assert bootstrap_interval(np.array([3.0])) == (3.0, 3.0)
+    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
+    low, high = bootstrap_interval(values)
+    error = values.std(ddof=1) / 20
+    # the normal interval; the percentiles of 2,000 resamples are good to about a tenth of a standard error
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_the_interval_covers_the_mean():
+    """Of 300 intervals from 30 values each, about 93 % hold the true mean (the bootstrap is a little short at this size)."""
+    generator = np.random.default_rng(0)
+    hits = sum(low <= 1.0 <= high for low, high in (bootstrap_interval(generator.exponential(1.0, 30), resamples=300) for _ in range(300)))
+    assert 0.86 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"episodes": 0}, "episodes: expected an integer ≥ 1"), ({"num_envs": 0}, "num_envs: expected")]
+)
+def test_sizes(options, message):
+    with pytest.raises(UsageError, match=message):
+        control.Evaluator(SeededLength, **options)
+
+
+def test_an_environment_without_end_is_told(monkeypatch):
+    evaluator = control.Evaluator(lambda: Loop(limit=10**9), episodes=1, max_episode_steps=50)
+    with pytest.raises(RunFault, match="did not end within 50 steps"):
+        evaluator(Chooser())
