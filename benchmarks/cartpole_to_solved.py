@@ -1,0 +1,123 @@
+"""CartPole-v1 from the command to solved: upslope, SB3 (zoo), rejax and CleanRL in alternating fresh processes on one core.
+
+python benchmarks/cartpole_to_solved.py                                  # about 10 minutes, 10 seeds
+python benchmarks/cartpole_to_solved.py --rounds 1 --systems upslope sb3 # a look
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import (
+    FOLDER,
+    Record,
+    alternate,
+    load_average,
+    median,
+    ours_is_ready,
+    ratio,
+    run_bare_import,
+    run_ours,
+    run_peer,
+    summarize,
+    values,
+    write,
+)
+
+SYSTEMS = ("bare-import", "upslope", "sb3", "upslope-first", "rejax", "rejax-cached", "cleanrl")
+OURS = ("ppo", "CartPole-v1", "--until-return", "475")
+CLEANRL = FOLDER / ".envs" / "cleanrl-source" / "cleanrl" / "ppo.py"
+PROTOCOL = (
+    "Whole processes, pinned to one core, one thread. Every 2,048 steps the greedy policy plays 20 fresh, differently seeded "
+    "episodes; two means in a row of at least 475 end the run. process_seconds: from the command to the process's exit. "
+    "train_seconds: first collect to last update, compilation included, evaluation excluded. upslope-first: an empty numba cache. "
+    "rejax-cached: JAX's compilation cache filled by a run before. rejax trains and is evaluated on gymnax's CartPole-v1, the others "
+    "on Gymnasium's."
+)
+
+
+def make_systems(names: list[str], core: int, first_runs: int, cache: Path) -> dict[str, Callable[[int], Record | None]]:
+    """The systems by name, each a function of the seed."""
+
+    def first(seed: int) -> Record | None:
+        if seed >= first_runs:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return run_ours([*OURS, "--seed", str(seed)], core, numba_cache=folder)
+
+    everything: dict[str, Callable[[int], Record | None]] = {
+        "bare-import": lambda _: run_bare_import(core),
+        "upslope": lambda seed: run_ours([*OURS, "--seed", str(seed)], core),
+        "upslope-first": first,
+        "sb3": lambda seed: run_peer("sb3", "sb3_ppo.py", ["cartpole", "--seed", str(seed)], core),
+        "rejax": lambda seed: run_peer("rejax", "rejax_ppo.py", ["--seed", str(seed)], core),
+        "rejax-cached": lambda seed: run_peer("rejax", "rejax_ppo.py", ["--seed", str(seed), "--cache", cache], core),
+        "cleanrl": lambda seed: run_peer("cleanrl", "cleanrl_ppo.py", [CLEANRL, "--seed", str(seed)], core),
+    }
+    return {name: everything[name] for name in SYSTEMS if name in names}
+
+
+def measure(records: list[Record]) -> Record:
+    """The numbers that the measures ask for, and whether each is met; None where a system was left out."""
+    wall = {name: median(records, name, "process_seconds") for name in SYSTEMS}
+    train = {name: median(records, name, "train_seconds") for name in SYSTEMS}
+    pairs = list(zip(values(records, "upslope", "process_seconds"), values(records, "bare-import", "process_seconds"), strict=False))
+    above = round(statistics.median(ours - bare for ours, bare in pairs), 4) if pairs else None
+    warm = median(records, "rejax", "train_seconds_without_compilation")
+    solved = values(records, "upslope", "solved")
+    sb3_wall, sb3_train = ratio(wall["sb3"], wall["upslope"]), ratio(train["sb3"], train["upslope"])
+    first, rejax = ratio(wall["upslope-first"], wall["sb3"]), ratio(train["upslope"], train["rejax"])
+    fast = None if wall["upslope"] is None else wall["upslope"] <= 2.5 or (above is not None and above <= 1.0)
+    return {
+        "solved": {"value": f"{sum(map(bool, solved))} of {len(solved)}", "target": "all", "met": all(solved) if solved else None},
+        "process_seconds_median": {
+            "value": wall["upslope"],
+            "above_bare_import": above,
+            "target": "<= 2.5, or <= 1.0 above bare",
+            "met": fast,
+        },
+        "sb3_process_seconds_over_ours": {"value": sb3_wall, "target": ">= 4", "met": None if sb3_wall is None else sb3_wall >= 4},
+        "first_run_over_sb3_process_seconds": {"value": first, "target": "<= 1", "met": None if first is None else first <= 1},
+        "sb3_train_seconds_over_ours": {"value": sb3_train, "target": ">= 15", "met": None if sb3_train is None else sb3_train >= 15},
+        "our_train_seconds_over_rejax": {"value": rejax, "target": "<= 1", "met": None if rejax is None else rejax <= 1},
+        "our_train_seconds_over_rejax_without_compilation": {"value": ratio(train["upslope"], warm)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="seeds 0, 1, …, one round each")
+    parser.add_argument("--first-runs", type=int, default=5, help="rounds that also run upslope with an empty numba cache")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if any(name.startswith("upslope") for name in args.systems):
+        ours_is_ready()
+    load = load_average()
+    with tempfile.TemporaryDirectory() as cache:
+        systems = make_systems(args.systems, args.core, args.first_runs, Path(cache))
+        for name in systems:  # once unmeasured: byte code, page cache, compiled programs
+            if name != "upslope-first":
+                systems[name](0)
+        records = alternate(systems, args.rounds)
+    summary = summarize(records, ("process_seconds", "train_seconds", "train_seconds_without_compilation", "total_steps"))
+    peers = [name for name in ("sb3", "rejax", "cleanrl") if any(system.startswith(name) for system in args.systems)]
+    write(
+        "cartpole_to_solved",
+        peers,
+        records,
+        args.out,
+        protocol=PROTOCOL,
+        load_average_before=load,
+        summary=summary,
+        measures=measure(records),
+    )
+
+
+if __name__ == "__main__":
+    main()
