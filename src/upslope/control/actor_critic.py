@@ -229,7 +229,7 @@ class ActorCritic(nn.Module):
             raise UsageError(f"action_mask: needs a Discrete or MultiDiscrete action space, found {short(self.action_space)}")
         if isinstance(action_mask, np.ndarray) and action_mask.dtype == object:  # one tuple of masks per environment
             action_mask = np.stack([np.concatenate([np.asarray(part) for part in row]) for row in action_mask])
-        elif isinstance(action_mask, tuple | list):
+        elif isinstance(action_mask, tuple):
             action_mask = np.concatenate([np.asarray(part) for part in action_mask], axis=-1)
         mask = np.array(action_mask) != 0
         if mask.shape != (num_rows, head.num_parameters):
@@ -260,13 +260,15 @@ class ActorCritic(nn.Module):
         if single:
             observation = self.encoder.batch(observation)
             if action_mask is not None:
-                parts = action_mask if isinstance(action_mask, tuple | list) else (action_mask,)
-                action_mask = tuple(np.asarray(part)[None] for part in parts)
+                by_factor = isinstance(action_mask, tuple)
+                action_mask = tuple(np.asarray(m)[None] for m in action_mask) if by_factor else np.asarray(action_mask)[None]
         inputs = self.inputs(observation, action_mask=action_mask)
         parameters, mask = self._actor(inputs), inputs.get("action_mask")
         action = self.head.mode(parameters, mask) if greedy else self.head.sample(parameters, generator, mask)
         array = self.head.to_env(action)
-        return (array[0] if single else array), state
+        if not single:
+            return array, state
+        return (np.asarray(array[0]) if isinstance(self.head, Gaussian) else array[0]), state
 
     def frozen(self) -> Self:
         """A copy that does not learn: no gradients, normalizers that take in nothing."""

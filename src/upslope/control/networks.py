@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
     """The sizes as a tuple of positive integers, or :class:`UsageError`."""
-    sizes = tuple(hidden_sizes)
+    sizes = tuple(hidden_sizes) if isinstance(hidden_sizes, Iterable) else (hidden_sizes,)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise UsageError(f"hidden_sizes: expected positive integers, found {list(sizes)}")
     return sizes
@@ -80,9 +80,7 @@ class Dense(nn.Sequential):
         return input
 
 
-def mlp(
-    inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator
-) -> Dense:
+def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator) -> Dense:
     """``Linear, activation, …, Linear``: hidden layers with gain √2, the output layer with ``output_gain``."""
     layers: list[nn.Module] = []
     for size in hidden_sizes:
