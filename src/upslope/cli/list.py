@@ -1,0 +1,44 @@
+"""``upslope list``: algorithms, presets and what they were measured to reach."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from upslope.cli.flags import parse
+from upslope.run.control_run import ALGORITHMS
+
+HELP = """\
+usage: upslope list
+
+Show the algorithms, the tasks with tuned presets, and what each preset was measured to reach."""
+
+
+def main(words: list[str]) -> int:
+    """Print the two tables."""
+    if "--help" in words or "-h" in words:
+        print(HELP)
+        return 0
+    parse(words, (), positionals=0)
+    print("Algorithms (upslope train ALGORITHM ENV_ID):")
+    for name, (module, _, _) in ALGORITHMS.items():
+        print(f"  {name:<11}{summary_of(module)}")
+    from upslope.control.presets import PRESETS
+
+    print("\nPresets (the defaults for these tasks; any other Gymnasium task works too):")
+    for env_id, by_algorithm in PRESETS.items():
+        for algorithm, preset in by_algorithm.items():
+            steps = f"up to {preset.settings.get('total_steps', 0):,} steps"
+            print(f"  {env_id:<27}{algorithm:<11}{steps:<23}{preset.result}".rstrip())
+    print("\n`upslope train ppo CartPole-v1 --help` shows a preset's settings.")
+    return 0
+
+
+def summary_of(module: str) -> str:
+    """The first sentence of a module's docstring, read without importing it (which would import torch)."""
+    parent, _, name = module.rpartition(".")
+    spec = importlib.util.find_spec(parent)
+    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else Path()
+    docstring = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split()).rstrip(".")

@@ -1,0 +1,102 @@
+"""The ``upslope`` command: which sub-command, and how every error ends as one line.
+
+Exit codes: 0 done (also an unsolved ``--until-return`` run), 1 a fault while running, 2 a mistake in the request,
+130 after Ctrl-C. ``UPSLOPE_TRACEBACK=1`` shows the Python traceback of any error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from upslope._version import __version__
+from upslope.errors import RunFault, UsageError, unknown
+
+COMMANDS = {
+    "train": ("upslope.cli.train", "train a policy: upslope train ppo CartPole-v1"),
+    "evaluate": ("upslope.cli.evaluate", "measure a trained policy on fresh episodes"),
+    "play": ("upslope.cli.play", "record what a policy does as a GIF or an mp4"),
+    "plot": ("upslope.cli.plot", "draw the learning curves of one or several runs"),
+    "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
+}
+"""Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""
+
+HELP = """\
+upslope: policy gradients, from a bandit to a language model.
+
+  upslope train ppo CartPole-v1 --until-return 475     learn a task and stop when it is solved
+  upslope play runs/ppo-CartPole-v1-0 --out cart.gif   watch what was learned
+
+Commands:
+{commands}
+
+`upslope COMMAND --help` explains a command, `upslope train ppo --help` lists every setting of an algorithm,
+`upslope --version` prints the version."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code; errors are one line on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return dispatch(words)
+    except UsageError as error:
+        return failed(error, 2)
+    except RunFault as error:
+        return failed(error, 1)
+    except KeyboardInterrupt:
+        print("upslope: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `upslope … | head`: nobody reads on; keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return failed(error, 1)
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the sub-command and hand it the rest."""
+    if not words or words[0] in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())))
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"upslope {__version__}")
+        return 0
+    if words[0].startswith("-"):
+        raise unknown("flag", words[0], ["--help", "--version"])
+    if words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    command = importlib.import_module(COMMANDS[words[0]][0])
+    return command.main(words[1:])
+
+
+def failed(error: Exception, code: int) -> int:
+    """Print the error as one line on stderr."""
+    if os.environ.get("UPSLOPE_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, UsageError | RunFault):
+        message = " ".join(str(error).split())
+    else:
+        from upslope.run.session import one_line
+
+        message = f"{one_line(error)}; UPSLOPE_TRACEBACK=1 shows where"
+    print(f"upslope: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """A warning as one line without the source code."""
+    text = " ".join(str(message).split())
+    print(f"upslope: warning: {text}", file=sys.stderr)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

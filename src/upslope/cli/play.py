@@ -1,0 +1,48 @@
+"""``upslope play RUN --out FILE``: an animation of what the policy does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError, require
+from upslope.run.load import Run
+from upslope.run.play import record
+
+FLAGS = (
+    Flag("out", PATH, None, "file to write: .gif, or .mp4 where ffmpeg is installed (default play.gif in the run folder)"),
+    Flag("episodes", INTEGER, 1, "episodes to record, one after the other"),
+    Flag("seed", INTEGER, 100, "of the first episode; the next ones count on"),
+    Flag("max_steps", INTEGER, 1000, "steps after which recording stops"),
+    Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
+    Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
+    Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
+)
+
+HELP = """\
+usage: upslope play RUN [--out FILE.gif|FILE.mp4] [flags]
+
+Record the policy in a run folder while it plays.
+
+  upslope play runs/ppo-CartPole-v1-0 --out cart.gif
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, record, say where."""
+    if not words or "--help" in words or "-h" in words:
+        print(HELP + "\n" + section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError("play: expected RUN, a run folder; try: upslope play runs/ppo-CartPole-v1-0 --out cart.gif")
+    given = {flag.name: flag.default for flag in FLAGS} | values
+    for name in ("episodes", "max_steps"):
+        require(given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
+    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+    run = Run.load(plain[0])
+    path: Path = given["out"] or run.path / "play.gif"
+    options = {name: given[name] for name in ("episodes", "seed", "max_steps", "best", "sample", "env")}
+    print(record(run, path, **options))
+    return 0

@@ -1,0 +1,148 @@
+"""``upslope train ALGORITHM ENV_ID``: from words to a :class:`~upslope.run.control_run.ControlRun`, and run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
+from upslope.cli.help import section
+from upslope.errors import UsageError, unknown
+from upslope.run.control_run import ALGORITHMS, ControlRun, algorithm_class, read_config
+from upslope.run.control_settings import Output, PolicySettings, RunSettings
+from upslope.run.folder import check_free
+from upslope.run.settings import check_names, settings_of
+
+HELP = """\
+usage: upslope train ALGORITHM ENV_ID [flags]
+
+Train a policy and write a run folder: settings, metrics, the policy, a learning curve and a summary.
+
+  upslope train ppo CartPole-v1 --until-return 475
+  upslope train ppo Pendulum-v1 --seed 3 --out runs/pendulum
+  upslope train a2c LunarLander-v3 --env-kwargs '{{"gravity": -8.0}}' --total-steps 1e6
+  upslope train reinforce mytasks:make_maze --num-envs 4
+
+ALGORITHM is {algorithms}. ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
+or `module:factory` for a function that makes an environment; modules in the current folder are found.
+Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
+
+Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
+
+EXTRA = (
+    Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)"),
+    Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override"),
+)
+
+
+def main(words: list[str]) -> int:
+    """Parse, check, run."""
+    name = next((word for word in words if word in ALGORITHMS), None)
+    if name is None:
+        return without_algorithm(words)
+    base = ControlRun(env_id="", algorithm=algorithm_class(name)(), collector=ALGORITHMS[name][2])
+    flags = flags_of(settings_of(*base.parts()))
+    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
+    wants_help = "--help" in words or "-h" in words
+    plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
+    if wants_help:
+        return show_help(name, plain, flags)
+    if plain[:1] != [name]:
+        raise unknown("algorithm", plain[0], ALGORITHMS)
+    if len(plain) != 2:
+        found = f"found also {plain[2]!r}" if len(plain) > 2 else f"try: upslope train {name} CartPole-v1"
+        raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
+    output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
+    return run(name, plain[1], flags, values, output)
+
+
+def without_algorithm(words: list[str]) -> int:
+    """Help, or the error for a command line that names no shipped algorithm."""
+    if "--help" in words or "-h" in words or not words:
+        common = [*flags_of(settings_of(Output())).values(), *EXTRA]
+        running = flags_of(settings_of(RunSettings())).values()
+        print(HELP.format(algorithms=" or ".join(ALGORITHMS)))
+        print("\n" + section("The run:", running))
+        print("\n" + section("What it writes:", common))
+        print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
+        print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
+        return 0
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is None:
+        raise UsageError("train: expected ALGORITHM ENV_ID; try: upslope train ppo CartPole-v1")
+    raise unknown("algorithm", first, ALGORITHMS)
+
+
+def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:
+    """Every setting of an algorithm; with a task, the task's preset as the defaults."""
+    run = ControlRun.of(name, plain[1] if len(plain) > 1 else "")
+    shown = flags_of(settings_of(*run.parts()))
+    titles = (f"{type(run.algorithm).__name__}:", "Collecting:", "The policy:", "The environment:", "The run:")
+    print(HELP.format(algorithms=" or ".join(ALGORITHMS)))
+    for title, part in zip(titles, run.parts(), strict=True):
+        print("\n" + section(title, [shown[setting] for setting in settings_of(part)]))
+    print("\n" + section("What it writes:", [*flags_of(settings_of(Output())).values(), *EXTRA]))
+    return 0
+
+
+def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], output: dict[str, Any]) -> int:
+    """Carry the run out; returns the exit code."""
+    from upslope.run.session import Session
+
+    play, config = output.pop("play", False), output.pop("config", None)
+    if output.get("out") is not None:
+        check_free(output["out"])
+    if "init" in values and (shape := [flags[key].option for key in values if flags[key].owner is PolicySettings]):
+        raise UsageError(f"init: the policy's shape comes from {values['init']}; leave out {', '.join(shape)}")
+    if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder
+        sys.path.insert(0, os.getcwd())
+    chosen = ControlRun.of(name, env_id, **{**from_file(config, flags), **values})
+    session = Session(chosen, Output(**output))
+    if play:
+        from upslope.run.play import check_renders
+
+        check_renders(env_id, chosen.env.env_kwargs)
+    finished = session.run()
+    if play and session.exit_code == 0:
+        from upslope.run.play import record
+
+        path = finished.path / "play.gif"
+        words = record(finished, path, env=env_id, seed=chosen.settings.seed)
+        if not session.output.quiet:
+            print(f"\n{words}")
+    return session.exit_code
+
+
+def from_file(path: Path | None, flags: dict[str, Flag]) -> dict[str, Any]:
+    """The settings in a JSON file, checked like flags: an unknown key names the nearest one."""
+    if path is None:
+        return {}
+    found = read_config(path)
+    check_names(found, flags, f"key in {path}:")
+    return {key: from_json(flags[key], value) for key, value in found.items()}
+
+
+def from_json(flag: Flag, value: Any) -> Any:
+    """A JSON value as the flag would read it."""
+    return switch(flag.name, value) if flag.is_switch else value_of(flag, as_words(value))
+
+
+def switch(key: str, value: Any) -> bool:
+    """A JSON true or false."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{key}: expected true or false, found {json.dumps(value)}")
+    return value
+
+
+def as_words(value: Any) -> list[str]:
+    """A JSON value as one would type it."""
+    if value is None:
+        return ["none"]
+    if isinstance(value, list):
+        return [str(item) for item in value] or ["none"]
+    if isinstance(value, dict | bool):
+        return [json.dumps(value)]
+    return [str(value)]

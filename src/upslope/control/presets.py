@@ -1,0 +1,154 @@
+"""Tuned settings for well-known tasks; the command line starts from them, and flags override them.
+
+A preset holds flat setting names, as on the command line. What a task is not listed for starts from its family
+(:data:`FAMILIES`), else from the defaults of the dataclasses. ``result`` is what the preset was measured to reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one algorithm on one task, and what they were measured to give."""
+
+    settings: Values = field(default_factory=dict)
+    result: str = ""
+
+
+MUJOCO: Values = {
+    "num_envs": 16,
+    "num_steps": 128,
+    "num_minibatches": 32,
+    "num_epochs": 10,
+    "learning_rate": 3e-4,
+    "schedule": "linear",
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "normalize_observation": True,
+    "normalize_reward": True,
+    "total_steps": 1_000_000,
+}
+
+ATARI: Values = {
+    "num_envs": 8,
+    "num_steps": 128,
+    "num_minibatches": 4,
+    "num_epochs": 4,
+    "learning_rate": 2.5e-4,
+    "schedule": "linear",
+    "clip_range": 0.1,
+    "entropy_coef": 0.01,
+    "total_steps": 10_000_000,
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "CartPole-v1": {
+        "ppo": Preset(
+            {
+                "num_envs": 8,
+                "num_steps": 32,
+                "num_minibatches": 4,
+                "num_epochs": 10,
+                "learning_rate": 3e-3,
+                "gamma": 0.98,
+                "gae_lambda": 0.95,
+                "total_steps": 100_000,
+            }
+        ),
+        "a2c": Preset(
+            {
+                "num_envs": 8,
+                "num_steps": 16,
+                "learning_rate": 3e-3,
+                "gamma": 0.98,
+                "gae_lambda": 0.95,
+                "normalize_advantage": True,
+                "total_steps": 200_000,
+            }
+        ),
+        "reinforce": Preset({"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000}),
+    },
+    "Acrobot-v1": {
+        "ppo": Preset(
+            {
+                "num_envs": 16,
+                "num_steps": 256,
+                "num_minibatches": 32,
+                "num_epochs": 4,
+                "learning_rate": 1e-3,
+                "gamma": 0.99,
+                "gae_lambda": 0.94,
+                "normalize_observation": True,
+                "total_steps": 500_000,
+            }
+        ),
+    },
+    "Pendulum-v1": {
+        "ppo": Preset(
+            {
+                "num_envs": 16,
+                "num_steps": 200,
+                "num_minibatches": 25,
+                "num_epochs": 20,
+                "learning_rate": 1e-3,
+                "gamma": 0.95,
+                "gae_lambda": 0.95,
+                "reward_scale": 0.1,
+                "total_steps": 300_000,
+            }
+        ),
+    },
+    "LunarLander-v3": {
+        "ppo": Preset(
+            {
+                "num_envs": 16,
+                "num_steps": 256,
+                "num_minibatches": 64,
+                "num_epochs": 4,
+                "learning_rate": 1e-3,
+                "schedule": "linear",
+                "gamma": 0.999,
+                "gae_lambda": 0.98,
+                "entropy_coef": 0.01,
+                "reward_scale": 0.1,
+                "total_steps": 1_500_000,
+            }
+        ),
+    },
+    **{
+        f"{name}-v5": {"ppo": Preset(MUJOCO)}
+        for name in (
+            "Ant",
+            "HalfCheetah",
+            "Hopper",
+            "Humanoid",
+            "HumanoidStandup",
+            "InvertedDoublePendulum",
+            "InvertedPendulum",
+            "Pusher",
+            "Reacher",
+            "Swimmer",
+            "Walker2d",
+        )
+    },
+}
+
+FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
+"""By the beginning of the environment's id."""
+
+
+def preset_for(algorithm: str, env_id: str) -> Preset | None:
+    """The preset of an algorithm on a task, or of the task's family; an id without a version means the listed one."""
+    for name, by_algorithm in PRESETS.items():
+        if algorithm in by_algorithm and env_id in (name, name.rpartition("-v")[0]):
+            return by_algorithm[algorithm]
+    for beginning, by_algorithm in FAMILIES.items():
+        if algorithm in by_algorithm and env_id.startswith(beginning):
+            return by_algorithm[algorithm]
+    return None

@@ -1,0 +1,280 @@
+"""One run in the control world, from settings to a run folder: what ``upslope train`` does, as a frozen dataclass.
+
+>>> run = ControlRun.of("ppo", "CartPole-v1", until_return=475).run()  # doctest: +SKIP
+>>> run.summary["return_mean"], run.policy.act(observation)            # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from upslope.errors import RunFault, UsageError, unknown
+from upslope.run.control_settings import EnvSettings, EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
+from upslope.run.load import Run, check_format, load_state, read_json
+from upslope.run.settings import check_names, choices, load_function, replaced, settings_of, to_json
+
+ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
+    "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
+    "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
+    "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
+}
+"""The one table of shipped algorithms: name → module, class, and how it collects unless told otherwise."""
+
+
+def algorithm_class(name: str) -> type:
+    """The class of a shipped algorithm; raises :class:`UsageError` with the nearest name."""
+    if name not in ALGORITHMS:
+        raise unknown("algorithm", name, ALGORITHMS)
+    module, attribute, _ = ALGORITHMS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRun:
+    """Everything that decides a run's result; :meth:`run` carries it out."""
+
+    env_id: str
+    algorithm: Any
+    env: EnvSettings = field(default_factory=EnvSettings)
+    collector: StepsSettings | EpisodesSettings = field(default_factory=StepsSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    settings: RunSettings = field(default_factory=RunSettings)
+
+    @classmethod
+    def of(cls, algorithm: str, env_id: str, **settings: Any) -> Self:
+        """A shipped algorithm on a task: defaults, then the task's preset, then ``settings`` by their flat names.
+
+        Raises:
+            UsageError: an unknown algorithm or setting (with the nearest name), or a value that is not allowed.
+        """
+        from upslope.control.presets import preset_for
+
+        run = cls(env_id=env_id, algorithm=algorithm_class(algorithm)(), collector=ALGORITHMS[algorithm][2])
+        preset = preset_for(algorithm, env_id)
+        return run.replaced(preset.settings if preset else {}).replaced(settings)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
+        """The run that a ``config.json`` records, with ``settings`` changed."""
+        name = config["algorithm"]["name"]
+        run = cls(env_id=config["env_id"], algorithm=algorithm_class(name)(), collector=ALGORITHMS[name][2])
+        return run.replaced(flat_config(config)).replaced(settings)
+
+    @property
+    def name(self) -> str:
+        """The algorithm's name in lower case."""
+        return type(self.algorithm).__name__.lower()
+
+    def parts(self) -> tuple[Any, ...]:
+        """The dataclasses whose fields are the settings."""
+        return self.algorithm, self.collector, self.policy, self.env, self.settings
+
+    def replaced(self, values: Mapping[str, Any]) -> Self:
+        """A copy with settings changed by their flat names; functions may be given by name, tuples as lists."""
+        known = settings_of(*self.parts())
+        check_names(values, known)
+        clean = {name: _plain_value(value, known[name].owner, name) for name, value in values.items()}
+        try:
+            algorithm, collector, policy, env, settings = (replaced(part, clean) for part in self.parts())
+        except TypeError as error:  # a check compared a text with a number
+            raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
+        return replace(self, algorithm=algorithm, collector=collector, policy=policy, env=env, settings=settings)
+
+    def config(self) -> dict[str, Any]:
+        """Everything as JSON values, for ``config.json``."""
+        return {
+            "world": "control",
+            "env_id": self.env_id,
+            "algorithm": {"name": self.name, **to_json(self.algorithm)},
+            "collector": to_json(self.collector),
+            "policy": to_json(self.policy),
+            "env": to_json(self.env),
+            "settings": to_json(self.settings),
+        }
+
+    def prepare(self) -> Prepared:
+        """Make environments, policy and collector, and check all that can be known before the first step.
+
+        Raises:
+            UsageError: whatever cannot work, in one line.
+        """
+        check_minibatches(self.algorithm, self.collector)
+        device = check_device(self.settings.device)
+        saved = None if self.settings.init is None else Run.load(self.settings.init).load_policy("policy")
+        from upslope import control
+
+        seed = self.settings.seed
+        envs = control.make(
+            self.env_id,
+            self.collector.num_envs,
+            seed,
+            vectorization=self.env.vectorization,
+            env_kwargs=self.env.env_kwargs,
+            reward_scale=self.env.reward_scale,
+        )
+        try:
+            policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)
+            envs.reset()
+            policy.inputs(envs.observation, action_mask=envs.action_mask)
+        except RunFault as fault:  # a first observation that is already wrong is no fault of the run
+            envs.close()
+            raise UsageError(str(fault)) from fault
+        except BaseException:
+            envs.close()
+            raise
+        if isinstance(self.collector, StepsSettings):
+            collect: Any = control.Steps(envs, self.collector.num_steps, seed=seed)
+        else:
+            collect = control.Episodes(envs, self.collector.num_episodes, seed=seed)
+        run = self if saved is None else replace(self, policy=recorded_policy(saved))
+        return Prepared(run=run, envs=envs, policy=policy, collect=collect)
+
+    def make_policy(self, envs: Any) -> Any:
+        """A fresh policy for these environments."""
+        from upslope.control.policy import CNNPolicy, policy_for
+        from upslope.control.spaces import Encoder
+
+        sizes = {} if self.policy.hidden_sizes is None else {"hidden_sizes": self.policy.hidden_sizes}
+        options = {
+            "distribution": self.policy.distribution,
+            "log_std": self.policy.log_std,
+            "normalize_observation": self.policy.normalize_observation,
+            "normalize_reward": self.policy.normalize_reward,
+            "reward_gamma": getattr(self.algorithm, "gamma", 0.99),
+            "seed": self.settings.seed,
+        }
+        if Encoder(envs.observation_space).images:
+            return CNNPolicy.for_envs(envs, **sizes, **options)
+        return policy_for(envs, **sizes, activation=self.policy.activation, **options)
+
+    def run(self, output: Output | None = None) -> Run:
+        """Train, evaluate, write the run folder; returns it loaded.
+
+        Raises:
+            UsageError: before anything was written.
+            RunFault: while running; the folder holds everything up to the last iteration.
+        """
+        from upslope.run.session import Session
+
+        return Session(self, output or Output()).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The living parts of a run."""
+
+    run: ControlRun
+    envs: Any
+    policy: Any
+    collect: Any
+
+    @property
+    def solved_at(self) -> float | None:
+        """The return that counts as solved: ``until_return``, else the task's own threshold, else unknown."""
+        if self.run.settings.until_return is not None:
+            return self.run.settings.until_return
+        spec = getattr(self.envs.vector, "spec", None)
+        return getattr(spec, "reward_threshold", None)
+
+    def evaluator(self) -> Any:
+        """Plays fresh episodes, each call others; its seeds lie far from those of the training environments."""
+        from upslope.control import Evaluator
+
+        settings = self.run.settings
+        return Evaluator(
+            self.run.env_id, episodes=settings.eval_episodes, seed=1_000_000 * (settings.seed + 1), env_kwargs=self.run.env.env_kwargs
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_minibatches(algorithm: Any, collector: StepsSettings | EpisodesSettings) -> None:
+    """The minibatches of an iteration must be of one size."""
+    count = getattr(algorithm.update, "num_minibatches", 1)
+    if not isinstance(collector, StepsSettings):
+        return
+    transitions = collector.num_envs * collector.num_steps
+    if transitions % count:
+        divisors = [d for d in range(1, transitions + 1) if transitions % d == 0]
+        near = min(divisors, key=lambda d: abs(d - count))
+        product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
+        raise UsageError(f"num_minibatches: {count} does not divide {product}; {near} does")
+
+
+def check_device(name: str) -> Any:
+    """The torch device of this name; raises :class:`UsageError` where there is none here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device: {name!r} is not available, {torch.cuda.device_count()} CUDA devices are; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device: 'mps' is not available here; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
+    return device
+
+
+def continued(saved: Any, envs: Any, path: Path | None) -> Any:
+    """A saved policy as one to train on; its spaces must be those of the environments."""
+    from upslope.control.policy import policy_from_description
+    from upslope.control.spaces import short
+
+    for kind in ("observation_space", "action_space"):
+        here, there = getattr(envs, kind), getattr(saved, kind)
+        if here != there:
+            raise UsageError(f"init: the policy in {path} is for {kind} {short(there)}, the environment has {short(here)}")
+    policy = policy_from_description(saved.describe())
+    load_state(policy, saved.state_dict(), path or Path("policy"))
+    return policy
+
+
+def recorded_policy(saved: Any) -> PolicySettings:
+    """The settings that a saved policy was made with."""
+    names = {item.name for item in fields(PolicySettings)}
+    options = {name: value for name, value in saved.describe().items() if name in names}
+    return PolicySettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("format_version", "versions", "world", "env_id", "name"):
+            continue
+        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "settings", "update"):
+            flat |= flat_config(value)
+        else:
+            flat[key] = value
+    return flat
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Flat settings from a JSON file: a run's ``config.json``, the folder that holds one, or an object of settings."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise UsageError(f"config: there is no file {file}")
+    config = read_json(file)
+    if "format_version" in config:
+        check_format(file, config)
+    return flat_config(config)
+
+
+def _plain_value(value: Any, owner: type, name: str) -> Any:
+    """What JSON or a caller gave as what the field holds: functions from their names, tuples from lists, paths from text."""
+    if isinstance(value, str) and choices(owner, name):
+        return load_function(value, owner, name)
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if name == "init" and isinstance(value, str) else value

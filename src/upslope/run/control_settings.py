@@ -1,0 +1,122 @@
+"""The settings of a run in the control world, apart from the algorithm's own: one frozen dataclass for each owner.
+
+The string under a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from upslope.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings:
+    """What the environment is made with."""
+
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """keyword arguments for the environment's constructor, as a JSON object"""
+    vectorization: Literal["auto", "sync", "async", "envpool"] = "auto"
+    """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
+    reward_scale: float = 1.0
+    """the learner sees rewards times this; reported returns are unscaled"""
+
+    def __post_init__(self) -> None:
+        require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsSettings:
+    """A fixed number of steps of each environment per iteration; episodes go on in the next one."""
+
+    num_envs: int = 8
+    """environments played side by side"""
+    num_steps: int = 128
+    """steps of each environment per iteration"""
+
+    def __post_init__(self) -> None:
+        require(self.num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {self.num_envs}")
+        require(self.num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {self.num_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodesSettings:
+    """Whole episodes per iteration."""
+
+    num_envs: int = 8
+    """environments played side by side"""
+    num_episodes: int | None = None
+    """whole episodes per iteration (none: one for each environment)"""
+
+    def __post_init__(self) -> None:
+        require(self.num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {self.num_envs}")
+        count = self.num_episodes
+        require(
+            count is None or count >= self.num_envs, f"num_episodes: expected none or at least num_envs ({self.num_envs}), found {count}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """The policy's network and distribution."""
+
+    hidden_sizes: tuple[int, ...] | None = None
+    """units of each hidden layer (none: 64 64 for vectors, 512 behind the convolutions for images)"""
+    activation: Literal["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "tanh"] = "tanh"
+    """the hidden layers' nonlinearity (convolutional policies always use relu)"""
+    distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
+    """the distribution of continuous actions"""
+    log_std: float = 0.0
+    """initial log standard deviation of continuous actions"""
+    normalize_observation: bool = False
+    """observations with mean 0 and standard deviation 1, from running moments saved with the policy"""
+    normalize_reward: bool = False
+    """rewards divided by the running standard deviation of the discounted return"""
+
+    def __post_init__(self) -> None:
+        sizes = self.hidden_sizes or ()
+        require(all(size >= 1 for size in sizes), f"hidden_sizes: expected integers ≥ 1, found {' '.join(map(str, sizes))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long the run is, and what is watched on the way."""
+
+    seed: int = 0
+    """of everything random: environments, initial weights, actions, shuffling"""
+    total_steps: int = 1_000_000
+    """environment steps after which the run ends, rounded up to whole iterations"""
+    until_return: float | None = None
+    """stop once the greedy policy's mean return over fresh episodes is at least this, twice in a row"""
+    eval_every: int | None = None
+    """steps between greedy evaluations; the best policy is kept (none: 2048 with --until-return, else never)"""
+    eval_episodes: int = 20
+    """fresh episodes per evaluation, and for the final result"""
+    device: str = "cpu"
+    """where the policy lives: cpu, cuda, cuda:1, mps"""
+    init: Path | None = None
+    """start from the policy of this run folder instead of fresh weights"""
+    fast: bool = True
+    """use the compiled twins where the objects allow it; they compute the same"""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed: expected an integer ≥ 0, found {self.seed}")
+        require(self.total_steps >= 1, f"total_steps: expected an integer ≥ 1, found {self.total_steps}")
+        require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
+        require(self.eval_episodes >= 1, f"eval_episodes: expected an integer ≥ 1, found {self.eval_episodes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the run's record goes; none of it changes a result."""
+
+    out: Path | None = None
+    """run folder to write (none: runs/ALGORITHM-TASK-SEED, numbered when taken)"""
+    quiet: bool = False
+    """print errors only"""
+    tensorboard: bool = False
+    """also write TensorBoard event files into the run folder"""
+    wandb: bool = False
+    """also log to Weights & Biases, offline into the run folder unless WANDB_MODE says otherwise"""

@@ -1,0 +1,100 @@
+"""Learning curves: ``curve.png`` of one run, and the comparison of several (``upslope plot``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upslope.errors import UsageError
+from upslope.run.chart import PALETTE, Array, Line, Panel, draw, save
+from upslope.run.load import Run
+
+Rows = Sequence[Mapping[str, Any]]
+STEPS, RETURN = "environment steps", "episode return"
+
+RESAMPLES = 1000
+"""Resamples of the bootstrap: enough for a band that does not visibly change with another seed."""
+
+
+def series(rows: Rows, name: str) -> tuple[Array, Array]:
+    """Steps and values of one metric, where it was recorded."""
+    pairs = [(row["total_steps"], row[name]) for row in rows if row.get(name) is not None and row.get("total_steps") is not None]
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def smoothed(values: Array, share: float = 0.05) -> Array:
+    """Mean over a centered window of ``share`` of the curve (at least 3 points), cut off at both ends."""
+    reach = max(1, round(len(values) * share / 2))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
+
+
+def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = None) -> None:
+    """Write the learning curve of one run: returns of training episodes, their running mean, greedy evaluations."""
+    x, y = series(rows, "episode_return")
+    lines = [
+        Line(x, y, PALETTE[0], "training episodes", width=1.2, faint=True),
+        Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4),
+    ]
+    points = series(rows, "evaluation_return")
+    if len(points[0]):
+        lines.append(Line(*points, PALETTE[1], "greedy evaluation", width=1.4, marks=True))
+    level = None if solved_at is None else (solved_at, f"solved: {solved_at:g}")
+    save(draw([Panel(title, STEPS, RETURN, lines, level)]), path)
+
+
+def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
+    """Write one panel per environment: for each algorithm the mean over its runs with a 95 % bootstrap interval."""
+    groups: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
+    for run in runs:
+        x, y = series(run.metrics(), "episode_return")
+        if not len(x):
+            raise UsageError(f"run folder {run.path}: its metrics.jsonl holds no finished episode, so there is nothing to plot")
+        groups.setdefault(run.env_id, {}).setdefault(run.algorithm, []).append((x, smoothed(y)))
+    panels: list[Panel] = []
+    for env_id, by_algorithm in groups.items():
+        lines = [group_line(name, curves, PALETTE[i % len(PALETTE)]) for i, (name, curves) in enumerate(by_algorithm.items())]
+        title = env_id if len(lines) > 1 else f"{env_id}: {lines[0].label}"
+        panels.append(Panel(title, STEPS, f"{RETURN} (mean and 95 % interval)", lines))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(draw(panels), path)
+
+
+def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: tuple[int, int, int]) -> Line:
+    """Mean over runs on the steps that they share, with the interval of the mean."""
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    if len(curves) == 1 or end <= start:
+        x, y = curves[0] if len(curves) == 1 else longest(curves)
+        return Line(x, y, color, label(name, 1), width=2.4)
+    grid = np.linspace(start, end, 300)
+    table = np.stack([np.interp(grid, x, y) for x, y in curves])
+    low, high = bootstrap_band(table)
+    return Line(grid, table.mean(0), color, label(name, len(curves)), width=2.4, low=low, high=high)
+
+
+def longest(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """The curve with the most steps: runs that share none cannot be averaged."""
+    return max(curves, key=lambda curve: curve[0][-1])
+
+
+def bootstrap_band(table: NDArray[np.float64]) -> tuple[Array, Array]:
+    """95 % percentile-bootstrap interval of the mean over rows ``[runs, points]``; whole runs are resampled.
+
+    With a handful of runs it is narrower than it should be, as every interval without an assumption about their
+    distribution is; Student's t at two runs would hide the picture (± 12.7 standard errors).
+    """
+    share = np.random.default_rng(0).multinomial(len(table), np.full(len(table), 1 / len(table)), size=RESAMPLES) / len(table)
+    low, high = np.quantile(share @ table, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def label(name: str, count: int) -> str:
+    """``PPO, 3 runs``."""
+    return f"{name.upper()}, {count} run{'s' if count > 1 else ''}"

@@ -1,0 +1,137 @@
+"""The run folder: what is written, when, and how it stays valid whatever happens.
+
+======================  ==============================================================================
+``config.json``         every setting, the versions of what computed it, the format's version
+``metrics.jsonl``       one line per iteration, flushed as it is written
+``policy.safetensors``  the policy's parameters and normalizers; ``policy.json`` says how to build it
+``best_policy.…``       the same for the best periodic evaluation, where there was one
+``curve.png``           the learning curve
+``summary.json``        the result; written last, so its presence says that the run came to an end
+======================  ==============================================================================
+
+Whole files are written to a temporary name and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from upslope.errors import RunFault, UsageError
+
+FORMAT_VERSION = 1
+"""Raised when an older upslope could no longer read what a newer one writes."""
+
+
+def default_path(algorithm: str, env_id: str, seed: int) -> Path:
+    """``runs/<algorithm>-<task>-<seed>``, with characters that a file name should not have replaced."""
+    task = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id).strip("-")
+    return Path("runs") / f"{algorithm}-{task}-{seed}"
+
+
+def check_free(path: Path) -> None:
+    """Raise :class:`UsageError` unless a run may be written to ``path``: absent, or an empty folder."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise UsageError(f"--out: {path} exists and is not empty; name another folder or remove it")
+        return
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"--out: {path} is a file, not a folder; name another folder")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UsageError(f"--out: {parent} is a file, so {path} cannot be made in it; name another folder")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"--out: no permission to write in {parent}; name another folder")
+
+
+class RunFolder:
+    """An open run folder; create it with :meth:`create`, and close it (or use ``with``)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def create(cls, out: Path | None, default: Path) -> RunFolder:
+        """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …"""
+        try:
+            if out is not None:
+                check_free(out)
+                out.mkdir(parents=True, exist_ok=True)
+                return cls(out)
+            default.parent.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while True:
+                path = default if number == 1 else default.with_name(f"{default.name}-{number}")
+                try:
+                    path.mkdir()  # exclusive: two runs that start together get two folders
+                    return cls(path)
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise UsageError(f"--out: cannot make {out or default}: {error.strerror or error}") from error
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one JSON object, atomically; numbers that are not finite become null."""
+        self.write_bytes(name, (json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a whole file under a temporary name and rename it."""
+        target = self.path / name
+        temporary = target.with_name(f".{name}.partial")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        except OSError as error:
+            raise RunFault(f"cannot write {target}: {error.strerror or error}") from error
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl`` and flush it."""
+        try:
+            if self._metrics is None:
+                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics.write(json.dumps(finite(row)) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise RunFault(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror or error}") from error
+
+    def save_policy(self, policy: Any, name: str = "policy") -> None:
+        """Write ``<name>.safetensors`` from the policy's state; tensors are copied out of any shared buffer."""
+        from safetensors.torch import save
+
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in policy.state_dict().items()}
+        self.write_bytes(f"{name}.safetensors", save(state))
+
+    def close(self) -> None:
+        """Close the metrics file; writing to it again reopens it."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing happened yet, with the files that were written ahead of the run."""
+        self.close()
+        shutil.rmtree(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def finite(value: Any) -> Any:
+    """The same value with numbers that JSON cannot hold (NaN, infinities) as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,159 @@
+"""Reading a run folder back: ``Run.load(dir)`` gives its settings, its numbers and its policy.
+
+Nothing in a run folder is ever executed: JSON and safetensors only, and an environment or function recorded as
+``module:name`` is not imported unless the caller names it again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from upslope.errors import UsageError
+from upslope.run.folder import FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder on disk: ``config``, ``summary`` (None while it is still running or was killed), ``policy``."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Open a run folder; raises :class:`UsageError` where it is none, is damaged or comes from a newer version."""
+        folder = Path(path)
+        if not folder.exists():
+            raise UsageError(f"run folder {folder}: there is no such folder")
+        if not folder.is_dir():
+            raise UsageError(f"run folder {folder}: this is a file; name the folder that holds config.json")
+        if not (folder / "config.json").exists():
+            raise UsageError(f"run folder {folder}: it has no config.json, so it is not the folder of a run")
+        config = read_json(folder / "config.json")
+        check_format(folder / "config.json", config)
+        for name in ("algorithm", "env_id", "settings"):
+            if name not in config:
+                raise damaged(folder / "config.json", f"{name!r} is missing")
+        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+        return cls(folder, config, summary)
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name, as on the command line."""
+        return str(self.config["algorithm"]["name"])
+
+    @property
+    def env_id(self) -> str:
+        """The environment's id, as on the command line."""
+        return str(self.config["env_id"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary per iteration; a last line that was cut off while being written is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise damaged(path, str(error)) from error
+        rows: list[dict[str, Any]] = []
+        lines = text.split("\n")  # a complete file ends with a newline, so the last piece is empty
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    break
+                raise damaged(path, f"line {number} is not JSON") from error
+            if not isinstance(row, dict):
+                raise damaged(path, f"line {number} is not an object")
+            rows.append(row)
+        return rows
+
+    @cached_property
+    def policy(self) -> Any:
+        """The final policy, ready to act: ``run.policy.act(observation, greedy=True) -> (action, state)``."""
+        return self.load_policy("policy")
+
+    @cached_property
+    def best_policy(self) -> Any:
+        """The policy of the best periodic evaluation (runs with ``--eval-every`` or ``--until-return``)."""
+        if not (self.path / "best_policy.safetensors").exists():
+            raise UsageError(f"run folder {self.path}: it has no best policy; train with --eval-every STEPS to keep one")
+        return self.load_policy("best_policy")
+
+    def load_policy(self, name: str) -> Any:
+        """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode."""
+        description = read_json(self.path / "policy.json")
+        check_format(self.path / "policy.json", description)
+        state = read_safetensors(self.path / f"{name}.safetensors")
+        from upslope.control.policy import policy_from_description
+
+        del description["format_version"]
+        try:
+            policy = policy_from_description(description)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # UsageError is a ValueError
+            raise damaged(self.path / "policy.json", f"it does not describe a policy ({error})") from error
+        load_state(policy, state, self.path / f"{name}.safetensors")
+        return policy.eval().requires_grad_(False)
+
+
+def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:
+    """Copy a state into a policy; raises :class:`UsageError` that names the first tensor which does not fit."""
+    expected = policy.state_dict()
+    for key in sorted(expected.keys() | state.keys()):
+        found, wanted = state.get(key), expected.get(key)
+        if found is None or wanted is None or found.shape != wanted.shape:
+            shape_found = "nothing" if found is None else f"shape {list(found.shape)}"
+            shape_wanted = "nothing" if wanted is None else f"shape {list(wanted.shape)}"
+            raise UsageError(f"{path}: {key}: expected {shape_wanted}, found {shape_found}; it belongs to another policy")
+    policy.load_state_dict(state)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file; raises :class:`UsageError` where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.exists():
+        raise UsageError(f"run folder {path.parent}: it has no {path.name}")
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises :class:`UsageError` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
+    except json.JSONDecodeError as error:
+        raise damaged(path, f"not JSON (line {error.lineno}: {error.msg})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise damaged(path, "not a JSON object")
+    return value
+
+
+def check_format(path: Path, content: dict[str, Any]) -> None:
+    """Refuse what a newer version wrote, and what carries no version at all."""
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise damaged(path, "'format_version' is missing")
+    if version > FORMAT_VERSION:
+        raise UsageError(f"{path}: written by a newer upslope (format {version}, this one reads up to {FORMAT_VERSION}); upgrade upslope")
+
+
+def damaged(path: Path, why: str) -> UsageError:
+    """The error for a file that cannot be understood."""
+    return UsageError(f"{path} is damaged: {' '.join(why.split())}")

@@ -1,0 +1,158 @@
+"""Animations of a policy: frames from the environment's own renderer into a GIF (Pillow) or an mp4 (ffmpeg)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upslope.errors import RunFault, UsageError
+from upslope.run.load import Run
+from upslope.run.threads import one_thread
+
+Frame = NDArray[np.uint8]
+GIF_WIDTH, GIF_RATE = 480, 25
+"""Pixels and frames per second: enough to watch, small enough to mail."""
+
+
+def environment_of(run: Run, given: str | None) -> str:
+    """The environment's name; one that imports a module must be named by the caller, never by a file."""
+    if given is not None:
+        return given
+    if ":" in run.env_id:
+        raise UsageError(f"env: this run's environment is {run.env_id}; to import that module, say --env {run.env_id}")
+    return run.env_id
+
+
+def record(
+    run: Run,
+    path: Path,
+    *,
+    env: str | None = None,
+    episodes: int = 1,
+    seed: int = 100,
+    max_steps: int = 1000,
+    best: bool = False,
+    sample: bool = False,
+) -> str:
+    """Play and write the animation; returns a sentence that says what was recorded.
+
+    Raises:
+        UsageError: a file type that is not known, no ffmpeg for an mp4, an environment that cannot render.
+    """
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(f"--out: expected a name that ends in .gif or .mp4, found {path}")
+    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
+        raise UsageError(f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
+    policy = run.best_policy if best else run.policy
+    name = environment_of(run, env)
+    with one_thread(policy):
+        frames, returns, rate = play(policy, name, run.config["env"]["env_kwargs"], episodes, seed, max_steps, greedy=not sample)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = write_gif if path.suffix.lower() == ".gif" else write_mp4
+    write(path, frames, rate)
+    played = ", ".join(f"{value:.1f}" for value in returns)
+    return f"wrote {path}: {len(frames)} frames at {rate:g} per second of the environment's time, return {played}"
+
+
+def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
+    """One environment that renders to arrays; raises :class:`UsageError` where it cannot."""
+    # the usual renderer needs neither a display nor its greeting
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    from upslope import control
+
+    try:
+        envs = control.make(name, 1, vectorization="sync", env_kwargs={**env_kwargs, "render_mode": "rgb_array"}, training=False)
+    except UsageError as error:
+        raise UsageError(f"play: {error}") from error
+    env = envs.vector.envs[0]  # "sync" keeps them here
+    if env.render_mode != "rgb_array":
+        envs.close()
+        raise UsageError(f"play: environment {name!r} cannot render to rgb_array, so there is nothing to record")
+    return envs, env
+
+
+def check_renders(name: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Render one frame and throw it away; raises :class:`UsageError` where that fails."""
+    envs, env = rendered(name, env_kwargs)
+    try:
+        envs.reset()
+        frame_of(env, name)
+    finally:
+        envs.close()
+
+
+def frame_of(env: Any, name: str) -> Frame:
+    """What the environment shows now, uint8 ``[height, width, 3]``."""
+    try:
+        frame = env.render()
+    except Exception as error:
+        line = " ".join(str(error).split())
+        hint = "; pip install 'upslope[classic]'" if "pygame" in line else ""
+        raise UsageError(f"play: environment {name!r} cannot render ({line}){hint}") from error
+    array = np.asarray(frame)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise UsageError(f"play: environment {name!r} rendered {array.dtype} of shape {array.shape}, expected uint8 (height, width, 3)")
+    return array
+
+
+def play(
+    policy: Any, name: str, env_kwargs: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
+) -> tuple[list[Frame], list[float], float]:
+    """Frames, returns of the episodes (of what was seen of the last one) and the environment's frames per second."""
+    envs, env = rendered(name, env_kwargs)
+    try:
+        rate = float(env.metadata.get("render_fps") or 30)
+        frames: list[Frame] = []
+        returns: list[float] = []
+        for episode in range(episodes):
+            envs.reset(seed + episode)
+            total, over = 0.0, False
+            frames.append(frame_of(env, name))
+            while not over and len(frames) < max_steps:
+                action, _ = policy.act(envs.observation, greedy=greedy, action_mask=envs.action_mask)
+                step = envs.step(action)
+                total += float(step.reward[0])
+                over = bool(step.terminated[0] or step.truncated[0])
+                frames.append(frame_of(env, name))
+            returns.append(total)
+            if len(frames) >= max_steps:
+                break
+        return frames, returns, rate
+    finally:
+        envs.close()
+
+
+def write_gif(path: Path, frames: Sequence[Frame], rate: float) -> None:
+    """An endlessly repeated GIF in real time, thinned to at most 25 frames per second and scaled to 480 pixels."""
+    from PIL import Image
+
+    every = max(1, round(rate / GIF_RATE))
+    milliseconds = max(20, round(1000 * every / rate / 10) * 10)  # the format counts in hundredths of a second
+    pictures: list[Image.Image] = []
+    for frame in frames[::every]:
+        picture = Image.fromarray(frame)
+        if picture.width > GIF_WIDTH:
+            picture = picture.resize((GIF_WIDTH, round(picture.height * GIF_WIDTH / picture.width)), Image.Resampling.BILINEAR)
+        pictures.append(picture.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+    temporary = path.with_name(f".{path.name}.partial")
+    pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    temporary.replace(path)
+
+
+def write_mp4(path: Path, frames: Sequence[Frame], rate: float) -> None:
+    """H.264 through ffmpeg, fed with raw frames; sides are made even, as the format wants."""
+    height, width = (side - side % 2 for side in frames[0].shape[:2])
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:g}"]
+    command += ["-i", "-", "-an", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)]
+    pixels = b"".join(np.ascontiguousarray(frame[:height, :width]).tobytes() for frame in frames)
+    done = subprocess.run(command, input=pixels, capture_output=True, check=False)
+    if done.returncode:
+        raise RunFault(f"ffmpeg could not write {path}: {' '.join(done.stderr.decode(errors='replace').split())[:300]}")

@@ -1,0 +1,268 @@
+"""What a run says: the plan before it starts, progress while it runs, the result in plain words.
+
+On a terminal progress is one live line (rich); elsewhere, in a log file for one, a plain line every two seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+Row = Mapping[str, Any]
+SECONDS_BETWEEN_LINES = 2.0
+RECENT = 10
+"""Iterations over which the shown return is averaged."""
+
+COLUMNS = {"approx_kl": "approx KL", "clip_fraction": "clip fraction", "explained_variance": "explained variance"}
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 epoch``, ``1,024 steps``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def plan(run: Any, prepared: Any, folder: Any) -> str:
+    """The whole run in words, before it starts."""
+    settings = run.settings
+    lines = [f"{type(run.algorithm).__name__} on {prepared.envs.env_id}, seed {settings.seed}", "  " + collecting(run)]
+    lines.append("  " + stopping(settings))
+    lines.append("  " + policy_words(prepared.policy, run.policy, settings))
+    lines.append(f"  writing to {folder}")
+    return "\n".join(lines)
+
+
+def collecting(run: Any) -> str:
+    """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
+    collector, update = run.collector, run.algorithm.update
+    environments = plural(collector.num_envs, "environment")
+    count = getattr(update, "num_minibatches", 1)
+    if hasattr(collector, "num_steps"):
+        transitions = collector.num_envs * collector.num_steps
+        words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
+        size = f" of {transitions // count:,}"
+    else:
+        episodes = collector.num_episodes or collector.num_envs
+        words = f"{environments}, {plural(episodes, 'whole episode')} per iteration"
+        size = ""
+    parts = "1 minibatch" if count == 1 else f"{count:,} minibatches"
+    passes = f"{plural(getattr(update, 'num_epochs', 1), 'epoch')} of {parts}{size}"
+    rate = f", learning rate {update.learning_rate:g}" if hasattr(update, "learning_rate") else ""
+    schedule = getattr(getattr(update, "schedule", None), "__name__", "constant")
+    return f"{words}, {passes}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
+
+
+def stopping(settings: Any) -> str:
+    """When the run ends."""
+    words = f"at most {plural(settings.total_steps, 'step')}"
+    every = settings.eval_every
+    if settings.until_return is not None:
+        goal = f"returns {settings.until_return:g} or more over {plural(settings.eval_episodes, 'fresh episode')}, twice in a row"
+        return f"{words}; ends once the greedy policy {goal} (checked every {plural(every, 'step')})"
+    if every is not None:
+        episodes = plural(settings.eval_episodes, "fresh episode")
+        return f"{words}; greedy evaluation on {episodes} every {plural(every, 'step')}, the best policy is kept"
+    return words
+
+
+def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
+    """What the policy is, where it starts from and where it lives."""
+    size = sum(p.numel() for p in policy.parameters())
+    options = policy.describe()
+    layers = " × ".join(map(str, options.get("hidden_sizes", ()))) or "linear"
+    kind = "convolutional policy" if "CNN" in options["class"] else f"{chosen.activation} policy"
+    words = f"{kind} with hidden layers {layers}, {size:,} parameters"
+    if settings.init is not None:
+        words += f", continued from {settings.init}"
+    normalized = [w for w, on in (("observations", chosen.normalize_observation), ("rewards", chosen.normalize_reward)) if on]
+    words += f", normalized {' and '.join(normalized)}" if normalized else ""
+    return words if settings.device == "cpu" else f"{words}, on {settings.device}"
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def update(self, row: Row) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def progress_for(settings: Any, quiet: bool, stream: TextIO | None = None) -> Progress:
+    """A live line on a terminal, plain lines elsewhere, nothing where quiet is asked for."""
+    stream = stream or sys.stdout
+    if quiet:
+        return Silent()
+    return Live(settings, stream) if stream.isatty() else Plain(settings, stream)
+
+
+class Silent:
+    """Says nothing."""
+
+    def update(self, row: Row) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Meter:
+    """Recent return and speed, from the rows of the iterations."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.returns: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self.started = time.perf_counter()
+        self.row: Row = {}
+
+    def update(self, row: Row) -> None:
+        self.row = row
+        if "episode_return" in row:
+            self.returns.append((row["episode_return"], row.get("num_episodes", 1.0)))
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.row.get("total_steps", 0) / self.total_steps)
+
+    def words(self) -> str:
+        """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report is left out."""
+        row, parts = self.row, []
+        episodes = sum(count for _, count in self.returns)
+        if episodes:
+            parts.append(f"return {sum(mean * count for mean, count in self.returns) / episodes:.1f}")
+        if "train_seconds" in row:
+            parts.append(f"{row['total_steps'] / max(row['train_seconds'], 1e-9):,.0f} steps/s")
+        parts += [f"{label} {row[name]:.3f}" for name, label in COLUMNS.items() if name in row]
+        return " · ".join(parts)
+
+    def left(self) -> str:
+        """Time to the end at the pace so far, evaluation included."""
+        if self.fraction <= 0:
+            return ""
+        seconds = (time.perf_counter() - self.started) * (1 - self.fraction) / self.fraction
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+class Plain:
+    """A line every two seconds, and one at the end."""
+
+    def __init__(self, settings: Any, stream: TextIO) -> None:
+        self.meter, self.stream = Meter(settings.total_steps), stream
+        self.last, self.shown = time.perf_counter(), -1
+
+    def update(self, row: Row) -> None:
+        self.meter.update(row)
+        if time.perf_counter() - self.last >= SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def _print(self) -> None:
+        row = self.meter.row
+        if row.get("iteration", -1) == self.shown:
+            return
+        self.shown, self.last = row["iteration"], time.perf_counter()
+        self.note(f"{row['total_steps']:>10,} steps ({self.meter.fraction:.0%}) · {self.meter.words()} · {self.meter.left()}")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """The last line, where it was not shown yet."""
+        if self.meter.row:
+            self._print()
+
+
+class Live:
+    """rich's progress bar with the same numbers."""
+
+    def __init__(self, settings: Any, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.meter = Meter(settings.total_steps)
+        text = TextColumn("{task.completed:>9,.0f} steps"), BarColumn(bar_width=18), TextColumn("{task.fields[words]}")
+        self.bar = Progress(*text, console=Console(file=stream), refresh_per_second=8, transient=True)
+        self.task = self.bar.add_task("", total=settings.total_steps, words="starting")
+        self.next = 0.0
+        self.bar.start()
+
+    def update(self, row: Row) -> None:
+        self.meter.update(row)
+        now = time.perf_counter()
+        if now >= self.next:  # the text costs more than a small iteration
+            self.next = now + 0.1
+            self._show()
+
+    def _show(self) -> None:
+        words = f"{self.meter.words()} · {self.meter.left()}"
+        self.bar.update(self.task, completed=self.meter.row["total_steps"], words=words)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bar.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Replace the bar by its last words."""
+        if self.meter.row:
+            row = self.meter.row
+            self.bar.stop()
+            self.note(f"{row['total_steps']:,} steps ({self.meter.fraction:.0%}) · {self.meter.words()}")
+        else:
+            self.bar.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------- the result
+
+
+def result_words(summary: Mapping[str, Any], folder: Any) -> str:
+    """What happened, in plain words, and what to try next."""
+    lines = [verdict(summary)]
+    if summary.get("return_mean") is not None:
+        low, high = summary["return_interval"]
+        lines.append(
+            f"the greedy policy returns {summary['return_mean']:.1f} on average over {plural(summary['episodes'], 'fresh episode')} "
+            f"(95 % interval {low:.1f} to {high:.1f})"
+        )
+    lines.append(
+        f"{plural(summary['total_steps'], 'step')} in {summary['train_seconds']:.2f} s of training "
+        f"({summary['steps_per_second']:,.0f} steps/s), {summary['wall_seconds']:.2f} s with evaluation and files"
+    )
+    lines.append(f"learning curve: {folder / 'curve.png'}")
+    return "\n".join(lines)
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """``solved: …``, ``not solved: …``, ``stopped: …`` or ``finished``."""
+    goal = summary.get("solved_at")
+    if summary["status"] == "interrupted":
+        return "stopped on request: everything up to the last iteration is saved"
+    if summary["solved"]:
+        return f"solved: the return reached {goal:g}"
+    if goal is not None:
+        return f"finished without reaching {goal:g}; a longer run (--total-steps) or another --seed may"
+    return "finished"
+
+
+def next_words(summary: Mapping[str, Any], folder: Any) -> str:
+    """Commands to try next."""
+    rows = {
+        f"upslope play {folder} --out policy.gif": "watch the policy",
+        f"upslope evaluate {folder} --episodes 100": "measure it again, on other episodes",
+        f"upslope train {summary['algorithm']} {summary['env_id']} --help": "every setting, with its default",
+    }
+    width = max(map(len, rows)) + 4
+    return "\n".join(["try next:", *(f"  {command:<{width}}{why}" for command, why in rows.items())])

@@ -1,0 +1,260 @@
+"""A run in progress: the loop with evaluation, records, progress and a clean end, whatever the end is."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from upslope._version import __version__
+from upslope.errors import Diverged, RunFault, UsageError
+from upslope.run.control_run import ControlRun
+from upslope.run.control_settings import Output
+from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path
+from upslope.run.load import Run
+from upslope.run.loggers import Logger, check_loggers, loggers_for
+from upslope.run.report import next_words, plan, progress_for, result_words
+from upslope.run.threads import one_thread
+
+EVALUATE_EVERY = 2048
+"""Steps between evaluations under ``until_return``."""
+DRAWN = ("total_steps", "episode_return", "evaluation_return")
+"""What the learning curve needs; everything else of a row is in ``metrics.jsonl`` only."""
+SAVE_EVERY = 30.0
+"""Seconds after which the policy is saved again, so that a killed process leaves a recent one."""
+
+
+class Session:
+    """Carries out one :class:`ControlRun` and writes its folder."""
+
+    def __init__(self, run: ControlRun, output: Output) -> None:
+        settings = run.settings
+        if settings.until_return is not None and settings.eval_every is None:
+            settings = replace(settings, eval_every=EVALUATE_EVERY)
+        self.run_config = replace(run, settings=settings)
+        self.output = output
+        self.signal: int | None = None
+
+    # ------------------------------------------------------------------------------------------------- from start to end
+
+    def run(self) -> Run:
+        """Check everything, then make the folder, train, evaluate and write the summary."""
+        self.started = time.perf_counter()
+        if self.output.out is not None:
+            check_free(self.output.out)
+        check_loggers(tensorboard=self.output.tensorboard, wandb=self.output.wandb)
+        prepared = self.run_config.prepare()
+        self.run_config, self.prepared = prepared.run, prepared
+        try:
+            default = default_path(self.run_config.name, prepared.envs.env_id, self.run_config.settings.seed)
+            with RunFolder.create(self.output.out, default) as self.folder:
+                summary = self._recorded()
+            return Run(self.folder.path, {"format_version": FORMAT_VERSION, **self.config}, summary)
+        finally:
+            prepared.envs.close()
+
+    def _recorded(self) -> dict[str, Any]:
+        """Everything that happens while the folder is open."""
+        self._open()
+        error: Exception | None = None
+        result: Any = None
+        try:
+            try:
+                with self._signals(), one_thread(self.prepared.policy):
+                    self._train()
+                    if self.signal is None:
+                        self.training = False
+                        result = self._fresh_episodes(self.prepared.policy)
+            except UsageError as mistake:
+                if not self.rows:  # nothing was computed, so nothing is kept
+                    self.folder.discard()
+                    raise
+                error = RunFault(str(mistake))
+            except KeyboardInterrupt:  # the second Ctrl-C, or one that no handler caught
+                self.signal = self.signal or signal.SIGINT
+            except Exception as fault:
+                error = fault
+            self.progress.close()
+            summary = self._finish(error, result)
+        finally:
+            for logger in self.loggers:
+                logger.close()
+            if self.evaluator is not None:
+                self.evaluator.close()
+        if error is not None:
+            raise error
+        if not self.output.quiet:
+            print(result_words(summary, self.folder.path), next_words(summary, self.folder.path), sep="\n\n", flush=True)
+        return summary
+
+    def _open(self) -> None:
+        self.state_row: dict[str, Any] = {}
+        self.evaluations: list[float] = []
+        self.evaluator: Any = None
+        self.rows: list[dict[str, Any]] = []
+        self.solved = False
+        self.training = True
+        self.saved_at = time.perf_counter()
+        self.config = self.run_config.config()
+        if ":" not in self.config["env_id"]:
+            self.config["env_id"] = self.prepared.envs.env_id  # with its version, where it was asked for without
+        self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.config, "versions": versions()})
+        self.folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.prepared.policy.describe()})
+        self.folder.save_policy(self.prepared.policy)
+        output = self.output
+        self.loggers: list[Logger] = loggers_for(self.folder.path, self.config, tensorboard=output.tensorboard, wandb=output.wandb)
+        if not output.quiet:
+            print(plan(self.run_config, self.prepared, self.folder.path), flush=True)
+        self.progress = progress_for(self.run_config.settings, output.quiet)
+
+    def _train(self) -> None:
+        from upslope.run.train import train
+
+        settings = self.run_config.settings
+        train(
+            self.run_config.algorithm,
+            self.prepared.policy,
+            self.prepared.collect,
+            total_steps=settings.total_steps,
+            seed=settings.seed,
+            callbacks=(self._after_iteration,),
+            fast=settings.fast,
+        )
+
+    # ----------------------------------------------------------------------------------------------- after each iteration
+
+    def _after_iteration(self, state: Any) -> bool:
+        """Evaluate where it is time, then record; True ends the run."""
+        row = dict(state.metrics)
+        every = self.run_config.settings.eval_every
+        if every is not None and state.total_steps // every > self.state_row.get("total_steps", 0) // every:
+            row |= self._evaluate(state.policy)
+        self.state_row = row
+        self.rows.append({name: row[name] for name in DRAWN if name in row})
+        self.folder.append_metrics(row)
+        for logger in self.loggers:
+            logger(row)
+        self.progress.update(row)
+        if time.perf_counter() - self.saved_at > SAVE_EVERY:
+            self.folder.save_policy(state.policy)
+            self.saved_at = time.perf_counter()
+        return self.solved or self.signal is not None
+
+    def _evaluate(self, policy: Any) -> dict[str, float]:
+        """A greedy evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
+        mean = self._fresh_episodes(policy).return_mean
+        if not self.evaluations or mean > max(self.evaluations):
+            self.folder.save_policy(policy, "best_policy")
+        self.evaluations.append(mean)
+        goal = self.run_config.settings.until_return
+        self.solved = goal is not None and len(self.evaluations) >= 2 and min(self.evaluations[-2:]) >= goal
+        return {"evaluation_return": mean}
+
+    def _fresh_episodes(self, policy: Any) -> Any:
+        if self.evaluator is None:
+            self.evaluator = self.prepared.evaluator()
+        return self.evaluator(policy)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C (or a scheduler's SIGTERM) ends the run after the iteration, the second one at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            again, self.signal = self.signal is not None, number
+            if again or not self.training:
+                raise KeyboardInterrupt
+            self.progress.note("stopping after this iteration; once more stops at once")
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the program around us handles its signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------------------------------------------------ the end
+
+    def _finish(self, error: Exception | None, result: Any) -> dict[str, Any]:
+        """Save the policy, draw the curve, write the summary."""
+        if not isinstance(error, Diverged):  # the parameters may be what diverged; the last saved ones stay
+            self.folder.save_policy(self.prepared.policy)
+        summary = self._summary(error, result)
+        self._draw(summary)
+        summary["wall_seconds"] = time.perf_counter() - self.started
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+    def _summary(self, error: Exception | None, result: Any) -> dict[str, Any]:
+        row, settings, goal = self.state_row, self.run_config.settings, self.prepared.solved_at
+        seconds = row.get("train_seconds", 0.0)
+        mean = None if result is None else result.return_mean
+        solved = None if goal is None else mean is not None and mean >= goal
+        if settings.until_return is not None:
+            solved = self.solved
+        return {
+            "format_version": FORMAT_VERSION,
+            "status": "failed" if error is not None else "interrupted" if self.signal is not None else "finished",
+            "error": None if error is None else one_line(error),
+            "algorithm": self.run_config.name,
+            "env_id": self.config["env_id"],
+            "seed": settings.seed,
+            "iterations": int(row.get("iteration", 0)),
+            "total_steps": int(row.get("total_steps", 0)),
+            "train_seconds": seconds,
+            "wall_seconds": 0.0,
+            "steps_per_second": row["total_steps"] / seconds if seconds > 0 else 0.0,
+            "return_mean": mean,
+            "return_std": None if result is None else result.return_std,
+            "return_interval": None if result is None else list(result.return_interval),
+            "length_mean": None if result is None else result.length_mean,
+            "episodes": 0 if result is None else result.episodes,
+            "best_return": max(self.evaluations, default=None),
+            "solved": solved,
+            "solved_at": goal,
+        }
+
+    def _draw(self, summary: Mapping[str, Any]) -> None:
+        from upslope.run.curve import draw_curve
+
+        title = f"{type(self.run_config.algorithm).__name__} on {summary['env_id']}, seed {summary['seed']}"
+        draw_curve(self.folder.path / "curve.png", self.rows, title=title, solved_at=summary["solved_at"])
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 plus the signal that ended the run (130 after Ctrl-C)."""
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception in one line; one that is not ours is named and placed."""
+    message = " ".join(str(error).split())
+    if isinstance(error, UsageError | RunFault):
+        return message
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message}{where}"
+
+
+def versions() -> dict[str, str]:
+    """What computed the run."""
+    import gymnasium
+    import numpy
+    import torch
+
+    return {
+        "upslope": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gymnasium": gymnasium.__version__,
+        "numpy": numpy.__version__,
+    }

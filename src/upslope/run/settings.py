@@ -1,0 +1,136 @@
+"""Settings as dataclasses, as flat names and as JSON: what the command line, ``config.json`` and Python share.
+
+A setting is a field of a frozen dataclass. Nested dataclasses (an algorithm's ``update``) are flattened, so every
+setting has one name (``learning_rate``); a name that two dataclasses share would be ambiguous and is refused.
+Functions are written as the name under which the library ships them (the class's ``CHOICES``), or as ``module:name``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from upslope.errors import UsageError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of one (possibly nested) dataclass: its flat ``name``, the class that owns it, its current value."""
+
+    name: str
+    owner: type
+    value: Any
+
+
+def settings_of(*instances: Any) -> dict[str, Setting]:
+    """Every setting of these dataclass instances by its flat name, nested dataclasses included."""
+    found: dict[str, Setting] = {}
+    for setting in (s for instance in instances for s in _walk(instance)):
+        if setting.name in found:
+            owners = f"{found[setting.name].owner.__name__} and {setting.owner.__name__}"
+            raise TypeError(f"setting {setting.name!r} is a field of both {owners}")
+        found[setting.name] = setting
+    return found
+
+
+def _walk(instance: Any) -> Iterator[Setting]:
+    for field in fields(instance):
+        if not field.init:
+            continue
+        value = getattr(instance, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _walk(value)
+        else:
+            yield Setting(field.name, type(instance), value)
+
+
+def replaced(instance: T, values: Mapping[str, Any]) -> T:
+    """A copy with the fields named in ``values`` changed, wherever they are nested; other names are not looked at."""
+    changes: dict[str, Any] = {}
+    for field in fields(instance):  # pyright: ignore[reportArgumentType]
+        if not field.init:
+            continue
+        current = getattr(instance, field.name)
+        if is_dataclass(current) and not isinstance(current, type):
+            changed = replaced(current, values)
+            if changed is not current:
+                changes[field.name] = changed
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return replace(instance, **changes) if changes else instance  # pyright: ignore[reportType]
+
+
+def check_names(values: Iterable[str], known: Iterable[str], kind: str = "setting") -> None:
+    """Raise :class:`UsageError` with the nearest name for the first name that is not a setting."""
+    names = set(known)
+    for name in values:
+        if name not in names:
+            raise unknown(kind, name, names)
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses become objects, tuples lists, paths strings, functions their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return {n: function_name(v, type(value), n) if _is_function(v) else to_json(v) for n, v in found.items()}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not is_dataclass(value)
+
+
+def choices(owner: type, name: str) -> dict[str, Any]:
+    """The functions that the library ships for a field, by the names that the command line knows (``CHOICES``)."""
+    return getattr(owner, "CHOICES", {}).get(name, {})
+
+
+def function_name(function: Callable[..., Any], owner: type, name: str) -> str:
+    """The name under which the library ships a field's function, else ``module:name``."""
+    for choice, shipped in choices(owner, name).items():
+        if shipped is function:
+            return choice
+    if isinstance(function, functools.partial):
+        bound = ", ".join([*map(repr, function.args), *(f"{key}={value!r}" for key, value in function.keywords.items())])
+        return f"partial({function_name(function.func, owner, name)}, {bound})"
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
+    """A shipped function by name, or the function that ``module:name`` names; raises :class:`UsageError`."""
+    shipped = choices(owner, name)
+    if ":" in text:
+        function = load_object(text, name)
+        if not callable(function):
+            raise UsageError(f"{name}: expected a function, found {text!r}, which is a {type(function).__name__}")
+        return function
+    if text not in shipped:
+        raise unknown(name, text, [*shipped, "module:function"])
+    return shipped[text]
+
+
+def load_object(text: str, what: str) -> Any:
+    """Import ``module`` of ``module:name`` and return its ``name``; raises :class:`UsageError` with what went wrong."""
+    module_name, _, name = text.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise UsageError(f"{what} {text!r}: no module named {module_name!r}, neither in the current folder nor installed") from None
+        raise UsageError(f"{what} {text!r}: importing {module_name!r} failed: {error}") from error
+    except Exception as error:
+        raise UsageError(f"{what} {text!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise unknown(f"name in module {module_name}", name, public or ["(it has no public name)"])
+    return getattr(module, name)
