@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from upslope.errors import Diverged, RunFault, require
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import adam_descend
 from upslope.updates.flat import FlatParameters
-from upslope.updates.schedules import Schedule, constant
+from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 RATIO_TOLERANCE = 1e-3
 """Largest |log π − log π_behavior| on the first minibatch of an update that rounding can explain (float32 sums)."""
@@ -51,6 +51,8 @@ class AscentState:
 @dataclass(frozen=True, kw_only=True)
 class Ascent:
     """``θ ← θ + α · Adam(∇ objective)`` for ``num_epochs`` passes over a batch in ``num_minibatches`` parts."""
+
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"schedule": SCHEDULES}
 
     learning_rate: float = 3e-4
     """step size of Adam"""
