@@ -1,0 +1,123 @@
+"""The kernels as machine code: translated and compiled by LLVM for this processor once, then loaded from a file.
+
+The file lies beside Python's own compiled files (or in the user's cache folder where that cannot be written) and is
+named by a hash of the kernels' source, of LLVM's version and of the processor, so that a stale one is never used; what it
+holds is checked against a hash of its own. Without llvmlite :func:`library` is None and everything runs on PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SOURCES = ("layout", "registers", "networks", "kernels", "translate")
+DIGEST = 32
+"""Bytes of the hash that the file begins with."""
+
+
+class Library(NamedTuple):
+    """The compiled entry points; arguments are addresses and integers. ``engine`` owns the memory that they stand in."""
+
+    update: Callable[..., None]
+    step: Callable[..., None]
+    engine: Any
+
+
+@cache
+def library() -> Library | None:
+    """The compiled kernels, or None where LLVM is not installed or cannot serve this machine."""
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:
+        return None
+    try:
+        machine = target_machine(llvm)
+        path = cache_folder() / f"kernels-{fingerprint(llvm)}.bin"
+        return load(llvm, machine, read(path) or write(path, compiled(llvm, machine)))
+    except (RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
+        return None
+
+
+def target_machine(llvm: Any) -> Any:
+    """LLVM's description of this processor."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    features = llvm.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
+
+
+def fingerprint(llvm: Any) -> str:
+    """A name for everything that the machine code depends on."""
+    folder = Path(__file__).parent
+    parts = [(folder / f"{name}.py").read_bytes() for name in SOURCES]
+    host = (llvm.llvm_version_info, llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    return hashlib.sha256(b"\0".join([*parts, repr(host).encode()])).hexdigest()[:24]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: beside this file, else in the user's cache folder."""
+    beside = Path(__file__).parent / "__pycache__"
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upslope"
+
+
+def read(path: Path) -> bytes | None:
+    """The machine code in a file; None if there is no such file or it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    code = content[DIGEST:]
+    return code if hashlib.sha256(code).digest() == content[:DIGEST] else None
+
+
+def write(path: Path, code: bytes) -> bytes:
+    """Keep machine code for the next process, whole or not at all; a folder that cannot be written costs only time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(file.name, path)
+    except OSError:
+        pass
+    return code
+
+
+def compiled(llvm: Any, machine: Any) -> bytes:
+    """Translate the kernels, optimize them for this processor, and emit its machine code."""
+    from upslope.fast import kernels
+    from upslope.fast.translate import Module
+
+    module = llvm.parse_assembly(str(Module(kernels.update, kernels.step)))
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = True
+    options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+def load(llvm: Any, machine: Any, code: bytes) -> Library:
+    """Machine code as functions that Python can call; the interpreter lock is released while they run."""
+    from upslope.fast import kernels
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+
+    def entry(kernel: Callable[..., None]) -> Callable[..., None]:
+        kinds = [kind for name, kind in kernel.__annotations__.items() if name != "return"]
+        types = [ctypes.c_int64 if kind == "int" else ctypes.c_void_p for kind in kinds]
+        return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
+
+    return Library(entry(kernels.update), entry(kernels.step), engine)

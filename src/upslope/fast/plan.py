@@ -1,0 +1,142 @@
+"""An MLP policy as the kernels see it: sizes, addresses and scratch memory.
+
+:func:`anatomy` says what an object is (or that it is nothing the kernels know); :class:`Plan` writes that down as the
+integers of :mod:`upslope.fast.layout`. The policy's own tensors are used where they lie: nothing is copied.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from upslope.fast import layout as at
+
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: at.TANH, nn.ReLU: at.RELU}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of an MLP policy."""
+
+    head: int
+    """``CATEGORICAL`` or ``GAUSSIAN`` (with one log standard deviation per dimension)"""
+    activation: int
+    actor: tuple[nn.Linear, ...]
+    critic: tuple[nn.Linear, ...]
+    log_std: nn.Parameter | None
+
+    @property
+    def inputs(self) -> int:
+        return self.actor[0].in_features
+
+    @property
+    def outputs(self) -> int:
+        """Number of actions, or of action dimensions."""
+        return self.actor[-1].out_features
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """In the order of ``policy.parameters()``."""
+        layers = [p for layer in (*self.actor, *self.critic) for p in (layer.weight, layer.bias)]
+        return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
+
+
+def anatomy(policy: Any) -> Anatomy | None:
+    """What an MLP policy consists of; None for every other policy, and for one that was changed by hand.
+
+    Known are :class:`upslope.control.MLPPolicy` itself (not a subclass, which may evaluate differently) with tanh or ReLU
+    layers, a categorical head or a Gaussian one whose spread does not depend on the state, in float32 on the processor,
+    without hooks.
+    """
+    control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
+    if control is None or type(policy) is not control.MLPPolicy:
+        return None
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for module in policy.modules() for name in hooks):
+        return None
+    head = head_kind(policy)
+    actor, critic = linear_layers(policy.actor), linear_layers(policy.critic)
+    if head is None or actor is None or critic is None or (critic[0] and actor[1] != critic[1]):
+        return None
+    parts = Anatomy(head, actor[1], actor[0], critic[0], policy.log_std)
+    known = {id(p) for p in parts.parameters}
+    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
+    return parts if plain else None
+
+
+def head_kind(policy: Any) -> int | None:
+    """The head's number in :mod:`upslope.fast.layout`, if the kernels know it."""
+    heads = sys.modules["upslope.control.heads"]
+    if type(policy.head) is heads.Categorical:
+        return at.CATEGORICAL
+    return at.GAUSSIAN if type(policy.head) is heads.Gaussian and policy.log_std is not None else None
+
+
+def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int] | None:
+    """The layers of ``Linear, activation, …, Linear`` and the activation; no layers for no network, None for anything else."""
+    if network is None:
+        return (), at.TANH
+    sequential = (nn.Sequential, sys.modules["upslope.control.networks"].Dense)
+    modules = list(network) if type(network) in sequential else []  # pyright: ignore[reportArgumentType]
+    linear, between = modules[::2], modules[1::2]
+    kinds = {type(module) for module in between}
+    if len(modules) % 2 == 0 or len(kinds) > 1 or not kinds <= ACTIVATIONS.keys():
+        return None
+    layers = tuple(layer for layer in linear if type(layer) is nn.Linear and layer.bias is not None)
+    return (layers, ACTIVATIONS[kinds.pop()] if kinds else at.TANH) if len(layers) == len(linear) else None
+
+
+class Plan:
+    """Integers and scratch memory for one policy whose parameters lie at addresses relative to ``base``."""
+
+    def __init__(self, parts: Anatomy, base: int, num_parameters: int) -> None:
+        self.parts, self.base = parts, base
+        self.used = 0
+        networks = np.zeros(at.LAYERS_AT + at.LAYER * (len(parts.actor) + len(parts.critic)), np.int64)
+        networks[at.INPUTS], networks[at.OUTPUTS] = parts.inputs, parts.outputs
+        networks[at.HEAD], networks[at.ACTIVATION] = parts.head, parts.activation
+        networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = len(parts.actor), len(parts.critic)
+        networks[at.LOG_STD] = 0 if parts.log_std is None else self.place(parts.log_std)
+        networks[at.NUM_PARAMETERS] = num_parameters
+        widths = [size for layer in (*parts.actor, *parts.critic) for size in (layer.in_features, layer.out_features)]
+        widest = rounded(max(widths), at.WIDTH)
+        networks[at.OBSERVATION_AT] = self.reserve(parts.inputs * at.BLOCK)
+        records = [*self.layers(parts.actor, networks), *self.layers(parts.critic, networks)]
+        networks[at.LAYERS_AT :] = np.array(records).reshape(-1)
+        networks[at.ROWWISE_AT] = self.reserve(at.BLOCK * widest)
+        networks[at.PRODUCT_AT] = self.reserve(widest * widest)
+        networks[at.DELTA_AT] = self.reserve(widest * at.BLOCK)
+        networks[at.OTHER_AT] = self.reserve(widest * at.BLOCK)
+        networks[at.VALUE_DELTA_AT] = self.reserve(widest * at.BLOCK)
+        networks[at.GRADIENT_AT] = self.reserve(num_parameters)
+        self.networks: NDArray[np.int64] = networks
+        self.scratch: NDArray[np.float32] = np.zeros(self.used, np.float32)
+
+    def place(self, parameter: Tensor) -> int:
+        """Where a parameter stands, counted in numbers from the base."""
+        return (parameter.data_ptr() - self.base) // 4
+
+    def reserve(self, count: int) -> int:
+        """Room in the scratch memory, on a cache line of its own."""
+        start, self.used = self.used, self.used + rounded(count, at.WIDTH)
+        return start
+
+    def layers(self, layers: tuple[nn.Linear, ...], networks: NDArray[np.int64]) -> Iterator[tuple[int, ...]]:
+        """The integers of each layer: its output is the next one's input."""
+        source = int(networks[at.OBSERVATION_AT])
+        for layer in layers:
+            target = self.reserve(rounded(layer.out_features, 4) * at.BLOCK)
+            yield layer.in_features, layer.out_features, self.place(layer.weight), self.place(layer.bias), source, target
+            source = target
+
+
+def rounded(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-count // multiple) * multiple

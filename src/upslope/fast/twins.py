@@ -1,0 +1,89 @@
+"""Which fast path serves which objects: the one place that decides, by what they *are* and never by a flag.
+
+- A policy that is an MLP, with a shipped objective: every epoch and minibatch of an update in one call of machine code
+  (:mod:`upslope.fast.update`), 10 to 20 times faster than autograd at minibatches of 64.
+- The same policy while it acts: :mod:`upslope.fast.step`.
+- The same policy with a user's own objective: forward and backward of the networks by hand, the objective in plain torch
+  (:mod:`upslope.fast.dense`).
+- Everything else, and everything where LLVM is not installed: the readable twins themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from upslope import functional as F
+from upslope.algorithms import A2C, PPO, REINFORCE
+from upslope.fast import layout as at
+from upslope.fast.native import library
+from upslope.fast.plan import anatomy
+from upslope.fast.step import CompiledPolicy
+from upslope.fast.update import CompiledUpdate, Objective
+from upslope.records import Metrics
+from upslope.updates import Ascent
+
+SURROGATES: dict[Callable[..., Any], int] = {
+    F.importance_weighted: at.IMPORTANCE,
+    F.clipped_surrogate: at.CLIPPED,
+    F.truncated_score: at.TRUNCATED_SCORE,
+}
+
+
+def ppo_objective(algorithm: PPO) -> Objective | None:
+    """``PPO.objective`` in numbers; None with a KL penalty or a surrogate of the user's."""
+    surrogate = SURROGATES.get(algorithm.surrogate)
+    if surrogate is None or algorithm.kl_coef > 0:
+        return None
+    return Objective(
+        surrogate=surrogate,
+        value=True,
+        value_coef=algorithm.value_coef,
+        entropy_coef=algorithm.entropy_coef,
+        bounds=F.clip_bounds(algorithm.clip_range),
+        dual_clip=math.inf if algorithm.dual_clip is None else algorithm.dual_clip,
+        value_clip=math.inf if algorithm.value_clip_range is None else algorithm.value_clip_range,
+    )
+
+
+def a2c_objective(algorithm: A2C) -> Objective:
+    """``A2C.objective`` in numbers."""
+    return Objective(surrogate=at.SCORE, value=True, value_coef=algorithm.value_coef, entropy_coef=algorithm.entropy_coef)
+
+
+def reinforce_objective(algorithm: REINFORCE) -> Objective:
+    """``REINFORCE.objective`` in numbers."""
+    value_coef = algorithm.value_coef if algorithm.baseline else 0.0
+    return Objective(surrogate=at.SCORE, value=algorithm.baseline, value_coef=value_coef, entropy_coef=algorithm.entropy_coef)
+
+
+OBJECTIVES: dict[Callable[..., Any], Callable[[Any], Objective | None]] = {
+    PPO.objective: ppo_objective,
+    A2C.objective: a2c_objective,
+    REINFORCE.objective: reinforce_objective,
+}
+"""The shipped objectives that the kernels know; a subclass that overrides ``objective`` is not among them."""
+
+
+def compiled_update(algorithm: Any, policy: Any) -> CompiledUpdate | None:
+    """The compiled twin of ``algorithm.update`` for this policy, called the same way; None where there is none."""
+    describe = OBJECTIVES.get(getattr(type(algorithm), "objective", None))  # pyright: ignore[reportArgumentType]
+    parts = anatomy(policy)
+    if describe is None or parts is None or type(algorithm.update) is not Ascent or describe(algorithm) is None:
+        return None
+    kernels = library()
+    return None if kernels is None else CompiledUpdate(kernels, parts, describe)
+
+
+def compiled_step(policy: Any) -> Any:
+    """The policy with compiled ``sample``, ``value`` and ``act``; the policy itself where there is no twin."""
+    parts = anatomy(policy)
+    kernels = None if parts is None else library()
+    return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
+
+
+def attach(algorithm: Any, policy: Any, collect: Any) -> Callable[..., Metrics]:
+    """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects."""
+    update = compiled_update(algorithm, policy)
+    return algorithm.update if update is None else update

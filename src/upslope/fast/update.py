@@ -1,0 +1,142 @@
+"""The compiled twin of ``Ascent.__call__`` for MLP policies with a shipped objective: one call of machine code per update.
+
+It shuffles as its twin does (the permutations come from the same generator), works on the same parameters and the same Adam
+state, stops for the same reasons and returns the same metrics; only rounding differs. See :mod:`upslope.fast.kernels`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upslope.fast import layout as at
+from upslope.fast.native import Library
+from upslope.fast.plan import Anatomy, Plan
+from upslope.fast.rows import NotCompiled, Rows, split
+from upslope.errors import Diverged
+from upslope.records import Batch, Metrics
+from upslope.updates.adam import BETAS
+from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, diagnosis
+
+Array = NDArray[Any]
+AVERAGED = {
+    "objective": at.OBJECTIVE,
+    "approx_kl": at.APPROX_KL,
+    "clip_fraction": at.CLIP_FRACTION,
+    "dead_fraction": at.DEAD_FRACTION,
+    "entropy": at.ENTROPY,
+    "value_error": at.VALUE_ERROR,
+}
+"""Results that are means over the minibatches that were scored."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A shipped objective as numbers: which surrogate, its bounds, the weights of the terms. Infinite means off."""
+
+    surrogate: int
+    value: bool
+    """whether the critic's error is part of it"""
+    value_coef: float = 0.0
+    entropy_coef: float = 0.0
+    bounds: tuple[float, float] = (0.0, math.inf)
+    """the ratios that are not clipped (for the clip fraction too)"""
+    dual_clip: float = math.inf
+    value_clip: float = math.inf
+
+
+class CompiledUpdate:
+    """Called like an :class:`Ascent`; ``describe`` turns the algorithm into an :class:`Objective`, or None."""
+
+    def __init__(self, library: Library, parts: Anatomy, describe: Callable[[Any], Objective | None]) -> None:
+        self.library, self.parts, self.describe = library, parts, describe
+        self.plan: Plan | None = None
+
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
+        """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
+        objective = self.describe(algorithm)
+        try:
+            if objective is None:
+                raise NotCompiled
+            plan = self.prepared(state)
+            rows = Rows(batch, self.parts, value_error=objective.value, value_clip=math.isfinite(objective.value_clip))
+        except NotCompiled:
+            return algorithm.update(algorithm, policy, batch, state)
+        ascent: Ascent = algorithm.update
+        minibatches = min(ascent.num_minibatches, rows.num_units)
+        permutations = [permutation.numpy() for permutation in ascent.permutations(rows.num_units, state)]
+        order = rows.order(np.concatenate(permutations))
+        bounds = rows.size * split(rows.num_units, minibatches)
+        options = self.options(objective, ascent, state)
+        results = np.zeros(2 * at.NUM_RESULTS)  # the second half holds a minibatch's sums
+        exp_avg, exp_avg_sq = state.moments[0]
+        networks = plan.networks
+        if not objective.value:
+            networks = networks.copy()
+            networks[at.CRITIC_LAYERS] = 0
+        self.library.update(
+            *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data, options.ctypes.data),
+            *(rows.address(name) for name in ("observation", "action", "continuous", "legal")),
+            *(rows.address(name) for name in ("behavior_log_prob", "advantage", "returns", "value", "weight", "mask")),
+            *(order.ctypes.data, bounds.ctypes.data, ascent.num_epochs, minibatches, objective.surrogate),
+            *(int("legal" in rows.tensors), results.ctypes.data),
+        )
+        taken = int(results[at.STEPPED])
+        state.num_updates += taken
+        if results[at.STATUS] != at.FINISHED:
+            self.fail(results, policy, batch, state, np.split(order, ascent.num_epochs), bounds)
+        return averaged(results, objective)
+
+    def prepared(self, state: AscentState) -> Plan:
+        """The plan for the state's parameters, made anew where they have moved."""
+        flat = state.flat
+        if flat is None or len(flat.parameters) != len(self.parts.parameters) or flat.data.device.type != "cpu":
+            raise NotCompiled
+        if not flat.is_bound():
+            flat.bind()
+        base = flat.data.data_ptr()
+        if self.plan is None or self.plan.base != base:
+            if any(p is not q for p, q in zip(flat.parameters, self.parts.parameters, strict=True)):
+                raise NotCompiled
+            self.plan = Plan(self.parts, base, flat.data.numel())
+        return self.plan
+
+    def options(self, objective: Objective, ascent: Ascent, state: AscentState) -> Array:
+        """The numbers that the kernel goes by."""
+        options = np.zeros(at.NUM_OPTIONS)
+        options[at.LOW], options[at.HIGH] = objective.bounds
+        options[at.DUAL_CLIP], options[at.VALUE_CLIP] = objective.dual_clip, objective.value_clip
+        options[at.VALUE_COEF], options[at.ENTROPY_COEF] = objective.value_coef, objective.entropy_coef
+        options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
+        options[at.TARGET_KL] = math.inf if ascent.target_kl is None else ascent.target_kl
+        options[at.LEARNING_RATE], options[at.EPS] = state.learning_rate, ascent.eps
+        options[at.BETA1], options[at.BETA2] = BETAS
+        options[at.STEP] = state.num_updates
+        options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
+        return options
+
+    def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, epochs: list[Array], bounds: Array) -> None:
+        """Raise what the readable twin raises."""
+        if results[at.STATUS] == at.RATIO_NOT_ONE:
+            check_first_ratio(float(results[at.MAX_LOG_RATIO]))
+        epoch, part = divmod(int(results[at.STEPPED]), len(bounds) - 1)
+        rows = torch.from_numpy(epochs[epoch][bounds[part] : bounds[part + 1]])
+        flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
+        raise Diverged(diagnosis(state, flat.select(rows), policy))
+
+
+def averaged(results: Array, objective: Objective) -> Metrics:
+    """Sums over minibatches as the metrics that :func:`upslope.updates.ascent.averaged` returns."""
+    metrics = {name: float(results[index] / results[at.SCORED]) for name, index in AVERAGED.items()}
+    if not objective.value:
+        del metrics["value_error"]
+    if results[at.STEPPED]:
+        metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
+    metrics["num_minibatches"] = float(results[at.STEPPED])
+    return metrics
