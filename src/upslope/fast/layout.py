@@ -44,6 +44,19 @@ IMPORTANCE: Final = 1
 CLIPPED: Final = 2
 TRUNCATED_SCORE: Final = 3
 
+# ---- a batch: addresses of its columns
+OBSERVATION: Final = 0
+ACTION: Final = 1
+CONTINUOUS: Final = 2
+LEGAL: Final = 3
+BEHAVIOR_LOG_PROB: Final = 4
+ADVANTAGE: Final = 5
+RETURNS: Final = 6
+VALUE: Final = 7
+WEIGHT: Final = 8
+MASK: Final = 9
+COLUMNS: Final = ("observation", "action", "continuous", "legal", "behavior_log_prob", "advantage", "returns", "value", "weight", "mask")
+
 # ---- options of an update (float64); a bound that is not wanted is infinite
 LOW: Final = 0
 HIGH: Final = 1
@@ -59,7 +72,10 @@ BETA2: Final = 10
 EPS: Final = 11
 STEP: Final = 12
 RATIO_TOLERANCE: Final = 13
-NUM_OPTIONS: Final = 14
+SURROGATE: Final = 14
+MASKED: Final = 15
+"""Whether there is an action mask."""
+NUM_OPTIONS: Final = 16
 
 # ---- results of an update (float64): sums over minibatches, then how it ended
 OBJECTIVE: Final = 0
@@ -83,6 +99,6 @@ RATIO_NOT_ONE: Final = 2
 
 # ---- what a policy step does
 SAMPLE: Final = 0
-SAMPLE_AND_VALUE: Final = 1
+SAMPLE_AND_EVALUATE: Final = 1
 OUTPUT: Final = 2
-VALUE: Final = 3
+EVALUATE: Final = 3

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SOURCES = ("layout", "registers", "networks", "kernels", "translate")
+SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "expressions", "translate")
+CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
 
@@ -117,7 +118,7 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
 
     def entry(kernel: Callable[..., None]) -> Callable[..., None]:
         kinds = [kind for name, kind in kernel.__annotations__.items() if name != "return"]
-        types = [ctypes.c_int64 if kind == "int" else ctypes.c_void_p for kind in kinds]
+        types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
     return Library(entry(kernels.update), entry(kernels.step), engine)

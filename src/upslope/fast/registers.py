@@ -22,8 +22,25 @@ Integers: TypeAlias = Any
 """Address of int64 numbers."""
 Flags: TypeAlias = Any
 """Address of uint8 numbers."""
+Table: TypeAlias = Any
+"""Address of addresses."""
 Register: TypeAlias = Any
 """``WIDTH`` float32 numbers side by side; arithmetic on them is lane by lane, and a plain number stands for a register of it."""
+
+
+def floats(table: Table, index: int) -> Floats:
+    """The address of float32 numbers that stands in a table."""
+    return table[index]
+
+
+def integers(table: Table, index: int) -> Integers:
+    """The address of int64 numbers that stands in a table."""
+    return table[index]
+
+
+def flags(table: Table, index: int) -> Flags:
+    """The address of uint8 numbers that stands in a table."""
+    return table[index]
 
 
 def shift(pointer: Any, count: int) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ UNIT_AXES = {"step": 0, "sequence": 1, "group": 2, "pair": 2}
 """How many of the batch's last axes belong to one unit."""
 
 
-class NotCompiled(Exception):  # noqa: N818 - it never leaves this package
+class NotCompiled(Exception):
     """This batch or state is not what the kernels take; the readable twin serves it."""
 
 
@@ -64,7 +62,7 @@ class Rows:
         if action is None:
             return True
         lowest, highest = action.aminmax()
-        return 0 <= int(lowest) and int(highest) < count
+        return int(lowest) >= 0 and int(highest) < count
 
     @property
     def num_units(self) -> int:

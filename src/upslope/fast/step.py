@@ -49,7 +49,7 @@ class CompiledPolicy:
             legal = legal.contiguous()
         rows = observation.numel() // self.parts.inputs
         self.library.step(
-            *(*self.addresses, observation.data_ptr(), rows, mode, int(legal is not None)),
+            *(*self.addresses, observation.data_ptr(), rows, mode, legal is not None),
             *(0 if tensor is None else tensor.data_ptr() for tensor in (noise, legal, *targets)),
         )
         return True
@@ -60,7 +60,7 @@ class CompiledPolicy:
         lead = inputs["observation"].shape[:-1]
         log_prob = torch.empty(lead)
         value = torch.empty(lead) if self.parts.critic else None
-        mode = at.SAMPLE if value is None else at.SAMPLE_AND_VALUE
+        mode = at.SAMPLE if value is None else at.SAMPLE_AND_EVALUATE
         if self.parts.head == at.GAUSSIAN:
             noise = torch.randn(*lead, self.parts.outputs, generator=generator)
             action = torch.empty_like(noise)
@@ -79,7 +79,7 @@ class CompiledPolicy:
         if not self.parts.critic:
             return None
         value = torch.empty(inputs["observation"].shape[:-1])
-        return value if self.run(inputs, at.VALUE, None, None, None, None, value) else self.policy.value(inputs)
+        return value if self.run(inputs, at.EVALUATE, None, None, None, None, value) else self.policy.value(inputs)
 
     def act(self, *arguments: Any, **options: Any) -> Any:
         """``MLPPolicy.act`` on the compiled actor."""

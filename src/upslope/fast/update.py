@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from upslope.errors import Diverged
 from upslope.fast import layout as at
 from upslope.fast.native import Library
 from upslope.fast.plan import Anatomy, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
-from upslope.errors import Diverged
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, diagnosis
@@ -73,19 +73,17 @@ class CompiledUpdate:
         permutations = [permutation.numpy() for permutation in ascent.permutations(rows.num_units, state)]
         order = rows.order(np.concatenate(permutations))
         bounds = rows.size * split(rows.num_units, minibatches)
-        options = self.options(objective, ascent, state)
+        options = self.options(objective, ascent, state, masked="legal" in rows.tensors)
         results = np.zeros(2 * at.NUM_RESULTS)  # the second half holds a minibatch's sums
         exp_avg, exp_avg_sq = state.moments[0]
         networks = plan.networks
         if not objective.value:
             networks = networks.copy()
             networks[at.CRITIC_LAYERS] = 0
+        addresses = np.array([rows.address(name) for name in at.COLUMNS])
         self.library.update(
             *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data, options.ctypes.data),
-            *(rows.address(name) for name in ("observation", "action", "continuous", "legal")),
-            *(rows.address(name) for name in ("behavior_log_prob", "advantage", "returns", "value", "weight", "mask")),
-            *(order.ctypes.data, bounds.ctypes.data, ascent.num_epochs, minibatches, objective.surrogate),
-            *(int("legal" in rows.tensors), results.ctypes.data),
+            *(addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, ascent.num_epochs, minibatches, results.ctypes.data),
         )
         taken = int(results[at.STEPPED])
         state.num_updates += taken
@@ -107,7 +105,7 @@ class CompiledUpdate:
             self.plan = Plan(self.parts, base, flat.data.numel())
         return self.plan
 
-    def options(self, objective: Objective, ascent: Ascent, state: AscentState) -> Array:
+    def options(self, objective: Objective, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
         """The numbers that the kernel goes by."""
         options = np.zeros(at.NUM_OPTIONS)
         options[at.LOW], options[at.HIGH] = objective.bounds
@@ -119,6 +117,7 @@ class CompiledUpdate:
         options[at.BETA1], options[at.BETA2] = BETAS
         options[at.STEP] = state.num_updates
         options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
+        options[at.SURROGATE], options[at.MASKED] = objective.surrogate, masked
         return options
 
     def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, epochs: list[Array], bounds: Array) -> None:

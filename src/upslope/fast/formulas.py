@@ -1,0 +1,104 @@
+"""What one row contributes, and its derivatives: the formulas of :mod:`upslope.functional`, in the kernels' subset of Python."""
+
+from __future__ import annotations
+
+import math
+
+from upslope.fast import layout as at
+from upslope.fast.layout import BLOCK
+from upslope.fast.registers import Doubles, Flags, Floats
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def clamp(x: float, low: float, high: float) -> float:
+    """``x`` kept between the bounds."""
+    return min(max(x, low), high)
+
+
+def log_normalizer(logits: Floats, count: int, legal: Flags, masked: bool) -> float:
+    """``logsumexp`` of one row's legal logits, ``BLOCK`` entries apart."""
+    largest = -math.inf
+    for a in range(count):
+        if not masked or legal[a] != 0:
+            largest = max(largest, logits[a * BLOCK])
+    total = 0.0
+    for a in range(count):
+        if not masked or legal[a] != 0:
+            total += math.exp(logits[a * BLOCK] - largest)
+    return largest + math.log(total)
+
+
+def categorical_entropy(logits: Floats, count: int, legal: Flags, masked: bool, normalizer: float) -> float:
+    """``H = −Σ p log p`` over legal actions."""
+    entropy = 0.0
+    for a in range(count):
+        if not masked or legal[a] != 0:
+            log_p = logits[a * BLOCK] - normalizer
+            entropy -= math.exp(log_p) * log_p
+    return entropy
+
+
+def categorical_backward(
+    logits: Floats, delta: Floats, count: int, legal: Flags, masked: bool, normalizer: float, entropy: float, action: int,
+    from_log_prob: float, from_entropy: float,
+) -> None:  # fmt: skip
+    """``∂ log π_a/∂z_j = 1[j = a] − p_j`` and ``∂H/∂z_j = −p_j (log p_j + H)``."""
+    for a in range(count):
+        delta[a * BLOCK] = 0.0
+        if not masked or legal[a] != 0:
+            log_p = logits[a * BLOCK] - normalizer
+            chosen = 1.0 if a == action else 0.0
+            p = math.exp(log_p)
+            delta[a * BLOCK] = from_log_prob * (chosen - p) - from_entropy * p * (log_p + entropy)
+
+
+def gaussian_log_prob(mean: Floats, log_std: Floats, count: int, action: Floats) -> float:
+    """``Σ −½ ((a − μ)/σ)² − log σ − ½ log 2π``."""
+    total = 0.0
+    for i in range(count):
+        z = (action[i] - mean[i * BLOCK]) * math.exp(-log_std[i])
+        total -= 0.5 * z * z + log_std[i] + HALF_LOG_TWO_PI
+    return total
+
+
+def gaussian_backward(
+    mean: Floats, log_std: Floats, delta: Floats, gradient: Floats, count: int, action: Floats, from_log_prob: float, from_entropy:
+    float,
+) -> None:  # fmt: skip
+    """``∂/∂μ = (a − μ)/σ²`` into ``delta``; ``∂/∂ log σ = (a − μ)²/σ² − 1``, and 1 for the entropy, into the gradient."""
+    for i in range(count):
+        inverse = math.exp(-log_std[i])
+        z = (action[i] - mean[i * BLOCK]) * inverse
+        delta[i * BLOCK] = from_log_prob * z * inverse
+        gradient[i] += from_log_prob * (z * z - 1.0) + from_entropy
+
+
+def surrogate_of(log_prob: float, moved: float, advantage: float, options: Doubles) -> tuple[float, float]:
+    """A surrogate and its derivative by log π (FORMULAS section 6); ``moved`` is the log ratio."""
+    kind = options[at.SURROGATE]
+    if kind == at.SCORE:
+        return log_prob * advantage, advantage
+    ratio = math.exp(moved)
+    if kind == at.TRUNCATED_SCORE:
+        capped = min(ratio, options[at.HIGH]) * advantage
+        return capped * log_prob, capped
+    value = ratio * advantage
+    if kind == at.IMPORTANCE:
+        return value, value
+    clipped = clamp(ratio, options[at.LOW], options[at.HIGH]) * advantage
+    if advantage < 0.0 and ratio > options[at.DUAL_CLIP]:
+        return options[at.DUAL_CLIP] * advantage, 0.0
+    if clipped < value:
+        return clipped, 0.0
+    return value, value
+
+
+def value_error_of(value: float, target: float, old: float, clip: float) -> tuple[float, float]:
+    """``(V − R)²``, PPO-clipped where ``clip`` is finite, and its derivative by V."""
+    error = value - target
+    if math.isfinite(clip):
+        moved = old + clamp(value - old, -clip, clip) - target
+        if moved * moved > error * error:
+            return moved * moved, 0.0
+    return error * error, 2.0 * error
