@@ -68,8 +68,7 @@ def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = Non
     check_shapes("value", value.shape, returns=returns, mask=mask)
     if mask is not None:
         value, returns = value[mask], returns[mask]
-    # the ratio of variances does not depend on the n − 1, and one entry must not warn
-    share = (returns - value).var(correction=0) / returns.var(correction=0)
+    share = _mean_square(returns - value) / _mean_square(returns)
     return torch.where(has_spread(returns), 1.0 - share, torch.nan)
 
 
@@ -131,3 +130,8 @@ def _center(score: Tensor) -> Tensor:
     """``r − mean`` within each group, exactly 0 for groups without spread, where rounding would leave noise."""
     spread = has_spread(score, dim=-1).unsqueeze(-1)
     return torch.where(spread, score - score.mean(-1, keepdim=True), 0.0)
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean squared distance from the mean: a variance whose divisor cancels in a ratio, and which none or one entry may have."""
+    return (x - x.mean()).square().mean()

@@ -189,7 +189,7 @@ def surrogate_metrics(
     for i in np.ndindex(*log_prob.shape):
         if shown[i]:
             share = 1.0 / count if weight is None else float(weight[i])
-            ratio, a = math.exp(log_prob[i] - behavior_log_prob[i]), advantage[i]
+            ratio, a = math.exp(log_prob[i] - behavior_log_prob[i]), float(advantage[i])
             dead = (a > 0 and ratio > high) or (a < 0 and ratio < low)
             dead = dead or (dual_clip is not None and a < 0 and ratio > dual_clip)
             result["approx_kl"] += share * (ratio - 1.0 - math.log(ratio))
