@@ -76,14 +76,14 @@ def compiled_update(algorithm: Any, policy: Any) -> CompiledUpdate | None:
     return None if kernels is None else CompiledUpdate(kernels, parts, describe)
 
 
-def compiled_step(policy: Any) -> Any:
+def fast_policy(policy: Any) -> Any:
     """The policy with compiled ``sample``, ``value`` and ``act``; the policy itself where there is no twin."""
     parts = anatomy(policy)
     kernels = None if parts is None else library()
     return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
 
 
-def attach(algorithm: Any, policy: Any, collect: Any) -> Callable[..., Metrics]:
+def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics]:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects."""
     update = compiled_update(algorithm, policy)
     return algorithm.update if update is None else update

@@ -73,19 +73,19 @@ def train(
     callbacks = tuple(callbacks)
     update_state = algorithm.update.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
-    update = choose_update(algorithm, policy, collect, fast=fast)
+    update, actor = twins_of(algorithm, policy) if fast else (algorithm.update, policy)
     while state.fraction < 1.0:
-        iterate(state, update)
+        iterate(state, update, actor)
         stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
         if any(stops):
             break
     return state
 
 
-def iterate(state: RunState, update: Callable[..., Metrics]) -> None:
-    """One iteration, timed: collect, estimate, update, record."""
+def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
+    """One iteration, timed: collect, estimate, update, record. ``actor`` is the policy or its fast twin."""
     started = time.perf_counter()
-    rollout = state.collect(state.policy)
+    rollout = state.collect(actor)
     batch = state.algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
     if hasattr(state.algorithm.update, "set_fraction"):
@@ -110,13 +110,11 @@ def iterate(state: RunState, update: Callable[..., Metrics]) -> None:
     }
 
 
-def choose_update(algorithm: Any, policy: Any, collect: Any, *, fast: bool) -> Callable[..., Metrics]:
-    """The algorithm's own update, or its fast twin where the objects allow one (:mod:`upslope.fast`)."""
-    if fast:
-        from upslope.fast import twins
+def twins_of(algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics], Any]:
+    """The fast twins of the algorithm's update and of the acting policy, where the objects have them (:mod:`upslope.fast`)."""
+    from upslope.fast import twins
 
-        return twins.attach(algorithm, policy, collect)
-    return algorithm.update
+    return twins.fast_update(algorithm, policy), twins.fast_policy(policy)
 
 
 def check_finite(batch: Batch, iteration: int) -> None:
