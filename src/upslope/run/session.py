@@ -160,6 +160,10 @@ class Session:
     def _fresh_episodes(self, policy: Any) -> Any:
         if self.evaluator is None:
             self.evaluator = self.prepared.evaluator()
+        if self.run_config.settings.fast:
+            from upslope.fast import twins
+
+            policy = twins.fast_policy(policy)
         return self.evaluator(policy)
 
     @contextlib.contextmanager
