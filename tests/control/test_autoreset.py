@@ -1,5 +1,7 @@
 """Three autoreset modes, one stream of steps: equal advantages, true successors, reset rows that do not count."""
 
+from typing import ClassVar
+
 import gymnasium
 import numpy as np
 import pytest
@@ -143,6 +145,34 @@ def test_structured_observations_have_true_successors_too(mode):
         assert final["numbers"][ended, 0].tolist() == lengths == final["more"][0][ended].tolist()
         assert (final["more"][1][ended] == 2 * final["numbers"][ended]).all()
         assert final["numbers"][ended, 1].tolist() == indices.tolist()
+
+
+class Chatty(gymnasium.vector.VectorEnv):
+    """NEXT_STEP, with a reward and flags that are set at every step, reset steps included; every array is used again."""
+
+    metadata: ClassVar = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    num_envs = 2
+    single_observation_space = spaces.Box(0, 1, (1,), np.float32)
+    single_action_space = spaces.Discrete(2)
+    arrays = (np.zeros((2, 1), np.float32), np.array([3.0, 5.0]), np.array([True, False]), np.array([True, False]), {})
+
+    def reset(self, *, seed=None, options=None):
+        return self.arrays[0], {}
+
+    def step(self, actions):
+        for array in self.arrays[1:4]:
+            array[:] = array[::-1].copy()
+        return self.arrays
+
+
+def test_what_a_reset_step_reports_is_nobodys():
+    """Row 1 ends at once, row 0 at the step after it, and so on: every second step is a reset step."""
+    rollout = control.Steps(control.Envs(Chatty()), 6)(control.MLPPolicy.for_envs(Chatty()))
+    # row 0: a step, then (end, reset) by turns; row 1: (end, reset) by turns
+    assert rollout.mask.int().tolist() == [[1, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]]
+    assert rollout.terminated.int().tolist() == rollout.truncated.int().tolist() == [[0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]]
+    assert rollout.reward.tolist() == [[5, 3, 0, 3, 0, 3], [3, 0, 3, 0, 3, 0]]
+    assert rollout.metrics == {"num_episodes": 6.0, "episode_return": (8 + 5 * 3) / 6, "episode_length": 7 / 6}
 
 
 class Undeclared(gymnasium.vector.VectorEnv):

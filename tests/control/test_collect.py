@@ -180,6 +180,16 @@ def test_rewards_are_normalized_and_statistics_are_not():
     np.testing.assert_allclose(rollout.reward, (raw.reward / scale).clamp(-10, 10), atol=1e-6)
 
 
+def test_scaled_and_clipped_rewards_leave_the_statistics_alone():
+    def play(**options):
+        return control.Steps(control.Envs(make_counting().vector, **options), 12)(Critic())
+
+    plain, scaled, clipped = play(), play(reward_scale=0.1), play(clip_reward=True)
+    assert scaled.metrics == clipped.metrics == plain.metrics
+    torch.testing.assert_close(scaled.reward, plain.reward * 0.1, rtol=0, atol=1e-7)
+    torch.testing.assert_close(clipped.reward, plain.mask.float(), rtol=0, atol=0)
+
+
 def test_fresh_episodes_forget_the_running_return():
     policy = control.MLPPolicy.for_envs(make_counting(), normalize_reward=True, reward_gamma=1.0)
     envs = make_counting()

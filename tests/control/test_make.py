@@ -135,6 +135,14 @@ def test_envpool_gives_the_same_task():
                 np.testing.assert_allclose(rollout.inputs["observation"][0, t + 1], following, atol=1e-5)
 
 
+def test_envpool_cannot_be_seeded_again():
+    pytest.importorskip("envpool", reason="EnvPool is not installed")
+    with control.make("CartPole-v1", 2, vectorization="envpool") as envs:
+        envs.reset()
+        with pytest.raises(UsageError, match="took its seed when it was made"):
+            envs.reset(seed=3)
+
+
 # ------------------------------------------------------------------------------------------------------- what cannot be made
 
 BAD = [
@@ -152,6 +160,7 @@ BAD = [
     ("CartPole-v1", {"num_envs": 0}, "num_envs: expected an integer ≥ 1, found 0"),
     ("CartPole-v1", {"num_envs": -1}, "num_envs: expected an integer ≥ 1, found -1"),
     ("CartPole-v1", {"num_envs": 1.5}, "num_envs: expected an integer ≥ 1, found 1.5"),
+    ("CartPole-v1", {"reward_scale": 0.0}, "reward_scale: expected a number > 0, found 0.0"),
     ("CartPole-v1", {"seed": -1}, "seed: expected an integer ≥ 0, found -1"),
     ("CartPole-v1", {"vectorization": "asinc"}, "unknown vectorization 'asinc': did you mean 'async'?"),
     ("CartPole-v1", {"env_kwargs": {"gravity": 3}}, "env 'CartPole-v1' cannot be made with env_kwargs {'gravity': 3}: TypeError"),

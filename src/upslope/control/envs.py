@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.trees import Array
-from upslope.errors import RunFault, UsageError
+from upslope.errors import RunFault, UsageError, require
 
 
 class Step(NamedTuple):
@@ -46,7 +46,9 @@ class Envs:
 
     Seeds: the first reset passes ``seed``, of which Gymnasium's vector environments make seed, seed + 1, … for their
     sub-environments; a natively vectorized environment draws its first states from one generator with that seed. Later resets
-    go on with the environments' own generators.
+    go on with the environments' own generators. ``seeded`` says that the vector environment has had its seed already.
+
+    ``clip_reward`` hands on the reward's sign and ``reward_scale`` multiplies it; ``finished`` speaks of the rewards themselves.
 
     Raises:
         UsageError: the vector environment declares no autoreset mode.
@@ -54,7 +56,16 @@ class Envs:
             not finite.
     """
 
-    def __init__(self, vector: VectorEnv[Any, Any, Any], *, seed: int = 0, env_id: str | None = None, clip_reward: bool = False) -> None:
+    def __init__(
+        self,
+        vector: VectorEnv[Any, Any, Any],
+        *,
+        seed: int = 0,
+        env_id: str | None = None,
+        clip_reward: bool = False,
+        reward_scale: float = 1.0,
+        seeded: bool = False,
+    ) -> None:
         self.vector = vector
         self.num_envs = int(vector.num_envs)
         self.seed = seed
@@ -63,6 +74,8 @@ class Envs:
         self.action_space: Space[Any] = vector.single_action_space
         self.autoreset_mode = _autoreset_mode(vector, self.env_id)
         self.clip_reward = clip_reward
+        self._seeded = seeded
+        self.reward_scale = reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
         self._masks = ActionMasks(self.action_space, self.num_envs)
@@ -80,7 +93,9 @@ class Envs:
 
     def reset(self, seed: int | None = None) -> Any:
         """Start new episodes everywhere and return the observation; without a seed, the first reset takes ``self.seed``."""
-        if seed is None and self.observation is None:
+        if self._seeded:
+            require(seed is None, f"seed: {self.env_id!r} took its seed when it was made and cannot be seeded again; make it anew")
+        elif seed is None and self.observation is None:
             seed = self.seed
         with self._faults("reset"):
             observation, info = self.vector.reset(seed=seed)
@@ -94,8 +109,7 @@ class Envs:
     @property
     def first_step(self) -> Array:
         """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step."""
-        behind = self._clock - self._start
-        return behind if self._resetting is None else np.where(self._resetting, 0, behind)
+        return self._clock - self._start
 
     def step(self, action: Array) -> Step:
         """One step everywhere; ``action [N, …]`` as the environment takes it."""
@@ -133,6 +147,8 @@ class Envs:
             self._read_action_mask(info, "step")
         if self.clip_reward:
             reward = np.sign(reward)
+        if self.reward_scale != 1.0:
+            reward = reward * self.reward_scale
         return Step(observation, reward, terminated, truncated, mask, successors, finished)
 
     def _finish(self, ended: Array) -> list[tuple[float, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import warnings
@@ -35,6 +36,7 @@ def make(
     vectorization: Vectorization = "auto",
     env_kwargs: Mapping[str, Any] | None = None,
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    reward_scale: float = 1.0,
     training: bool = True,
 ) -> Envs:
     """``num_envs`` copies of an environment as one vector environment.
@@ -45,29 +47,32 @@ def make(
 
     ``vectorization``: ``"auto"`` takes the environment's own vectorized version where it has one and ``num_envs`` is at least
     5, else one environment after the other in this process; ``"sync"`` the latter always; ``"async"`` one process for each;
-    ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``training=False``
-    makes Atari games for evaluation: without reward clipping and without an end at each lost life.
+    ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``reward_scale``
+    multiplies the rewards that the learner sees, not the returns that are reported. ``training=False`` makes Atari games for
+    evaluation: without reward clipping and without an end at each lost life.
 
-    Seeds: see :class:`Envs`. Sub-environment i of ``"sync"`` and ``"async"`` equals a single environment reset with ``seed + i``.
+    Seeds: see :class:`Envs`. Sub-environment i of ``"sync"`` and ``"async"`` equals a single environment reset with ``seed + i``;
+    EnvPool's take their seeds when they are made.
 
     Raises:
         UsageError: an environment that does not exist (with the nearest name), cannot be made, or lacks a package.
     """
     require(_is_int(num_envs) and num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
     require(_is_int(seed) and seed >= 0, f"seed: expected an integer ≥ 0, found {seed!r}")
+    require(0 < reward_scale < math.inf, f"reward_scale: expected a number > 0, found {reward_scale!r}")
     if vectorization not in get_args(Vectorization):
         raise unknown("vectorization", str(vectorization), get_args(Vectorization))
     kwargs = dict(env_kwargs or {})
-    factory, spec, name = _resolve(env)
     if vectorization == "envpool":
-        return Envs(_envpool(spec, name, num_envs, seed, kwargs), seed=seed, env_id=name)
+        return _envpool(env, num_envs, seed, kwargs, training=training, reward_scale=reward_scale)
+    factory, spec, name = _resolve(env)
     game = spec is not None and atari.is_game(spec, kwargs)
     build = (lambda: atari.make(spec, kwargs, training=training)) if game else lambda: factory(**kwargs)
     own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and not game
     vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
     if vector is None:
         vector = _vector(build, spec, name, num_envs, kwargs, vectorization, autoreset_mode)
-    return Envs(vector, seed=seed, env_id=name, clip_reward=game and training)
+    return Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
 
 
 def _is_int(value: Any) -> bool:
@@ -193,19 +198,27 @@ class _QuietAsyncVectorEnv(AsyncVectorEnv):
                 super()._raise_if_errors(successes)
 
 
-def _envpool(spec: Any, name: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+def _envpool(env: Any, num_envs: int, seed: int, kwargs: dict[str, Any], *, training: bool, reward_scale: float) -> Envs:
+    """EnvPool's environment of that name; its Atari games bring the usual preprocessing themselves."""
     try:
         envpool = importlib.import_module("envpool")
     except ImportError as error:
         raise missing_extra("envpool", "envpool") from error
-    task = name.removeprefix("ALE/")
+    require(isinstance(env, str), f"env: EnvPool knows its environments by name, found {env!r}")
+    game = atari.looks_like(env)
+    task = env.removeprefix("ALE/")
     known = envpool.list_all_envs()
     if task not in known:
         raise unknown("environment in EnvPool", task, known)
+    if game:
+        kwargs = {"episodic_life": training, **kwargs}
     try:
-        return envpool.make(task, env_type="gymnasium", num_envs=num_envs, seed=seed, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about bounds that lose digits in float32
+            vector = envpool.make(task, env_type="gymnasium", num_envs=num_envs, seed=seed, **kwargs)
+            return Envs(vector, seed=seed, env_id=env, clip_reward=game and training, reward_scale=reward_scale, seeded=True)
     except Exception as error:
-        raise _cannot_make(error, spec, name, kwargs) from error
+        raise _cannot_make(error, None, env, kwargs) from error
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
