@@ -313,6 +313,9 @@ class Expressions:
     def register_fill(self, pointer: Value, index: Value) -> Value:
         return self.cast(self.new("single", f"load float, ptr {self.address(pointer, index)}"), "Register")
 
+    def register_spread(self, number: Value) -> Value:
+        return self.cast(number, "Register")
+
     def register_at_least(self, register: Value, bound: Value) -> Value:
         return self.bounded(register, bound, "olt")
 

@@ -102,6 +102,7 @@ def compiled(llvm: Any, machine: Any) -> bytes:
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = True
+    options.loop_unrolling = False  # the tiles of a product are unrolled as far as there are registers
     options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)

@@ -11,7 +11,7 @@ and where its input and its output stand in the scratch memory.
 from __future__ import annotations
 
 from upslope.fast.layout import BLOCK, IDENTITY, LAYER, RELU, TANH, WIDTH
-from upslope.fast.registers import Floats, Integers, Register, at_least, at_most, fill, load, shift, store, where_positive
+from upslope.fast.registers import Floats, Integers, Register, at_least, at_most, fill, load, shift, spread, store, where_positive
 
 
 def padded(count: int) -> int:
@@ -34,12 +34,8 @@ def multiply(
             a1 = shift(a, min(i + 1, rows - 1) * a_row)
             a2 = shift(a, min(i + 2, rows - 1) * a_row)
             a3 = shift(a, min(i + 3, rows - 1) * a_row)
-            x = load(b, j)
-            s0 = fill(a0, 0) * x
-            s1 = fill(a1, 0) * x
-            s2 = fill(a2, 0) * x
-            s3 = fill(a3, 0) * x
-            for k in range(1, inner):
+            s0, s1, s2, s3 = spread(0.0), spread(0.0), spread(0.0), spread(0.0)
+            for k in range(inner):
                 x = load(b, k * b_row + j)
                 s0 += fill(a0, k * a_column) * x
                 s1 += fill(a1, k * a_column) * x

@@ -117,7 +117,10 @@ class Plan:
         networks[at.VALUE_DELTA_AT] = self.reserve(widest * at.BLOCK)
         networks[at.GRADIENT_AT] = self.reserve(num_parameters)
         self.networks: NDArray[np.int64] = networks
-        self.scratch: NDArray[np.float32] = np.zeros(self.used, np.float32)
+        room = np.zeros(self.used + at.WIDTH, np.float32)
+        start = -room.ctypes.data % 64 // 4  # on a cache line
+        self.scratch: NDArray[np.float32] = room[start : start + self.used]
+        self.addresses = self.scratch.ctypes.data, networks.ctypes.data
 
     def place(self, parameter: Tensor) -> int:
         """Where a parameter stands, counted in numbers from the base."""

@@ -63,6 +63,11 @@ def fill(pointer: Floats, index: int) -> Register:
     return np.full(WIDTH, pointer[index], np.float32)
 
 
+def spread(number: float) -> Register:
+    """The number in every lane."""
+    return np.full(WIDTH, number, np.float32)
+
+
 def at_least(register: Register, bound: float) -> Register:
     """``bound`` where ``register < bound``, else the register: NaN stays NaN."""
     return np.where(register < bound, np.float32(bound), register)

@@ -35,7 +35,7 @@ class CompiledPolicy:
         base = self.ends[0].data_ptr()
         self.plan = Plan(self.parts, base, 0)
         self.where = base, self.ends[1].data_ptr()
-        self.addresses = base, self.plan.scratch.ctypes.data, self.plan.networks.ctypes.data
+        self.addresses = base, *self.plan.addresses
 
     def run(self, inputs: Mapping[str, Tensor], mode: int, noise: Tensor | None = None, *targets: Tensor | None) -> bool:
         """Call the kernel; False where the inputs are not what it takes."""
