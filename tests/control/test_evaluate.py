@@ -50,6 +50,18 @@ def test_exactly_one_episode_for_each_seed(num_envs):
     assert result.return_std == pytest.approx(np.std(expected, ddof=1), abs=1e-12)
 
 
+def test_nobody_steps_an_environment_behind_its_episode():
+    steps = []
+
+    class Counted(SeededLength):
+        def step(self, action):
+            steps.append(1)
+            return super().step(action)
+
+    result = control.evaluate(Chooser(), Counted, episodes=20, num_envs=10)
+    assert len(steps) == sum(result.returns)
+
+
 def test_each_call_plays_other_episodes():
     with control.Evaluator(SeededLength, episodes=15, seed=7, num_envs=4) as evaluator:
         envs = evaluator.envs

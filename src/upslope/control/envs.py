@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
@@ -264,7 +265,8 @@ class Envs:
     def close(self) -> None:
         """Release the environments; safe at any time, any number of times, also after a fault."""
         for options in ({}, {"terminate": True}):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about a call that was under way
                 self.vector.close(**options)
                 return
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import SyncVectorEnv
 
 from upslope.control.envs import Envs
 from upslope.control.make import make
@@ -43,6 +45,29 @@ def bootstrap_interval(values: Array, *, level: float = 0.95, resamples: int = 2
     return float(low), float(high)
 
 
+class OneEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Stands still behind the end of an episode until a reset with a seed: nobody waits for what nobody counts."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._last: Any = None
+        self._over = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is None and self._last is not None:
+            return self._last, {}
+        self._last, info = self.env.reset(seed=seed, options=options)
+        self._over = False
+        return self._last, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._over:
+            return self._last, 0.0, False, False, {}
+        self._last, reward, terminated, truncated, info = self.env.step(action)
+        self._over = bool(terminated or truncated)
+        return self._last, reward, terminated, truncated, info
+
+
 class Evaluator:
     """Plays ``episodes`` episodes at each call, always other ones, in environments that stay open between the calls.
 
@@ -68,6 +93,8 @@ class Evaluator:
         self.max_episode_steps = max_episode_steps
         self.calls = 0
         self.envs: Envs = make(env, min(num_envs or MOST_ENVS, episodes), seed, env_kwargs=env_kwargs, training=False)
+        if isinstance(self.envs.vector, SyncVectorEnv):
+            self.envs.vector.envs = [OneEpisode(single) for single in self.envs.vector.envs]
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
