@@ -8,8 +8,6 @@ from upslope.cli.flags import INTEGER, SWITCH, TEXT, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.load import Run
-from upslope.run.play import environment_of
-from upslope.run.threads import one_thread
 
 FLAGS = (
     Flag("episodes", INTEGER, 20, "fresh episodes to play"),
@@ -41,9 +39,10 @@ def main(words: list[str]) -> int:
     require(given["episodes"] >= 1, f"--episodes: expected an integer ≥ 1, found {given['episodes']}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     run = Run.load(plain[0])
-    env = environment_of(run, given["env"])
+    env = run.environment(given["env"])
     policy = run.best_policy if given["best"] else run.policy
     from upslope.control import evaluate
+    from upslope.run.threads import one_thread
 
     kwargs = run.config["env"]["env_kwargs"] if given["env"] in (None, run.env_id) else None
     with one_thread(policy):

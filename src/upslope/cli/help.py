@@ -25,7 +25,7 @@ def entry(flag: Flag, width: int) -> list[str]:
         if flag.default:
             head = f"  --no-{flag.option[2:]}"
             text = f"do not {text}" if text.startswith(("use ", "give ", "subtract ", "stop ")) else f"off: {text}"
-    elif flag.default is not None or "none" in flag.kind.metavar:
+    elif flag.default is not None or ("none" in flag.kind.metavar and "(none:" not in text):
         text = f"{text} (default {shown(flag)})"
     wrapped = textwrap.wrap(text, width - COLUMN) or [""]
     if len(head) + 2 > COLUMN:

@@ -8,7 +8,6 @@ from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.load import Run
-from upslope.run.play import record
 
 FLAGS = (
     Flag("out", PATH, None, "file to write: .gif, or .mp4 where ffmpeg is installed (default play.gif in the run folder)"),
@@ -42,6 +41,8 @@ def main(words: list[str]) -> int:
         require(given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     run = Run.load(plain[0])
+    from upslope.run.play import record
+
     path: Path = given["out"] or run.path / "play.gif"
     options = {name: given[name] for name in ("episodes", "seed", "max_steps", "best", "sample", "env")}
     print(record(run, path, **options))

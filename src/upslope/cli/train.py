@@ -47,6 +47,7 @@ def main(words: list[str]) -> int:
     flags = flags_of(settings_of(*base.parts()))
     others = [*flags_of(settings_of(Output())).values(), *EXTRA]
     wants_help = "--help" in words or "-h" in words
+    check_owners(name, words, flags)
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
     if wants_help:
         return show_help(name, plain, flags)
@@ -70,10 +71,22 @@ def without_algorithm(words: list[str]) -> int:
         print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
         print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
         return 0
-    first = next((word for word in words if not word.startswith("-")), None)
-    if first is None:
-        raise UsageError("train: expected ALGORITHM ENV_ID; try: upslope train ppo CartPole-v1")
-    raise unknown("algorithm", first, ALGORITHMS)
+    if words[0].startswith("-"):
+        raise UsageError(f"train: expected ALGORITHM ENV_ID first, ALGORITHM one of {', '.join(ALGORITHMS)}; found {words[0]!r}")
+    raise unknown("algorithm", words[0], ALGORITHMS)
+
+
+def check_owners(name: str, words: list[str], flags: dict[str, Flag]) -> None:
+    """Say whose a flag is, where it belongs to another algorithm; the nearest name would mislead."""
+    for word in words:
+        key = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        if not word.startswith("--") or key in flags:
+            continue
+        for other, (_, _, collector) in ALGORITHMS.items():
+            if other != name and key in settings_of(algorithm_class(other)(), collector):
+                raise UsageError(
+                    f"{word.partition('=')[0]}: a setting of {other}, not of {name}; `upslope train {name} --help` lists its own"
+                )
 
 
 def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:

@@ -71,13 +71,13 @@ def draw(panels: Sequence[Panel], size: tuple[int, int] = (840, 500)) -> Image.I
     sheet = Image.new("RGB", (width * SCALE, height * SCALE * len(panels)), PAPER)
     for index, panel in enumerate(panels):
         _Axes(sheet, panel, (0, index * height, width, (index + 1) * height)).paint()
-    return sheet.resize((width, height * len(panels)), Image.Resampling.BOX)
+    return sheet.reduce(SCALE)
 
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name and rename it."""
     temporary = path.with_name(f".{path.name}.partial")
-    image.save(temporary, format="PNG", compress_level=4)
+    image.save(temporary, format="PNG", compress_level=1)
     temporary.replace(path)
 
 

@@ -177,8 +177,10 @@ class Prepared:
         """The return that counts as solved: ``until_return``, else the task's own threshold, else unknown."""
         if self.run.settings.until_return is not None:
             return self.run.settings.until_return
-        spec = getattr(self.envs.vector, "spec", None)
-        return getattr(spec, "reward_threshold", None)
+        import gymnasium
+
+        spec = gymnasium.registry.get(self.envs.env_id)
+        return None if spec is None else spec.reward_threshold
 
     def evaluator(self) -> Any:
         """Plays fresh episodes, each call others; its seeds lie far from those of the training environments."""

@@ -52,6 +52,14 @@ class Run:
         """The environment's id, as on the command line."""
         return str(self.config["env_id"])
 
+    def environment(self, given: str | None = None) -> str:
+        """The environment's name; one that imports a module must be named by the caller, never by a file."""
+        if given is not None:
+            return given
+        if ":" in self.env_id:
+            raise UsageError(f"env: this run's environment is {self.env_id}; to import that module, say --env {self.env_id}")
+        return self.env_id
+
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"

@@ -21,15 +21,6 @@ GIF_WIDTH, GIF_RATE = 480, 25
 """Pixels and frames per second: enough to watch, small enough to mail."""
 
 
-def environment_of(run: Run, given: str | None) -> str:
-    """The environment's name; one that imports a module must be named by the caller, never by a file."""
-    if given is not None:
-        return given
-    if ":" in run.env_id:
-        raise UsageError(f"env: this run's environment is {run.env_id}; to import that module, say --env {run.env_id}")
-    return run.env_id
-
-
 def record(
     run: Run,
     path: Path,
@@ -51,7 +42,7 @@ def record(
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise UsageError(f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
     policy = run.best_policy if best else run.policy
-    name = environment_of(run, env)
+    name = run.environment(env)
     with one_thread(policy):
         frames, returns, rate = play(policy, name, run.config["env"]["env_kwargs"], episodes, seed, max_steps, greedy=not sample)
     path.parent.mkdir(parents=True, exist_ok=True)

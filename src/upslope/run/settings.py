@@ -112,7 +112,7 @@ def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
     if ":" in text:
         function = load_object(text, name)
         if not callable(function):
-            raise UsageError(f"{name}: expected a function, found {text!r}, which is a {type(function).__name__}")
+            raise UsageError(f"expected a function for {name}, found {text!r}, which is of type {type(function).__name__}")
         return function
     if text not in shipped:
         raise unknown(name, text, [*shipped, "module:function"])

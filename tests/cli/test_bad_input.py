@@ -1,0 +1,308 @@
+"""Every mistake that can be known before the first step: exit code 2, one line on stderr that says what to do, no folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SHORT, Command
+from upslope.run.folder import FORMAT_VERSION
+
+PPO = ["train", "ppo", "CartPole-v1"]
+
+
+def on(factory: str, *flags: str, algorithm: str = "ppo") -> list[str]:
+    return ["train", algorithm, f"faulty:{factory}", *flags]
+
+
+CASES: dict[str, tuple[list[str], str]] = {
+    # commands
+    "unknown command": (["trian"], "unknown command 'trian': did you mean 'train'?"),
+    "unknown flag of upslope": (["--verison"], "did you mean '--version'?"),
+    "nothing but flags": (["train", "--seed", "3"], "expected ALGORITHM ENV_ID"),
+    "no environment": (["train", "ppo"], "expected ALGORITHM ENV_ID"),
+    "one word too many": ([*PPO, "Pendulum-v1"], "found also 'Pendulum-v1'"),
+    "list takes nothing": (["list", "ppo"], "unexpected 'ppo'"),
+    # algorithms and environments
+    "unknown algorithm": (["train", "pp0", "CartPole-v1"], "unknown algorithm 'pp0': did you mean 'ppo'?"),
+    "algorithm after environment": (["train", "CartPole-v1", "ppo"], "unknown algorithm 'CartPole-v1'"),
+    "misspelled environment": (["train", "ppo", "CartPol-v1"], "did you mean 'CartPole-v1'?"),
+    "version that does not exist": (["train", "ppo", "CartPole-v9"], "the latest is 'CartPole-v1'"),
+    "module that does not exist": (["train", "ppo", "nowhere:make"], "no module 'nowhere'"),
+    "module that fails": (["train", "ppo", "import_fails:make"], "wrong weather"),
+    "misspelled factory": (on("wlak"), "did you mean 'walk'?"),
+    "factory that raises": (on("broken"), "OSError: no such port"),
+    "factory of something else": (on("not_an_environment"), "expected a gymnasium.Env"),
+    "unknown keyword of the environment": ([*PPO, "--env-kwargs", '{"gravty": 3}'], "gravty"),
+    "keywords that are not JSON": ([*PPO, "--env-kwargs", "{gravity: 3}"], "--env-kwargs: expected a JSON object"),
+    "keywords that are a list": ([*PPO, "--env-kwargs", "[1]"], "--env-kwargs: expected a JSON object"),
+    # spaces and first observations
+    "text observations": (on("text_observation"), "not supported"),
+    "sequence inside a dict": (on("sequence_observation"), "not supported"),
+    "dict actions": (on("dict_action"), "not supported"),
+    "squashed onto no bounds": (on("unbounded_action", "--distribution", "squashed"), "bounds"),
+    "nothing to normalize": (on("discrete_observation", "--normalize-observation"), "normalize_observation"),
+    "first observation is NaN": (on("walk", "--env-kwargs", '{"fault": "reset-nan"}'), "not finite"),
+    "first observation has a wrong shape": (on("walk", "--env-kwargs", '{"fault": "reset-shape"}'), "shape"),
+    "first observation has a wrong dtype": (on("walk", "--env-kwargs", '{"fault": "reset-dtype"}'), "reset"),
+    "reset raises": (on("walk", "--env-kwargs", '{"fault": "reset-raises"}'), "the motor is on fire"),
+    "no legal action": (on("walk", "--env-kwargs", '{"fault": "no-action"}'), "action"),
+    # flags
+    "misspelled flag": ([*PPO, "--lerning-rate", "1e-3"], "unknown flag '--lerning-rate': did you mean '--learning-rate'?"),
+    "flag of another algorithm": (
+        ["train", "reinforce", "CartPole-v1", "--clip-range", "0.2"],
+        "a setting of ppo, not of reinforce",
+    ),
+    "flag with underscores": ([*PPO, "--num_envs", "4"], "did you mean '--num-envs'?"),
+    "flag without its value": ([*PPO, "--seed"], "--seed: expected N, found nothing"),
+    "flag followed by a flag": ([*PPO, "--num-envs", "--quiet"], "--num-envs: expected N, found nothing"),
+    "switch with a value": ([*PPO, "--quiet=yes"], "--quiet: it takes no value"),
+    "three clip ranges": ([*PPO, "--clip-range", "0.1", "0.2", "0.3"], "found also '0.3'"),
+    "word for an integer": ([*PPO, "--num-envs", "eight"], "--num-envs: expected an integer, found 'eight'"),
+    "fraction for an integer": ([*PPO, "--num-envs", "2.5"], "--num-envs: expected an integer, found '2.5'"),
+    "NaN for a number": ([*PPO, "--learning-rate", "nan"], "--learning-rate: expected a number, found 'nan'"),
+    "infinite goal": ([*PPO, "--until-return", "inf"], "--until-return: expected a number, found 'inf'"),
+    "misspelled activation": ([*PPO, "--activation", "tanhh"], "did you mean 'tanh'?"),
+    "misspelled distribution": ([*PPO, "--distribution", "gausian"], "did you mean 'gaussian'?"),
+    "misspelled vectorization": ([*PPO, "--vectorization", "snyc"], "did you mean 'sync'?"),
+    "misspelled surrogate": ([*PPO, "--surrogate", "cliped"], "did you mean 'clipped'?"),
+    "misspelled schedule": ([*PPO, "--schedule", "liner"], "did you mean 'linear'?"),
+    "misspelled return": (["train", "reinforce", "CartPole-v1", "--returns", "togo"], "did you mean 'to-go'?"),
+    "surrogate from nowhere": ([*PPO, "--surrogate", "nowhere:mine"], "no module named 'nowhere'"),
+    "surrogate that is a number": ([*PPO, "--surrogate", "faulty:number"], "expected a function"),
+    # sizes and ranges
+    "no environments": ([*PPO, "--num-envs", "0"], "num_envs: expected an integer ≥ 1, found 0"),
+    "negative environments": ([*PPO, "--num-envs", "-4"], "num_envs: expected an integer ≥ 1, found -4"),
+    "no steps": ([*PPO, "--num-steps", "0"], "num_steps: expected an integer ≥ 1"),
+    "no epochs": ([*PPO, "--num-epochs", "0"], "num_epochs: expected an integer ≥ 1"),
+    "no minibatches": ([*PPO, "--num-minibatches", "0"], "num_minibatches: expected an integer ≥ 1"),
+    "minibatches that do not divide": ([*PPO, "--num-minibatches", "7"], "num_minibatches: 7 does not divide 8 environments × 32 steps"),
+    "fewer episodes than environments": (["train", "reinforce", "CartPole-v1", "--num-episodes", "3"], "num_episodes: expected"),
+    "no total steps": ([*PPO, "--total-steps", "0"], "total_steps: expected an integer ≥ 1"),
+    "negative seed": ([*PPO, "--seed", "-1"], "seed: expected an integer ≥ 0"),
+    "no evaluation interval": ([*PPO, "--eval-every", "0"], "eval_every: expected an integer ≥ 1"),
+    "no evaluation episodes": ([*PPO, "--eval-episodes", "0"], "eval_episodes: expected an integer ≥ 1"),
+    "empty layer": ([*PPO, "--hidden-sizes", "64", "0"], "hidden_sizes: expected integers ≥ 1, found 64 0"),
+    "negative learning rate": ([*PPO, "--learning-rate", "-1e-3"], "learning_rate: expected a number ≥ 0"),
+    "discount above one": ([*PPO, "--gamma", "1.5"], "gamma: expected a number in [0, 1], found 1.5"),
+    "negative trace": ([*PPO, "--gae-lambda", "-0.1"], "gae_lambda: expected a number in [0, 1]"),
+    "clip range above one": ([*PPO, "--clip-range", "2"], "clip_range: expected"),
+    "negative entropy": ([*PPO, "--entropy-coef", "-1"], "entropy_coef: expected a number ≥ 0"),
+    "dual clip below one": ([*PPO, "--dual-clip", "0.5"], "dual_clip: expected a number > 1"),
+    "adaptive nothing": ([*PPO, "--adaptive-kl", "0.01"], "adaptive_kl"),
+    "reward scaled away": ([*PPO, "--reward-scale", "0"], "reward_scale: expected a number > 0"),
+    "no gradient": ([*PPO, "--max-grad-norm", "0"], "max_grad_norm: expected a number > 0 or none"),
+    # devices, extras
+    "device from nowhere": ([*PPO, "--device", "gpu"], "device: expected cpu, cuda"),
+    "device without a driver": ([*PPO, "--device", "cuda:99"], "device: 'cuda:99' is not available"),
+    # folders and files that are not there
+    "evaluate nothing": (["evaluate", "--json"], "evaluate: expected RUN"),
+    "evaluate two": (["evaluate", "a", "b"], "unexpected 'b'"),
+    "evaluate what is not there": (["evaluate", "runs/none"], "there is no such folder"),
+    "evaluate a folder that is no run": (["evaluate", "."], "it has no config.json"),
+    "evaluate no episodes": (["evaluate", ".", "--episodes", "0"], "--episodes: expected an integer ≥ 1"),
+    "evaluate an unknown flag": (["evaluate", ".", "--episode", "3"], "did you mean '--episodes'?"),
+    "play nothing": (["play", "--out", "x.gif"], "play: expected RUN"),
+    "play no steps": (["play", ".", "--max-steps", "0"], "--max-steps: expected an integer ≥ 1"),
+    "plot nothing": (["plot", "--out", "x.png"], "plot: expected RUN"),
+    "plot as text": (["plot", "runs", "--out", "x.txt"], "--out: expected a name that ends in .png"),
+    "plot what is not there": (["plot", "runs/none"], "there is no such folder"),
+    "init from nothing": ([*PPO, "--init", "runs/none"], "there is no such folder"),
+    "config from nothing": ([*PPO, "--config", "none.json"], "there is no file none.json"),
+}
+
+
+def one_line(text: str) -> str:
+    """The only line on stderr."""
+    assert text.startswith("upslope: "), text
+    assert text.count("\n") == 1 and text.endswith("\n"), text
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize("argv, expected", CASES.values(), ids=CASES.keys())
+def test_known_before_the_first_step(cli: Command, argv: list[str], expected: str):
+    answer = cli(*argv)
+    assert answer.code == 2, answer
+    assert expected in one_line(answer.err)
+    assert answer.out == ""
+    assert not Path("runs").exists()
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 60
+
+
+# ---------------------------------------------------------------------------------------------------- packages not there
+
+
+@pytest.mark.parametrize(
+    "package, flags, extra",
+    [
+        ("mujoco", ["HalfCheetah-v5"], "mujoco"),
+        ("Box2D", ["LunarLander-v3"], "box2d"),
+        ("ale_py", ["ALE/Pong-v5"], "atari"),
+        ("envpool", ["CartPole-v1", "--vectorization", "envpool"], "envpool"),
+    ],
+)
+def test_missing_packages_name_their_extra(cli: Command, monkeypatch: pytest.MonkeyPatch, package: str, flags: list[str], extra: str):
+    for name in [m for m in sys.modules if m == package or m.startswith((f"{package}.", "gymnasium.envs.box2d"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    answer = cli("train", "ppo", *flags)
+    assert answer.code == 2
+    assert f"pip install 'upslope[{extra}]'" in one_line(answer.err)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_missing_loggers_name_their_extra(cli: Command, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    answer = cli(*PPO, f"--{name}")
+    assert answer.code == 2
+    assert f"pip install 'upslope[{name}]'" in one_line(answer.err)
+    assert not Path("runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ --out
+
+
+def test_out_that_holds_something(cli: Command):
+    Path("taken").mkdir()
+    Path("taken/notes.txt").write_text("mine")
+    answer = cli(*PPO, "--out", "taken")
+    assert answer.code == 2 and "taken exists and is not empty" in one_line(answer.err)
+    assert [p.name for p in Path("taken").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("out, expected", [("file", "file is a file"), ("file/run", "cannot be made in it")])
+def test_out_that_is_a_file(cli: Command, out: str, expected: str):
+    Path("file").write_text("mine")
+    answer = cli(*PPO, "--out", out)
+    assert answer.code == 2 and expected in one_line(answer.err)
+    assert Path("file").read_text() == "mine"
+
+
+def test_a_mistake_found_in_the_first_iteration_leaves_no_folder(cli: Command):
+    answer = cli(*PPO, "--surrogate", "faulty:wrong_shape", "--out", "mine", *SHORT)
+    assert answer.code == 2 and "surrogate: expected one value per step" in one_line(answer.err)
+    assert not Path("mine").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ --config
+
+
+CONFIGS = {
+    "unknown key": ({"lerning_rate": 1e-3}, "unknown key in settings.json: 'lerning_rate': did you mean 'learning_rate'?"),
+    "unknown key of a part": ({"algorithm": {"name": "ppo", "gama": 0.9}}, "did you mean 'gamma'?"),
+    "text for an integer": ({"num_envs": "eight"}, "--num-envs: expected an integer, found 'eight'"),
+    "number for a switch": ({"fast": 1}, "fast: expected true or false, found 1"),
+    "null where a number must be": ({"gamma": None}, "--gamma: expected a number, found 'none'"),
+    "newer version": ({"format_version": FORMAT_VERSION + 1}, "written by a newer upslope"),
+}
+
+
+@pytest.mark.parametrize("content, expected", CONFIGS.values(), ids=CONFIGS.keys())
+def test_config_files(cli: Command, content: dict[str, object], expected: str):
+    Path("settings.json").write_text(json.dumps(content))
+    answer = cli(*PPO, "--config", "settings.json")
+    assert answer.code == 2 and expected in one_line(answer.err)
+    assert not Path("runs").exists()
+
+
+def test_config_that_is_not_json(cli: Command):
+    Path("settings.json").write_text("num_envs = 3")
+    answer = cli(*PPO, "--config", "settings.json")
+    assert answer.code == 2 and "settings.json is damaged: not JSON" in one_line(answer.err)
+
+
+# ------------------------------------------------------------------------------------------- run folders that are damaged
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "remove"}))
+
+
+DAMAGE = {
+    "config cut off": (lambda run: cut(run / "config.json"), "config.json is damaged: not JSON"),
+    "config is a list": (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged: not a JSON object"),
+    "config is not text": (lambda run: (run / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json is damaged"),
+    "config without algorithm": (lambda run: edit(run / "config.json", algorithm="remove"), "'algorithm' is missing"),
+    "config without version": (lambda run: edit(run / "config.json", format_version="remove"), "'format_version' is missing"),
+    "config from a newer version": (lambda run: edit(run / "config.json", format_version=99), "written by a newer upslope (format 99"),
+    "summary cut off": (lambda run: cut(run / "summary.json"), "summary.json is damaged"),
+    "policy.json missing": (lambda run: (run / "policy.json").unlink(), "it has no policy.json"),
+    "policy.json from a newer version": (lambda run: edit(run / "policy.json", format_version=99), "written by a newer upslope"),
+    "policy.json of an unknown class": (lambda run: edit(run / "policy.json", **{"class": "MLPolicy"}), "did you mean 'MLPPolicy'?"),
+    "policy.json without a space": (lambda run: edit(run / "policy.json", action_space="remove"), "policy.json is damaged"),
+    "policy.json of another shape": (lambda run: edit(run / "policy.json", hidden_sizes=[32, 32]), "it belongs to another policy"),
+    "weights missing": (lambda run: (run / "policy.safetensors").unlink(), "it has no policy.safetensors"),
+    "weights cut off": (lambda run: cut(run / "policy.safetensors"), "policy.safetensors is damaged"),
+    "weights are text": (lambda run: (run / "policy.safetensors").write_text("hello"), "policy.safetensors is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage, expected", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_run_folders(cli: Command, copied: Path, damage: object, expected: str):
+    damage(copied)  # type: ignore[operator]
+    answer = cli("evaluate", copied, "--json")
+    assert answer.code == 2 and expected in one_line(answer.err)
+    assert answer.out == ""
+
+
+def test_plot_names_the_damaged_line(cli: Command, copied: Path):
+    lines = (copied / "metrics.jsonl").read_text().splitlines()
+    (copied / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n")
+    answer = cli("plot", copied)
+    assert answer.code == 2 and "metrics.jsonl is damaged: line 2 is not JSON" in one_line(answer.err)
+    assert not Path("comparison.png").exists()
+
+
+def test_plot_without_an_episode(cli: Command, copied: Path):
+    (copied / "metrics.jsonl").write_text("")
+    answer = cli("plot", copied)
+    assert answer.code == 2 and "holds no finished episode" in one_line(answer.err)
+
+
+def test_init_from_another_task(cli: Command, trained: Path):
+    answer = cli("train", "ppo", "Pendulum-v1", "--init", trained)
+    assert answer.code == 2 and "observation_space" in one_line(answer.err)
+    assert not Path("runs").exists()
+
+
+def test_init_and_a_shape(cli: Command, trained: Path):
+    answer = cli(*PPO, "--init", trained, "--hidden-sizes", "32")
+    assert answer.code == 2 and "leave out --hidden-sizes" in one_line(answer.err)
+
+
+# -------------------------------------------------------------------------------------------------- playing and evaluating
+
+
+def test_play_needs_a_known_type(cli: Command, trained: Path):
+    assert "expected a name that ends in .gif or .mp4" in one_line(cli("play", trained, "--out", "a.avi").err)
+
+
+def test_play_without_ffmpeg(cli: Command, trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    answer = cli("play", trained, "--out", "a.mp4")
+    assert answer.code == 2 and "a.mp4 needs ffmpeg" in one_line(answer.err)
+
+
+def test_play_what_cannot_render(cli: Command, trained: Path):
+    answer = cli("play", trained, "--env", "faulty:no_frames", "--out", "a.gif")
+    assert answer.code == 2 and "play: env 'faulty:no_frames' cannot be made" in one_line(answer.err)
+
+
+def test_a_recorded_module_is_not_imported_unasked(cli: Command, copied: Path):
+    edit(copied / "config.json", env_id="import_fails:make")
+    for command in ("evaluate", "play"):
+        answer = cli(command, copied)
+        assert answer.code == 2 and "say --env import_fails:make" in one_line(answer.err)

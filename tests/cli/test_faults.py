@@ -1,0 +1,122 @@
+"""Faults while running: exit code 1, one line, and a folder that is valid up to the last whole iteration."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SHORT, Answer, Command
+from tests.cli.test_bad_input import one_line
+from upslope import Run
+
+FAULTS = {
+    "step-raises": "raised RuntimeError in step: the motor is on fire",
+    "later-reset-raises": "raised RuntimeError in",
+    "step-nan": "observation is not finite",
+    "later-reset-nan": "observation is not finite",
+    "step-shape": "observation has shape",
+    "step-dtype": "observation has dtype",
+    "reward-nan": "reward is not finite: nan",
+    "reward-inf": "reward is not finite: inf",
+    "reward-text": "raised",
+}
+
+
+def train_on(cli: Command, fault: str, at: int, *flags: str) -> Answer:
+    kwargs = json.dumps({"fault": fault, "at": at})
+    return cli("train", "ppo", "faulty:walk", "--env-kwargs", kwargs, "--out", "run", "--total-steps", "1000", *SHORT, *flags)
+
+
+def check_folder(iterations: int) -> Run:
+    """Everything in the folder can be read, and speaks of as many iterations."""
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["status"] == "failed"
+    assert len(run.metrics()) == run.summary["iterations"] == iterations
+    assert all(math.isfinite(p.sum()) for p in run.policy.parameters())
+    run.policy.act(run.policy.observation_space.sample())
+    assert not [p.name for p in Path("run").iterdir() if p.name.endswith(".partial")]
+    assert Path("run/curve.png").exists()
+    return run
+
+
+@pytest.mark.parametrize("fault, expected", FAULTS.items())
+def test_a_fault_of_the_environment(cli: Command, fault: str, expected: str):
+    answer = train_on(cli, fault, at=40)  # iterations of 16 steps: the third one fails
+    assert answer.code == 1, answer
+    assert expected in one_line(answer.err)
+    iterations = 0 if fault.startswith("later-reset") else 2
+    run = check_folder(iterations)
+    assert run.summary is not None and expected in run.summary["error"]
+
+
+def test_a_fault_in_the_first_iteration(cli: Command):
+    assert train_on(cli, "step-raises", at=1).code == 1
+    check_folder(0)
+
+
+def test_a_surrogate_that_raises(cli: Command):
+    answer = cli("train", "ppo", "faulty:walk", "--surrogate", "faulty:raising", "--out", "run", *SHORT)
+    assert answer.code == 1
+    assert "NameError: name 'undefined_name' is not defined (faulty.py, line" in one_line(answer.err)
+    check_folder(0)
+
+
+def test_a_diverging_run_keeps_what_it_had_saved(cli: Command):
+    flags = ["--learning-rate", "1e30", "--max-grad-norm", "none", "--normalize-reward"]
+    answer = cli("train", "ppo", "CartPole-v1", "--out", "run", "--total-steps", "3000", *SHORT, *flags)
+    assert answer.code == 1
+    line = one_line(answer.err)
+    assert "diverged" in line and "lower the learning rate" in line and any(word in line for word in ("step", "iteration"))
+    check_folder(len(Run.load("run").metrics()))
+
+
+def test_a_final_evaluation_that_fails(cli: Command):
+    flags = ["--num-envs", "4", "--num-steps", "8", "--num-minibatches", "1", "--eval-episodes", "1", "--no-fast"]
+    kwargs = '{"fault": "step-raises", "at": 9}'  # training plays 8 steps in each environment, evaluation 10
+    answer = cli("train", "ppo", "faulty:walk", "--env-kwargs", kwargs, "--out", "run", "--total-steps", "32", *flags)
+    assert answer.code == 1 and "the motor is on fire" in one_line(answer.err)
+    check_folder(1)
+
+
+# ------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
+    """Press Ctrl-C while the given step of a CartPole environment is played."""
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+    step, calls = CartPoleEnv.step, [0]
+
+    def pressed(self: CartPoleEnv, action: object) -> object:
+        calls[0] += 1
+        if calls[0] == at:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return step(self, action)
+
+    monkeypatch.setattr(CartPoleEnv, "step", pressed)
+
+
+def test_ctrl_c_ends_the_run_after_the_iteration(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    interrupting(monkeypatch, at=40)
+    before = signal.getsignal(signal.SIGINT)
+    answer = cli("train", "ppo", "CartPole-v1", "--out", "run", *SHORT)
+    assert answer.code == 130 and answer.err == ""
+    assert "stopping after this iteration" in answer.out and "stopped on request" in answer.out
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["status"] == "interrupted"
+    assert len(run.metrics()) == run.summary["iterations"] == 2  # 2 × 16 steps each: the fortieth is in the second
+    run.policy.act(run.policy.observation_space.sample())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_ends_it_at_once(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    interrupting(monkeypatch, at=40, times=2)
+    answer = cli("train", "ppo", "CartPole-v1", "--out", "run", *SHORT)
+    assert answer.code == 130
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["iterations"] == len(run.metrics()) == 1

@@ -1,0 +1,104 @@
+"""The command as a real process: exit codes, streams, start-up, Ctrl-C. Most cases need no PyTorch, and are quick for that."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import HERE
+from tests.cli.test_bad_input import one_line
+from upslope import Run
+
+QUICK = {
+    "overview": (["--help"], 0, ""),
+    "version": (["--version"], 0, ""),
+    "unknown command": (["evalute"], 2, "did you mean 'evaluate'?"),
+    "unknown flag": (["--halp"], 2, "did you mean '--help'?"),
+    "unknown algorithm": (["train", "poo", "CartPole-v1"], 2, "did you mean 'ppo'?"),
+    "nothing to train on": (["train", "--seed", "1"], 2, "expected ALGORITHM ENV_ID"),
+    "no run to evaluate": (["evaluate", "nowhere", "--json"], 2, "there is no such folder"),
+    "no run to play": (["play", "nowhere", "--out", "a.gif"], 2, "there is no such folder"),
+    "no run to plot": (["plot", "nowhere"], 2, "there is no such folder"),
+    "a number that is none": (["evaluate", "nowhere", "--episodes", "many"], 2, "--episodes: expected an integer, found 'many'"),
+}
+
+SLOW = {
+    "misspelled flag": (["train", "ppo", "CartPole-v1", "--lerning-rate", "1"], 2, "did you mean '--learning-rate'?"),
+    "misspelled environment": (["train", "ppo", "CartPoel-v1"], 2, "did you mean 'CartPole-v1'?"),
+    "module in the current folder": (["train", "ppo", "faulty:broken"], 2, "no such port"),
+    "a fault while running": (
+        ["train", "ppo", "faulty:walk", "--env-kwargs", '{"fault": "step-raises", "at": 5}', "--quiet", "--out", "run"],
+        1,
+        "the motor is on fire",
+    ),
+}
+
+
+def upslope(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "upslope", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("words, code, expected", [*QUICK.values(), *SLOW.values()], ids=[*QUICK, *SLOW])
+def test_processes(tmp_path: Path, words: list[str], code: int, expected: str):
+    (tmp_path / "faulty.py").write_text((HERE / "faulty.py").read_text())
+    done = upslope(words, tmp_path)
+    assert done.returncode == code, done
+    if code == 0:
+        assert done.stderr == "" and "upslope" in done.stdout
+    else:
+        assert expected in one_line(done.stderr) and done.stdout == ""
+    assert (tmp_path / "run").exists() == (code == 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def loaded(words: list[str], names: tuple[str, ...], folder: Path) -> str:
+    """Which of these modules a command leaves loaded."""
+    code = f"import sys; from upslope.cli.main import main; main({words}); print([m for m in {names} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "poo", "X-v0"], ["evaluate", "nowhere"], ["play", "nowhere"], ["plot", "nowhere"]])
+def test_what_needs_no_pytorch_does_not_load_it(tmp_path: Path, words: list[str]):
+    assert loaded(words, ("torch", "numpy", "gymnasium"), tmp_path) == "[]"
+
+
+def test_training_loads_neither_matplotlib_nor_rich(tmp_path: Path):
+    flags = ["--num-envs", "1", "--num-steps", "8", "--num-minibatches", "1", "--total-steps", "8", "--eval-episodes", "1", "--no-fast"]
+    assert loaded(["train", "ppo", "CartPole-v1", *flags], ("matplotlib", "rich", "tyro"), tmp_path) == "[]"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
+def test_ctrl_c_in_a_process(tmp_path: Path):
+    words = ["train", "ppo", "CartPole-v1", "--total-steps", "10_000_000", "--out", "run", "--no-fast"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "upslope", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    assert "stopped on request" in out
+    run = Run.load(tmp_path / "run")
+    assert run.summary is not None and run.summary["status"] == "interrupted"
+    assert run.summary["iterations"] == len(run.metrics()) >= 2
+    json.loads((tmp_path / "run" / "config.json").read_text())
