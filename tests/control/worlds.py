@@ -110,6 +110,11 @@ def side_by_side(factories, mode=AutoresetMode.NEXT_STEP, *, seed=0) -> Envs:
     return Envs(SyncVectorEnv(list(factories), copy=False, autoreset_mode=mode), seed=seed)
 
 
+def make_counting(mode=AutoresetMode.NEXT_STEP, count: int = 3) -> Envs:
+    """Counting environments with staggered lengths."""
+    return side_by_side([lambda i=i: Counting(i) for i in range(count)], mode)
+
+
 class Critic(nn.Module):
     """Any action with probability ½; the value is a fixed function of the observation, so that every answer is known."""
 

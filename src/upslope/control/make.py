@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import gymnasium
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -149,9 +151,22 @@ def _own_vector(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorE
     if spec.vector_entry_point is None or spec.additional_wrappers:
         return None
     try:
-        return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        vector = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
     except Exception:
         return None  # whatever it is, the plain version will either work or say it
+    if type(vector.action_space) is spaces.MultiDiscrete:
+        vector.action_space = Unasked(vector.action_space)
+    return vector
+
+
+class Unasked(spaces.MultiDiscrete):
+    """Contains everything: CartPole asks at every step, for a sixth of its time, and actions were checked on their way here."""
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        super().__init__(space.nvec, np.dtype(space.dtype).type, start=space.start)
+
+    def contains(self, x: Any) -> bool:
+        return True
 
 
 def _vector(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from upslope.control.envs import Envs, Step
@@ -33,9 +34,17 @@ def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
     if (head := getattr(policy, "head", None)) is not None:
         return head.to_env(action)
     array, space = action.cpu().numpy(), envs.action_space
-    if hasattr(space, "low"):  # Box
-        return np.clip(array, space.low, space.high).astype(space.dtype, copy=False)  # type: ignore[attr-defined]
-    return array + getattr(space, "start", 0)
+    shape = (envs.num_envs, *(space.shape or ()))
+    if array.shape != shape:
+        raise UsageError(f"policy: sample returned an action of shape {array.shape}, the environments take {shape}")
+    if isinstance(space, spaces.Box):
+        return np.clip(array, space.low, space.high).astype(space.dtype, copy=False)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        if array.dtype.kind not in "iu" or (array < 0).any() or (array >= count).any():
+            raise UsageError(f"policy: sample returned actions {array.min()} to {array.max()} ({array.dtype}) for {space}, counted from 0")
+        return array + space.start
+    return array
 
 
 @dataclass
