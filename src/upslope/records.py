@@ -79,6 +79,8 @@ class Batch:
     value: Tensor | None = None
     reference_log_prob: Tensor | None = None
     behavior_parameters: Tensor | None = None
+    has_masked: bool = True
+    """False where it is known that every step is real, so that nobody need look"""
     metrics: Metrics = field(default_factory=dict[str, float])
 
     @classmethod
@@ -108,7 +110,8 @@ class Batch:
         tail = self.mask.shape[dims - keep :] if keep else torch.Size([1])
         flat = self._map(lambda t: t.reshape(-1, *tail, *t.shape[dims:]))
         alive = flat.mask.flatten(1).any(1)
-        return flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
+        flat = flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
+        return replace(flat, has_masked=self.unit != "step")
 
     def select(self, units: Tensor) -> Batch:
         """The units with these indices (along the first axis)."""
@@ -131,7 +134,13 @@ class Batch:
         for i, weight in enumerate(parts.pop("weight")):
             tensors: dict[str, Any] = {name: pieces[i] for name, pieces in parts.items()}
             weight = weight * (self.num_units / weight.shape[0])
-            yield Batch(inputs={name: pieces[i] for name, pieces in inputs.items()}, weight=weight, unit=self.unit, **tensors)
+            yield Batch(
+                inputs={name: pieces[i] for name, pieces in inputs.items()},
+                weight=weight,
+                unit=self.unit,
+                has_masked=self.has_masked,
+                **tensors,
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
@@ -58,6 +58,5 @@ class A2C:
         new = policy.evaluate(**batch.inputs)
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
         value_error = F.squared_error(evaluated_value(new.value), batch.returns, batch.mask)
-        metrics = policy_metrics(new, batch)
-        metrics["value_error"] = weighted_mean(value_error, batch.weight)
+        metrics = policy_metrics(new, batch, value_error)
         return F.weighted_sum(surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight), metrics

@@ -37,22 +37,30 @@ def evaluated_value(value: Tensor | None) -> Tensor:
     return value
 
 
-def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
-    """``Σ weight · value / Σ weight``, detached: for reporting."""
-    return F.weighted_sum(value.detach(), weight) / weight.sum()
-
-
 @torch.no_grad()
 def policy_metrics(
-    new: Evaluation, batch: Batch, clip_range: F.ClipRange = (1.0, math.inf), dual_clip: float | None = None
+    new: Evaluation,
+    batch: Batch,
+    value_error: Tensor | None = None,
+    *,
+    clip_range: F.ClipRange = (1.0, math.inf),
+    dual_clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """What every objective reports, as weighted means over the minibatch; ``max_log_ratio`` is 0 before the first step.
+    """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``.
 
     ``approx_kl`` is KL(π_old‖π) by k3; ``clip_fraction`` counts ratios outside the range; ``dead_fraction`` counts the
-    steps whose gradient the clip really kills.
+    steps whose gradient the clip really kills. From ``log_ratio`` the update sees that the first ratio is 1.
     """
-    advantage = torch.zeros_like(new.log_prob) if batch.advantage is None else batch.advantage
-    metrics = F.surrogate_metrics(new.log_prob, batch.behavior_log_prob, advantage, batch.mask, clip_range, dual_clip=dual_clip)
-    metrics["entropy"] = weighted_mean(new.entropy, batch.weight)
-    metrics["max_log_ratio"] = (new.log_prob - batch.behavior_log_prob).abs().masked_fill(~batch.mask, 0.0).max()
+    assert batch.advantage is not None
+    mask = batch.mask if batch.has_masked else None
+    metrics = F.surrogate_metrics(new.log_prob, batch.behavior_log_prob, batch.advantage, mask, clip_range, dual_clip=dual_clip)
+    metrics["entropy"] = masked_mean(new.entropy, mask)
+    if value_error is not None:
+        metrics["value_error"] = masked_mean(value_error, mask)
+    metrics["log_ratio"] = new.log_prob - batch.behavior_log_prob
     return metrics
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over unmasked entries, 0-d, for reporting."""
+    return x.detach().mean() if mask is None else x.detach()[mask].mean()

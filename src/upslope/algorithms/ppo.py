@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, masked_mean, policy_metrics
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout, Surrogate
 from upslope.updates import Ascent
@@ -113,8 +113,7 @@ class PPO:
         total = surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
-        metrics = policy_metrics(new, batch, self.clip_range, self.dual_clip)
-        metrics["value_error"] = weighted_mean(value_error, batch.weight)
+        metrics = policy_metrics(new, batch, value_error, clip_range=self.clip_range, dual_clip=self.dual_clip)
         return F.weighted_sum(total, batch.weight), metrics
 
     def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:
@@ -129,6 +128,6 @@ class PPO:
         """The algorithm of the next iteration: ``kl_coef`` moved by the KL that this update ended with (section 4)."""
         if self.adaptive_kl is None:
             return self
-        kl = float(weighted_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.weight))
+        kl = float(masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
         factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
         return replace(self, kl_coef=self.kl_coef * factor)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics, weighted_mean
+from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
@@ -96,9 +96,9 @@ class REINFORCE:
         assert batch.advantage is not None and batch.returns is not None
         new = policy.evaluate(**batch.inputs)
         total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        metrics = policy_metrics(new, batch)
+        value_error = None
         if self.baseline:
             value_error = F.squared_error(evaluated_value(new.value), batch.returns, batch.mask)
-            metrics["value_error"] = weighted_mean(value_error, batch.weight)
             total = total - self.value_coef * value_error
+        metrics = policy_metrics(new, batch, value_error)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

@@ -106,10 +106,7 @@ class Ascent:
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
             for part in batch.minibatches(permutation.to(batch.mask.device), count):
-                gradients, metrics = self.accumulate(algorithm, policy, part, state)
-                first_ratio = metrics.pop("max_log_ratio", None)
-                if not collected and first_ratio is not None:
-                    check_first_ratio(first_ratio.item())
+                gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
                 for name, value in metrics.items():
                     collected[name].append(value)
                 if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
@@ -117,7 +114,9 @@ class Ascent:
                 collected["gradient_norm"].append(self.step(state, gradients))
         return averaged(collected)
 
-    def accumulate(self, algorithm: Any, policy: Any, part: Batch, state: AscentState) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def accumulate(
+        self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
         gradients: list[Tensor] = []
         totals: dict[str, Tensor] = {}
@@ -125,8 +124,11 @@ class Ascent:
             objective, metrics = algorithm.objective(policy, piece)
             if not math.isfinite(objective.item()):
                 raise Diverged(diagnosis(state, part, policy))
-            downhill = -torch.ones_like(objective)  # the only minus sign: Adam minimizes
-            found: Sequence[Tensor | None] = torch.autograd.grad(objective, state.parameters, downhill, allow_unused=True)
+            log_ratio = metrics.pop("log_ratio", None)
+            if first and log_ratio is not None:
+                check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item())
+            # the only minus sign: Adam minimizes
+            found: Sequence[Tensor | None] = torch.autograd.grad(-objective, state.parameters, allow_unused=True)
             pieces = state.gather(found)
             metrics = {"objective": objective.detach(), **metrics}
             if piece is part:
@@ -135,8 +137,7 @@ class Ascent:
             share = piece.num_units / part.num_units
             metrics["objective"] = metrics["objective"] / share  # a sum over pieces, where the others are means
             for name, value in metrics.items():
-                before = totals.get(name, torch.zeros_like(value))
-                totals[name] = torch.maximum(before, value) if name.startswith("max_") else before + share * value
+                totals[name] = totals.get(name, torch.zeros_like(value)) + share * value
         return gradients, totals
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
@@ -164,9 +165,8 @@ def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def averaged(collected: dict[str, list[Tensor]]) -> Metrics:
-    """Means over minibatches (``max_*``: maxima); one transfer from the device per name."""
-    values = {name: torch.stack(items) for name, items in collected.items()}
-    means: Metrics = {name: float(v.max() if name.startswith("max_") else v.mean()) for name, v in values.items()}
+    """Means over minibatches; one transfer from the device per name."""
+    means: Metrics = {name: torch.stack(values).mean().item() for name, values in collected.items()}
     means["num_minibatches"] = float(len(collected.get("gradient_norm", ())))
     return means
 
