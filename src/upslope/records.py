@@ -102,14 +102,16 @@ class Batch:
         return replace(self, inputs={name: change(t) for name, t in self.inputs.items()}, **tensors)
 
     def by_unit(self) -> Batch:
-        """The same batch with one leading axis that counts units; units without a single unmasked step are left out."""
+        """The same batch with a first axis that counts units; units without a single unmasked step are left out.
+
+        Steps become ``[units]``, sequences ``[units, T]``, groups and pairs ``[units, G, T]``.
+        """
         dims = self.mask.dim()
         keep = {"step": 0, "sequence": 1, "group": 2, "pair": 2}[self.unit]
         if keep > dims:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
-        tail = self.mask.shape[dims - keep :] if keep else torch.Size([1])
-        flat = self._map(lambda t: t.reshape(-1, *tail, *t.shape[dims:]))
-        alive = flat.mask.flatten(1).any(1)
+        flat = self._map(lambda t: t.reshape(-1, *t.shape[dims - keep :]))
+        alive = flat.mask.reshape(flat.num_units, -1).any(1)
         flat = flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
         return replace(flat, has_masked=self.unit != "step")
 

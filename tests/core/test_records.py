@@ -16,7 +16,7 @@ def batch_of(unit: str = "step") -> Batch:
 def test_units_are_steps_or_sequences_and_empty_ones_are_left_out():
     batch = batch_of()
     assert batch.mask.shape == (4, 6)
-    assert batch.by_unit().mask.shape == (int(batch.mask.sum()), 1)
+    assert batch.by_unit().mask.shape == (int(batch.mask.sum()),)
     assert batch_of("sequence").by_unit().mask.shape == (4, 6)
     with pytest.raises(ValueError, match="unit 'group' needs at least 2 axes"):
         Batch(
