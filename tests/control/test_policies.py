@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.control.test_spaces import SPACES, batch_of
+from upslope import PPO, control, train
 from upslope.control.heads import Gaussian
 from upslope.control.networks import ACTIVATIONS, CNN, Dense
 from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
 from upslope.errors import RunFault, UsageError
+from upslope.records import Evaluation, Sample
 
 VECTOR, DISCRETE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)
 BOX = spaces.Box(np.float32([-1, -2]), np.float32([1, 3]))
@@ -122,6 +124,18 @@ def test_a_scalar_box_action_is_an_array() -> None:
     policy = MLPPolicy.for_envs((VECTOR, spaces.Box(-1, 1, ())))
     single = policy.act(rows(1)[0])[0]
     assert isinstance(single, np.ndarray) and single.shape == () and policy.act(rows(3))[0].shape == (3,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@EVERY
+def test_a_policy_on_another_device_draws_the_same_actions(action: str) -> None:
+    action_space, options = ACTIONS[action]
+    policy = MLPPolicy.for_envs((VECTOR, action_space), normalize_observation=True, **options)
+    moved = policy.frozen().to("cuda")
+    one, other = (p.sample(p.inputs(rows(64)), generator=generator()) for p in (policy, moved))
+    assert other.action.device.type == "cuda"
+    torch.testing.assert_close(other.action.cpu(), one.action, rtol=1e-4, atol=1e-4)  # another device rounds otherwise
+    np.testing.assert_allclose(moved.act(rows(64))[0], policy.act(rows(64))[0], rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------------- masks
@@ -441,3 +455,37 @@ def test_a_network_of_one_s_own_is_never_imported_from_a_file() -> None:
         policy_from_description(description)
     again = policy_from_description(description, network=OwnNetwork)
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
+
+
+class BarePolicy(nn.Module):
+    """Nothing of the library's: the two methods that the protocol asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(4, 3)  # two logits and a value
+
+    def _both(self, observation: Tensor) -> tuple[torch.distributions.Categorical, Tensor]:
+        output = self.network(observation)
+        return torch.distributions.Categorical(logits=output[..., :2]), output[..., 2]
+
+    @torch.no_grad()
+    def sample(self, inputs: Any, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+        distribution, value = self._both(inputs["observation"])
+        action = torch.multinomial(distribution.probs, 1, generator=generator).squeeze(-1)
+        return Sample(action=action, log_prob=distribution.log_prob(action), value=value, state=state)
+
+    def evaluate(self, *, observation: Tensor, action: Tensor) -> Evaluation:
+        distribution, value = self._both(observation)
+        return Evaluation(log_prob=distribution.log_prob(action), entropy=distribution.entropy(), value=value)
+
+
+@pytest.mark.parametrize("kind", ["network", "bare"])
+def test_policies_of_one_s_own_train(kind: str) -> None:
+    """The update itself asserts that the ratio is one on its first minibatch."""
+    envs = control.make("CartPole-v1", num_envs=2, seed=0)
+    policy = ActorCritic(OwnNetwork, envs) if kind == "network" else BarePolicy()
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    state = train(PPO(), policy, control.Steps(envs, num_steps=16), iterations=2, seed=0)
+    envs.close()
+    assert state.total_steps > 0
+    assert all(not torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))

@@ -33,6 +33,7 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "frames": pixels(4, 18, 20, 3),
     "discrete": spaces.Discrete(5),
     "discrete from -3": spaces.Discrete(5, start=-3),
+    "discrete of int32": spaces.Discrete(4, dtype=np.int32),
     "multi-discrete": spaces.MultiDiscrete([3, 2, 4]),
     "multi-discrete with start": spaces.MultiDiscrete([3, 2], start=[-1, 10]),
     "multi-discrete matrix": spaces.MultiDiscrete(np.array([[3, 2], [2, 4]])),

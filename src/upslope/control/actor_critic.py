@@ -183,8 +183,15 @@ class ActorCritic(nn.Module):
         """Draw an action for each row, with its log-probability and the state's value; no gradient."""
         parameters, value = self._run(inputs)
         mask = inputs.get("action_mask")
-        action = self.head.sample(parameters, generator, mask)
+        action = self._draw(parameters, generator, mask)
         return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value, state=state)
+
+    def _draw(self, parameters: Tensor, generator: torch.Generator | None, mask: Tensor | None) -> Tensor:
+        """Draw where the generator lives, so that a policy on another device draws the same actions."""
+        if generator is None or generator.device == parameters.device:
+            return self.head.sample(parameters, generator, mask)
+        there = generator.device
+        return self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there)).to(parameters.device)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
         """Score recorded actions: inputs as :meth:`inputs` made them, plus ``action``; each with the same leading axes."""
@@ -264,7 +271,7 @@ class ActorCritic(nn.Module):
                 action_mask = tuple(np.asarray(m)[None] for m in action_mask) if by_factor else np.asarray(action_mask)[None]
         inputs = self.inputs(observation, action_mask=action_mask)
         parameters, mask = self._actor(inputs), inputs.get("action_mask")
-        action = self.head.mode(parameters, mask) if greedy else self.head.sample(parameters, generator, mask)
+        action = self.head.mode(parameters, mask) if greedy else self._draw(parameters, generator, mask)
         array = self.head.to_env(action)
         if not single:
             return array, state

@@ -46,9 +46,8 @@ class RunningMoments(nn.Module):
         rows = np.asarray(rows, np.float64)
         if rows.shape[1:] != tuple(self.mean.shape):
             raise UsageError(f"moments: expected rows of shape {tuple(self.mean.shape)}, found {rows.shape}")
-        if self.frozen or not len(rows):
-            return
-        self.merge(rows.mean(0), rows.var(0), len(rows))
+        if len(rows):
+            self.merge(rows.mean(0), rows.var(0), len(rows))
 
     def merge(self, mean: Array | float, var: Array | float, count: float) -> None:
         """Fold in the moments of another ``count`` rows, in place."""

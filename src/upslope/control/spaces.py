@@ -269,7 +269,9 @@ def _from_json(data: Mapping[str, Any]) -> Space:
         low, high = _array(data["low"], shape, dtype), _array(data["high"], shape, dtype)
         return spaces.Box(low, high, tuple(shape), np.dtype(dtype).type)
     if kind == "Discrete":
-        return spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
+        dtype = np.dtype(data["dtype"]).type
+        other = {} if dtype is np.int64 else {"dtype": dtype}  # Gymnasium 1.1 knows no other
+        return spaces.Discrete(data["n"], start=data["start"], **other)
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(np.array(data["nvec"]), np.dtype(data["dtype"]).type, start=np.array(data["start"]))
     if kind == "MultiBinary":
