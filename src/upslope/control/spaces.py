@@ -270,7 +270,7 @@ def _from_json(data: Mapping[str, Any]) -> Space:
         return spaces.Box(low, high, tuple(shape), np.dtype(dtype).type)
     if kind == "Discrete":
         dtype = np.dtype(data["dtype"]).type
-        other = {} if dtype is np.int64 else {"dtype": dtype}  # Gymnasium 1.1 knows no other
+        other: dict[str, Any] = {} if dtype is np.int64 else {"dtype": dtype}  # Gymnasium 1.1 knows no other
         return spaces.Discrete(data["n"], start=data["start"], **other)
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(np.array(data["nvec"]), np.dtype(data["dtype"]).type, start=np.array(data["start"]))
