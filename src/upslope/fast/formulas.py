@@ -6,7 +6,7 @@ import math
 
 from upslope.fast import layout as at
 from upslope.fast.layout import BLOCK
-from upslope.fast.registers import Doubles, Flags, Floats
+from upslope.fast.registers import Doubles, Flags, Floats, Integers
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -74,6 +74,33 @@ def gaussian_backward(
         gradient[i] += from_log_prob * (z * z - 1.0) + from_entropy
 
 
+def head_forward(
+    networks: Integers, log_std: Floats, z: Floats, action: int, continuous: Floats, legal: Flags, masked: bool
+) -> tuple[float, float, float]:
+    """``log π`` of one row's action, the entropy, and what the logits are normalized by (0 for a Gaussian)."""
+    outputs = networks[at.OUTPUTS]
+    entropy = 0.0
+    if networks[at.HEAD] == at.GAUSSIAN:
+        for i in range(outputs):
+            entropy += log_std[i] + HALF_LOG_TWO_PI + 0.5
+        return gaussian_log_prob(z, log_std, outputs, continuous), entropy, 0.0
+    normalizer = log_normalizer(z, outputs, legal, masked)
+    entropy = categorical_entropy(z, outputs, legal, masked, normalizer)
+    return z[action * BLOCK] - normalizer, entropy, normalizer
+
+
+def head_backward(
+    networks: Integers, log_std: Floats, z: Floats, action: int, continuous: Floats, legal: Flags, masked: bool, entropy: float,
+    normalizer: float, from_log_prob: float, from_entropy: float, delta: Floats, gradient: Floats,
+) -> None:  # fmt: skip
+    """∂/∂outputs of one row into ``delta``, from ∂/∂log π and ∂/∂entropy; a Gaussian's ∂/∂log σ is added to its ``gradient``."""
+    outputs = networks[at.OUTPUTS]
+    if networks[at.HEAD] == at.GAUSSIAN:
+        gaussian_backward(z, log_std, delta, gradient, outputs, continuous, from_log_prob, from_entropy)
+    else:
+        categorical_backward(z, delta, outputs, legal, masked, normalizer, entropy, action, from_log_prob, from_entropy)
+
+
 def surrogate_of(log_prob: float, moved: float, advantage: float, options: Doubles) -> tuple[float, float]:
     """A surrogate and its derivative by log π (FORMULAS section 6); ``moved`` is the log ratio."""
     kind = options[at.SURROGATE]
@@ -102,3 +129,16 @@ def value_error_of(value: float, target: float, old: float, clip: float) -> tupl
         if moved * moved > error * error:
             return moved * moved, 0.0
     return error * error, 2.0 * error
+
+
+def measure(moved: float, advantage: float, options: Doubles, sums: Doubles) -> None:
+    """Add one row to what is reported of how far the policy has moved (``F.surrogate_metrics``)."""
+    excess = math.expm1(moved)  # ratio − 1
+    outside = excess < options[at.LOW] - 1.0 or excess > options[at.HIGH] - 1.0
+    dead = outside and moved * advantage > 0.0
+    dead = dead or (excess > options[at.DUAL_CLIP] - 1.0 and advantage < 0.0)
+    sums[at.APPROX_KL] += excess - moved
+    sums[at.CLIP_FRACTION] += 1.0 if outside else 0.0
+    sums[at.DEAD_FRACTION] += 1.0 if dead else 0.0
+    sums[at.MAX_LOG_RATIO] = max(sums[at.MAX_LOG_RATIO], abs(moved))
+    sums[at.SCORED] += 1.0

@@ -16,7 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "expressions", "translate")
+from upslope.fast import kernels, policy_kernels
+
+SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "expressions", "translate")
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
@@ -27,7 +29,14 @@ class Library(NamedTuple):
 
     update: Callable[..., None]
     step: Callable[..., None]
+    evaluate: Callable[..., None]
+    pull_back: Callable[..., None]
     engine: Any
+
+
+def entry_points() -> tuple[Callable[..., None], ...]:
+    """The kernels that Python calls, in the order of :class:`Library`."""
+    return kernels.update, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back
 
 
 @cache
@@ -94,10 +103,9 @@ def write(path: Path, code: bytes) -> bytes:
 
 def compiled(llvm: Any, machine: Any) -> bytes:
     """Translate the kernels, optimize them for this processor, and emit its machine code."""
-    from upslope.fast import kernels
     from upslope.fast.translate import Module
 
-    module = llvm.parse_assembly(str(Module(kernels.update, kernels.step)))
+    module = llvm.parse_assembly(str(Module(*entry_points())))
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -111,8 +119,6 @@ def compiled(llvm: Any, machine: Any) -> bytes:
 
 def load(llvm: Any, machine: Any, code: bytes) -> Library:
     """Machine code as functions that Python can call; the interpreter lock is released while they run."""
-    from upslope.fast import kernels
-
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -122,4 +128,5 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
         types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
-    return Library(entry(kernels.update), entry(kernels.step), engine)
+    update, step, evaluate, pull_back = map(entry, entry_points())
+    return Library(update, step, evaluate, pull_back, engine)

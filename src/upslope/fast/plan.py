@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ class Anatomy:
         """Number of actions, or of action dimensions."""
         return self.actor[-1].out_features
 
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
+    @cached_property
+    def parameters(self) -> tuple[Tensor, ...]:
         """In the order of ``policy.parameters()``."""
         layers = [p for layer in (*self.actor, *self.critic) for p in (layer.weight, layer.bias)]
         return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
@@ -143,3 +144,52 @@ class Plan:
 def rounded(count: int, multiple: int) -> int:
     """The next multiple."""
     return -(-count // multiple) * multiple
+
+
+class Memory:
+    """The plan of a policy wherever its parameters lie: training moves them into a buffer of their own."""
+
+    def __init__(self, parts: Anatomy) -> None:
+        self.parts = parts
+        self.first, self.last = parts.parameters[0], parts.parameters[-1]
+        self.where: tuple[int, int] | None = None
+        self.look()
+
+    def look(self) -> tuple[int, int]:
+        """Where the first and the last parameter are; a new plan if they have moved."""
+        where = self.first.data_ptr(), self.last.data_ptr()
+        if where != self.where:
+            self.where, self.plan = where, Plan(self.parts, where[0], 0)
+            starts = [p.data_ptr() for p in self.parts.parameters]
+            self.adjacent = all(b == a + 4 * p.numel() for a, b, p in zip(starts, starts[1:], self.parts.parameters, strict=False))
+        return where
+
+    def addresses(self) -> tuple[int, int, int]:
+        """Parameters, scratch, networks."""
+        first, _ = self.look()
+        return first, *self.plan.addresses
+
+    def in_one_piece(self) -> bool:
+        """Whether the parameters lie one behind the other, as an update puts them."""
+        self.look()
+        return self.adjacent
+
+
+def readable(observation: Tensor, legal: Tensor | None, parts: Anatomy) -> bool:
+    """Whether the kernels can read these inputs where they lie."""
+    if observation.dtype != torch.float32 or observation.shape[-1] != parts.inputs or not observation.is_contiguous():
+        return False
+    if observation.device.type != "cpu":
+        return False
+    return legal is None or (
+        parts.head == at.CATEGORICAL
+        and legal.dtype == torch.bool
+        and legal.shape == (*observation.shape[:-1], parts.outputs)
+        and legal.is_contiguous()
+    )
+
+
+def actions_exist(action: Tensor, count: int) -> bool:
+    """Whether every recorded action is one of ``count``: the kernels use them as addresses."""
+    lowest, highest = action.aminmax()
+    return int(lowest) >= 0 and int(highest) < count

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.fast import layout as at
-from upslope.fast.plan import Anatomy
+from upslope.fast.plan import Anatomy, actions_exist
 from upslope.records import Batch
 
 UNIT_AXES = {"step": 0, "sequence": 1, "group": 2, "pair": 2}
@@ -44,7 +44,7 @@ class Rows:
         self.size = int(np.prod(self.shape[len(self.shape) - axes :]))
         alive = self.tensors["mask"].numpy().reshape(-1, self.size).any(1)
         self.alive = np.flatnonzero(alive)
-        if not len(self.alive) or not self.actions_exist(parts.outputs):
+        if not len(self.alive) or ("action" in self.tensors and not actions_exist(self.tensors["action"], parts.outputs)):
             raise NotCompiled
 
     def add(self, name: str, tensor: Tensor | None, dtype: torch.dtype, size: int | None = None, *, optional: bool = False) -> None:
@@ -55,14 +55,6 @@ class Rows:
         if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu":
             raise NotCompiled
         self.tensors[name] = tensor.contiguous()
-
-    def actions_exist(self, count: int) -> bool:
-        """Whether every recorded action is one of ``count``: the kernels use them as addresses."""
-        action = self.tensors.get("action")
-        if action is None:
-            return True
-        lowest, highest = action.aminmax()
-        return int(lowest) >= 0 and int(highest) < count
 
     @property
     def num_units(self) -> int:

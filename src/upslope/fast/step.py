@@ -14,7 +14,7 @@ from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.native import Library
-from upslope.fast.plan import Anatomy, Plan
+from upslope.fast.plan import Anatomy, Memory, readable
 from upslope.records import Sample
 
 
@@ -23,70 +23,57 @@ class CompiledPolicy:
 
     def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
         self.policy, self.library, self.parts = policy, library, parts
-        self.ends = parts.parameters[0], parts.parameters[-1]
-        self.where: tuple[int, int] | None = None
-        self.replan()
+        self.memory = Memory(parts)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
+            raise AttributeError(name)
         return getattr(self.policy, name)
 
-    def replan(self) -> None:
-        """Note where the parameters are: training moves them into a buffer of their own."""
-        base = self.ends[0].data_ptr()
-        self.plan = Plan(self.parts, base, 0)
-        self.where = base, self.ends[1].data_ptr()
-        self.addresses = base, *self.plan.addresses
-
-    def run(self, inputs: Mapping[str, Tensor], mode: int, noise: Tensor | None = None, *targets: Tensor | None) -> bool:
-        """Call the kernel; False where the inputs are not what it takes."""
-        observation, legal = inputs["observation"], inputs.get("action_mask")
-        if observation.dtype != torch.float32 or observation.shape[-1] != self.parts.inputs or observation.device.type != "cpu":
-            return False
-        if (self.ends[0].data_ptr(), self.ends[1].data_ptr()) != self.where:
-            self.replan()
-        observation = observation.contiguous()
-        if legal is not None:
-            legal = legal.contiguous()
-        rows = observation.numel() // self.parts.inputs
+    def run(self, observation: Tensor, legal: Tensor | None, mode: int, *tensors: Tensor | None) -> None:
+        """Call the kernel on checked inputs; ``tensors``: random numbers, actions, continuous actions, log-probabilities, values."""
+        noise, *targets = tensors
         self.library.step(
-            *(*self.addresses, observation.data_ptr(), rows, mode, legal is not None),
+            *(*self.memory.addresses(), observation.data_ptr(), observation.numel() // self.parts.inputs, mode, legal is not None),
             *(0 if tensor is None else tensor.data_ptr() for tensor in (noise, legal, *targets)),
         )
-        return True
 
-    @torch.no_grad()
     def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
         """The twin of ``MLPPolicy.sample``."""
-        lead = inputs["observation"].shape[:-1]
-        log_prob = torch.empty(lead)
-        value = torch.empty(lead) if self.parts.critic else None
+        observation, legal = inputs["observation"], inputs.get("action_mask")
+        if not readable(observation, legal, self.parts):
+            return self.policy.sample(inputs, state=state, generator=generator)
+        lead = observation.shape[:-1]
+        log_prob = torch.empty(*lead)  # sizes one by one: torch reads them twice as fast as a torch.Size
+        value = torch.empty(*lead) if self.parts.critic else None
         mode = at.SAMPLE if value is None else at.SAMPLE_AND_EVALUATE
         if self.parts.head == at.GAUSSIAN:
             noise = torch.randn(*lead, self.parts.outputs, generator=generator)
             action = torch.empty_like(noise)
-            done = self.run(inputs, mode, noise, None, action, log_prob, value)
+            self.run(observation, legal, mode, noise, None, action, log_prob, value)
         else:
-            noise = torch.rand(lead, generator=generator)
-            action = torch.empty(lead, dtype=torch.int64)
-            done = self.run(inputs, mode, noise, action, None, log_prob, value)
-        if not done:
-            return self.policy.sample(inputs, state=state, generator=generator)
+            noise = torch.rand(*lead, generator=generator)
+            action = torch.empty(*lead, dtype=torch.int64)
+            self.run(observation, legal, mode, noise, action, None, log_prob, value)
         return Sample(action=action, log_prob=log_prob, value=value, state=state)
 
-    @torch.no_grad()
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """The twin of ``MLPPolicy.value``: any number of rows in one call."""
-        if not self.parts.critic:
-            return None
-        value = torch.empty(inputs["observation"].shape[:-1])
-        return value if self.run(inputs, at.EVALUATE, None, None, None, None, value) else self.policy.value(inputs)
+        observation = inputs["observation"]
+        if not self.parts.critic or not readable(observation, None, self.parts):
+            return self.policy.value(inputs)
+        value = torch.empty(*observation.shape[:-1])
+        self.run(observation, None, at.EVALUATE, None, None, None, None, value)
+        return value
 
     def act(self, *arguments: Any, **options: Any) -> Any:
         """``MLPPolicy.act`` on the compiled actor."""
         return type(self.policy).act(self, *arguments, **options)
 
     def _actor(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = torch.empty(*inputs["observation"].shape[:-1], self.parts.outputs)
-        if not self.run(inputs, at.OUTPUT, None, None, output, None, None):
+        observation = inputs["observation"]
+        if not readable(observation, None, self.parts):
             return self.policy._actor(inputs)
+        output = torch.empty(*observation.shape[:-1], self.parts.outputs)
+        self.run(observation, None, at.OUTPUT, None, None, output, None, None)
         return self.policy._with_log_std(output)

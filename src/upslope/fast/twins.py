@@ -17,6 +17,7 @@ from typing import Any
 from upslope import functional as F
 from upslope.algorithms import A2C, PPO, REINFORCE
 from upslope.fast import layout as at
+from upslope.fast.dense import DensePolicy, DenseUpdate
 from upslope.fast.native import library
 from upslope.fast.plan import anatomy
 from upslope.fast.step import CompiledPolicy
@@ -83,7 +84,16 @@ def fast_policy(policy: Any) -> Any:
     return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
 
 
+def dense_policy(policy: Any) -> DensePolicy | None:
+    """The policy with ``evaluate`` as one node of the autograd graph; None where there is no twin."""
+    parts = anatomy(policy)
+    kernels = None if parts is None else library()
+    return None if parts is None or kernels is None else DensePolicy(policy, kernels, parts)
+
+
 def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics]:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects."""
-    update = compiled_update(algorithm, policy)
-    return algorithm.update if update is None else update
+    if (compiled := compiled_update(algorithm, policy)) is not None:
+        return compiled
+    dense = dense_policy(policy) if isinstance(algorithm.update, Ascent) else None
+    return algorithm.update if dense is None else DenseUpdate(dense)

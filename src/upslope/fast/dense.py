@@ -1,0 +1,97 @@
+"""A policy whose ``evaluate`` is one node of the autograd graph: the fast path for a user's own objective on an MLP policy.
+
+Forward and backward of both networks and of the head run as machine code (:mod:`upslope.fast.policy_kernels`); the objective
+stays plain torch and autograd differentiates it down to ∂objective/∂(log π, entropy, value), where this node takes over.
+So ``algorithm.objective(policy, batch)`` works unchanged, whatever it computes from an evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from upslope.fast import layout as at
+from upslope.fast.native import Library
+from upslope.fast.plan import Anatomy, Memory, actions_exist, readable
+from upslope.records import Batch, Evaluation, Metrics
+
+
+class DensePolicy:
+    """Stands in for an MLP policy during updates; whatever is not an evaluation, the policy itself answers."""
+
+    def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
+        self.policy, self.library, self.parts = policy, library, parts
+        self.memory = Memory(parts)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
+            raise AttributeError(name)
+        return getattr(self.policy, name)
+
+    def evaluate(self, **inputs: Tensor) -> Evaluation:
+        """The twin of ``MLPPolicy.evaluate``."""
+        observation, action, legal = inputs.get("observation"), inputs.get("action"), inputs.get("action_mask")
+        if observation is None or action is None or not readable(observation, legal, self.parts):
+            return self.policy.evaluate(**inputs)
+        if not self.takes(observation, action) or not self.memory.in_one_piece():
+            return self.policy.evaluate(**inputs)
+        log_prob, entropy, value = _Evaluate.apply(self, observation, action, legal, *self.parts.parameters)
+        return Evaluation(log_prob=log_prob, entropy=entropy, value=value if self.parts.critic else None)
+
+    __call__ = evaluate
+
+    def takes(self, observation: Tensor, action: Tensor) -> bool:
+        """Whether the actions are what the head records."""
+        lead = observation.shape[:-1]
+        if not action.is_contiguous() or observation.requires_grad:
+            return False
+        if self.parts.head == at.GAUSSIAN:
+            return action.dtype == torch.float32 and action.shape == (*lead, self.parts.outputs) and not action.requires_grad
+        return action.dtype == torch.int64 and action.shape == lead and actions_exist(action, self.parts.outputs)
+
+    def arguments(self, observation: Tensor, action: Tensor, legal: Tensor | None) -> tuple[int, ...]:
+        """What both kernels begin with."""
+        where = action.data_ptr()
+        discrete, continuous = (0, where) if self.parts.head == at.GAUSSIAN else (where, 0)
+        rows = observation.numel() // self.parts.inputs
+        masked = 0 if legal is None else legal.data_ptr()
+        return *self.memory.addresses(), observation.data_ptr(), rows, legal is not None, discrete, continuous, masked
+
+
+class DenseUpdate:
+    """Called like an :class:`~upslope.updates.Ascent`, which it runs with the dense policy in the policy's place."""
+
+    def __init__(self, policy: DensePolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: Any) -> Metrics:
+        return algorithm.update(algorithm, self.policy if policy is self.policy.policy else policy, batch, state)
+
+
+class _Evaluate(torch.autograd.Function):
+    """``(log π, entropy, value)`` of recorded actions as a function of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, policy: DensePolicy, observation: Tensor, action: Tensor, legal: Tensor | None, *parameters: Tensor) -> Any:
+        lead = observation.shape[:-1]
+        results = log_prob, entropy, value = torch.empty(*lead), torch.empty(*lead), torch.empty(*lead)
+        arguments = policy.arguments(observation, action, legal)
+        policy.library.evaluate(*arguments, log_prob.data_ptr(), entropy.data_ptr(), value.data_ptr())
+        ctx.policy = policy
+        ctx.save_for_backward(observation, action, legal)
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        policy: DensePolicy = ctx.policy
+        slopes = tuple(slope.contiguous() for slope in slopes)
+        parameters = policy.parts.parameters
+        gradient = torch.zeros(sum(p.numel() for p in parameters))
+        addresses = [slope.data_ptr() for slope in slopes]
+        policy.library.pull_back(*policy.arguments(*ctx.saved_tensors), *addresses, gradient.data_ptr())
+        parts = gradient.split([p.numel() for p in parameters])
+        return None, None, None, None, *(part.view_as(p) for part, p in zip(parts, parameters, strict=True))

@@ -1,0 +1,152 @@
+"""What an MLP policy does between updates, and for objectives that the kernels do not know, as compiled entry points.
+
+``step`` is ``MLPPolicy.sample`` from given random numbers, or the critic's values of any number of rows. ``evaluate`` is
+``MLPPolicy.evaluate``, and ``pull_back`` its derivative: ∂objective/∂parameters from ∂objective/∂(log π, entropy, value).
+"""
+
+from __future__ import annotations
+
+import math
+
+from upslope.fast import layout as at
+from upslope.fast.formulas import gaussian_log_prob, head_backward, head_forward, log_normalizer
+from upslope.fast.layout import BLOCK
+from upslope.fast.networks import backward, forward, padded
+from upslope.fast.registers import Flags, Floats, Integers, shift
+
+
+def spread_out(observation: Floats, inputs: int, rows: int, x: Floats) -> None:
+    """A block's observations as ``[inputs, BLOCK]``."""
+    for j in range(rows):
+        for k in range(inputs):
+            x[k * BLOCK + j] = observation[j * inputs + k]
+
+
+def draw(
+    networks: Integers, parameters: Floats, out: Floats, rows: int, masked: bool, noise: Floats, legal: Flags, action: Integers,
+    continuous: Floats, log_prob: Floats,
+) -> None:  # fmt: skip
+    """Actions of one block from given random numbers, as the heads' ``sample`` draws them, and their log-probabilities."""
+    outputs = networks[at.OUTPUTS]
+    log_std = shift(parameters, networks[at.LOG_STD])
+    for row in range(rows):
+        z = shift(out, row)
+        if networks[at.HEAD] == at.GAUSSIAN:
+            chosen = shift(continuous, row * outputs)
+            for i in range(outputs):
+                chosen[i] = z[i * BLOCK] + math.exp(log_std[i]) * noise[row * outputs + i]
+            log_prob[row] = gaussian_log_prob(z, log_std, outputs, chosen)
+        else:
+            allowed = shift(legal, row * outputs)
+            normalizer = log_normalizer(z, outputs, allowed, masked)
+            cumulative = 0.0
+            drawn = 0
+            last = 0
+            for a in range(outputs):
+                if not masked or allowed[a] != 0:
+                    last = a
+                    cumulative += math.exp(z[a * BLOCK] - normalizer)
+                if cumulative <= noise[row]:  # F(a) ≤ u: the draw lies behind a
+                    drawn = a + 1
+            drawn = min(drawn, last)
+            action[row] = drawn
+            log_prob[row] = z[drawn * BLOCK] - normalizer
+
+
+def step(
+    parameters: Floats, scratch: Floats, networks: Integers, observation: Floats, rows: int, mode: int, masked: bool, noise: Floats,
+    legal: Flags, action: Integers, continuous: Floats, log_prob: Floats, value: Floats,
+) -> None:  # fmt: skip
+    """What ``mode`` asks for, of ``rows`` observations: sampled actions and their log-probabilities, the actor's outputs (into
+    ``continuous``), the critic's values, or actions and values."""
+    inputs, outputs, kind = networks[at.INPUTS], networks[at.OUTPUTS], networks[at.ACTIVATION]
+    actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
+    actor = shift(networks, at.LAYERS_AT)
+    critic = shift(actor, actor_layers * at.LAYER)
+    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
+        if mode != at.EVALUATE:
+            forward(actor, actor_layers, parameters, scratch, padded(count), kind)
+        if mode == at.OUTPUT:
+            for j in range(count):
+                for i in range(outputs):
+                    continuous[(start + j) * outputs + i] = out[i * BLOCK + j]
+        elif mode != at.EVALUATE:
+            numbers = start if networks[at.HEAD] == at.CATEGORICAL else start * outputs
+            draw(
+                networks, parameters, out, count, masked, shift(noise, numbers), shift(legal, start * outputs), shift(action, start),
+                shift(continuous, start * outputs), shift(log_prob, start),
+            )  # fmt: skip
+        if mode == at.EVALUATE or mode == at.SAMPLE_AND_EVALUATE:
+            forward(critic, critic_layers, parameters, scratch, padded(count), kind)
+            last = shift(scratch, critic[(critic_layers - 1) * at.LAYER + 5])
+            for j in range(count):
+                value[start + j] = last[j]
+
+
+def evaluate(
+    parameters: Floats, scratch: Floats, networks: Integers, observation: Floats, rows: int, masked: bool, action: Integers,
+    continuous: Floats, legal: Flags, log_prob: Floats, entropy: Floats, value: Floats,
+) -> None:  # fmt: skip
+    """``log π`` of recorded actions, entropies and, if there is a critic, values."""
+    inputs, outputs, kind = networks[at.INPUTS], networks[at.OUTPUTS], networks[at.ACTIVATION]
+    actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
+    actor = shift(networks, at.LAYERS_AT)
+    critic = shift(actor, actor_layers * at.LAYER)
+    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
+    log_std = shift(parameters, networks[at.LOG_STD])
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
+        forward(actor, actor_layers, parameters, scratch, padded(count), kind)
+        for j in range(count):
+            row = start + j
+            chosen = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
+            own, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
+            scored, uncertainty, _ = head_forward(networks, log_std, shift(out, j), chosen, own, allowed, masked)
+            log_prob[row] = scored
+            entropy[row] = uncertainty
+        if critic_layers > 0:
+            forward(critic, critic_layers, parameters, scratch, padded(count), kind)
+            last = shift(scratch, critic[(critic_layers - 1) * at.LAYER + 5])
+            for j in range(count):
+                value[start + j] = last[j]
+
+
+def pull_back(
+    parameters: Floats, scratch: Floats, networks: Integers, observation: Floats, rows: int, masked: bool, action: Integers,
+    continuous: Floats, legal: Flags, from_log_prob: Floats, from_entropy: Floats, from_value: Floats, gradient: Floats,
+) -> None:  # fmt: skip
+    """Add ``Σ_rows ∂/∂log π ∇log π + ∂/∂H ∇H + ∂/∂V ∇V`` to the flat gradient. The forward pass is run again: it is cheaper
+    than keeping its results."""
+    inputs, outputs, kind = networks[at.INPUTS], networks[at.OUTPUTS], networks[at.ACTIVATION]
+    actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
+    actor = shift(networks, at.LAYERS_AT)
+    critic = shift(actor, actor_layers * at.LAYER)
+    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
+    log_std = shift(parameters, networks[at.LOG_STD])
+    delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
+    other, rowwise = shift(scratch, networks[at.OTHER_AT]), shift(scratch, networks[at.ROWWISE_AT])
+    product = shift(scratch, networks[at.PRODUCT_AT])
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
+        forward(actor, actor_layers, parameters, scratch, padded(count), kind)
+        for j in range(count):
+            row = start + j
+            chosen = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
+            own, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
+            z = shift(out, j)
+            _, uncertainty, normalizer = head_forward(networks, log_std, z, chosen, own, allowed, masked)
+            head_backward(
+                networks, log_std, z, chosen, own, allowed, masked, uncertainty, normalizer, from_log_prob[row], from_entropy[row],
+                shift(delta, j), shift(gradient, networks[at.LOG_STD]),
+            )  # fmt: skip
+        backward(actor, actor_layers, parameters, gradient, scratch, count, kind, delta, other, rowwise, product)
+        if critic_layers > 0:
+            forward(critic, critic_layers, parameters, scratch, padded(count), kind)
+            for j in range(count):
+                value_delta[j] = from_value[start + j]
+            backward(critic, critic_layers, parameters, gradient, scratch, count, kind, value_delta, other, rowwise, product)

@@ -1,0 +1,265 @@
+"""The compiled update against its readable twin, ``Ascent.__call__``: same parameters, moments, metrics and stops."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from tests.fast.cases import close, make_batch, make_policy, twice, vector
+from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault
+from upslope import functional as F
+from upslope.fast.twins import compiled_update
+from upslope.fast.update import CompiledUpdate
+
+pytest.importorskip("llvmlite")
+SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
+
+
+def both(algorithm, policy, batches, *, starts=("compiled", "readable")):
+    """Run the same updates through both twins; their states, metrics and policies."""
+    outcomes = []
+    for way, own in zip(starts, twice(policy), strict=True):
+        state = algorithm.update.start(own, seed=5)
+        compiled = compiled_update(algorithm, own)
+        assert isinstance(compiled, CompiledUpdate)
+        run = compiled if way == "compiled" else algorithm.update
+        metrics = [run(algorithm, own, batch, state) for batch in batches]
+        outcomes.append((own, state, metrics))
+    return outcomes
+
+
+def assert_equal_twins(algorithm, policy, batches):
+    before = vector(policy)
+    (ours, our_state, our_metrics), (theirs, their_state, their_metrics) = both(algorithm, policy, batches)
+    assert not close(before, vector(ours), atol=1e-5), "nothing was learned"
+    # Adam divides a gradient by its own size, and with it the rounding of gradients near 0: the moments are held tighter
+    assert close(vector(ours), vector(theirs), atol=4e-6)
+    assert our_state.num_updates == their_state.num_updates > 0
+    for ours, theirs in zip(our_state.moments[0], their_state.moments[0], strict=True):
+        assert close(ours, theirs, atol=1e-7)
+    for ours, theirs in zip(our_metrics, their_metrics, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert close(ours[name], theirs[name], atol=2e-6), name  # means of float32 sums of up to 64 terms
+    return our_metrics
+
+
+PPOS = {
+    "plain": {},
+    "entropy": {"entropy_coef": 0.1},
+    "asymmetric": {"clip_range": (0.05, 0.3)},
+    "dual clip": {"dual_clip": 1.1, "clip_range": 0.05},
+    "value clip": {"value_clip_range": 0.05, "value_coef": 1.0},
+    "everything": {"value_clip_range": 0.1, "dual_clip": 1.2, "entropy_coef": 0.05, "clip_range": (0.1, 0.02)},
+    "importance": {"surrogate": F.importance_weighted},
+    "truncated score": {"surrogate": F.truncated_score, "clip_range": (0.1, 0.02)},
+    "no value": {"value_coef": 0.0},
+}
+
+
+@pytest.mark.parametrize("options", PPOS.values(), ids=PPOS.keys())
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_ppo(head, options):
+    policy = make_policy(head)
+    batch = make_batch(policy)
+    if "value_clip_range" in options:  # values that have moved since they were recorded
+        batch = replace(batch, value=batch.value + 0.1 * torch.randn(batch.value.shape, generator=torch.Generator().manual_seed(1)))
+    algorithm = PPO(update=Ascent(learning_rate=0.01, num_epochs=4, num_minibatches=3), **options)
+    (metrics,) = assert_equal_twins(algorithm, policy, [batch])
+    if "dual_clip" in options:
+        assert metrics["dead_fraction"] > 0, "the case does not reach what it is there for"
+
+
+@pytest.mark.parametrize("hidden_sizes", [(5,), (64, 64), (17, 33, 8), ()])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_every_shape_of_network(head, activation, hidden_sizes):
+    policy = make_policy(head, inputs=19, outputs=5, hidden_sizes=hidden_sizes, activation=activation)
+    assert_equal_twins(PPO(update=SEVERAL, entropy_coef=0.01), policy, [make_batch(policy, (70,), seed=k) for k in range(1)])
+
+
+@pytest.mark.parametrize("algorithm", [A2C(entropy_coef=0.02), REINFORCE(), REINFORCE(baseline=False)], ids=["a2c", "baseline", "plain"])
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_score_function_methods(head, algorithm):
+    policy = make_policy(head)
+    algorithm = replace(algorithm, update=Ascent(learning_rate=0.01, max_grad_norm=None))
+    assert_equal_twins(algorithm, policy, [make_batch(policy)])
+
+
+def test_without_a_critic():
+    policy = make_policy(critic=False)
+    assert_equal_twins(REINFORCE(baseline=False, update=SEVERAL), policy, [make_batch(policy)])
+
+
+def test_illegal_actions_take_no_part():
+    policy = make_policy(outputs=6)
+    assert_equal_twins(PPO(update=SEVERAL, entropy_coef=0.1), policy, [make_batch(policy, (90,), action_mask=True)])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 64, 65, 131])
+def test_ragged_minibatches_and_blocks(rows):
+    policy = make_policy()
+    algorithm = PPO(update=Ascent(learning_rate=3e-3, num_epochs=2, num_minibatches=5))
+    assert_equal_twins(algorithm, policy, [make_batch(policy, (rows,), masked=0.0, zero_weight=0.0)])
+
+
+@pytest.mark.parametrize("unit,shape", [("step", (6, 7)), ("sequence", (9, 5)), ("group", (4, 3, 5))])
+@pytest.mark.parametrize("average_over", ["steps", "sequences"])
+def test_units_stay_together(unit, shape, average_over):
+    policy = make_policy()
+    batch = make_batch(policy, shape, unit=unit, masked=0.4, average_over=average_over)
+    batch.mask[0] = False  # a unit of which nothing is left
+    batch = replace(batch, weight=batch.weight * batch.mask)
+    assert_equal_twins(PPO(update=Ascent(learning_rate=3e-3, num_epochs=2, num_minibatches=3)), policy, [batch])
+
+
+def test_what_is_masked_or_has_no_weight_is_not_looked_at():
+    policy = make_policy()
+    batch = make_batch(policy, (9, 5), unit="sequence", masked=0.3, zero_weight=0.0)
+    spoiled = replace(batch, inputs=dict(batch.inputs), advantage=batch.advantage.clone(), returns=batch.returns.clone())
+    spoiled.inputs["observation"] = batch.inputs["observation"].where(batch.mask.unsqueeze(-1), torch.nan)
+    spoiled.advantage[~batch.mask] = torch.nan
+    spoiled.returns[~batch.mask] = torch.inf
+    algorithm = PPO(update=SEVERAL)
+    found = []
+    for given in (batch, spoiled):
+        own = twice(policy)[1]
+        compiled_update(algorithm, own)(algorithm, own, given, algorithm.update.start(own, seed=0))
+        found.append(vector(own))
+    assert torch.equal(*found)
+
+
+def test_target_kl_stops_both_at_the_same_minibatch():
+    policy = make_policy()
+    algorithm = PPO(update=Ascent(learning_rate=0.02, num_epochs=20, num_minibatches=2, target_kl=0.05))
+    (metrics,) = assert_equal_twins(algorithm, policy, [make_batch(policy)])
+    assert 2 < metrics["num_minibatches"] < 40
+
+
+def test_twins_can_take_turns():
+    policy = make_policy("gaussian")
+    algorithm = PPO(update=SEVERAL)
+
+    def alternately(first):
+        own = twice(policy)[1]
+        state = algorithm.update.start(own, seed=5)
+        runs = [compiled_update(algorithm, own), algorithm.update]
+        for turn in range(4):
+            algorithm.update.set_fraction(state, turn / 8)
+            batch = make_batch(own, seed=turn)
+            runs[(turn + first) % 2](algorithm, own, batch, state)
+        return vector(own)
+
+    assert close(alternately(0), alternately(1), atol=4e-6)
+
+
+def test_the_schedule_reaches_the_kernel():
+    policy = make_policy()
+    algorithm = PPO(update=Ascent(learning_rate=0.01))
+    own = twice(policy)[1]
+    state = algorithm.update.start(own, seed=0)
+    state.learning_rate = 0.0
+    compiled_update(algorithm, own)(algorithm, own, make_batch(own), state)
+    assert torch.equal(vector(own), vector(policy))
+    assert float(state.moments[0][0].abs().max()) > 0
+
+
+def test_both_refuse_a_ratio_that_is_not_one():
+    policy = make_policy()
+    batch = make_batch(policy)
+    batch = replace(batch, behavior_log_prob=batch.behavior_log_prob - 0.1)
+    before = vector(policy)
+    for run in (compiled_update(PPO(), policy), PPO().update):
+        with pytest.raises(RunFault, match=r"ratio: expected 1 .* found exp\(±0.1\)"):
+            run(PPO(), policy, batch, PPO().update.start(policy, seed=0))
+    assert torch.equal(before, vector(policy))
+
+
+@pytest.mark.parametrize("name", ["advantage", "returns", "parameter"])
+def test_both_name_what_diverged(name):
+    algorithm = PPO(update=Ascent(num_minibatches=4))
+    found = []
+    for way in ("compiled", "readable"):
+        policy = make_policy()
+        batch = make_batch(policy, masked=0.0, zero_weight=0.0)
+        state = algorithm.update.start(policy, seed=0)
+        if name == "parameter":
+            with torch.no_grad():
+                policy.critic[0].weight[0, 0] = torch.nan
+        else:
+            getattr(batch, name)[20] = torch.nan
+        run = compiled_update(algorithm, policy) if way == "compiled" else algorithm.update
+        with pytest.raises(Diverged) as info:
+            run(algorithm, policy, batch, state)
+        found.append(str(info.value))
+    assert found[0] == found[1]
+    assert ("network.critic.0.weight" if name == "parameter" else name) in found[0]
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied():
+    """The readable twin notices at its next objective; the compiled one before it spoils the parameters."""
+    policy = make_policy()
+    batch = make_batch(policy, masked=0.0, zero_weight=0.0)
+    batch = replace(batch, inputs={**batch.inputs, "observation": batch.inputs["observation"].clone()})
+    batch.inputs["observation"][0, 0] = 1e38  # tanh hides it from the objective, not from the gradient
+    batch.advantage.mul_(1e5)
+    algorithm = PPO(update=Ascent(max_grad_norm=None))
+    state = algorithm.update.start(policy, seed=0)
+    with torch.no_grad():
+        batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob)
+        policy.actor[0].weight.mul_(1e-38)
+        batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob)
+    before = vector(policy)
+    with pytest.raises(Diverged):
+        compiled_update(algorithm, policy)(algorithm, policy, batch, state)
+    assert torch.equal(before, vector(policy))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: replace(batch, inputs={**batch.inputs, "more": batch.mask}),
+        lambda batch: replace(batch, advantage=batch.advantage.double()),
+        lambda batch: replace(batch, inputs={**batch.inputs, "observation": batch.inputs["observation"].double()}),
+        lambda batch: replace(batch, value=None),
+    ],
+)
+def test_a_batch_it_does_not_know_goes_to_the_readable_twin(change, monkeypatch):
+    policy = make_policy()
+    algorithm = PPO(value_clip_range=0.2)
+    seen = []
+    monkeypatch.setattr(Ascent, "__call__", lambda *arguments: seen.append(arguments) or {})
+    run = compiled_update(algorithm, policy)
+    assert run(algorithm, policy, change(make_batch(policy)), algorithm.update.start(policy, seed=0)) == {}
+    assert len(seen) == 1
+
+
+def test_an_action_that_does_not_exist_is_left_to_torch_to_refuse():
+    policy = make_policy()
+    batch = make_batch(policy)
+    batch.inputs["action"][3] = 99
+    with pytest.raises(RuntimeError):
+        compiled_update(PPO(), policy)(PPO(), policy, batch, PPO().update.start(policy, seed=0))
+
+
+def test_parameters_that_have_moved_are_found_again():
+    policy = make_policy()
+    algorithm = PPO(update=SEVERAL)
+    own, other = twice(policy)
+    states = [algorithm.update.start(p, seed=5) for p in (own, other)]
+    run = compiled_update(algorithm, own)
+    batches = [make_batch(policy, seed=k) for k in range(2)]
+    run(algorithm, own, batches[0], states[0])
+    algorithm.update(algorithm, other, batches[0], states[1])
+    states[0] = algorithm.update.start(own, seed=6)  # a new buffer
+    states[1] = algorithm.update.start(other, seed=6)
+    batch = make_batch(own, seed=1)
+    run(algorithm, own, batch, states[0])
+    algorithm.update(algorithm, other, batch, states[1])
+    assert close(vector(own), vector(other), atol=4e-6)
+
+
+def test_a_partial_of_a_shipped_surrogate_is_not_taken_for_it():
+    algorithm = PPO(surrogate=partial(F.clipped_surrogate, dual_clip=2.0))
+    assert compiled_update(algorithm, make_policy()) is None
