@@ -179,7 +179,7 @@ class Encoder:
         Raises :class:`UsageError` for a shape that is not the space's with a leading N.
         """
         if self._plain_size:  # the common case, and the one that has to be quick
-            array = np.array(observation, dtype=dtype)
+            array = np.array(observation, dtype=dtype, order="C")
             self._check(self.leaves[0], array)
             return {"observation": array.reshape(len(array), self._plain_size)}
         arrays = [np.asarray(leaf.of(observation)) for leaf in self.leaves]
