@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -375,6 +377,29 @@ def test_evaluations_come_every_2048_steps():
 
     session = Session(ControlRun.of("ppo", "CartPole-v1", until_return=475.0), Output())
     assert session.run_config.settings.eval_every == EVALUATE_EVERY == 2048
+
+
+def test_loggers_get_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for Weights & Biases: what it is opened with, what it is told, that it is closed."""
+    logged: list[tuple[dict[str, float], int]] = []
+    opened: dict[str, Any] = {}
+    closed: list[bool] = []
+    online = SimpleNamespace(log=lambda row, step: logged.append((row, step)), finish=lambda: closed.append(True))
+    fake = SimpleNamespace(init=lambda **given: opened.update(given) or online, Settings=lambda **given: given)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("upslope.run.session.check_loggers", lambda **_: None)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    good(cli(*TRAIN, "--total-steps", "64", "--wandb", "--out", "run", "--quiet"))
+    rows = Run.load("run").metrics()
+    assert [step for _, step in logged] == [row["total_steps"] for row in rows] and closed == [True]
+    assert logged[0][0]["approx_kl"] == rows[0]["approx_kl"] and "total_steps" not in logged[0][0]
+    assert (opened["mode"], opened["dir"], opened["config"]["env_id"]) == ("offline", "run", "CartPole-v1")
+
+
+def test_tensorboard_files(cli: Command):
+    pytest.importorskip("tensorboard")
+    good(cli(*TRAIN, "--total-steps", "32", "--tensorboard", "--out", "run", "--quiet"))
+    assert list(Path("run/tensorboard").glob("events.*"))
 
 
 def test_reinforce_and_a2c_run(cli: Command):

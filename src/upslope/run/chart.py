@@ -212,7 +212,7 @@ class _Axes:
             return
         value, text = self.panel.level
         ((_, y),) = self.at(np.array([self.x_range[0]]), np.array([value]))
-        for x in np.arange(self.left, self.right, 12 * SCALE):
+        for x in range(self.left, self.right, 12 * SCALE):
             self.pen.line([(x, y), (min(x + 6 * SCALE, self.right), y)], fill=FAINT, width=round(1.2 * SCALE))
         self.pen.text((self.left + 8 * SCALE, y - 5 * SCALE), text, fill=FAINT, font=_font(TICK), anchor="lb")
 

@@ -243,7 +243,8 @@ def recorded_policy(saved: Any) -> PolicySettings:
     """The settings that a saved policy was made with."""
     names = {item.name for item in fields(PolicySettings)}
     options = {name: value for name, value in saved.describe().items() if name in names}
-    return PolicySettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    clean: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return PolicySettings(**clean)
 
 
 # ------------------------------------------------------------------------------------------------------------- configs

@@ -71,7 +71,8 @@ class WandbLogger:
         import wandb  # pyright: ignore[reportMissingImports]
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
-        self.run: Any = wandb.init(project="upslope", name=folder.name, dir=str(folder), config=dict(config), mode=mode)
+        settings = wandb.Settings(console="off", silent=True)  # its farewell would stand between our own words
+        self.run: Any = wandb.init(project="upslope", name=folder.name, dir=str(folder), config=dict(config), mode=mode, settings=settings)
 
     def __call__(self, row: Row) -> None:
         self.run.log(scalars(row), step=int(row["total_steps"]))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +57,15 @@ def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
     # the usual renderer needs neither a display nor its greeting
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    from gymnasium.vector import SyncVectorEnv
+
     from upslope import control
 
     try:
         envs = control.make(name, 1, vectorization="sync", env_kwargs={**env_kwargs, "render_mode": "rgb_array"}, training=False)
     except UsageError as error:
         raise UsageError(f"play: {error}") from error
-    env = envs.vector.envs[0]  # "sync" keeps them here
+    env = cast(SyncVectorEnv, envs.vector).envs[0]
     if env.render_mode != "rgb_array":
         envs.close()
         raise UsageError(f"play: environment {name!r} cannot render to rgb_array, so there is nothing to record")

@@ -17,6 +17,9 @@ RECENT = 10
 """Iterations over which the shown return is averaged."""
 
 COLUMNS = {"approx_kl": "approx KL", "clip_fraction": "clip fraction", "explained_variance": "explained variance"}
+SHORT_COLUMNS = {"approx_kl": "KL", "clip_fraction": "clip", "explained_variance": "expl. var."}
+WIDE = 120
+"""Terminal columns from which the live line has a bar and full names."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan
@@ -99,10 +102,10 @@ class Progress(Protocol):
 
 def progress_for(settings: Any, quiet: bool, stream: TextIO | None = None) -> Progress:
     """A live line on a terminal, plain lines elsewhere, nothing where quiet is asked for."""
-    stream = stream or sys.stdout
+    target: TextIO = sys.stdout if stream is None else stream
     if quiet:
         return Silent()
-    return Live(settings, stream) if stream.isatty() else Plain(settings, stream)
+    return Live(settings, target) if target.isatty() else Plain(settings, target)
 
 
 class Silent:
@@ -136,20 +139,22 @@ class Meter:
     def fraction(self) -> float:
         return min(1.0, self.row.get("total_steps", 0) / self.total_steps)
 
-    def words(self) -> str:
-        """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report is left out."""
+    def words(self, columns: Mapping[str, str] = COLUMNS, width: int = 1000) -> str:
+        """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report, or does not fit, is left out."""
         row, parts = self.row, []
         episodes = sum(count for _, count in self.returns)
         if episodes:
             parts.append(f"return {sum(mean * count for mean, count in self.returns) / episodes:.1f}")
         if "train_seconds" in row:
             parts.append(f"{row['total_steps'] / max(row['train_seconds'], 1e-9):,.0f} steps/s")
-        parts += [f"{label} {row[name]:.3f}" for name, label in COLUMNS.items() if name in row]
+        parts += [f"{label} {row[name]:.3f}" for name, label in columns.items() if name in row]
+        while parts and len(" · ".join(parts)) > width:
+            parts.pop()
         return " · ".join(parts)
 
     def left(self) -> str:
-        """Time to the end at the pace so far, evaluation included."""
-        if self.fraction <= 0:
+        """Time to the end at the pace so far, evaluation included; nothing before the first step and after the last."""
+        if not 0 < self.fraction < 1:
             return ""
         seconds = (time.perf_counter() - self.started) * (1 - self.fraction) / self.fraction
         minutes, seconds = divmod(round(seconds), 60)
@@ -174,7 +179,8 @@ class Plain:
         if row.get("iteration", -1) == self.shown:
             return
         self.shown, self.last = row["iteration"], time.perf_counter()
-        self.note(f"{row['total_steps']:>10,} steps ({self.meter.fraction:.0%}) · {self.meter.words()} · {self.meter.left()}")
+        parts = (f"{row['total_steps']:>10,} steps ({self.meter.fraction:.0%})", self.meter.words(), self.meter.left())
+        self.note(" · ".join(part for part in parts if part))
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -194,8 +200,11 @@ class Live:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.meter = Meter(settings.total_steps)
-        text = TextColumn("{task.completed:>9,.0f} steps"), BarColumn(bar_width=18), TextColumn("{task.fields[words]}")
-        self.bar = Progress(*text, console=Console(file=stream), refresh_per_second=8, transient=True)
+        console = Console(file=stream)
+        self.width = console.width
+        bar = [BarColumn(bar_width=14)] if self.width >= WIDE else []
+        steps, words = TextColumn("{task.completed:>9,.0f} steps"), TextColumn("{task.fields[words]}")
+        self.bar = Progress(steps, *bar, words, console=console, refresh_per_second=8, transient=True)
         self.task = self.bar.add_task("", total=settings.total_steps, words="starting")
         self.next = 0.0
         self.bar.start()
@@ -208,8 +217,10 @@ class Live:
             self._show()
 
     def _show(self) -> None:
-        words = f"{self.meter.words()} · {self.meter.left()}"
-        self.bar.update(self.task, completed=self.meter.row["total_steps"], words=words)
+        wide = self.width >= WIDE
+        left = self.meter.left()
+        words = self.meter.words(COLUMNS if wide else SHORT_COLUMNS, self.width - 16 - 15 * wide - len(left) - 4)
+        self.bar.update(self.task, completed=self.meter.row["total_steps"], words=f"{left} · {words}" if left else words)
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""

@@ -63,7 +63,7 @@ def replaced(instance: T, values: Mapping[str, Any]) -> T:
                 changes[field.name] = changed
         elif field.name in values:
             changes[field.name] = values[field.name]
-    return replace(instance, **changes) if changes else instance  # pyright: ignore[reportType]
+    return replace(instance, **changes) if changes else instance  # pyright: ignore[reportArgumentType]
 
 
 def check_names(values: Iterable[str], known: Iterable[str], kind: str = "setting") -> None:
