@@ -85,7 +85,7 @@ class Signature(NamedTuple):
 def constant(number: Any, kind: str) -> str:
     """A number written in the source, as LLVM writes it in a type."""
     if kind in ("int", "bool"):
-        if number != int(number):
+        if not isinstance(number, int):
             raise TypeError(f"{number} where an integer is expected")
         return str(int(number))
     exact = number if kind == "float" else struct.unpack("f", struct.pack("f", number))[0]
@@ -122,9 +122,9 @@ class Expressions:
 
     def assign(self, name: str, value: Value) -> None:
         """The first assignment gives a variable its type."""
-        if value.type == "number":
-            value = self.cast(value, type(value.text).__name__)
         if name not in self.variables:
+            if value.type == "number":
+                value = self.cast(value, type(value.text).__name__)
             self.variables[name] = value.type
             self.slots.append(f"%{name}.slot = alloca {TYPES[value.type]}")
         kind = self.variables[name]

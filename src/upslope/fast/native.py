@@ -49,7 +49,7 @@ def library() -> Library | None:
     try:
         machine = target_machine(llvm)
         path = cache_folder() / f"kernels-{fingerprint(llvm)}.bin"
-        return load(llvm, machine, read(path) or write(path, compiled(llvm, machine)))
+        return load(llvm, machine, read(path) or write(path, compiled(llvm, machine, *entry_points())))
     except (RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
         return None
 
@@ -101,11 +101,11 @@ def write(path: Path, code: bytes) -> bytes:
     return code
 
 
-def compiled(llvm: Any, machine: Any) -> bytes:
-    """Translate the kernels, optimize them for this processor, and emit its machine code."""
+def compiled(llvm: Any, machine: Any, *kernels: Callable[..., None]) -> bytes:
+    """Translate kernels, optimize them for this processor, and emit its machine code."""
     from upslope.fast.translate import Module
 
-    module = llvm.parse_assembly(str(Module(*entry_points())))
+    module = llvm.parse_assembly(str(Module(*kernels)))
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)

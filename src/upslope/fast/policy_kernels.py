@@ -12,7 +12,7 @@ from upslope.fast import layout as at
 from upslope.fast.formulas import gaussian_log_prob, head_backward, head_forward, log_normalizer
 from upslope.fast.layout import BLOCK
 from upslope.fast.networks import backward, forward, padded
-from upslope.fast.registers import Flags, Floats, Integers, shift
+from upslope.fast.registers import Flags, Floats, Integers, shift, single
 
 
 def spread_out(observation: Floats, inputs: int, rows: int, x: Floats) -> None:
@@ -45,8 +45,8 @@ def draw(
             for a in range(outputs):
                 if not masked or allowed[a] != 0:
                     last = a
-                    cumulative += math.exp(z[a * BLOCK] - normalizer)
-                if cumulative <= noise[row]:  # F(a) ≤ u: the draw lies behind a
+                    cumulative += single(math.exp(z[a * BLOCK] - normalizer))
+                if single(cumulative) <= noise[row]:  # F(a) ≤ u: the draw lies behind a; in float32, as torch has both
                     drawn = a + 1
             drawn = min(drawn, last)
             action[row] = drawn

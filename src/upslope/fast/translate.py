@@ -72,7 +72,7 @@ class Translation(Expressions):
         for statement in statements:
             try:
                 getattr(self, f"do_{type(statement).__name__}")(statement)
-            except (AttributeError, KeyError) as error:
+            except (AssertionError, AttributeError, KeyError, ValueError) as error:
                 raise TypeError(f"{self.name}: not in the kernels' subset of Python: {ast.unparse(statement)}") from error
 
     def do_Expr(self, node: ast.Expr) -> None:
