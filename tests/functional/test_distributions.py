@@ -234,6 +234,20 @@ def test_the_ends_of_the_uniform_range_give_legal_actions(monkeypatch: pytest.Mo
     assert F.categorical_sample(ten_equal).item() == min(int(uniform * 10), 9)
 
 
+def test_probabilities_that_round_to_less_than_one_give_legal_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With u just below 1 the rounded sum may not reach it: the draw is then the last legal action, not one beyond."""
+    largest = 1.0 - 2**-24
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, largest))
+    logits = torch.randn(1000, 50, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(50) < 40).expand(1000, 50)
+    for legal, count in ((None, 50), (mask, 40)):
+        total = logits[:, :count].softmax(-1).cumsum(-1)[:, -1]
+        assert (total <= largest).any()
+        action = F.categorical_sample(logits, None, legal)
+        assert (action[total <= largest] == count - 1).all()
+        assert (action < count).all()
+
+
 def test_frequencies_of_samples() -> None:
     """Half a million draws: each share within 4.5 standard errors, which a right sampler leaves once in 1e5."""
     generator = torch.Generator().manual_seed(0)

@@ -111,7 +111,7 @@ def squashed_gaussian_log_prob(mean: Tensor, log_std: Tensor, unsquashed: Tensor
 def beta_log_prob(log_alpha: Tensor, log_beta: Tensor, action: Tensor) -> Tensor:
     """Independent Beta distributions on (0, 1): ``Σ (α − 1) log a + (β − 1) log(1 − a) − log B(α, β)``; all ``[..., d]`` → ``[...]``.
 
-    Source: Chou et al. 2017, eq. 6.
+    Source: Chou et al. 2017, on Beta policies.
     """
     check_shapes("log_alpha", log_alpha.shape, log_beta=log_beta, action=action)
     alpha, beta = log_alpha.exp(), log_beta.exp()

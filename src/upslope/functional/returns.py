@@ -23,7 +23,7 @@ def returns_to_go(
     ``G_t = r_t + γ (1 − ended_t) G_{t+1}``, with ``γ (1 − terminated_t) next_value_t`` added at ends and at each row's last
     unmasked step where a critic is given; without one, what lies beyond an end or the recording counts as 0.
 
-    Source: SB eq. 3.9; Pardo et al. 2018, eq. 6 for the bootstrap at a truncation.
+    Source: SB eq. 3.9; Pardo et al. 2018 (partial-episode bootstrapping) for the bootstrap at a truncation.
     """
     _check(reward, terminated, truncated, mask, next_value=next_value)
     return _hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)

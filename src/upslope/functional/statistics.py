@@ -105,7 +105,7 @@ def leave_one_out(score: Tensor) -> Tensor:
 
     Raises ValueError for groups of one: there is no other to compare with.
 
-    Source: Ahmadian et al. 2024 (RLOO), eq. 9.
+    Source: Ahmadian et al. 2024 (RLOO).
     """
     size = score.shape[-1]
     if size < 2:
