@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.control.test_spaces import SPACES, batch_of
 from upslope import PPO, control, train
 from upslope.control.heads import Gaussian
-from upslope.control.networks import ACTIVATIONS, CNN, Dense
+from upslope.control.networks import ACTIVATIONS, CNN, MLP, Dense
 from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
 from upslope.errors import RunFault, UsageError
 from upslope.records import Evaluation, Sample
@@ -225,6 +225,19 @@ def test_the_seed_fixes_the_weights_and_the_global_state_stays(space: str) -> No
     own = [ActorCritic(OwnNetwork, (VECTOR, DISCRETE), seed=seed) for seed in (3, 3, 4)]
     assert torch.equal(torch.get_rng_state(), before)
     for one, same, other in (make, own):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_networks_alone_draw_from_their_own_generator_too() -> None:
+    def make(seed: int) -> list[nn.Module]:
+        return [MLP(4, 2, seed=seed), CNN({"image": (3, 36, 36)}, 2, 2, hidden_sizes=(8,), seed=seed)]
+
+    before = torch.get_rng_state()
+    first = make(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    for one, same, other in zip(first, make(3), make(4), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 

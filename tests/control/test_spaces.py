@@ -171,6 +171,14 @@ def test_encoded_arrays_share_nothing_with_the_environment(space: spaces.Space[A
         assert not any(np.shares_memory(array, leaf) for leaf in leaves)
 
 
+def test_rows_are_contiguous_whatever_the_environment_s_order() -> None:
+    """Gymnasium's vector CartPole gives a transposed array."""
+    batch = np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    encoded = Encoder(SPACES["vector"])(batch)["observation"]
+    assert encoded.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(encoded, batch)
+
+
 def test_single_and_batch_are_told_apart(space: spaces.Space[Any]) -> None:
     encoder = Encoder(space)
     singles, batch = batch_of(space, 3)
