@@ -178,6 +178,19 @@ def test_extreme_logits_stay_finite() -> None:
     close(F.categorical_entropy(z[:1]), np.zeros(1, dtype=np.float32))
 
 
+@pytest.mark.parametrize("z", [12.0, 20.5, 25.0, 40.0])
+def test_tails_keep_their_digits(z: float) -> None:
+    """float64 against the plain loop where a softplus with a cut-off, as torch's, would be wrong by 2e-9."""
+    for sign in (1.0, -1.0):
+        x, zero = np.array([sign * z]), np.zeros(1)
+        entropy = reference.bernoulli_entropy(x)[0]
+        assert F.bernoulli_entropy(tensor(x)).item() == pytest.approx(entropy, rel=1e-10, abs=0.0)
+        close(F.bernoulli_log_prob(tensor(x), torch.ones(1)), np.array(reference.bernoulli_log_prob(x, np.ones(1))[0]), 1e-14)
+        squashed = reference.squashed_gaussian_log_prob(zero, zero, x / 2)[0] - reference.gaussian_log_prob(zero, zero, x / 2)[0]
+        plain = F.gaussian_log_prob(tensor(zero), tensor(zero), tensor(x / 2))
+        close(F.squashed_gaussian_log_prob(tensor(zero), tensor(zero), tensor(x / 2)) - plain, np.array(squashed), 1e-12)
+
+
 def test_illegal_actions_have_no_share() -> None:
     z, mask = torch.tensor([[9.0, 1.0, 0.0]], requires_grad=True), torch.tensor([[False, True, True]])
     close(F.categorical_entropy(z, mask), F.categorical_entropy(z[:, 1:]))

@@ -130,10 +130,9 @@ def beta_sample(log_alpha: Tensor, log_beta: Tensor, generator: torch.Generator 
     """``x / (x + y)`` of two gamma variables, kept off 0 and 1, where the density may be infinite: ``[..., d]``."""
     check_shapes("log_alpha", log_alpha.shape, log_beta=log_beta)
     concentration = torch.stack([log_alpha, log_beta]).exp()
-    tiny = torch.finfo(concentration.dtype).tiny
     # torch's public samplers take no generator
-    gamma = torch._standard_gamma(concentration, generator=generator).clamp(min=tiny)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    eps = torch.finfo(concentration.dtype).eps
+    gamma = torch._standard_gamma(concentration, generator=generator)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    eps = torch.finfo(gamma.dtype).eps
     return (gamma[0] / gamma.sum(0)).clamp(eps, 1.0 - eps)
 
 
