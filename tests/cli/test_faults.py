@@ -8,10 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import SHORT, Answer, Command
 from tests.cli.test_bad_input import one_line
-from upslope import Run
+from upslope import Diverged, Run
 
 FAULTS = {
     "step-raises": "raised RuntimeError in step: the motor is on fire",
@@ -72,6 +73,19 @@ def test_a_diverging_run_keeps_what_it_had_saved(cli: Command):
     line = one_line(answer.err)
     assert "diverged" in line and "lower the learning rate" in line and any(word in line for word in ("step", "iteration"))
     check_folder(len(Run.load("run").metrics()))
+
+
+def test_spoiled_parameters_do_not_replace_the_saved_ones(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    def spoil(algorithm: object, policy: torch.nn.Module, collect: object, **_: object) -> None:
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.fill_(math.nan)
+        raise Diverged("diverged: actor.0.weight is not finite at gradient step 7; lower the learning rate")
+
+    monkeypatch.setattr("upslope.run.train.train", spoil)
+    answer = cli("train", "ppo", "CartPole-v1", "--out", "run", *SHORT)
+    assert answer.code == 1 and "actor.0.weight is not finite at gradient step 7" in one_line(answer.err)
+    check_folder(0)
 
 
 def test_a_final_evaluation_that_fails(cli: Command):

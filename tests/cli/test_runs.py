@@ -214,6 +214,9 @@ def test_play_writes_an_animation(cli: Command, trained: Path):
     pytest.importorskip("pygame")
     out = good(cli("play", trained, "--out", "deep/cart.gif", "--max-steps", "30", "--episodes", "2")).out
     assert "wrote deep/cart.gif" in out
+    words = out.replace(",", "").split()
+    returns = [float(word) for word in words[words.index("return") + 1 :]]
+    assert sum(returns) == int(words[2]) - len(returns)  # one frame more than steps in each episode, a reward of 1 for each step
     with Image.open("deep/cart.gif") as picture:
         frames = getattr(picture, "n_frames", 1)
         assert picture.size == (480, 320) and 5 <= frames <= 16  # 50 frames per second, thinned to 25
@@ -355,8 +358,11 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
         def __init__(self, mean: float) -> None:
             self.return_mean, self.return_std, self.return_interval, self.length_mean, self.episodes = mean, 0.0, (mean, mean), 1.0, 20
 
+    seen: list[dict[str, Any]] = []
+
     class Scripted:
         def __call__(self, policy: Any) -> Result:
+            seen.append({name: tensor.clone() for name, tensor in policy.state_dict().items()})
             return Result(next(means))
 
         def close(self) -> None:
@@ -370,6 +376,9 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
     # the last number is the final policy's own: whether the run is solved was decided by the two before it
     assert run.summary is not None and run.summary["solved"] is True and run.summary["return_mean"] == 1.0
     assert run.summary["best_return"] == 500.0
+    for policy, expected in ((run.best_policy, seen[0]), (run.policy, seen[-1])):
+        assert all((tensor == expected[name]).all() for name, tensor in policy.state_dict().items())
+    assert any((seen[0][name] != seen[-1][name]).any() for name in seen[0])
 
 
 def test_evaluations_come_every_2048_steps():
