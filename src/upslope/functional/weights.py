@@ -25,7 +25,7 @@ def average_weight(
     included, and ``max_steps`` the longest a sequence may be, never the longest in the batch. For sequences of unequal length only
     ``constant`` is proportional to the policy gradient.
 
-    Raises ValueError for an unknown name, for ``constant`` without ``max_steps``, and for a sequence longer than it.
+    Raises ValueError for an unknown name and for ``constant`` without a positive ``max_steps``.
     Source: Yu et al. 2025 (DAPO), eq. 8; Shao et al. 2024 (GRPO), eq. 3; Liu et al. 2025 (Dr. GRPO), section 3.2.
     """
     check_flags(mask=mask)
