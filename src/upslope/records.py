@@ -55,6 +55,7 @@ class Rollout:
         for name, tensor in self.inputs.items():
             if tuple(tensor.shape[: len(shape)]) != shape:
                 raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {shape}, found {tuple(tensor.shape)}")
+        F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
     @property
     def num_steps(self) -> int:

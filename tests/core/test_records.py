@@ -59,3 +59,12 @@ def test_a_rollout_refuses_a_trailing_axis():
         Rollout(**good, behavior_log_prob=torch.zeros(2, 3, 1))
     with pytest.raises(ValueError, match=r"rollout\.inputs\['action'\]"):
         Rollout(**{**good, "inputs": {"action": torch.zeros(3, 2)}}, behavior_log_prob=torch.zeros(2, 3))
+
+
+def test_a_rollout_refuses_a_reward_or_an_end_where_there_was_no_decision():
+    flags = torch.zeros(2, 3, dtype=torch.bool)
+    mask = torch.tensor([[True, True, False]] * 2)
+    good = {"inputs": {}, "reward": torch.zeros(2, 3), "terminated": flags, "truncated": flags, "mask": mask}
+    for name, wrong in {"reward": torch.ones(2, 3), "terminated": ~flags, "truncated": ~flags}.items():
+        with pytest.raises(ValueError, match="masked"):
+            Rollout(**{**good, name: wrong}, behavior_log_prob=torch.zeros(2, 3))
