@@ -15,6 +15,7 @@ from upslope.cli.main import main
 HERE = Path(__file__).parent
 SHORT = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--num-epochs", "1", "--eval-episodes", "2", "--no-fast"]
 """Flags that make a PPO run small."""
+TRAIN = ["train", "ppo", "CartPole-v1", *SHORT]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Answer:
     code: int
     out: str
     err: str
+
+
+def good(answer: Answer) -> Answer:
+    assert answer.code == 0 and answer.err == "", answer
+    return answer
 
 
 Command = Callable[..., Answer]

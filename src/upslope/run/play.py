@@ -49,7 +49,7 @@ def record(
     write = write_gif if path.suffix.lower() == ".gif" else write_mp4
     write(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
-    return f"wrote {path}: {len(frames)} frames at {rate:g} per second of the environment's time, return {played}"
+    return f"wrote {path}: {len(frames)} frames, return {played}"
 
 
 def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
