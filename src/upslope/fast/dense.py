@@ -7,6 +7,8 @@ So ``algorithm.objective(policy, batch)`` works unchanged, whatever it computes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from upslope.fast import layout as at
 from upslope.fast.native import Library
 from upslope.fast.plan import Anatomy, Memory, actions_exist, readable
 from upslope.records import Batch, Evaluation, Metrics
+from upslope.updates import AscentState
 
 
 class DensePolicy:
@@ -25,6 +28,8 @@ class DensePolicy:
     def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
         self.policy, self.library, self.parts = policy, library, parts
         self.memory = Memory(parts)
+        self.flat: Tensor | None = None
+        """all parameters as one leaf of the graph, while an update asks for their gradient in one piece"""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
@@ -38,7 +43,8 @@ class DensePolicy:
             return self.policy.evaluate(**inputs)
         if not self.takes(observation, action) or not self.memory.in_one_piece():
             return self.policy.evaluate(**inputs)
-        log_prob, entropy, value = _Evaluate.apply(self, observation, action, legal, *self.parts.parameters)
+        leaves = self.parts.parameters if self.flat is None else (self.flat,)
+        log_prob, entropy, value = _Evaluate.apply(self, observation, action, legal, *leaves)
         return Evaluation(log_prob=log_prob, entropy=entropy, value=value if self.parts.critic else None)
 
     __call__ = evaluate
@@ -61,14 +67,39 @@ class DensePolicy:
         return *self.memory.addresses(), observation.data_ptr(), rows, legal is not None, discrete, continuous, masked
 
 
+@dataclass
+class DenseState(AscentState):
+    """The state of an update whose gradient comes in one piece; ``parameters`` begins with the flat vector as a leaf."""
+
+    def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """The flat gradient, and what reached the parameters past the dense evaluation."""
+        flat, *single = gradients
+        total = torch.zeros_like(self.targets[0]) if flat is None else flat
+        if all(g is None for g in single):
+            return [total]
+        parts = [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(single, self.parameters[1:], strict=True)]
+        return [total + torch.cat(parts)]
+
+
 class DenseUpdate:
     """Called like an :class:`~upslope.updates.Ascent`, which it runs with the dense policy in the policy's place."""
 
     def __init__(self, policy: DensePolicy) -> None:
         self.policy = policy
 
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: Any) -> Metrics:
-        return algorithm.update(algorithm, self.policy if policy is self.policy.policy else policy, batch, state)
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
+        """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
+        if state.flat is None or policy is not self.policy.policy:
+            return algorithm.update(algorithm, policy, batch, state)
+        leaf = state.flat.data.detach().requires_grad_()
+        own = {item.name: getattr(state, item.name) for item in fields(state)}
+        dense = DenseState(**{**own, "parameters": (leaf, *state.parameters)})
+        self.policy.flat = leaf
+        try:
+            return algorithm.update(algorithm, self.policy, batch, dense)
+        finally:
+            self.policy.flat = None
+            state.num_updates = dense.num_updates
 
 
 class _Evaluate(torch.autograd.Function):
@@ -80,7 +111,7 @@ class _Evaluate(torch.autograd.Function):
         results = log_prob, entropy, value = torch.empty(*lead), torch.empty(*lead), torch.empty(*lead)
         arguments = policy.arguments(observation, action, legal)
         policy.library.evaluate(*arguments, log_prob.data_ptr(), entropy.data_ptr(), value.data_ptr())
-        ctx.policy = policy
+        ctx.policy, ctx.flat = policy, policy.flat is not None
         ctx.save_for_backward(observation, action, legal)
         return results
 
@@ -89,9 +120,8 @@ class _Evaluate(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         policy: DensePolicy = ctx.policy
         slopes = tuple(slope.contiguous() for slope in slopes)
-        parameters = policy.parts.parameters
-        gradient = torch.zeros(sum(p.numel() for p in parameters))
+        gradient = torch.zeros(sum(p.numel() for p in policy.parts.parameters))
         addresses = [slope.data_ptr() for slope in slopes]
         policy.library.pull_back(*policy.arguments(*ctx.saved_tensors), *addresses, gradient.data_ptr())
-        parts = gradient.split([p.numel() for p in parameters])
-        return None, None, None, None, *(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
+        parts = (gradient,) if ctx.flat else (gradient.as_strided(*view) for view in policy.parts.views)
+        return None, None, None, None, *parts

@@ -7,6 +7,7 @@ holds is checked against a hash of its own. Without llvmlite :func:`library` is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -72,7 +73,9 @@ def fingerprint(llvm: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: beside this file, else in the user's cache folder."""
+    """Where compiled kernels are kept: ``$UPSLOPE_CACHE_DIR`` if set, else beside this file, else in the user's cache folder."""
+    if chosen := os.environ.get("UPSLOPE_CACHE_DIR"):
+        return Path(chosen)
     beside = Path(__file__).parent / "__pycache__"
     if os.access(beside if beside.exists() else beside.parent, os.W_OK):
         return beside
@@ -91,13 +94,11 @@ def read(path: Path) -> bytes | None:
 
 def write(path: Path, code: bytes) -> bytes:
     """Keep machine code for the next process, whole or not at all; a folder that cannot be written costs only time."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(hashlib.sha256(code).digest() + code)
         os.replace(file.name, path)
-    except OSError:
-        pass
     return code
 
 

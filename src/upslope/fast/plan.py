@@ -48,6 +48,12 @@ class Anatomy:
         layers = [p for layer in (*self.actor, *self.critic) for p in (layer.weight, layer.bias)]
         return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
 
+    @cached_property
+    def views(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+        """Shape, strides and start of each parameter in one flat vector of them all."""
+        starts = np.cumsum([0, *(p.numel() for p in self.parameters)]).tolist()
+        return [(tuple(p.shape), p.stride(), start) for p, start in zip(self.parameters, starts, strict=False)]
+
 
 def anatomy(policy: Any) -> Anatomy | None:
     """What an MLP policy consists of; None for every other policy, and for one that was changed by hand.
