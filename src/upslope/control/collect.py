@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from upslope.control.envs import Envs, Step
-from upslope.control.recording import Recording, encode, to_env
+from upslope.control.recording import Recording
 from upslope.errors import RunFault, require
 from upslope.records import Rollout
 
 
 class Collector:
-    """What the collectors share: environments, a generator of their own for the actions, and how one step is played."""
+    """What the collectors share: environments, and a generator of their own for the actions."""
 
     def __init__(self, envs: Envs, seed: int) -> None:
         require(isinstance(envs, Envs), f"envs: expected what control.make returns, found {type(envs).__name__}")
@@ -30,16 +30,6 @@ class Collector:
         self.envs.reset()
         if (normalizer := getattr(policy, "reward_normalizer", None)) is not None:
             normalizer.reset()
-
-    def _play(self, policy: Any, recording: Recording) -> Step:
-        """One action everywhere, recorded on the way; what the environments answer is the caller's to record."""
-        envs = self.envs
-        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask, update=True)
-        sample = policy.sample(inputs, generator=self.generator)
-        recording.inputs.append(inputs)
-        recording.action.append(sample.action)
-        recording.log_prob.append(sample.log_prob)
-        return envs.step(to_env(policy, envs, sample.action))
 
 
 class Steps(Collector):
@@ -64,10 +54,12 @@ class Steps(Collector):
     def __call__(self, policy: Any) -> Rollout:
         if self.envs.observation is None:
             self._start(policy)
-        recording = Recording(self.envs, self.envs.first_step)
+        make_tape = getattr(policy, "tape", None)
+        tape = make_tape(self.num_envs, self.num_steps) if make_tape is not None and self.envs.action_mask is None else None
+        recording = Recording(self.envs, policy, self.generator, tape)
         for _ in range(self.num_steps):
-            recording.add(self._play(policy, recording))
-        return recording.rollout(policy)
+            recording.add(self.envs.step(recording.act()))
+        return recording.rollout()
 
 
 class Episodes(Collector):
@@ -96,19 +88,19 @@ class Episodes(Collector):
     @torch.no_grad()
     def __call__(self, policy: Any) -> Rollout:
         self._start(policy)
-        recording = Recording(self.envs, self.envs.first_step)
+        recording = Recording(self.envs, policy, self.generator)
         share, rest = divmod(self.num_episodes, self.num_envs)
         left = np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest)
         while left.any():
             live = left > 0
-            recording.add(only(live, self._play(policy, recording)))
+            recording.add(only(live, self.envs.step(recording.act())))
             left -= recording.terminated[-1] | recording.truncated[-1]
             if int(self.envs.first_step[live].max()) >= self.max_episode_steps:
                 raise RunFault(
                     f"environment {self.envs.env_id!r}: an episode did not end within {self.max_episode_steps} steps; "
                     "give the environment a time limit, or collect with Steps"
                 )
-        return recording.rollout(policy)
+        return recording.rollout()
 
 
 def only(live: np.ndarray[Any, Any], step: Step) -> Step:

@@ -79,6 +79,8 @@ class Envs:
         self.reward_scale = reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
+        # what Gymnasium's own return is new at every step; others may use their arrays again
+        self._copies = not type(vector.unwrapped).__module__.startswith("gymnasium.")
         self._masks = ActionMasks(self.action_space, self.num_envs)
         space = self.observation_space
         self._plain = (
@@ -120,7 +122,8 @@ class Envs:
             self._raise("step", error)
         observation = self._checked(observation, "step")
         reward = self._checked_reward(reward)
-        terminated, truncated = np.array(terminated), np.array(truncated)  # copies: the environment may use its arrays again
+        if self._copies:
+            terminated, truncated = np.array(terminated), np.array(truncated)
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_ or not terminated.shape == truncated.shape == reward.shape:
             self._fault("step", f"terminated and truncated should be bool arrays of shape {reward.shape}")
         self._clock += 1
@@ -204,7 +207,8 @@ class Envs:
         reward = np.asarray(reward)
         if reward.shape != (self.num_envs,) or reward.dtype.kind not in "fiub":
             self._fault("step", f"reward has shape {reward.shape} and dtype {reward.dtype}, expected {self.num_envs} numbers")
-        reward = reward.astype(np.float64)
+        if self._copies or reward.dtype.kind != "f":
+            reward = reward.astype(np.float64)
         if not trees.all_finite(reward):
             index = int(np.flatnonzero(~np.isfinite(reward))[0])
             self._fault("step", f"reward is not finite: {reward[index]} in environment {index}")

@@ -49,10 +49,16 @@ def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
 
 @dataclass
 class Recording:
-    """Lists with one entry a step, each ``[N, …]``; they become ``[N, T, …]`` at the end."""
+    """Lists with one entry a step, each ``[N, …]``; they become ``[N, T, …]`` at the end.
+
+    With a ``tape`` (:mod:`upslope.fast.tape`: a compiled policy's, for recordings of known length) the policy's part is written
+    there instead.
+    """
 
     envs: Envs
-    first_step: Array
+    policy: Any
+    generator: torch.Generator
+    tape: Any = None
     inputs: list[dict[str, Tensor]] = field(default_factory=list)
     action: list[Tensor] = field(default_factory=list)
     log_prob: list[Tensor] = field(default_factory=list)
@@ -62,6 +68,59 @@ class Recording:
     mask: list[Array] = field(default_factory=list)
     successors: list[tuple[int, Array, Any]] = field(default_factory=list)
     finished: list[tuple[float, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.first_step = self.envs.first_step
+        if self.tape is not None:
+            self.tape.begin(self.generator)
+            space = self.envs.observation_space
+            plain = isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f"
+            self._as_they_are = plain and self.policy.observation_normalizer is None
+            self._counts_from_0 = getattr(self.envs.action_space, "start", None) == 0
+
+    def act(self) -> Array:
+        """The policy's actions for what the environments show, as they take them."""
+        envs, policy = self.envs, self.policy
+        if self.tape is not None:
+            if envs.action_mask is None:
+                return self._act_on_tape(len(self.reward))
+            self._leave_tape()
+        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask, update=True)
+        sample = policy.sample(inputs, generator=self.generator)
+        self.inputs.append(inputs)
+        self.action.append(sample.action)
+        self.log_prob.append(sample.log_prob)
+        return to_env(policy, envs, sample.action)
+
+    def _act_on_tape(self, t: int) -> Array:
+        envs, tape = self.envs, self.tape
+        if self._as_they_are:
+            tape.rows[t][:] = envs.observation.reshape(envs.num_envs, -1)
+        else:
+            tape.rows[t][:] = encode(self.policy, envs, envs.observation, update=True)["observation"].numpy()
+        action = tape.act(t)
+        return action if self._counts_from_0 else to_env(self.policy, envs, tape.actions[t])
+
+    def _leave_tape(self) -> None:
+        """An environment came up with an action mask: go on step by step, as if it had been so from the start."""
+        tape, taken = self.tape, len(self.reward)
+        tape.stop(taken)
+        self.inputs = [{"observation": row} for row in tape.observation[:taken]]
+        self.action = list(tape.action[:taken])
+        self.log_prob = list(tape.log_prob[:taken])
+        self.tape = None
+
+    def _acted(self) -> tuple[dict[str, Tensor], Tensor]:
+        """``(inputs, log_prob)``, each ``[N, T, …]``."""
+        if self.tape is not None:
+            tape = self.tape
+            observation, action, log_prob = (
+                x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (tape.observation, tape.action, tape.log_prob)
+            )
+            return {"observation": observation, "action": action}, log_prob
+        inputs = self._stacked_inputs()
+        inputs["action"] = torch.stack(self.action, 1)
+        return inputs, torch.stack(self.log_prob, 1)
 
     def add(self, step: Step) -> None:
         """What the environments answered."""
@@ -73,17 +132,15 @@ class Recording:
         self.mask.append(step.mask)
         self.finished += step.finished
 
-    def rollout(self, policy: Any) -> Rollout:
+    def rollout(self) -> Rollout:
         """The recording as tensors, with the critic's values from one pass over all of it, if the policy has a critic."""
-        inputs = self._stacked_inputs()
-        inputs["action"] = torch.stack(self.action, 1)
-        log_prob = torch.stack(self.log_prob, 1)
+        inputs, log_prob = self._acted()
         shape = (self.envs.num_envs, len(self.reward))
         _check_shape("sample returned log_prob", log_prob, shape)
-        value, next_value = self._values(policy, inputs)
+        value, next_value = self._values(inputs)
         return Rollout(
             inputs=inputs,
-            reward=self._rows(self._seen_reward(policy), log_prob),
+            reward=self._rows(self._seen_reward(), log_prob),
             terminated=self._rows(np.array(self.terminated), log_prob),
             truncated=self._rows(np.array(self.truncated), log_prob),
             mask=self._rows(np.array(self.mask), log_prob),
@@ -99,9 +156,9 @@ class Recording:
         """``[T, N]`` → tensor ``[N, T]``."""
         return torch.from_numpy(np.ascontiguousarray(columns.T)).to(like.device)
 
-    def _seen_reward(self, policy: Any) -> Array:
+    def _seen_reward(self) -> Array:
         """``[T, N]`` rewards as the learner sees them: divided by the running scale if the policy keeps one."""
-        normalizer = getattr(policy, "reward_normalizer", None)
+        normalizer = getattr(self.policy, "reward_normalizer", None)
         reward = np.array(self.reward)
         if normalizer is None:
             return reward.astype(np.float32)
@@ -116,9 +173,9 @@ class Recording:
             self.inputs = [{**late, **inputs} for inputs in self.inputs]
         return {name: torch.stack([inputs[name] for inputs in self.inputs], 1) for name in last}
 
-    def _values(self, policy: Any, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def _values(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """``(value, next_value)``, each ``[N, T]``: of what was acted on, and of each step's true successor."""
-        envs = self.envs
+        envs, policy = self.envs, self.policy
         final = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
         final["action"] = inputs["action"][:, -1]
         extended = {name: torch.cat([tensor, final[name].unsqueeze(1)], 1) for name, tensor in inputs.items()}

@@ -15,6 +15,7 @@ from torch import Tensor
 from upslope.fast import layout as at
 from upslope.fast.native import Library
 from upslope.fast.plan import Anatomy, Memory, readable
+from upslope.fast.tape import Tape
 from upslope.records import Sample
 
 
@@ -24,6 +25,7 @@ class CompiledPolicy:
     def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
         self.policy, self.library, self.parts = policy, library, parts
         self.memory = Memory(parts)
+        self.tapes: dict[tuple[int, int], Tape] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
@@ -56,6 +58,13 @@ class CompiledPolicy:
             action = torch.empty(*lead, dtype=torch.int64)
             self.run(observation, legal, mode, noise, action, None, log_prob, value)
         return Sample(action=action, log_prob=log_prob, value=value, state=state)
+
+    def tape(self, num_envs: int, num_steps: int) -> Tape:
+        """The tape for recordings of this size; one for each size is kept."""
+        size = num_envs, num_steps
+        if size not in self.tapes:
+            self.tapes[size] = Tape(self.library, self.parts, self.memory, *size)
+        return self.tapes[size]
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """The twin of ``MLPPolicy.value``: any number of rows in one call."""
