@@ -15,6 +15,9 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed")
 class Late(Ruled):
     """Speaks of masks at time 2 only."""
 
+    def __init__(self):
+        super().__init__(rule=lambda time: (np.arange(3) != 1) | (time != 2))
+
     def info(self):
         return super().info() if self.time == 2 else {}
 
@@ -50,7 +53,7 @@ CASES = {
     "a square of float64": (lambda: side_by_side([Square] * 2), {}),
     "one-hot": (lambda: control.make("FrozenLake-v1", 4), {}),
     "masks": (lambda: side_by_side([lambda: Ruled(rule=lambda time: np.arange(3) != time % 3)] * 3), {}),
-    "late masks": (lambda: side_by_side([lambda: Late(rule=lambda time: (np.arange(3) != 1) | (time != 2))] * 3), {}),
+    "late masks": (lambda: side_by_side([Late] * 3), {}),
 }
 
 
@@ -87,6 +90,31 @@ def test_the_same_recordings(case):
         for name in ("mask", "terminated", "truncated"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         assert ours.metrics.keys() == theirs.metrics.keys()
+
+
+GREEDY = [
+    ("CartPole-v1", {}),
+    ("CartPole-v1", {"normalize_observation": True}),
+    ("FrozenLake-v1", {}),
+    ("Pendulum-v1", {}),
+    (Shifted, {"critic": False}),
+    (Square, {}),
+    (Ruled, {}),
+    (Late, {}),
+]
+
+
+@pytest.mark.parametrize("env, options", GREEDY)
+@pytest.mark.parametrize("num_envs", [3, 7])
+def test_the_same_greedy_episodes(env, options, num_envs):
+    if env is Ruled:  # to choose from
+        env = lambda: Ruled(rule=lambda time: np.arange(3) != time % 3)  # noqa: E731
+    envs = control.make(env, 2)
+    policy = control.MLPPolicy.for_envs(envs, seed=4, **options)
+    control.Steps(envs, 3)(policy)
+    ours, theirs = (control.evaluate(actor, env, episodes=7, num_envs=num_envs) for actor in (fast_policy(policy), policy))
+    # a pendulum remembers float32's roundings
+    np.testing.assert_allclose(ours.returns, theirs.returns, rtol=1e-3 if env == "Pendulum-v1" else 0)
 
 
 def test_a_recording_is_not_overwritten_by_the_next():

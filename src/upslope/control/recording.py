@@ -47,6 +47,17 @@ def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
     return array
 
 
+def takes_observations_as_they_are(policy: Any, envs: Envs) -> bool:
+    """Whether encoding would only flatten: a Box of floats, not normalized."""
+    space = envs.observation_space
+    return isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f" and policy.observation_normalizer is None
+
+
+def counts_from_0(envs: Envs) -> bool:
+    """Whether stored actions are the environment's own."""
+    return isinstance(envs.action_space, spaces.Discrete) and envs.action_space.start == 0
+
+
 @dataclass
 class Recording:
     """Lists with one entry a step, each ``[N, …]``; they become ``[N, T, …]`` at the end.
@@ -73,10 +84,8 @@ class Recording:
         self.first_step = self.envs.first_step
         if self.tape is not None:
             self.tape.begin(self.generator)
-            space = self.envs.observation_space
-            plain = isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f"
-            self._as_they_are = plain and self.policy.observation_normalizer is None
-            self._counts_from_0 = getattr(self.envs.action_space, "start", None) == 0
+            self._as_they_are = takes_observations_as_they_are(self.policy, self.envs)
+            self._counts_from_0 = counts_from_0(self.envs)
 
     def act(self) -> Array:
         """The policy's actions for what the environments show, as they take them."""

@@ -40,6 +40,9 @@ class Tape:
         self.action_rows: list[NDArray[Any]] = list(self.action.numpy())
         self._noise = self.noise.unbind(0)
         self._arguments = [self._of_step(t) for t in range(num_steps)]
+        self.outputs = torch.zeros(num_envs, parts.outputs)
+        self._output_rows: NDArray[Any] = self.outputs.numpy()
+        self._to_outputs = (self.observation[0].data_ptr(), num_envs, at.OUTPUT, False, 0, 0, 0, self.outputs.data_ptr(), 0, 0)
         self._generator: torch.Generator | None = None
         self._before: Tensor | None = None
         self._memory: tuple[int, int, int] = (0, 0, 0)
@@ -67,6 +70,11 @@ class Tape:
             self._noise[t].normal_(generator=self._generator)
         self.library.step(*self._memory, *self._arguments[t])
         return self.action_rows[t]
+
+    def greedy(self) -> NDArray[Any]:
+        """The most probable stored actions ``[N, …]`` for the observations in ``rows[0]``; for evaluation, without ``begin``."""
+        self.library.step(*self.memory.addresses(), *self._to_outputs)
+        return self._output_rows if self.continuous else self._output_rows.argmax(1)
 
     def stop(self, t: int) -> None:
         """Leave the generator as if only the first t steps had been drawn."""
