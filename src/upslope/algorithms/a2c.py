@@ -55,8 +55,10 @@ class A2C:
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
         assert batch.advantage is not None and batch.returns is not None
-        new = policy.evaluate(**batch.inputs)
+        new, mask = policy.evaluate(**batch.inputs), batch.mask if batch.has_masked else None
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        value_error = F.squared_error(evaluated_value(new.value), batch.returns, batch.mask)
+        value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
         metrics = policy_metrics(new, batch, value_error)
-        return F.weighted_sum(surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight), metrics
+        return F.weighted_sum(
+            surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked
+        ), metrics

@@ -100,21 +100,21 @@ class PPO:
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
         assert batch.advantage is not None and batch.returns is not None
-        new = policy.evaluate(**batch.inputs)
+        new, mask = policy.evaluate(**batch.inputs), batch.mask if batch.has_masked else None
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
         if surrogate.shape != new.log_prob.shape:
             raise UsageError(f"surrogate: expected one value per step, shape {tuple(new.log_prob.shape)}, found {tuple(surrogate.shape)}")
         value = evaluated_value(new.value)
         if self.value_clip_range is None or batch.value is None:
-            value_error = F.squared_error(value, batch.returns, batch.mask)
+            value_error = F.squared_error(value, batch.returns, mask)
         else:
-            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range, batch.mask)
+            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range, mask)
         total = surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
         metrics = policy_metrics(new, batch, value_error, clip_range=self.clip_range, dual_clip=self.dual_clip)
-        return F.weighted_sum(total, batch.weight), metrics
+        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
 
     def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:
         """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""

@@ -116,7 +116,8 @@ def clipped_surrogate(
     low, high = clip_bounds(clip_range)
     r = ratio(log_prob, behavior_log_prob, mask)
     shown = _hide(advantage, mask)
-    surrogate = torch.minimum(r * shown, r.clamp(low, high) * shown)
+    # of the two products the smaller is the one that the bound on its own side decides: above for A ≥ 0, below for A < 0
+    surrogate = torch.where(shown < 0, r.clamp(min=low), r.clamp(max=high)) * shown
     if dual_clip is None:
         return surrogate
     if not dual_clip > 1:

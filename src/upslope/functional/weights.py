@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from upslope.functional.shapes import check_flags, check_shapes
 
@@ -42,13 +43,15 @@ def average_weight(
     return weight / (sequences * max_steps)
 
 
-def weighted_sum(value: Tensor, weight: Tensor) -> Tensor:
+def weighted_sum(value: Tensor, weight: Tensor, *, hide: bool = True) -> Tensor:
     """The objective, 0-d: ``Σ weight · value``, where a weight of 0 hides whatever stands there, NaN included.
 
-    ``value`` and ``weight`` are ``[..., T]``. Raises ValueError when their shapes differ.
+    ``value`` and ``weight`` are ``[..., T]``. ``hide=False`` is for a caller who knows that nothing needs hiding.
+    Raises ValueError when their shapes differ.
     """
     check_shapes("weight", weight.shape, value=value)
-    return (value.masked_fill(weight == 0, 0.0) * weight).sum()
+    shown = value.masked_fill(weight == 0, 0.0) if hide else value
+    return (shown * weight).sum()
 
 
 def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -57,8 +60,9 @@ def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) ->
     Raises ValueError when shapes differ. Source: Schulman et al. 2017 (PPO), eq. 9.
     """
     check_shapes("value", value.shape, returns=returns, mask=mask)
-    error = value - returns
-    return (error if mask is None else error.masked_fill(~mask, 0.0)).square()
+    if mask is not None:
+        value, returns = value.masked_fill(~mask, 0.0), returns.masked_fill(~mask, 0.0)
+    return mse_loss(value, returns, reduction="none")
 
 
 def clipped_squared_error(value: Tensor, returns: Tensor, old_value: Tensor, clip_range: float, mask: Tensor | None = None) -> Tensor:
