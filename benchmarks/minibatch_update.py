@@ -125,7 +125,7 @@ class Case:
                 for own, given in pairs:
                     own.copy_(given)
         state, step = update.start(policy, seed=0), twins.fast_update(algorithm, policy)
-        expected = {"compiled": "CompiledUpdate", "own-surrogate": "DenseUpdate", "own-module": "Ascent"}[name]
+        expected = {"compiled": "CompiledUpdate", "own-surrogate": "DenseUpdate", "own-module": "ObjectiveUpdate"}[name]
         if type(step).__name__ != expected:
             raise SystemExit(f"{name}: expected {expected}, found {type(step).__name__}; is llvmlite installed?")
         old = [policy]  # the batch stays the policy's own, so that the first ratio of every pass is 1

@@ -52,10 +52,15 @@ def test_shipped_objectives_are_compiled(algorithm):
     assert isinstance(fast_update(algorithm, make_policy()), CompiledUpdate)
 
 
-@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine), PPO(kl_coef=1.0), OwnObjective(), PPO(update=OwnUpdate())])
+@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine), PPO(kl_coef=1.0), OwnObjective()])
 def test_others_keep_their_objective_on_a_dense_policy(algorithm):
     assert compiled_update(algorithm, make_policy()) is None
     assert isinstance(fast_update(algorithm, make_policy()), DenseUpdate)
+
+
+def test_an_own_update_is_called_as_it_is():
+    algorithm = PPO(update=OwnUpdate())
+    assert fast_update(algorithm, make_policy()) is algorithm.update
 
 
 def hooked():
@@ -106,8 +111,7 @@ def test_policies_that_are_not_what_the_kernels_know(make):
     policy = make()
     assert plan.anatomy(policy) is None
     assert fast_policy(policy) is policy
-    algorithm = PPO()
-    assert fast_update(algorithm, policy) is algorithm.update
+    assert compiled_update(PPO(), policy) is None and dense_policy(policy) is None
 
 
 def test_a_partly_frozen_policy_learns_in_its_readable_twin():

@@ -8,7 +8,7 @@ So ``algorithm.objective(policy, batch)`` works unchanged, whatever it computes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from upslope.fast import layout as at
+from upslope.fast.descent import CompiledAscent, compilable, run, vars_of
+from upslope.fast.descent import Memory as Descent
 from upslope.fast.native import Library
 from upslope.fast.plan import Anatomy, Memory, actions_exist, readable
 from upslope.records import Batch, Evaluation, Metrics
@@ -89,17 +91,17 @@ class DenseUpdate:
 
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
-        if state.flat is None or policy is not self.policy.policy:
+        if state.flat is None or policy is not self.policy.policy or not compilable(state):
             return algorithm.update(algorithm, policy, batch, state)
         leaf = state.flat.data.detach().requires_grad_()
-        own = {item.name: getattr(state, item.name) for item in fields(state)}
-        dense = DenseState(**{**own, "parameters": (leaf, *state.parameters)})
+        own = DenseState(**{**vars_of(state), "parameters": (leaf, *state.parameters)})
+        steps = Descent(algorithm.update, state, [leaf.numel()])
+        ascent = CompiledAscent(library=self.policy.library, memory=steps, **vars_of(algorithm.update))
         self.policy.flat = leaf
         try:
-            return algorithm.update(algorithm, self.policy, batch, dense)
+            return run(ascent, algorithm, self.policy, batch, state, own)
         finally:
             self.policy.flat = None
-            state.num_updates = dense.num_updates
 
 
 class _Evaluate(torch.autograd.Function):

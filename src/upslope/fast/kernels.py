@@ -96,6 +96,43 @@ def score_block(
         head_backward(networks, log_std, z, taken, chosen, allowed, masked, entropy, normalizer, w * slope, from_entropy, d, gradient)
 
 
+def differentiate(
+    scratch: Floats, networks: Integers, options: Doubles, log_std: Floats, batch: Table, order: Integers, rows: int, outputs: Floats,
+    width: int, values: Floats, output_slopes: Floats, value_slopes: Floats, sums: Doubles,
+) -> None:  # fmt: skip
+    """``score_block`` for networks that are not the kernels': their ``outputs [rows, width]`` and values come in, slopes go out.
+
+    A Gaussian's log standard deviations follow the means in a row; their slopes, summed over the rows, go to the first row.
+    """
+    count = networks[at.OUTPUTS]
+    out, delta = shift(scratch, networks[at.LAYERS_AT + 5]), shift(scratch, networks[at.DELTA_AT])
+    value_out, value_delta = shift(scratch, networks[at.LAYERS_AT + at.LAYER + 5]), shift(scratch, networks[at.VALUE_DELTA_AT])
+    gradient = shift(scratch, networks[at.GRADIENT_AT])
+    critic = networks[at.CRITIC_LAYERS] > 0
+    for i in range(count):
+        gradient[i] = 0.0
+    for i in range(at.NUM_RESULTS):
+        sums[i] = 0.0
+    for i in range(rows * width):
+        output_slopes[i] = 0.0
+    for start in range(0, rows, BLOCK):
+        size = min(BLOCK, rows - start)
+        for j in range(size):
+            for i in range(count):
+                out[i * BLOCK + j] = outputs[(start + j) * width + i]
+            if critic:
+                value_out[j] = values[start + j]
+        score_block(networks, options, log_std, scratch, batch, shift(order, start), size, 1.0, sums)
+        for j in range(size):
+            for i in range(count):
+                output_slopes[(start + j) * width + i] = delta[i * BLOCK + j]
+            if critic:
+                value_slopes[start + j] = value_delta[j]
+    if networks[at.HEAD] == at.GAUSSIAN:
+        for i in range(count):
+            output_slopes[count + i] = gradient[i]
+
+
 def score_minibatch(
     networks: Integers, options: Doubles, parameters: Floats, scratch: Floats, batch: Table, order: Integers, size: int, scale: float,
     sums: Doubles,
@@ -124,23 +161,50 @@ def score_minibatch(
 
 
 def clip_and_step(
-    networks: Integers, options: Doubles, parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats,
-    results: Doubles,
-) -> bool:  # fmt: skip
+    networks: Integers, options: Doubles, parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats, results: Doubles
+) -> bool:
     """Global-norm clip and Adam; False, and nothing moved, where the gradient is not finite."""
     count = networks[at.NUM_PARAMETERS]
-    square = 0.0
-    for i in range(count):
-        square += gradient[i] * gradient[i]
-    norm = math.sqrt(square)
+    norm = math.sqrt(squares(gradient, count))
     if not math.isfinite(norm):
         return False
-    scale = 1.0
-    if math.isfinite(options[at.MAX_GRAD_NORM]):
-        scale = min(1.0, options[at.MAX_GRAD_NORM] / (norm + 1e-6))
+    scale = clip_factor(norm, options)
     adam(parameters, exp_avg, exp_avg_sq, gradient, count, scale, options[at.STEP] + results[at.STEPPED] + 1.0, options)
     results[at.GRADIENT_NORM] += norm
     return True
+
+
+def squares(gradient: Floats, count: int) -> float:
+    """``Σ g²``."""
+    total = 0.0
+    for i in range(count):
+        total += gradient[i] * gradient[i]
+    return total
+
+
+def clip_factor(norm: float, options: Doubles) -> float:
+    """What ``torch.nn.utils.clip_grad_norm_`` multiplies a gradient of this norm by."""
+    if not math.isfinite(options[at.MAX_GRAD_NORM]):
+        return 1.0
+    return min(1.0, options[at.MAX_GRAD_NORM] / (norm + 1e-6))
+
+
+def descend(
+    parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradients: Table, sizes: Integers, pieces: int, options: Doubles,
+    norm: Floats,
+) -> None:  # fmt: skip
+    """``Ascent.step`` for a flat vector whose gradient (of **minus** the objective) comes in ``pieces``; its ``norm`` is a result."""
+    total = 0.0
+    for i in range(pieces):
+        total += squares(floats(gradients, i), sizes[i])
+    size = math.sqrt(total)
+    scale = -clip_factor(size, options)
+    start = 0
+    for i in range(pieces):
+        own, first, second = shift(parameters, start), shift(exp_avg, start), shift(exp_avg_sq, start)
+        adam(own, first, second, floats(gradients, i), sizes[i], scale, options[at.STEP] + 1.0, options)
+        start += sizes[i]
+    norm[0] = size
 
 
 def update(

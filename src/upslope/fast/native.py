@@ -29,6 +29,8 @@ class Library(NamedTuple):
     """The compiled entry points; arguments are addresses and integers. ``engine`` owns the memory that they stand in."""
 
     update: Callable[..., None]
+    differentiate: Callable[..., None]
+    descend: Callable[..., None]
     step: Callable[..., None]
     evaluate: Callable[..., None]
     pull_back: Callable[..., None]
@@ -37,7 +39,7 @@ class Library(NamedTuple):
 
 def entry_points() -> tuple[Callable[..., None], ...]:
     """The kernels that Python calls, in the order of :class:`Library`."""
-    return kernels.update, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back
+    return kernels.update, kernels.differentiate, kernels.descend, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back
 
 
 @cache
@@ -129,5 +131,5 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
         types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
-    update, step, evaluate, pull_back = map(entry, entry_points())
-    return Library(update, step, evaluate, pull_back, engine)
+    update, differentiate, descend, step, evaluate, pull_back = map(entry, entry_points())
+    return Library(update, differentiate, descend, step, evaluate, pull_back, engine)

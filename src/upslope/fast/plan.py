@@ -86,6 +86,15 @@ def head_kind(policy: Any) -> int | None:
     return at.GAUSSIAN if type(policy.head) is heads.Gaussian and policy.log_std is not None else None
 
 
+def head_of(policy: Any) -> tuple[int, int] | None:
+    """Kind and number of outputs of a known head over a network of the user's own (or one the kernels do not know)."""
+    control = sys.modules.get("upslope.control.policy")
+    if control is None or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy):
+        return None
+    kind = head_kind(policy)
+    return None if kind is None else (kind, policy.head.n if kind == at.CATEGORICAL else policy.log_std.numel())
+
+
 def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int] | None:
     """The layers of ``Linear, activation, …, Linear`` and the activation; no layers for no network, None for anything else."""
     if network is None:

@@ -1,4 +1,4 @@
-"""A batch as the compiled update reads it: flat rows in memory, checked, and the order in which they are visited."""
+"""A batch as the kernels read it: flat columns in memory, checked, and the order in which their rows are visited."""
 
 from __future__ import annotations
 
@@ -19,33 +19,30 @@ class NotCompiled(Exception):
     """This batch or state is not what the kernels take; the readable twin serves it."""
 
 
-class Rows:
-    """The steps of a batch: each tensor contiguous, with the batch's axes made one."""
+class Columns:
+    """The steps of a batch: each tensor contiguous, with the batch's axes made one.
 
-    def __init__(self, batch: Batch, parts: Anatomy, *, value_error: bool, value_clip: bool) -> None:
+    ``value_error`` and ``value_clip``: whether the objective has such a term. Raises :class:`NotCompiled` for shapes and types
+    that the kernels do not read.
+    """
+
+    def __init__(self, batch: Batch, head: int, outputs: int, *, value_error: bool, value_clip: bool) -> None:
         self.shape = batch.mask.shape
         self.tensors: dict[str, Tensor] = {}
-        inputs = dict(batch.inputs)
-        self.add("observation", inputs.pop("observation", None), torch.float32, parts.inputs)
-        if parts.head == at.GAUSSIAN:
-            self.add("continuous", inputs.pop("action", None), torch.float32, parts.outputs)
+        action = batch.inputs.get("action")
+        if head == at.GAUSSIAN:
+            self.add("continuous", action, torch.float32, outputs)
         else:
-            self.add("action", inputs.pop("action", None), torch.int64)
-            self.add("legal", inputs.pop("action_mask", None), torch.bool, parts.outputs, optional=True)
+            self.add("action", action, torch.int64)
+            self.add("legal", batch.inputs.get("action_mask"), torch.bool, outputs, optional=True)
+            if not actions_exist(self.tensors["action"], outputs):
+                raise NotCompiled
         self.add("behavior_log_prob", batch.behavior_log_prob, torch.float32)
         self.add("advantage", batch.advantage, torch.float32)
         self.add("returns", batch.returns, torch.float32, optional=not value_error)
         self.add("value", batch.value, torch.float32, optional=not value_clip)
         self.add("weight", batch.weight, torch.float32)
         self.add("mask", batch.mask, torch.bool)
-        axes = UNIT_AXES[batch.unit]
-        if inputs or axes > len(self.shape) or (value_error and not parts.critic):
-            raise NotCompiled
-        self.size = int(np.prod(self.shape[len(self.shape) - axes :]))
-        alive = self.tensors["mask"].numpy().reshape(-1, self.size).any(1)
-        self.alive = np.flatnonzero(alive)
-        if not len(self.alive) or ("action" in self.tensors and not actions_exist(self.tensors["action"], parts.outputs)):
-            raise NotCompiled
 
     def add(self, name: str, tensor: Tensor | None, dtype: torch.dtype, size: int | None = None, *, optional: bool = False) -> None:
         """Take a tensor in, if it is what the kernels expect."""
@@ -57,13 +54,34 @@ class Rows:
         self.tensors[name] = tensor.contiguous()
 
     @property
+    def masked(self) -> bool:
+        """Whether there is an action mask."""
+        return "legal" in self.tensors
+
+    def addresses(self) -> NDArray[np.int64]:
+        """Where each column's numbers begin; 0 for one that is not there, which the kernel is told not to look at."""
+        return np.array([self.tensors[name].data_ptr() if name in self.tensors else 0 for name in at.COLUMNS])
+
+
+class Rows(Columns):
+    """The columns of a whole batch for an MLP policy, its observations among them, and its units."""
+
+    def __init__(self, batch: Batch, parts: Anatomy, *, value_error: bool, value_clip: bool) -> None:
+        super().__init__(batch, parts.head, parts.outputs, value_error=value_error, value_clip=value_clip)
+        self.add("observation", batch.inputs.get("observation"), torch.float32, parts.inputs)
+        axes = UNIT_AXES[batch.unit]
+        unknown = batch.inputs.keys() - {"observation", "action", "action_mask"}
+        if unknown or axes > len(self.shape) or (value_error and not parts.critic):
+            raise NotCompiled
+        self.size = int(np.prod(self.shape[len(self.shape) - axes :]))
+        self.alive = np.flatnonzero(self.tensors["mask"].numpy().reshape(-1, self.size).any(1))
+        if not len(self.alive):
+            raise NotCompiled
+
+    @property
     def num_units(self) -> int:
         """Units with at least one unmasked step: only these are shuffled, and only these count."""
         return len(self.alive)
-
-    def address(self, name: str) -> int:
-        """Where a tensor's numbers begin; 0 for one that is not there, which the kernel is told not to look at."""
-        return self.tensors[name].data_ptr() if name in self.tensors else 0
 
     def order(self, permutation: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of the units in a permuted order, unit by unit."""

@@ -5,7 +5,9 @@
 - The same policy while it acts: :mod:`upslope.fast.step`.
 - The same policy with a user's own objective: forward and backward of the networks by hand, the objective in plain torch
   (:mod:`upslope.fast.dense`).
-- Everything else, and everything where LLVM is not installed: the readable twins themselves.
+- A user's own network under a shipped head with a shipped objective: head and objective compiled (:mod:`upslope.fast.objective`).
+- Everything else: clip and Adam in one call (:mod:`upslope.fast.descent`).
+- An own update, parameters that do not lie in one buffer, and everything where LLVM is not installed: the readable twins themselves.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from upslope import functional as F
 from upslope.algorithms import A2C, PPO, REINFORCE
 from upslope.fast import layout as at
 from upslope.fast.dense import DensePolicy, DenseUpdate
+from upslope.fast.descent import CompiledDescent
 from upslope.fast.native import library
-from upslope.fast.plan import anatomy
+from upslope.fast.objective import Objective, ObjectiveUpdate
+from upslope.fast.plan import anatomy, head_of
 from upslope.fast.step import CompiledPolicy
-from upslope.fast.update import CompiledUpdate, Objective
+from upslope.fast.update import CompiledUpdate
 from upslope.records import Metrics
 from upslope.updates import Ascent
 
@@ -91,9 +95,20 @@ def dense_policy(policy: Any) -> DensePolicy | None:
     return None if parts is None or kernels is None else DensePolicy(policy, kernels, parts)
 
 
+def objective_update(algorithm: Any, policy: Any) -> ObjectiveUpdate | None:
+    """The update of a user's own network with head and objective compiled; None where there is none."""
+    describe = OBJECTIVES.get(getattr(type(algorithm), "objective", None))  # pyright: ignore[reportArgumentType]
+    found, kernels = head_of(policy), library()
+    return None if describe is None or found is None or kernels is None else ObjectiveUpdate(kernels, describe, *found)
+
+
 def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics]:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects."""
     if (compiled := compiled_update(algorithm, policy)) is not None:
         return compiled
-    dense = dense_policy(policy) if isinstance(algorithm.update, Ascent) else None
-    return algorithm.update if dense is None else DenseUpdate(dense)
+    kernels = library() if type(algorithm.update) is Ascent else None
+    if kernels is None:
+        return algorithm.update
+    if (dense := dense_policy(policy)) is not None:
+        return DenseUpdate(dense)
+    return objective_update(algorithm, policy) or CompiledDescent(kernels)

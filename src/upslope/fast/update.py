@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from upslope.errors import Diverged
 from upslope.fast import layout as at
 from upslope.fast.native import Library
+from upslope.fast.objective import REPORTED, Objective
 from upslope.fast.plan import Anatomy, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
@@ -25,30 +25,6 @@ from upslope.updates.adam import BETAS
 from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, diagnosis
 
 Array = NDArray[Any]
-AVERAGED = {
-    "objective": at.OBJECTIVE,
-    "approx_kl": at.APPROX_KL,
-    "clip_fraction": at.CLIP_FRACTION,
-    "dead_fraction": at.DEAD_FRACTION,
-    "entropy": at.ENTROPY,
-    "value_error": at.VALUE_ERROR,
-}
-"""Results that are means over the minibatches that were scored."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A shipped objective as numbers: which surrogate, its bounds, the weights of the terms. Infinite means off."""
-
-    surrogate: int
-    value: bool
-    """whether the critic's error is part of it"""
-    value_coef: float = 0.0
-    entropy_coef: float = 0.0
-    bounds: tuple[float, float] = (0.0, math.inf)
-    """the ratios that are not clipped (for the clip fraction too)"""
-    dual_clip: float = math.inf
-    value_clip: float = math.inf
 
 
 class CompiledUpdate:
@@ -73,14 +49,14 @@ class CompiledUpdate:
         permutations = [permutation.numpy() for permutation in ascent.permutations(rows.num_units, state)]
         order = rows.order(np.concatenate(permutations))
         bounds = rows.size * split(rows.num_units, minibatches)
-        options = self.options(objective, ascent, state, masked="legal" in rows.tensors)
+        options = self.options(objective, ascent, state, masked=rows.masked)
         results = np.zeros(2 * at.NUM_RESULTS)  # the second half holds a minibatch's sums
         exp_avg, exp_avg_sq = state.moments[0]
         networks = plan.networks
         if not objective.value:
             networks = networks.copy()
             networks[at.CRITIC_LAYERS] = 0
-        addresses = np.array([rows.address(name) for name in at.COLUMNS])
+        addresses = rows.addresses()
         self.library.update(
             *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data, options.ctypes.data),
             *(addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, ascent.num_epochs, minibatches, results.ctypes.data),
@@ -108,16 +84,13 @@ class CompiledUpdate:
     def options(self, objective: Objective, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
         """The numbers that the kernel goes by."""
         options = np.zeros(at.NUM_OPTIONS)
-        options[at.LOW], options[at.HIGH] = objective.bounds
-        options[at.DUAL_CLIP], options[at.VALUE_CLIP] = objective.dual_clip, objective.value_clip
-        options[at.VALUE_COEF], options[at.ENTROPY_COEF] = objective.value_coef, objective.entropy_coef
+        objective.write(options, masked=masked)
         options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
         options[at.TARGET_KL] = math.inf if ascent.target_kl is None else ascent.target_kl
         options[at.LEARNING_RATE], options[at.EPS] = state.learning_rate, ascent.eps
         options[at.BETA1], options[at.BETA2] = BETAS
         options[at.STEP] = state.num_updates
         options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
-        options[at.SURROGATE], options[at.MASKED] = objective.surrogate, masked
         return options
 
     def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, epochs: list[Array], bounds: Array) -> None:
@@ -132,7 +105,7 @@ class CompiledUpdate:
 
 def averaged(results: Array, objective: Objective) -> Metrics:
     """Sums over minibatches as the metrics that :func:`upslope.updates.ascent.averaged` returns."""
-    metrics = {name: float(results[index] / results[at.SCORED]) for name, index in AVERAGED.items()}
+    metrics = {name: float(results[index] / results[at.SCORED]) for name, index in {"objective": at.OBJECTIVE, **REPORTED}.items()}
     if not objective.value:
         del metrics["value_error"]
     if results[at.STEPPED]:

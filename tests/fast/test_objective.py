@@ -1,0 +1,208 @@
+"""The compiled objective and the compiled step below a user's own network, against the readable update."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.fast.cases import close, make_batch, make_policy, twice, vector
+from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault, UsageError, control
+from upslope import functional as F
+from upslope.fast import objective
+from upslope.fast.descent import CompiledDescent
+from upslope.fast.objective import ObjectiveUpdate
+from upslope.fast.twins import fast_update
+
+pytest.importorskip("llvmlite")
+SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
+
+
+class Network(nn.Module):
+    """A trunk that actor and critic share, with a layer that the kernels do not know and one parameter that nothing reaches."""
+
+    def __init__(self, inputs, outputs, critic):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(inputs, 12), nn.GELU(), nn.LayerNorm(12))
+        self.actor, self.critic = nn.Linear(12, outputs), nn.Linear(12, 1) if critic else None
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, observation):
+        features = self.trunk(observation)
+        return self.actor(features), None if self.critic is None else self.critic(features).squeeze(-1)
+
+
+def own_policy(head="categorical", *, outputs=3, critic=True):
+    like = make_policy(head, outputs=outputs)
+    spaces = like.observation_space, like.action_space
+    policy = control.ActorCritic(lambda inputs, size: Network(inputs, size, critic), spaces, seed=3)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+def own_batch(policy, *arguments, **options):
+    """As the cases make it, for a policy without ``actor``."""
+    gaussian = policy.log_std is not None
+    like = make_policy("gaussian" if gaussian else "categorical", outputs=policy.log_std.numel() if gaussian else policy.head.n)
+    batch = make_batch(like, *arguments, **options)
+    with torch.no_grad():
+        new = policy.evaluate(**batch.inputs)
+    hide = ~batch.mask
+    value = None if new.value is None else new.value.masked_fill(hide, 0.0)
+    return replace(batch, behavior_log_prob=new.log_prob.masked_fill(hide, 0.0), value=value)
+
+
+def assert_equal_twins(algorithm, policy, batch, kind=ObjectiveUpdate):
+    outcomes = []
+    for fast, own in zip((True, False), twice(policy), strict=True):
+        step = fast_update(algorithm, own) if fast else algorithm.update
+        assert isinstance(step, kind if fast else Ascent)
+        state = algorithm.update.start(own, seed=5)
+        outcomes.append((own, state, step(algorithm, own, batch, state)))
+    (ours, our_state, our_metrics), (theirs, their_state, their_metrics) = outcomes
+    assert close(vector(ours), vector(theirs), atol=4e-6)
+    assert our_state.num_updates == their_state.num_updates > 0
+    for a, b in zip(our_state.moments[0], their_state.moments[0], strict=True):
+        assert close(a, b, atol=1e-7)
+    assert our_metrics.keys() == their_metrics.keys()
+    for name, value in our_metrics.items():
+        assert close(value, their_metrics[name], atol=2e-6), name
+    return our_metrics
+
+
+ALGORITHMS = {
+    "ppo": PPO(update=SEVERAL),
+    "everything": PPO(
+        update=replace(SEVERAL, max_grad_norm=None),
+        value_clip_range=0.1,
+        dual_clip=1.2,
+        entropy_coef=0.05,
+        clip_range=(0.1, 0.02),
+        value_coef=0.7,
+    ),
+    "importance": PPO(update=SEVERAL, surrogate=F.importance_weighted),
+    "truncated score": PPO(update=SEVERAL, surrogate=F.truncated_score, clip_range=0.05),
+    "a2c": A2C(entropy_coef=0.02),
+    "reinforce": REINFORCE(),
+    "no baseline": REINFORCE(baseline=False, update=SEVERAL),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_objectives(head, algorithm):
+    policy = own_policy(head)
+    assert_equal_twins(algorithm, policy, own_batch(policy, (150,)))
+
+
+def test_action_masks():
+    policy = own_policy(outputs=6)
+    batch = own_batch(policy, (90,), action_mask=True)
+    assert_equal_twins(PPO(update=SEVERAL, entropy_coef=0.1), policy, batch)
+
+
+@pytest.mark.parametrize("unit,shape", [("sequence", (9, 5)), ("group", (4, 3, 5))])
+def test_units(unit, shape):
+    policy = own_policy("gaussian")
+    batch = own_batch(policy, shape, unit=unit, masked=0.3)
+    assert_equal_twins(PPO(update=Ascent(learning_rate=3e-3, num_epochs=2, num_minibatches=2)), policy, batch)
+
+
+def test_without_a_critic():
+    policy = own_policy(critic=False)
+    assert_equal_twins(REINFORCE(baseline=False), policy, own_batch(policy))
+    with pytest.raises(UsageError, match="value"):
+        fast_update(A2C(), policy)(A2C(), policy, replace(own_batch(policy), value=None), A2C().update.start(policy, seed=0))
+
+
+def test_target_kl_stops_both_at_the_same_minibatch():
+    policy = own_policy()
+    algorithm = PPO(surrogate=F.importance_weighted, update=Ascent(num_epochs=20, num_minibatches=2, learning_rate=3e-3, target_kl=0.01))
+    metrics = assert_equal_twins(algorithm, policy, own_batch(policy, (150,)))
+    assert 2 < metrics["num_minibatches"] < 40
+
+
+def mine(log_prob, behavior_log_prob, advantage, mask, clip_range):
+    return (log_prob - behavior_log_prob).exp() * advantage
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnObjective(PPO):
+    def objective(self, policy, batch):
+        return super().objective(policy, batch)
+
+
+@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine, update=SEVERAL), PPO(kl_coef=1.0, update=SEVERAL), OwnObjective(update=SEVERAL)])
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_an_own_objective_on_an_own_network_keeps_the_compiled_step(head, algorithm):
+    policy = own_policy(head)
+    assert_equal_twins(algorithm, policy, own_batch(policy), CompiledDescent)
+
+
+class Doubled(control.ActorCritic):
+    def evaluate(self, **inputs):
+        new = super().evaluate(**inputs)
+        return replace(new, log_prob=2.0 * new.log_prob)
+
+
+def test_a_policy_that_scores_in_its_own_way_is_asked():
+    like = own_policy()
+    policy = Doubled(like.network, (like.observation_space, like.action_space))
+    update = fast_update(PPO(), policy)
+    assert type(update) is CompiledDescent
+
+
+def test_micro_batches_change_nothing_and_save_memory(monkeypatch):
+    monkeypatch.setattr(objective.ObjectiveAscent, "slopes", None)  # it works on whole minibatches
+    policy = own_policy()
+    algorithm = PPO(update=replace(SEVERAL, micro_batch_size=7))
+    assert_equal_twins(algorithm, policy, own_batch(policy))
+
+
+@pytest.mark.parametrize("kind", ["double", "columns"])
+def test_what_the_kernel_cannot_read_goes_to_the_readable_objective(kind, monkeypatch):
+    policy = own_policy()
+    batch = own_batch(policy)
+    if kind == "columns":
+        batch = replace(batch, advantage=batch.advantage.double())
+    else:
+        forward = Network.forward
+        monkeypatch.setattr(Network, "forward", lambda self, x: tuple(t.double() for t in forward(self, x)))
+    seen = []
+    monkeypatch.setattr(objective.ObjectiveAscent, "slopes", lambda *arguments: seen.append(arguments))
+    assert_equal_twins(PPO(), policy, batch)
+    assert not seen
+
+
+def test_faults_are_the_same():
+    policy = own_policy()
+    batch = own_batch(policy, masked=0.0, zero_weight=0.0)
+    away = replace(batch, behavior_log_prob=batch.behavior_log_prob - 0.1)
+    broken = replace(batch, advantage=batch.advantage.clone())
+    broken.advantage[3] = torch.nan
+    algorithm = PPO()
+    for given, error in ((away, RunFault), (broken, Diverged)):
+        said = []
+        for fast in (True, False):
+            own = copy.deepcopy(policy)
+            step = fast_update(algorithm, own) if fast else algorithm.update
+            with pytest.raises(error) as info:
+                step(algorithm, own, given, algorithm.update.start(own, seed=0))
+            said.append(str(info.value))
+        assert said[0] == said[1]
+
+
+def test_parameters_that_were_moved_away_are_brought_back():
+    policy = own_policy()
+    algorithm = PPO(update=SEVERAL)
+    before, (ours, theirs), batch = vector(policy), twice(policy), own_batch(policy)
+    for own, step in ((ours, fast_update(algorithm, ours)), (theirs, algorithm.update)):
+        state = algorithm.update.start(own, seed=5)
+        for p in own.parameters():
+            p.data = p.data.clone()
+        step(algorithm, own, batch, state)
+    assert close(vector(ours), vector(theirs), atol=4e-6)
+    assert not close(vector(ours), before, atol=1e-4)
