@@ -34,7 +34,7 @@ CLEANRL = FOLDER / ".envs" / "cleanrl-source" / "cleanrl" / "ppo.py"
 PROTOCOL = (
     "Whole processes, pinned to one core, one thread. Every 2,048 steps the greedy policy plays 20 fresh, differently seeded "
     "episodes; two means in a row of at least 475 end the run. process_seconds: from the command to the process's exit. "
-    "train_seconds: first collect to last update, compilation included, evaluation excluded. upslope-first: an empty numba cache. "
+    "train_seconds: first collect to last update, compilation included, evaluation excluded. upslope-first: an empty cache of compiled kernels. "
     "rejax-cached: JAX's compilation cache filled by a run before. rejax trains and is evaluated on gymnax's CartPole-v1, the others "
     "on Gymnasium's."
 )
@@ -47,7 +47,7 @@ def make_systems(names: list[str], core: int, first_runs: int, cache: Path) -> d
         if seed >= first_runs:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            return run_ours([*OURS, "--seed", str(seed)], core, numba_cache=folder)
+            return run_ours([*OURS, "--seed", str(seed)], core, cache_folder=folder)
 
     everything: dict[str, Callable[[int], Record | None]] = {
         "bare-import": lambda _: run_bare_import(core),
@@ -91,7 +91,7 @@ def measure(records: list[Record]) -> Record:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="seeds 0, 1, …, one round each")
-    parser.add_argument("--first-runs", type=int, default=5, help="rounds that also run upslope with an empty numba cache")
+    parser.add_argument("--first-runs", type=int, default=5, help="rounds that also run upslope with an empty cache of compiled kernels")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--out", type=Path)

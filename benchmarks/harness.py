@@ -24,7 +24,7 @@ PEER_PACKAGES = {
     "rejax": ("rejax", "jax", "jaxlib", "flax", "gymnax", "distrax", "numpy"),
     "cleanrl": ("torch", "gymnasium", "tensorboard", "numpy"),
 }
-OUR_PACKAGES = ("upslope", "torch", "gymnasium", "mujoco", "numba", "numpy")
+OUR_PACKAGES = ("upslope", "torch", "gymnasium", "mujoco", "llvmlite", "numpy")
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -64,9 +64,9 @@ def run_peer(name: str, driver: str, arguments: Sequence[str | Path], core: int)
     return json.loads(output.strip().splitlines()[-1]) | {"process_seconds": round(seconds, 4)}
 
 
-def run_ours(arguments: Sequence[str], core: int, numba_cache: str | None = None) -> Record:
+def run_ours(arguments: Sequence[str], core: int, cache_folder: str | None = None) -> Record:
     """Runs `upslope train …` into a fresh folder and reads its summary.json."""
-    extra = {"NUMBA_CACHE_DIR": numba_cache} if numba_cache else None
+    extra = {"UPSLOPE_CACHE_DIR": cache_folder} if cache_folder else None
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         seconds, _ = run([OURS / "upslope", "train", *arguments, "--out", str(out)], core, extra)

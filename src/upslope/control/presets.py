@@ -85,20 +85,22 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gamma": 0.99,
                 "gae_lambda": 0.94,
                 "normalize_observation": True,
-                "total_steps": 500_000,
+                "total_steps": 490_000,
             }
         ),
     },
     "Pendulum-v1": {
         "ppo": Preset(
             {
-                "num_envs": 16,
+                "num_envs": 10,
                 "num_steps": 200,
-                "num_minibatches": 25,
+                "num_minibatches": 20,
                 "num_epochs": 20,
                 "learning_rate": 1e-3,
                 "gamma": 0.95,
-                "gae_lambda": 0.95,
+                "gae_lambda": 0.9,
+                "activation": "relu",
+                "log_std": 0.7,
                 "reward_scale": 0.1,
                 "total_steps": 300_000,
             }
@@ -117,7 +119,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gae_lambda": 0.98,
                 "entropy_coef": 0.01,
                 "reward_scale": 0.1,
-                "total_steps": 1_500_000,
+                "total_steps": 1_490_000,
             }
         ),
     },
