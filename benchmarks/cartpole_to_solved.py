@@ -34,7 +34,7 @@ CLEANRL = FOLDER / ".envs" / "cleanrl-source" / "cleanrl" / "ppo.py"
 PROTOCOL = (
     "Whole processes, pinned to one core, one thread. Every 2,048 steps the greedy policy plays 20 fresh, differently seeded "
     "episodes; two means in a row of at least 475 end the run. process_seconds: from the command to the process's exit. "
-    "train_seconds: first collect to last update, compilation included, evaluation excluded. upslope-first: an empty cache of compiled kernels. "
+    "train_seconds: first collect to last update, compilation included, evaluation excluded. upslope-first: no compiled kernels kept. "
     "rejax-cached: JAX's compilation cache filled by a run before. rejax trains and is evaluated on gymnax's CartPole-v1, the others "
     "on Gymnasium's."
 )

@@ -31,15 +31,17 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
     1. shape and dtype of ``log_prob``; finite wherever the mask is True, for small and large ratios;
     2. differentiable with respect to ``log_prob``;
     3. at ``ratio = 1`` the gradient is that of the policy gradient: :math:`\partial / \partial \log\pi_t = A_t`
-       (FORMULAS section 6; ``on_policy_gradient=False`` skips it, ``sequence=True`` sums it over each sequence);
+       (FORMULAS section 6; ``on_policy_gradient=False`` skips it; ``sequence=True`` asks it of each sequence's sum or, for a ratio
+       of whole sequences, of its mean);
     4. what stands in masked entries, NaN included, changes neither value nor gradient of the others;
-    5. rows do not see each other: permuting them permutes the values;
+    5. rows do not see each other: what one row holds changes neither value nor gradient of the others (so that minibatches and
+       micro-batches mean what they say; a mean over the batch breaks it);
     6. inputs are not changed in place.
 
     Args:
         surrogate: the function; bind further options with ``functools.partial``.
         on_policy_gradient: whether law 3 is meant to hold.
-        sequence: whether one ratio per sequence is used (GSPO), so that law 3 holds for sums over the last axis.
+        sequence: whether one ratio per sequence is used: a mean (GSPO) or the product of the steps' ratios.
         seed: of the random input.
 
     Source: PPO equations 6 and 7; the law at ratio 1 is TRPO's equation 4.
@@ -104,16 +106,24 @@ def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, adva
             "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying",
         )
 
-    order = torch.tensor([2, 0, 1])
-    moved, _ = _gradient(surrogate, log_prob[order], behavior[order], advantage[order], mask[order], clip_range)
-    _law(torch.allclose(value[order][mask[order]], moved[mask[order]], rtol=0, atol=1e-12), "surrogate: rows influence each other")
+    for row in range(len(mask)):
+        others, changed = torch.arange(len(mask)) != row, mask.clone()
+        moved = [t.clone() for t in (log_prob, behavior, advantage)]
+        moved[0][row] += 0.7
+        moved[2][row] = 1.0 - 2.0 * moved[2][row]
+        changed[row, 1:] = False
+        other_value, other_gradient = _gradient(surrogate, moved[0], moved[1], moved[2], changed, clip_range)
+        same = [torch.allclose(a[others], b[others], rtol=1e-12, atol=1e-12) for a, b in ((value, other_value), (gradient, other_gradient))]
+        _law(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
 
 
 def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any, sequence: bool) -> None:
     _, gradient = _gradient(surrogate, behavior, behavior, advantage, mask, clip_range)
     expected = advantage.where(mask, 0.0)
     if sequence:
-        gradient, expected = gradient.sum(-1), expected.sum(-1)
+        gradient, expected, length = gradient.sum(-1), expected.sum(-1), mask.sum(-1)
+        if torch.allclose(gradient, length * expected, rtol=0, atol=1e-9):  # each step holds the whole sequence's value
+            gradient = gradient / length
     flipped = torch.allclose(gradient, -expected, rtol=0, atol=1e-10)
     _law(not flipped, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
     _law(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
-from tests.control.worlds import MODES, Counting, Critic, Ruled, make_counting, side_by_side
-from upslope import RunFault, UsageError, control
-from upslope.records import Sample
+from tests.control.worlds import MODES, Counting, Critic, Loop, Ruled, make_counting, side_by_side
+from upslope import PPO, RunFault, UsageError, control, train
+from upslope import functional as F
+from upslope.records import Evaluation, Sample
 
 # -------------------------------------------------------------------------------------------------------------- action masks
 
@@ -145,3 +147,78 @@ def test_a_box_action_is_clipped_for_the_environment_and_stored_as_drawn():
     rollout = control.Steps(envs, 3)(Wide())
     assert (rollout.inputs["action"] == 7).all()
     assert (np.array(sent) == 2).all()
+
+
+class UsualNames(nn.Module):
+    """Layers called as everybody calls them: none of them is a method of a policy."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.head, self.value, self.inputs = nn.Tanh(), nn.Linear(8, 2), nn.Linear(8, 1), nn.Linear(4, 8)
+
+    def logits_and_value(self, observation):
+        features = self.act(self.inputs(observation))
+        return self.head(features), self.value(features).squeeze(-1)
+
+    def sample(self, inputs, *, state=None, generator=None):
+        logits, value = self.logits_and_value(inputs["observation"])
+        action = F.categorical_sample(logits, generator)
+        return Sample(action=action, log_prob=F.categorical_log_prob(logits, action), value=value)
+
+    def evaluate(self, observation, action, action_mask=None):
+        logits, value = self.logits_and_value(observation)
+        return Evaluation(log_prob=F.categorical_log_prob(logits, action), entropy=F.categorical_entropy(logits), value=value)
+
+    def distribution(self, observation):
+        return torch.distributions.Categorical(logits=self.logits_and_value(observation)[0])
+
+
+def test_a_policy_of_ones_own_may_use_the_usual_names():
+    envs = control.make("CartPole-v1", 2)
+    policy = UsualNames()
+    train(PPO(), policy, control.Steps(envs, 8), iterations=2)
+    assert control.evaluate(policy, "CartPole-v1", episodes=2).episodes == 2  # greedy by the mode of torch's own distribution
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_policy_that_takes_action_masks_gets_them_for_successors_too(mode):
+    class Masked(Critic):
+        def __init__(self):
+            super().__init__(value=lambda observation: observation[..., 0])
+            self.logits = nn.Parameter(torch.zeros(3))
+
+        def sample(self, inputs, *, state=None, generator=None):
+            logits = self.logits.expand(len(inputs["observation"]), 3)
+            action = F.categorical_sample(logits, generator, inputs["action_mask"])
+            return Sample(action=action, log_prob=F.categorical_log_prob(logits, action, inputs["action_mask"]))
+
+        def evaluate(self, observation, action, action_mask):
+            logits = self.logits.expand(*action.shape, 3)
+            log_prob = F.categorical_log_prob(logits, action, action_mask)
+            entropy = F.categorical_entropy(logits, action_mask)
+            return Evaluation(log_prob=log_prob, entropy=entropy, value=self.value_function(observation))
+
+    envs = side_by_side([Ruled] * 2, mode)
+    rollout = control.Steps(envs, 9)(Masked())
+    assert rollout.next_value[rollout.mask].max() == 4.0  # that of the state behind the last step
+
+
+def test_finished_rows_do_not_reach_the_running_moments():
+    envs = side_by_side([lambda: Loop(2), lambda: Loop(30)])
+    policy = control.MLPPolicy.for_envs(envs, normalize_observation=True)
+    rollout = control.Episodes(envs)(policy)
+    assert int(rollout.mask.sum()) == 32
+    assert int(policy.observation_normalizer.moments.count) == 32
+
+
+def test_an_own_collector_may_call_the_policy():
+    envs = control.make("CartPole-v1", 2)
+    policy = control.MLPPolicy.for_envs(envs)
+    inner = control.Steps(envs, 4)
+
+    def collect(actor):
+        rollout = inner(actor)
+        actor(**rollout.inputs)
+        return rollout
+
+    train(PPO(), policy, collect, iterations=1)

@@ -231,3 +231,19 @@ def test_a_lost_life_ends_an_episode_in_training_only(atari):
 
 def test_a_games_memory_is_a_vector(atari):
     assert control.make("ALE/Pong-v5", 1, env_kwargs={"obs_type": "ram"}).observation_space.shape == (128,)
+
+
+def test_an_evaluation_takes_as_many_environments_as_a_vector_factory_makes():
+    def factory():
+        return SyncVectorEnv([Counting] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    with pytest.raises(UsageError, match="makes a vector environment of 3, expected 20"):
+        control.make(factory, 20)
+    policy = control.MLPPolicy.for_envs(control.make(factory, 3))
+    assert control.evaluate(policy, factory, episodes=7).episodes == 7
+
+
+def test_a_factory_that_returns_one_environment_twice_is_refused():
+    env = Counting()
+    with pytest.raises(UsageError, match="returned the same environment twice"):
+        control.make(lambda: env, 2)

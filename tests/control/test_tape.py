@@ -134,10 +134,9 @@ def test_the_kernel_really_plays(monkeypatch):
     """Gymnasium's vectorized CartPole returns observations in Fortran order, which the kernel would leave to its twin."""
     envs = control.make("CartPole-v1", 8)
     policy = control.MLPPolicy.for_envs(envs)
-    monkeypatch.setattr(policy, "sample", None)
-    monkeypatch.setattr(policy, "value", None)
-    monkeypatch.setattr(policy, "_actor", None)
     actor = fast_policy(policy)
+    for name in ("sample", "value", "_actor"):
+        monkeypatch.setattr(policy, name, None)
     control.Steps(envs, 3)(actor)
     control.Episodes(envs)(actor)
     control.evaluate(actor, "CartPole-v1", episodes=8)

@@ -131,6 +131,8 @@ class Distribution:
         (F.truncated_score, False),
         (partial(F.kl_penalized_surrogate, beta=0.5), False),
         (partial(F.clipped_surrogate, ratio=F.sequence_mean_token_ratio), True),
+        (partial(F.importance_weighted, ratio=F.sequence_mean_ratio), True),
+        (partial(F.importance_weighted, ratio=F.sequence_ratio), True),
     ],
 )
 def test_shipped_surrogates_keep_the_contract(surrogate, sequence):
@@ -155,6 +157,11 @@ def late_mask(lp, old, a, mask, clip):
 
 def scaled(lp, old, a, mask, clip):
     return 0.5 * F.clipped_surrogate(lp, old, a, mask, clip)
+
+
+def coupled(lp, old, a, mask, clip):
+    ratio = F.token_ratio(lp, old, mask)
+    return ratio / ratio[mask].mean().detach() * a.where(mask, 0.0)
 
 
 def constant(lp, old, a, mask, clip):
@@ -190,6 +197,7 @@ def single(lp, old, a, mask, clip):
         (in_place, "changed advantage in place"),
         (float_only, "raised TypeError"),
         (single, "expected dtype"),
+        (coupled, "rows influence"),
     ],
 )
 def test_check_surrogate_names_the_broken_law(surrogate, law):

@@ -87,7 +87,7 @@ ALGORITHMS = {
     "truncated score": PPO(update=SEVERAL, surrogate=F.truncated_score, clip_range=0.05),
     "a2c": A2C(entropy_coef=0.02),
     "reinforce": REINFORCE(),
-    "no baseline": REINFORCE(baseline=False, update=SEVERAL),
+    "no baseline": REINFORCE(baseline=False, update=replace(SEVERAL, num_epochs=1)),
 }
 
 

@@ -13,6 +13,7 @@ from upslope import A2C, PPO, REINFORCE, Ascent, control, train
 from upslope import functional as F
 from upslope.fast import native, plan
 from upslope.fast.dense import DenseUpdate
+from upslope.fast.descent import CompiledDescent
 from upslope.fast.twins import compiled_update, dense_policy, fast_policy, fast_update
 from upslope.fast.update import CompiledUpdate
 
@@ -52,10 +53,15 @@ def test_shipped_objectives_are_compiled(algorithm):
     assert isinstance(fast_update(algorithm, make_policy()), CompiledUpdate)
 
 
-@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine), PPO(kl_coef=1.0), OwnObjective()])
+@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine), PPO(kl_coef=1.0)])
 def test_others_keep_their_objective_on_a_dense_policy(algorithm):
     assert compiled_update(algorithm, make_policy()) is None
     assert isinstance(fast_update(algorithm, make_policy()), DenseUpdate)
+
+
+def test_an_own_objective_sees_the_policy_itself():
+    """It may ask for more than an evaluation: the parameters, or second derivatives."""
+    assert type(fast_update(OwnObjective(), make_policy())) is CompiledDescent
 
 
 def test_an_own_update_is_called_as_it_is():

@@ -312,3 +312,28 @@ def test_a_generator_is_all_the_randomness() -> None:
         first, again = (draw(torch.Generator().manual_seed(3)) for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_tail_of_probability_zero_is_never_drawn(monkeypatch) -> None:
+    """Rounding may leave the last cumulative value below the largest uniform number; what is behind it stays impossible."""
+    logits = torch.tensor([[0.3, 0.1, -0.2, 0.25, 0.0, 0.7, 0.4, -200.0]])
+    largest = 1.0 - 2.0**-24
+    below = 0
+    for shift in range(40):
+        moved = logits + 0.01 * shift * torch.arange(8)
+        moved[0, -1] = -200.0
+        below += int(moved.softmax(-1).cumsum(-1)[0, -1] <= largest)
+        monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape[0], largest))
+        assert F.categorical_sample(moved).item() == 6
+        monkeypatch.undo()
+    assert below, "the case does not reach what it is there for"
+
+
+def test_logits_of_minus_infinity_have_an_entropy_and_a_gradient() -> None:
+    """A network that hides actions by itself."""
+    z = torch.tensor([0.3, -math.inf, 0.1], requires_grad=True)
+    entropy = F.categorical_entropy(z)
+    (gradient,) = torch.autograd.grad(entropy, z)
+    expected = F.categorical_entropy(z.detach()[[0, 2]])
+    assert torch.allclose(entropy.detach(), expected)
+    assert gradient.isfinite().all() and gradient[1] == 0

@@ -32,6 +32,7 @@ def test_returns_to_go(recording: Recording, gamma: float) -> None:
 @given(recordings, FRACTIONS)
 def test_episode_returns(recording: Recording, gamma: float) -> None:
     both("episode_returns", recording, ("reward", *ENDS, "mask"), gamma=gamma)
+    both("episode_returns", recording, ("reward", "next_value", *ENDS, "mask"), gamma=gamma)
 
 
 @given(recordings, FRACTIONS)
@@ -127,7 +128,7 @@ def test_masked_rows_are_transparent(shape: tuple[int, ...], seed: int) -> None:
         ("gae", ("reward", "value", "next_value", *ENDS), {"gamma": 0.9, "gae_lambda": 0.8}),
         ("returns_to_go", ("reward", "next_value", *ENDS), {"gamma": 0.9}),
         ("n_step_returns", ("reward", "next_value", *ENDS), {"gamma": 0.9, "n": 2}),
-        ("episode_returns", ("reward", *ENDS), {"gamma": 0.9}),
+        ("episode_returns", ("reward", "next_value", *ENDS), {"gamma": 0.9}),
         ("discount_weight", (*ENDS, "first_step"), {"gamma": 0.9}),
     ):
         plain = getattr(F, name)(**dense.tensors(*names), **options)

@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics
+from upslope.algorithms.common import (
+    check_fraction,
+    check_not_negative,
+    check_one_pass,
+    critic_values,
+    evaluated_value,
+    normalized,
+    policy_metrics,
+)
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
@@ -39,6 +47,7 @@ class A2C:
         check_fraction("gamma", self.gamma)
         check_fraction("gae_lambda", self.gae_lambda)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+        check_one_pass(self.update)
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
@@ -49,7 +58,7 @@ class A2C:
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if self.normalize_advantage:
-            advantage = F.normalize(advantage, rollout.mask)
+            advantage = normalized(advantage, rollout.mask, metrics)
         return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Evaluation, Rollout
+from upslope.records import Batch, Evaluation, Metrics, Rollout
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -21,6 +22,19 @@ def check_not_negative(**values: float | None) -> None:
     """Refuse negative weights of terms."""
     for name, value in values.items():
         require(value is None or value >= 0.0, f"{name}: expected a number ≥ 0, found {value}")
+
+
+def check_one_pass(update: Any) -> None:
+    """Refuse several epochs where the objective has no importance weight: from the second on its gradient is of an old policy."""
+    num_epochs = getattr(update, "num_epochs", 1)
+    require(num_epochs == 1, f"num_epochs: this algorithm makes one pass over each batch, found {num_epochs}; take ppo for several")
+
+
+def normalized(advantage: Tensor, mask: Tensor, metrics: Metrics) -> Tensor:
+    """The advantages with mean 0 and standard deviation 1; where they have no spread they become 0, and ``zero_spread`` says so."""
+    advantage = F.normalize(advantage, mask)
+    metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
+    return advantage
 
 
 def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:

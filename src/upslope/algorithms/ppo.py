@@ -10,14 +10,23 @@ Left out: per-minibatch advantage normalization (it is done once, over the whole
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, masked_mean, policy_metrics
+from upslope.algorithms.common import (
+    check_fraction,
+    check_not_negative,
+    critic_values,
+    evaluated_value,
+    masked_mean,
+    normalized,
+    policy_metrics,
+)
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout, Surrogate
 from upslope.updates import Ascent
@@ -28,6 +37,8 @@ SURROGATES: dict[str, Surrogate] = {
     "truncated-score": F.truncated_score,
 }
 """The names that the command line knows."""
+SMALLEST_KL_COEF, LARGEST_KL_COEF = 1e-12, 1e12
+"""An adaptive weight stays in between: it has to be able to come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +79,11 @@ class PPO:
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
         check_fraction("gae_lambda", self.gae_lambda)
+        pair = isinstance(self.clip_range, tuple) and len(self.clip_range) == 2
+        require(
+            pair or (isinstance(self.clip_range, (int, float)) and not isinstance(self.clip_range, bool)),
+            f"clip_range: expected a number or a tuple (low, high), found {self.clip_range!r}",
+        )
         low, high = self.clip_range if isinstance(self.clip_range, tuple) else (self.clip_range, self.clip_range)
         require(0 <= low <= 1 and high >= 0, f"clip_range: expected low in [0, 1] and high ≥ 0, found {self.clip_range}")
         require(self.dual_clip is None or self.dual_clip > 1, f"dual_clip: expected a number > 1 or none, found {self.dual_clip}")
@@ -89,11 +105,11 @@ class PPO:
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if self.normalize_advantage:
-            advantage = F.normalize(advantage, rollout.mask)
+            advantage = normalized(advantage, rollout.mask, metrics)
         old = None
         if self.kl_coef > 0 and hasattr(policy, "distribution"):
             with torch.no_grad():
-                old = policy.distribution(**rollout.inputs).parameters.clone()
+                old = own_distribution(policy, rollout.inputs).parameters.clone()
             metrics["kl_coef"] = self.kl_coef
         return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
 
@@ -120,7 +136,7 @@ class PPO:
         """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""
         if batch.behavior_parameters is None:
             return F.kl_k3(batch.behavior_log_prob, log_prob)
-        new = policy.distribution(**batch.inputs)
+        new = own_distribution(policy, batch.inputs)
         return replace(new, parameters=batch.behavior_parameters).kl(new)
 
     @torch.no_grad()
@@ -130,4 +146,15 @@ class PPO:
             return self
         kl = float(masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
         factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
-        return replace(self, kl_coef=self.kl_coef * factor)
+        return replace(self, kl_coef=min(max(self.kl_coef * factor, SMALLEST_KL_COEF), LARGEST_KL_COEF))
+
+
+def own_distribution(policy: Any, inputs: Mapping[str, Tensor]) -> Any:
+    """The policy's distribution, in the form whose divergences are known exactly."""
+    distribution = policy.distribution(**inputs)
+    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
+        raise UsageError(
+            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
+            "upslope.control.Distribution, or leave the method out (the penalty is then estimated by k3)"
+        )
+    return distribution

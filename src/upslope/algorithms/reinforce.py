@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, critic_values, evaluated_value, policy_metrics
+from upslope.algorithms.common import (
+    check_fraction,
+    check_not_negative,
+    check_one_pass,
+    critic_values,
+    evaluated_value,
+    normalized,
+    policy_metrics,
+)
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
@@ -43,7 +51,7 @@ def to_go_discounted(rollout: Rollout, gamma: float, next_value: Tensor | None) 
 
 def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
     """``R(τ) = Σ_t γ^t r_t`` at every step: unbiased for the discounted J of whole episodes, with the highest variance."""
-    credit = F.episode_returns(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask)
+    credit = F.episode_returns(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, next_value)
     return credit, torch.ones_like(credit)
 
 
@@ -80,6 +88,7 @@ class REINFORCE:
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+        check_one_pass(self.update)
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic's target is the credit."""
@@ -88,7 +97,7 @@ class REINFORCE:
         advantage = weight * (credit if value is None else credit - value)
         metrics = {} if value is None else {"explained_variance": float(F.explained_variance(value, credit, rollout.mask))}
         if self.normalize_advantage:
-            advantage = F.normalize(advantage, rollout.mask)
+            advantage = normalized(advantage, rollout.mask, metrics)
         return Batch.of(rollout, advantage=advantage, returns=credit, metrics=metrics)
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

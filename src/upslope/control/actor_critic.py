@@ -209,8 +209,8 @@ class ActorCritic(nn.Module):
 
     # -------------------------------------------------------------------------------------------------- raw observations
 
-    def inputs(self, observation: Any, *, action_mask: Any = None, update: bool = False) -> dict[str, Tensor]:
-        """A batch of raw observations as the network's inputs; ``update=True`` first folds it into the running moments.
+    def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]:
+        """A batch of raw observations as the network's inputs; ``update`` first folds it (or those rows) into the running moments.
 
         ``action_mask``: ``[N, n]`` for Discrete; for MultiDiscrete ``[N, Σ nvec]`` or a tuple of ``[N, n_i]``. Raises
         :class:`UsageError` for wrong shapes, :class:`RunFault` for a state without a legal action.
@@ -220,8 +220,8 @@ class ActorCritic(nn.Module):
             encoded = self.encoder(observation)
         else:
             encoded = self.encoder(observation, np.float64)
-            if update:
-                normalizer.update(encoded["observation"])
+            if update is not False:
+                normalizer.update(encoded["observation"] if update is True else encoded["observation"][update])
             encoded["observation"] = normalizer(encoded["observation"])
         tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
         if action_mask is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from upslope.control.envs import Envs, Step
-from upslope.control.recording import Recording
+from upslope.control.recording import Recording, method
 from upslope.errors import RunFault, require
 from upslope.records import Rollout
 
@@ -54,7 +54,7 @@ class Steps(Collector):
     def __call__(self, policy: Any) -> Rollout:
         if self.envs.observation is None:
             self._start(policy)
-        make_tape = getattr(policy, "tape", None)
+        make_tape = method(policy, "tape")
         tape = make_tape(self.num_envs, self.num_steps) if make_tape is not None and self.envs.action_mask is None else None
         recording = Recording(self.envs, policy, self.generator, tape)
         for _ in range(self.num_steps):
@@ -93,6 +93,8 @@ class Episodes(Collector):
         left = np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest)
         while left.any():
             live = left > 0
+            if getattr(policy, "observation_normalizer", None) is not None and not live.all():
+                recording.live = live
             recording.add(only(live, self.envs.step(recording.act())))
             left -= recording.terminated[-1] | recording.truncated[-1]
             if int(self.envs.first_step[live].max()) >= self.max_episode_steps:

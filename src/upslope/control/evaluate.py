@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from upslope.control.envs import Envs
 from upslope.control.make import make
-from upslope.control.recording import counts_from_0, encode, takes_observations_as_they_are, to_env
+from upslope.control.recording import counts_from_0, encode, method, takes_observations_as_they_are, to_env
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
 
@@ -118,7 +118,7 @@ class Evaluator:
         """The first episode of every environment after a reset, in row order."""
         envs = self.envs
         envs.reset(seed)
-        make_tape = getattr(policy, "tape", None) if self.greedy else None
+        make_tape = method(policy, "tape") if self.greedy else None
         tape = make_tape(envs.num_envs, 1) if make_tape is not None and takes_observations_as_they_are(policy, envs) else None
         first: list[tuple[float, int] | None] = [None] * envs.num_envs
         missing = envs.num_envs
@@ -141,14 +141,16 @@ class Evaluator:
 
     def _act(self, policy: Any) -> Array:
         envs = self.envs
-        if self.greedy and hasattr(policy, "act"):
-            return policy.act(envs.observation, greedy=True, action_mask=envs.action_mask)[0]
+        if self.greedy and (act := method(policy, "act")) is not None:
+            return act(envs.observation, greedy=True, action_mask=envs.action_mask)[0]
         inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
         if not self.greedy:
             return to_env(policy, envs, policy.sample(inputs, generator=self.generator).action)
-        if not hasattr(policy, "distribution"):
+        if (distribution := method(policy, "distribution")) is None:
             raise UsageError(f"policy: {type(policy).__name__} has neither act() nor distribution(), so evaluate with greedy=False")
-        return to_env(policy, envs, policy.distribution(**inputs).mode())
+        mode: Any = distribution(**inputs).mode
+        action: Any = mode() if callable(mode) else mode  # torch.distributions have it as a property
+        return to_env(policy, envs, action)
 
     def close(self) -> None:
         """Release the environments."""

@@ -18,6 +18,7 @@ from upslope.control.box_heads import Beta, Gaussian, SquashedGaussian
 from upslope.control.head import Distribution, Head
 from upslope.control.spaces import Space, short
 from upslope.errors import UsageError, unknown
+from upslope.functional.distributions import plogp
 
 __all__ = [
     "Bernoulli",
@@ -70,7 +71,7 @@ class Categorical(Head):
         if mask is not None:
             return super().score(parameters, action, mask)
         log_p = parameters.log_softmax(-1)  # once for both
-        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -plogp(log_p).sum(-1)
 
     def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.categorical_kl(p, q, mask)

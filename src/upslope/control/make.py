@@ -74,6 +74,8 @@ def make(
     vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
     if vector is None:
         vector = _vector(build, spec, name, num_envs, kwargs, vectorization, autoreset_mode)
+        found = vector.num_envs  # a factory may make a whole vector environment; an evaluation takes as many as there are
+        require(found == num_envs or not training, f"num_envs: env {name!r} makes a vector environment of {found}, expected {num_envs}")
     return Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
 
 
@@ -184,7 +186,6 @@ def _vector(
     except Exception as error:
         raise _cannot_make(error, spec, name, kwargs) from error
     if isinstance(first, VectorEnv):
-        require(first.num_envs == num_envs, f"num_envs: env {name!r} makes a vector environment of {first.num_envs}, expected {num_envs}")
         return first
     if not isinstance(first, gymnasium.Env):
         kind = f"{type(first).__module__}.{type(first).__name__}"
@@ -193,12 +194,14 @@ def _vector(
         if vectorization == "async":
             first.close()
             return _QuietAsyncVectorEnv([build] * num_envs, copy=False, autoreset_mode=autoreset_mode)
-        ready = [first]  # made once already, and some environments are slow to make
-        return SyncVectorEnv(
-            [lambda: ready.pop() if ready else build()] * num_envs,
-            copy=False,
-            autoreset_mode=autoreset_mode,
+        envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
+        require(
+            len({id(env.unwrapped) for env in envs}) == num_envs,
+            f"env {name!r}: its factory returned the same environment twice; make a new one at each call",
         )
+        return SyncVectorEnv([lambda env=env: env for env in envs], copy=False, autoreset_mode=autoreset_mode)
+    except UsageError:
+        raise
     except Exception as error:
         raise _cannot_make(error, spec, name, kwargs) from error
 

@@ -9,18 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from upslope.control.envs import Envs, Step
+from upslope.control.head import Head
 from upslope.control.trees import Array
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
 
 
-def encode(policy: Any, envs: Envs, observation: Any, *, action_mask: Array | None = None, update: bool = False) -> dict[str, Tensor]:
+def method(policy: Any, name: str) -> Any:
+    """The policy's method of that name, None without one; ``self.value = nn.Linear(…)`` in a user's module is not a method."""
+    found = getattr(policy, name, None)
+    return None if isinstance(found, nn.Module) or not callable(found) else found
+
+
+def encode(
+    policy: Any, envs: Envs, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False
+) -> dict[str, Tensor]:
     """A batch of raw observations as the policy's inputs; a policy without ``inputs`` gets one float tensor ``observation``."""
-    if hasattr(policy, "inputs"):
-        return policy.inputs(observation, action_mask=action_mask, update=update)
+    if (inputs := method(policy, "inputs")) is not None:
+        return inputs(observation, action_mask=action_mask, update=update)
     if not isinstance(observation, np.ndarray):
         raise UsageError(
             f"policy: {type(policy).__name__} needs a method inputs(observation, …), because observations are {envs.observation_space}"
@@ -31,7 +40,8 @@ def encode(policy: Any, envs: Envs, observation: Any, *, action_mask: Array | No
 
 def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
     """Stored actions as the environment takes them: by the policy's head, else clipped to a Box or counted from a start."""
-    if (head := getattr(policy, "head", None)) is not None:
+    head = getattr(policy, "head", None)
+    if isinstance(head, Head):
         return head.to_env(action)
     array, space = action.cpu().numpy(), envs.action_space
     shape = (envs.num_envs, *(space.shape or ()))
@@ -70,6 +80,8 @@ class Recording:
     policy: Any
     generator: torch.Generator
     tape: Any = None
+    live: Array | None = None
+    """rows that are still played, all unless given: only their observations reach the running moments"""
     inputs: list[dict[str, Tensor]] = field(default_factory=list)
     action: list[Tensor] = field(default_factory=list)
     log_prob: list[Tensor] = field(default_factory=list)
@@ -94,7 +106,7 @@ class Recording:
             if envs.action_mask is None:
                 return self._act_on_tape(len(self.reward))
             self._leave_tape()
-        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask, update=True)
+        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask, update=True if self.live is None else self.live)
         sample = policy.sample(inputs, generator=self.generator)
         self.inputs.append(inputs)
         self.action.append(sample.action)
@@ -195,7 +207,9 @@ class Recording:
         if self.successors:  # their observations were replaced by those of the next episode
             index = torch.from_numpy(np.concatenate([indices for _, indices, _ in self.successors])).to(values.device)
             column = torch.tensor([t for t, indices, _ in self.successors for _ in indices], device=values.device)
-            encoded = [encode(policy, envs, observation) for *_, observation in self.successors]
+            legal = inputs.get("action_mask")  # nothing is known of a successor's, and a value does not ask
+            masks = [None if legal is None else np.ones((len(rows), legal.shape[-1]), np.bool_) for _, rows, _ in self.successors]
+            encoded = [encode(policy, envs, seen, action_mask=mask) for (*_, seen), mask in zip(self.successors, masks, strict=True)]
             after = {name: torch.cat([item[name] for item in encoded]).unsqueeze(1) for name in encoded[0]}
             after["action"] = inputs["action"][index, column].unsqueeze(1)
             result = value_of(policy, after)
@@ -206,8 +220,8 @@ class Recording:
 
 def value_of(policy: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """The critic's values ``[N, T]``: of ``policy.value`` where there is one, else what ``evaluate`` says beside its scores."""
-    if hasattr(policy, "value"):
-        value = policy.value({name: tensor for name, tensor in inputs.items() if name != "action"})
+    if (critic := method(policy, "value")) is not None:
+        value = critic({name: tensor for name, tensor in inputs.items() if name != "action"})
     else:
         value = policy.evaluate(**inputs).value
     if value is not None:

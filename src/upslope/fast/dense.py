@@ -93,6 +93,7 @@ class DenseUpdate:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         if state.flat is None or policy is not self.policy.policy or not compilable(state):
             return algorithm.update(algorithm, policy, batch, state)
+        state.check()
         leaf = state.flat.data.detach().requires_grad_()
         own = DenseState(**{**vars_of(state), "parameters": (leaf, *state.parameters)})
         steps = Descent(algorithm.update, state, [leaf.numel()])

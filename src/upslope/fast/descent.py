@@ -20,6 +20,7 @@ from upslope.fast.native import Library
 from upslope.records import Batch, Metrics
 from upslope.updates import Ascent, AscentState
 from upslope.updates.adam import BETAS
+from upslope.updates.ascent import check_gradient
 
 MOST_PARAMETERS = 2**20
 """Beyond this the arithmetic is what costs, and torch may spread it over several threads."""
@@ -45,12 +46,11 @@ class CompiledAscent(Ascent):
         """The twin of :meth:`Ascent.step`."""
         flat, memory = state.flat, self.memory
         assert flat is not None
-        if not flat.is_bound():
-            flat.bind()
         memory.addresses[:] = [g.data_ptr() for g in gradients]
         memory.options[at.STEP] = state.num_updates
         exp_avg, exp_avg_sq = state.moments[0]
         self.library.descend(flat.data.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), *memory.arguments)
+        check_gradient(memory.norm.item(), state)
         state.num_updates += 1
         return memory.norm.clone()
 

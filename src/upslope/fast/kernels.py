@@ -193,18 +193,23 @@ def descend(
     parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradients: Table, sizes: Integers, pieces: int, options: Doubles,
     norm: Floats,
 ) -> None:  # fmt: skip
-    """``Ascent.step`` for a flat vector whose gradient (of **minus** the objective) comes in ``pieces``; its ``norm`` is a result."""
+    """``Ascent.step`` for a flat vector whose gradient (of **minus** the objective) comes in ``pieces``; its ``norm`` is a result.
+
+    Nothing moves where the norm is not finite.
+    """
     total = 0.0
     for i in range(pieces):
         total += squares(floats(gradients, i), sizes[i])
     size = math.sqrt(total)
+    norm[0] = size
+    if not math.isfinite(size):  # nothing moves
+        return
     scale = -clip_factor(size, options)
     start = 0
     for i in range(pieces):
         own, first, second = shift(parameters, start), shift(exp_avg, start), shift(exp_avg_sq, start)
         adam(own, first, second, floats(gradients, i), sizes[i], scale, options[at.STEP] + 1.0, options)
         start += sizes[i]
-    norm[0] = size
 
 
 def update(

@@ -110,7 +110,8 @@ class ObjectiveAscent(CompiledAscent):
         if first:
             check_first_ratio(float(sums[at.MAX_LOG_RATIO]))
         # the minus sign of Ascent: Adam minimizes
-        found = torch.autograd.grad(ends, state.parameters, [-slope for slope in slopes], allow_unused=True)
+        reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
+        found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)
         means = torch.from_numpy(sums / max(1.0, sums[at.SCORED])).float().unbind()
         metrics = {name: means[index] for name, index in REPORTED.items() if name != "value_error" or self.objective.value}
         return state.gather(found), {"objective": torch.tensor(sums[at.OBJECTIVE], dtype=torch.float32), **metrics}

@@ -65,8 +65,7 @@ def anatomy(policy: Any) -> Anatomy | None:
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.MLPPolicy:
         return None
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for module in policy.modules() for name in hooks):
+    if any(changed(module) for module in policy.modules()):
         return None
     head = head_kind(policy)
     actor, critic = linear_layers(policy.actor), linear_layers(policy.critic)
@@ -76,6 +75,23 @@ def anatomy(policy: Any) -> Anatomy | None:
     known = {id(p) for p in parts.parameters}
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
     return parts if plain else None
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+METHODS = frozenset(("forward", "evaluate", "sample", "value", "act", "inputs", "distribution", "_run", "_actor", "_with_log_std"))
+
+
+def changed(module: nn.Module) -> bool:
+    """Whether somebody hung a hook on this very module, or gave it a method of its own."""
+    return any(getattr(module, name) for name in HOOKS) or not METHODS.isdisjoint(vars(module))
+
+
+def identity(policy: Any) -> Any:
+    """What would differ if a module, a parameter, a hook or a method were exchanged, or one frozen: cheap enough for each iteration."""
+    if not isinstance(policy, nn.Module):
+        return id(policy)
+    modules = [(id(module), len(vars(module)), *(len(getattr(module, name)) for name in HOOKS)) for module in policy.modules()]
+    return id(policy), modules, [(id(p), p.requires_grad, p.dtype, p.device) for p in policy.parameters()]
 
 
 def head_kind(policy: Any) -> int | None:
@@ -89,7 +105,7 @@ def head_kind(policy: Any) -> int | None:
 def head_of(policy: Any) -> tuple[int, int] | None:
     """Kind and number of outputs of a known head over a network of the user's own (or one the kernels do not know)."""
     control = sys.modules.get("upslope.control.policy")
-    if control is None or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy):
+    if control is None or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy) or changed(policy):
         return None
     kind = head_kind(policy)
     return None if kind is None else (kind, policy.head.n if kind == at.CATEGORICAL else policy.log_std.numel())

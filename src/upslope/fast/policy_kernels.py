@@ -41,14 +41,16 @@ def draw(
             normalizer = log_normalizer(z, outputs, allowed, masked)
             cumulative = 0.0
             drawn = 0
-            last = 0
+            reached = 0
             for a in range(outputs):
+                before = single(cumulative)  # in float32, as torch has it
                 if not masked or allowed[a] != 0:
-                    last = a
                     cumulative += single(math.exp(z[a * BLOCK] - normalizer))
-                if single(cumulative) <= noise[row]:  # F(a) ≤ u: the draw lies behind a; in float32, as torch has both
+                if single(cumulative) > before:
+                    reached = a
+                if single(cumulative) <= noise[row]:  # F(a) ≤ u: the draw lies behind a
                     drawn = a + 1
-            drawn = min(drawn, last)
+            drawn = min(drawn, reached)
             action[row] = drawn
             log_prob[row] = z[drawn * BLOCK] - normalizer
 

@@ -22,7 +22,7 @@ from upslope.fast.plan import Anatomy, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
-from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, diagnosis
+from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
 
 Array = NDArray[Any]
 
@@ -37,6 +37,7 @@ class CompiledUpdate:
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         objective = self.describe(algorithm)
+        state.check()
         try:
             if objective is None:
                 raise NotCompiled
@@ -72,8 +73,6 @@ class CompiledUpdate:
         flat = state.flat
         if flat is None or len(flat.parameters) != len(self.parts.parameters) or flat.data.device.type != "cpu":
             raise NotCompiled
-        if not flat.is_bound():
-            flat.bind()
         base = flat.data.data_ptr()
         if self.plan is None or self.plan.base != base:
             if any(p is not q for p, q in zip(flat.parameters, self.parts.parameters, strict=True)):
@@ -97,6 +96,8 @@ class CompiledUpdate:
         """Raise what the readable twin raises."""
         if results[at.STATUS] == at.RATIO_NOT_ONE:
             check_first_ratio(float(results[at.MAX_LOG_RATIO]))
+        if math.isfinite(results[at.NUM_RESULTS + at.OBJECTIVE]):
+            check_gradient(math.nan, state)
         epoch, part = divmod(int(results[at.STEPPED]), len(bounds) - 1)
         rows = torch.from_numpy(epochs[epoch][bounds[part] : bounds[part + 1]])
         flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]

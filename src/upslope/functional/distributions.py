@@ -33,26 +33,25 @@ def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: FORMULAS section 1; ``∂H/∂z_j = −p_j (log p_j + H)``.
     """
-    log_p = _log_softmax(logits, mask)
-    p = log_p.exp()
-    if mask is not None:
-        log_p = log_p.masked_fill(~mask, 0.0)  # 0 · log 0 = 0, and its gradient too
-    return -(p * log_p).sum(-1)
+    return -plogp(_log_softmax(logits, mask)).sum(-1)
+
+
+def plogp(log_p: Tensor) -> Tensor:
+    """``p log p`` from ``log p``, elementwise; ``0 · log 0 = 0``, and so is its derivative."""
+    return log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)
 
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
     """One action per row by inverting the cumulative distribution at one uniform number u: ``[..., A]`` → ``[...]`` int64.
 
-    ``a = #{j : p_0 + … + p_j ≤ u}``, at most the last legal action. With u in [0, 1) that is the half-open rule
-    ``F(a − 1) ≤ u < F(a)``: an action of probability 0 is never drawn, not even at u = 0.
+    ``a = #{j : F(j) ≤ u}`` with ``F(j) = p_0 + … + p_j``, at most the first action at which F reaches its last value (rounding may
+    leave that below u). With u in [0, 1) that is the half-open rule ``F(a − 1) ≤ u < F(a)``: an action of probability 0 is never
+    drawn, not even at u = 0.
     """
     cumulative = _log_softmax(logits, mask).exp().cumsum(-1)
     uniform = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
-    action = (cumulative <= uniform.unsqueeze(-1)).sum(-1)
-    if mask is None:
-        return action.clamp(max=logits.shape[-1] - 1)
-    last = (mask * torch.arange(logits.shape[-1], device=mask.device)).amax(-1)
-    return torch.minimum(action, last)
+    reached = (cumulative < cumulative[..., -1:]).sum(-1)
+    return torch.minimum((cumulative <= uniform.unsqueeze(-1)).sum(-1), reached)
 
 
 def bernoulli_log_prob(logits: Tensor, action: Tensor) -> Tensor:

@@ -29,15 +29,18 @@ def returns_to_go(
     return _hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
 
 
-def episode_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
+def episode_returns(
+    reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None = None, next_value: Tensor | None = None
+) -> Tensor:
     """The whole episode's return, given to each of its steps, ``[..., T]``.
 
-    ``R(τ) = Σ_k γ^k r_k`` with k counted from the episode's first recorded step.
+    ``R(τ) = Σ_k γ^k r_k`` with k counted from the episode's first recorded step; where a critic is given, ``γ^K next_value`` of
+    the K-th and last recorded step is added unless it terminated.
 
     Source: Williams 1992, episodic REINFORCE; SB section 13.3 uses the part of it that follows t.
     """
-    _check(reward, terminated, truncated, mask)
-    total = _returns(reward, terminated, truncated, gamma, mask, None)  # masked rows carry the next step's, so starts may be masked
+    _check(reward, terminated, truncated, mask, next_value=next_value)
+    total = _returns(reward, terminated, truncated, gamma, mask, next_value)  # masked rows carry the next step's, so starts may be masked
     return _hide(total.gather(-1, _episode_start(terminated | truncated, mask)), mask)
 
 

@@ -57,14 +57,19 @@ def returns_to_go(
     return _each_step(reward.shape, shown, value)
 
 
-def episode_returns(reward: Array, terminated: Array, truncated: Array, gamma: float, mask: Array | None = None) -> Array:
-    """``R(τ) = Σ_k γ^k r_k`` over the whole recorded episode that each step belongs to."""
+def episode_returns(
+    reward: Array, terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, next_value: Array | None = None
+) -> Array:
+    """``R(τ) = Σ_k γ^k r_k`` over the whole recorded episode that each step belongs to, and ``γ^K V`` as in :func:`returns_to_go`."""
     shown = as_mask(mask, reward.shape)
 
     def value(row: tuple[int, ...], t: int) -> float:
         start = first_column(t, terminated[row], truncated[row], shown[row])
         steps = future(start, terminated[row], truncated[row], shown[row])
-        return sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
+        total = sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
+        if next_value is not None and not terminated[row][steps[-1]]:
+            total += gamma ** len(steps) * next_value[row][steps[-1]]
+        return total
 
     return _each_step(reward.shape, shown, value)
 

@@ -73,9 +73,9 @@ def train(
     callbacks = tuple(callbacks)
     update_state = algorithm.update.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
-    update, actor = twins_of(algorithm, policy) if fast else (algorithm.update, policy)
+    choose = twins() if fast else readable
     while state.fraction < 1.0:
-        iterate(state, update, actor)
+        iterate(state, *choose(state.algorithm, state.policy))
         stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
         if any(stops):
             break
@@ -110,11 +110,16 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     }
 
 
-def twins_of(algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics], Any]:
-    """The fast twins of the algorithm's update and of the acting policy, where the objects have them (:mod:`upslope.fast`)."""
-    from upslope.fast import twins
+def readable(algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics], Any]:
+    """The update and the acting policy as they are."""
+    return algorithm.update, policy
 
-    return twins.fast_update(algorithm, policy), twins.fast_policy(policy)
+
+def twins() -> Callable[[Any, Any], tuple[Callable[..., Metrics], Any]]:
+    """Like :func:`readable`, with the fast twins of both where the objects have them (:mod:`upslope.fast`)."""
+    from upslope.fast.twins import Twins
+
+    return Twins()
 
 
 def check_finite(batch: Batch, iteration: int) -> None:

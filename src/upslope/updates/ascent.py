@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import Diverged, RunFault, require
+from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import adam_descend
 from upslope.updates.flat import FlatParameters
@@ -41,6 +41,13 @@ class AscentState:
     generator: torch.Generator
     learning_rate: float
     num_updates: int = 0
+
+    def check(self) -> None:
+        """Before an update: what was trainable at the start still is, and lies where it is expected."""
+        if not all(p.requires_grad for p in self.parameters):
+            raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
+        if self.flat is not None:
+            self.flat.hold()
 
     def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """One gradient per target from one per parameter; zeros where the objective does not reach."""
@@ -101,7 +108,10 @@ class Ascent:
 
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; means over its minibatches of what the objective reports."""
+        state.check()
         batch = batch.by_unit()
+        if batch.num_units == 0:  # nothing but reset steps was recorded
+            return {"num_minibatches": 0.0}
         count = min(self.num_minibatches, batch.num_units)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
@@ -119,7 +129,7 @@ class Ascent:
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
         gradients: list[Tensor] = []
-        totals: dict[str, Tensor] = {}
+        totals: defaultdict[str, Tensor] = defaultdict(lambda: part.weight.new_zeros(()))
         for piece in micro_batches(part, self.micro_batch_size):
             objective, metrics = algorithm.objective(policy, piece)
             if not math.isfinite(objective.item()):
@@ -130,24 +140,21 @@ class Ascent:
             # the only minus sign: Adam minimizes
             found: Sequence[Tensor | None] = torch.autograd.grad(-objective, state.parameters, allow_unused=True)
             pieces = state.gather(found)
-            metrics = {"objective": objective.detach(), **metrics}
             if piece is part:
-                return pieces, metrics
+                return pieces, {"objective": objective.detach(), **metrics}
             gradients = [a + b for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
-            share = piece.num_units / part.num_units
-            metrics["objective"] = metrics["objective"] / share  # a sum over pieces, where the others are means
+            totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over unmasked steps
             for name, value in metrics.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + share * value
+                totals[name] = totals[name] + value * piece.mask.sum() / part.mask.sum()
         return gradients, totals
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
-        """Clip the global norm, move the targets; returns the norm before clipping."""
+        """Clip the global norm, move the targets; returns the norm before clipping. Nothing moves where it is not finite."""
         norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-        if self.max_grad_norm is not None:
-            factor = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        size = norm.item()
+        check_gradient(size, state)
+        if self.max_grad_norm is not None and (factor := self.max_grad_norm / (size + 1e-6)) < 1.0:
             gradients = [g.mul_(factor) for g in gradients]
-        if state.flat is not None and not state.flat.is_bound():
-            state.flat.bind()
         state.num_updates += 1
         rates: dict[str, Any] = {"num_updates": state.num_updates, "learning_rate": state.learning_rate, "eps": self.eps}
         for target, gradient, (exp_avg, exp_avg_sq) in zip(state.targets, gradients, state.moments, strict=True):
@@ -180,6 +187,15 @@ def check_first_ratio(max_log_ratio: float) -> None:
         )
 
 
+ADVICE = "lower the learning rate, lower max_grad_norm, or normalize observations and rewards"
+
+
+def check_gradient(norm: float, state: AscentState) -> None:
+    """A finite objective may have a gradient that is not (a square root at 0, an overflow): stop before it spoils the parameters."""
+    if not math.isfinite(norm):
+        raise Diverged(f"diverged: the gradient is not finite at gradient step {state.num_updates + 1}; {ADVICE}")
+
+
 def diagnosis(state: AscentState, part: Batch, policy: Any) -> str:
     """One line that names the update and the first tensor that is not finite."""
     suspects: dict[str, Tensor | None] = {
@@ -190,10 +206,7 @@ def diagnosis(state: AscentState, part: Batch, policy: Any) -> str:
         **dict(policy.named_parameters() if isinstance(policy, nn.Module) else ()),
     }
     name = next((name for name, tensor in suspects.items() if tensor is not None and not finite(tensor, part.mask)), "objective")
-    return (
-        f"diverged: {name} is not finite at gradient step {state.num_updates + 1}; "
-        "lower the learning rate, lower max_grad_norm, or normalize observations and rewards"
-    )
+    return f"diverged: {name} is not finite at gradient step {state.num_updates + 1}; {ADVICE}"
 
 
 def finite(tensor: Tensor, mask: Tensor) -> bool:

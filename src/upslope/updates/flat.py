@@ -22,6 +22,8 @@ class FlatParameters:
     @classmethod
     def of(cls, module: nn.Module) -> FlatParameters | None:
         """Move the module's trainable parameters into one buffer, or None where that would not be safe."""
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return None
         parameters = tuple(p for p in module.parameters() if p.requires_grad)
         names = [name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
         plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.layout == torch.strided for p in parameters)
@@ -39,6 +41,16 @@ class FlatParameters:
             offset += p.numel()
 
     def is_bound(self) -> bool:
-        """Whether the module still lives in the buffer (``module.to`` and an assigned ``.data`` break that)."""
-        first, last = self.parameters[0], self.parameters[-1]
-        return first.data_ptr() == self.data.data_ptr() and last.data_ptr() == self.data.data_ptr() + 4 * (self.data.numel() - last.numel())
+        """Whether every parameter still lives in the buffer (``module.to`` and an assigned ``.data`` break that)."""
+        address = self.data.data_ptr()
+        for p in self.parameters:
+            if p.data_ptr() != address:
+                return False
+            address += 4 * p.numel()
+        return True
+
+    def hold(self) -> None:
+        """Take parameters that have left the buffer back into it, with the values that they have now."""
+        if not self.is_bound():
+            self.data.copy_(torch.cat([p.detach().reshape(-1).to(self.data) for p in self.parameters]))
+            self.bind()
