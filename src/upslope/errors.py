@@ -29,7 +29,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?"."""
     names = sorted(choices)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
+    shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(shown)}"
     return UsageError(f"unknown {kind} {name!r}: {hint}")
 
 

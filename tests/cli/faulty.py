@@ -40,6 +40,8 @@ class Walk(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, Any, bool, dict[str, Any]]:
         self.clock += 1
+        if self.fault == "exits" and self.clock >= self.at:
+            raise SystemExit(0)
         self.time += 1
         now = self.clock >= self.at
         reward: Any = {"reward-nan": np.nan, "reward-inf": np.inf, "reward-text": "one"}.get(self.fault, 1.0) if now else 1.0
@@ -91,6 +93,11 @@ number = 3
 def wrong_shape(log_prob: Any, behavior_log_prob: Any, advantage: Any, mask: Any, clip_range: Any) -> Any:
     """A surrogate that forgets that it answers per step."""
     return (log_prob * advantage).sum()
+
+
+def ignoring(log_prob: Any, behavior_log_prob: Any, advantage: Any, mask: Any, clip_range: Any) -> Any:
+    """A surrogate that the policy cannot change."""
+    return advantage
 
 
 def raising(log_prob: Any, behavior_log_prob: Any, advantage: Any, mask: Any, clip_range: Any) -> Any:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load, save_file
 
 from tests.cli.conftest import SHORT, Command
 from upslope.run.folder import FORMAT_VERSION
@@ -74,18 +76,30 @@ CASES: dict[str, tuple[list[str], str]] = {
     "surrogate from nowhere": ([*PPO, "--surrogate", "nowhere:mine"], "no module named 'nowhere'"),
     "surrogate that is a number": ([*PPO, "--surrogate", "faulty:number"], "expected a function"),
     # sizes and ranges
-    "no environments": ([*PPO, "--num-envs", "0"], "num_envs: expected an integer ≥ 1, found 0"),
-    "negative environments": ([*PPO, "--num-envs", "-4"], "num_envs: expected an integer ≥ 1, found -4"),
+    "no environments": ([*PPO, "--num-envs", "0"], "num_envs: expected an integer from 1 to 65536, found 0"),
+    "negative environments": ([*PPO, "--num-envs", "-4"], "num_envs: expected an integer from 1 to 65536, found -4"),
     "no steps": ([*PPO, "--num-steps", "0"], "num_steps: expected an integer ≥ 1"),
-    "no epochs": ([*PPO, "--num-epochs", "0"], "num_epochs: expected an integer ≥ 1"),
+    "no epochs": ([*PPO, "--num-epochs", "0"], "num_epochs: expected an integer from 1 to 1000000"),
     "no minibatches": ([*PPO, "--num-minibatches", "0"], "num_minibatches: expected an integer ≥ 1"),
     "minibatches that do not divide": ([*PPO, "--num-minibatches", "7"], "num_minibatches: 7 does not divide 8 environments × 32 steps"),
     "fewer episodes than environments": (["train", "reinforce", "CartPole-v1", "--num-episodes", "3"], "num_episodes: expected"),
     "no total steps": ([*PPO, "--total-steps", "0"], "total_steps: expected an integer ≥ 1"),
-    "negative seed": ([*PPO, "--seed", "-1"], "seed: expected an integer ≥ 0"),
+    "negative seed": ([*PPO, "--seed", "-1"], "seed: expected an integer from 0 to"),
     "no evaluation interval": ([*PPO, "--eval-every", "0"], "eval_every: expected an integer ≥ 1"),
     "no evaluation episodes": ([*PPO, "--eval-episodes", "0"], "eval_episodes: expected an integer ≥ 1"),
-    "empty layer": ([*PPO, "--hidden-sizes", "64", "0"], "hidden_sizes: expected integers ≥ 1, found 64 0"),
+    "empty layer": ([*PPO, "--hidden-sizes", "64", "0"], "hidden_sizes: expected integers from 1 to 65536, found 64 0"),
+    "a layer as wide as a continent": ([*PPO, "--hidden-sizes", "1000000000"], "hidden_sizes: expected integers from 1 to 65536"),
+    "endless epochs": ([*PPO, "--num-epochs", "99999999999999999999"], "num_epochs: expected an integer from 1 to 1000000"),
+    "a seed beyond 32 bits": ([*PPO, "--seed", "9223372036854775808"], "seed: expected an integer from 0 to 4294967295"),
+    "steps that fit nowhere": ([*PPO, "--num-steps", "1000000000"], "num_steps: 8 environments × 1000000000 steps are more than"),
+    "several passes without a ratio": (["train", "a2c", "CartPole-v1", "--num-epochs", "4"], "num_epochs: this algorithm makes one pass"),
+    "a spread without measure": ([*PPO, "--log-std", "1000"], "log_std: expected a number from -20 to 20"),
+    "no folder at all": ([*PPO, "--out", ""], "--out: expected a path, found ''"),
+    "not a number in JSON": ([*PPO, "--env-kwargs", '{"x": NaN}'], "--env-kwargs: expected a JSON object of finite numbers, found NaN"),
+    "evaluate and not a word more": (["evaluate"], "evaluate: expected RUN"),
+    "evaluate an empty name": (["evaluate", ""], "run folder: expected a path"),
+    "plot and not a word more": (["plot"], "plot: expected RUN"),
+    "play and not a word more": (["play"], "play: expected RUN"),
     "negative learning rate": ([*PPO, "--learning-rate", "-1e-3"], "learning_rate: expected a number ≥ 0"),
     "discount above one": ([*PPO, "--gamma", "1.5"], "gamma: expected a number in [0, 1], found 1.5"),
     "negative trace": ([*PPO, "--gae-lambda", "-0.1"], "gae_lambda: expected a number in [0, 1]"),
@@ -231,6 +245,12 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value != "remove"}))
 
 
+def spoil(path: Path) -> None:
+    tensors = load(path.read_bytes())
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, path)
+
+
 DAMAGE = {
     "config cut off": (lambda run: cut(run / "config.json"), "config.json is damaged: not JSON"),
     "config is a list": (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged: not a JSON object"),
@@ -238,6 +258,13 @@ DAMAGE = {
     "config without algorithm": (lambda run: edit(run / "config.json", algorithm="remove"), "'algorithm' is missing"),
     "config without version": (lambda run: edit(run / "config.json", format_version="remove"), "'format_version' is missing"),
     "config from a newer version": (lambda run: edit(run / "config.json", format_version=99), "written by a newer upslope (format 99"),
+    "config of another world": (lambda run: edit(run / "config.json", world="mars"), "'world' is 'mars'"),
+    "config with a bare algorithm": (lambda run: edit(run / "config.json", algorithm="ppo"), "'algorithm' is not an object"),
+    "config with a bare env": (lambda run: edit(run / "config.json", env="x"), "'env' is not an object"),
+    "config with a number for a name": (lambda run: edit(run / "config.json", env_id=3), "'env_id' is not the name"),
+    "summary from a newer version": (lambda run: edit(run / "summary.json", format_version=99), "written by a newer upslope"),
+    "weights that are not finite": (lambda run: spoil(run / "policy.safetensors"), "holds a number that is not finite"),
+    "policy.json with a seed that is none": (lambda run: edit(run / "policy.json", seed=None), "policy.json is damaged"),
     "summary cut off": (lambda run: cut(run / "summary.json"), "summary.json is damaged"),
     "policy.json missing": (lambda run: (run / "policy.json").unlink(), "it has no policy.json"),
     "policy.json from a newer version": (lambda run: edit(run / "policy.json", format_version=99), "written by a newer upslope"),
@@ -264,6 +291,23 @@ def test_plot_names_the_damaged_line(cli: Command, copied: Path):
     answer = cli("plot", copied)
     assert answer.code == 2 and "metrics.jsonl is damaged: line 2 is not JSON" in one_line(answer.err)
     assert not Path("comparison.png").exists()
+
+
+def test_plot_names_the_line_with_a_wrong_type(cli: Command, copied: Path):
+    lines = (copied / "metrics.jsonl").read_text().splitlines()
+    (copied / "metrics.jsonl").write_text("\n".join([lines[0], '{"total_steps": "many"}']) + "\n")
+    answer = cli("plot", copied)
+    assert answer.code == 2 and "metrics.jsonl is damaged: line 2: 'total_steps' is no number" in one_line(answer.err)
+
+
+def test_evaluating_on_another_task(cli: Command, trained: Path):
+    answer = cli("evaluate", trained, "--env", "Pendulum-v1")
+    assert answer.code == 2 and "policy: it was made for observation_space" in one_line(answer.err)
+
+
+def test_a_surrogate_that_ignores_the_policy(cli: Command):
+    answer = cli(*PPO, "--surrogate", "faulty:ignoring", "--out", "mine", *SHORT)
+    assert answer.code == 2 and "surrogate: it does not depend on log_prob" in one_line(answer.err)
 
 
 def test_plot_without_an_episode(cli: Command, copied: Path):

@@ -16,6 +16,7 @@ from upslope import Diverged, Run
 
 FAULTS = {
     "step-raises": "raised RuntimeError in step: the motor is on fire",
+    "exits": "raised SystemExit in step: 0",
     "later-reset-raises": "raised RuntimeError in",
     "step-nan": "observation is not finite",
     "later-reset-nan": "observation is not finite",

@@ -32,6 +32,11 @@ QUICK = {
 SLOW = {
     "misspelled flag": (["train", "ppo", "CartPole-v1", "--lerning-rate", "1"], 2, "did you mean '--learning-rate'?"),
     "misspelled environment": (["train", "ppo", "CartPoel-v1"], 2, "did you mean 'CartPole-v1'?"),
+    "a flag that names a module of the current folder": (
+        ["train", "ppo", "CartPole-v1", "--surrogate", "faulty:wrong_shap"],
+        2,
+        "did you mean 'wrong_shape'?",
+    ),
     "module in the current folder": (["train", "ppo", "faulty:broken"], 2, "no such port"),
     "a fault while running": (
         ["train", "ppo", "faulty:walk", "--env-kwargs", '{"fault": "step-raises", "at": 5}', "--quiet", "--out", "run"],
@@ -43,7 +48,7 @@ SLOW = {
 
 def upslope(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "upslope", *words],
+        [str(Path(sys.executable).with_name("upslope")), *words],
         cwd=folder,
         capture_output=True,
         text=True,

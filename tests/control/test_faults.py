@@ -141,3 +141,23 @@ def test_large_numbers_are_finite():
     envs = control.Envs(Whole(observation=np.full((2, 2), 1e30, np.float32), reward=np.array([1e200, -1e200])))
     envs.reset()
     assert envs.step(np.zeros(2, np.int64)).reward.tolist() == [1e200, -1e200]
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([4, 4]), spaces.Dict(a=spaces.Discrete(4))])
+@pytest.mark.parametrize("found", [-1, 4])
+def test_a_number_outside_a_discrete_space(space, found):
+    class Outside(gymnasium.Env):
+        observation_space, action_space = space, spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return space.sample(), {}
+
+        def step(self, action):
+            value = np.int64(found) if not space.shape else np.array([0, found])
+            return ({"a": np.int64(found)} if isinstance(space, spaces.Dict) else value), 0.0, False, False, {}
+
+    envs = control.make(Outside, 2)
+    envs.reset()
+    with pytest.raises(RunFault, match=rf"step: observation.* is outside .*Discrete.*: {found} in environment 0"):
+        envs.step(np.zeros(2, np.int64))

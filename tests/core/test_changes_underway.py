@@ -245,3 +245,20 @@ def test_advantages_without_spread_are_counted():
     assert algorithm.estimate(policy, rollout).metrics["zero_spread"] == 0.0
     same = replace(rollout, reward=torch.zeros_like(rollout.reward))
     assert algorithm.estimate(policy, same).metrics["zero_spread"] == 1.0
+
+
+def test_one_callback_needs_no_list():
+    seen = []
+    train(PPO(), Bandit(), Pulls(), iterations=3, callbacks=lambda state: seen.append(state.iteration) or state.iteration == 2)
+    assert seen == [1, 2]
+
+
+def test_a_policy_for_other_spaces_is_refused():
+    envs = control.make("CartPole-v1", 2)
+    with pytest.raises(UsageError, match="it was made for observation_space"):
+        train(PPO(), make()[0], control.Steps(envs, 4), iterations=1)
+
+
+def test_an_observation_that_is_not_finite_is_not_acted_on():
+    with pytest.raises(UsageError, match="not finite"):
+        make()[0].act([0.0, float("nan"), 0.0])

@@ -9,6 +9,7 @@ import torch
 from tests.fast.cases import close, make_batch, make_policy, twice, vector
 from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault
 from upslope import functional as F
+from upslope.fast import update
 from upslope.fast.twins import compiled_update
 from upslope.fast.update import CompiledUpdate
 
@@ -130,11 +131,27 @@ def test_what_is_masked_or_has_no_weight_is_not_looked_at():
     assert torch.equal(*found)
 
 
-def test_target_kl_stops_both_at_the_same_minibatch():
+def test_target_kl_stops_both_at_the_same_minibatch_and_leaves_the_same_generator():
     policy = make_policy()
     algorithm = PPO(update=Ascent(learning_rate=0.02, num_epochs=20, num_minibatches=2, target_kl=0.05))
     (metrics,) = assert_equal_twins(algorithm, policy, [make_batch(policy)])
     assert 2 < metrics["num_minibatches"] < 40
+    (_, ours, _), (_, theirs, _) = both(algorithm, policy, [make_batch(policy)])
+    assert torch.equal(ours.generator.get_state(), theirs.generator.get_state())
+
+
+def test_epochs_in_several_calls_are_those_of_one(monkeypatch):
+    policy = make_policy()
+    algorithm = PPO(update=Ascent(learning_rate=3e-3, num_epochs=7, num_minibatches=3))
+    batch = make_batch(policy)
+    found = []
+    for rows in (2**16, 70, 1):  # all, two and one in a call
+        monkeypatch.setattr(update, "ROWS_PER_CALL", rows)
+        own = twice(policy)[1]
+        state = algorithm.update.start(own, seed=0)
+        found.append((vector(own), compiled_update(algorithm, own)(algorithm, own, batch, state), vector(own), state.num_updates))
+    for other in found[1:]:
+        assert other[1] == found[0][1] and torch.equal(other[2], found[0][2]) and other[3] == found[0][3] == 21
 
 
 def test_twins_can_take_turns():

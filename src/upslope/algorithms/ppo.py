@@ -121,6 +121,8 @@ class PPO:
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
         if surrogate.shape != new.log_prob.shape:
             raise UsageError(f"surrogate: expected one value per step, shape {tuple(new.log_prob.shape)}, found {tuple(surrogate.shape)}")
+        if new.log_prob.requires_grad and not surrogate.requires_grad:
+            raise UsageError("surrogate: it does not depend on log_prob, so nothing would be learned")
         value = evaluated_value(new.value)
         if self.value_clip_range is None or batch.value is None:
             value_error = F.squared_error(value, batch.returns, mask)

@@ -29,7 +29,7 @@ Play fresh episodes with the policy in a run folder and report the mean return w
 
 def main(words: list[str]) -> int:
     """Parse, play, report."""
-    if not words or "--help" in words or "-h" in words:
+    if "--help" in words or "-h" in words:
         print(HELP + "\n" + section("Flags:", FLAGS))
         return 0
     plain, values = parse(words, FLAGS, positionals=1)

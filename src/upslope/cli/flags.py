@@ -82,10 +82,22 @@ def real(words: Values, what: str = "a number") -> float:
     return number
 
 
+def path(words: Values) -> Path:
+    """A file or a folder."""
+    if not words[0]:
+        raise ValueError("expected a path, found ''")
+    return Path(words[0])
+
+
+def not_json(text: str) -> Any:
+    """Python's ``json`` reads NaN and Infinity, which are no JSON and could not be written again."""
+    raise ValueError(f"expected a JSON object of finite numbers, found {text}")
+
+
 def json_object(words: Values) -> dict[str, Any]:
     """``{"continuous": true}``."""
     try:
-        value = json.loads(words[0])
+        value = json.loads(words[0], parse_constant=not_json)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a JSON object such as '{{\"continuous\": true}}', found {words[0]!r} ({error.msg})") from None
     if not isinstance(value, dict):
@@ -94,7 +106,7 @@ def json_object(words: Values) -> dict[str, Any]:
 
 
 TEXT = Kind(lambda words: words[0], "TEXT")
-PATH = Kind(lambda words: Path(words[0]), "PATH")
+PATH = Kind(path, "PATH")
 SWITCH = Kind(lambda _: True, "", 0, 0)
 INTEGER = Kind(integer, "N")
 REAL = Kind(real, "X")

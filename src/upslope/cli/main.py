@@ -11,6 +11,8 @@ import contextlib
 import gc
 import importlib
 import os
+import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -96,7 +98,7 @@ def failed(error: Exception, code: int) -> int:
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning as one line without the source code."""
-    text = " ".join(str(message).split())
+    text = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(message)).split())  # Gymnasium colors its warnings
     print(f"upslope: warning: {text}", file=sys.stderr)
 
 
@@ -105,6 +107,8 @@ def entry() -> None:
     # importing PyTorch makes a million objects, none of them garbage: collecting as often as usual costs 0.1 s and more
     gc.set_threshold(200_000, 20, 100)
     code = main()
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is saved: nothing is left to interrupt
     # all files are closed by now; taking PyTorch apart object by object, as Python does at its end, is 0.3 s for nothing
     atexit._run_exitfuncs()
     with contextlib.suppress(BrokenPipeError):

@@ -30,7 +30,7 @@ Record the policy in a run folder while it plays.
 
 def main(words: list[str]) -> int:
     """Parse, record, say where."""
-    if not words or "--help" in words or "-h" in words:
+    if "--help" in words or "-h" in words:
         print(HELP + "\n" + section("Flags:", FLAGS))
         return 0
     plain, values = parse(words, FLAGS, positionals=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from upslope.cli.flags import PATH, Flag, parse
@@ -23,7 +24,7 @@ on the same environment (other seeds) become their mean with a 95 % bootstrap in
 
 def main(words: list[str]) -> int:
     """Parse, draw, say where."""
-    if not words or "--help" in words or "-h" in words:
+    if "--help" in words or "-h" in words:
         print(HELP + "\n" + section("Flags:", FLAGS))
         return 0
     plain, values = parse(words, FLAGS)
@@ -32,7 +33,7 @@ def main(words: list[str]) -> int:
     path: Path = values.get("out", FLAGS[0].default)
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {path}")
-    runs = [Run.load(folder) for folder in plain]
+    runs = [Run.load(folder) for folder in dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain)]
     from upslope.run.curve import draw_comparison
 
     draw_comparison(path, runs)

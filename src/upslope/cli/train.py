@@ -40,6 +40,8 @@ EXTRA = (
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
+    if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder; flags may name some
+        sys.path.insert(0, os.getcwd())
     name = next((word for word in words if word in ALGORITHMS), None)
     if name is None:
         return without_algorithm(words)
@@ -110,8 +112,6 @@ def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], 
         check_free(output["out"])
     if "init" in values and (shape := [flags[key].option for key in values if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {values['init']}; leave out {', '.join(shape)}")
-    if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder
-        sys.path.insert(0, os.getcwd())
     chosen = ControlRun.of(name, env_id, **{**from_file(config, flags), **values})
     session = Session(chosen, Output(**output))
     if play:

@@ -270,6 +270,9 @@ class ActorCritic(nn.Module):
                 by_factor = isinstance(action_mask, tuple)
                 action_mask = tuple(np.asarray(m)[None] for m in action_mask) if by_factor else np.asarray(action_mask)[None]
         inputs = self.inputs(observation, action_mask=action_mask)
+        vector = inputs.get("observation")
+        if vector is not None and not bool(vector.isfinite().all()):
+            raise UsageError("observation: it holds a number that is not finite")
         parameters, mask = self._actor(inputs), inputs.get("action_mask")
         action = self.head.mode(parameters, mask) if greedy else self._draw(parameters, generator, mask)
         array = self.head.to_env(action)

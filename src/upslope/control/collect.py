@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from upslope.control.envs import Envs, Step
-from upslope.control.recording import Recording, method
+from upslope.control.recording import Recording, check_spaces, method
 from upslope.errors import RunFault, require
 from upslope.records import Rollout
 
@@ -27,6 +27,7 @@ class Collector:
 
     def _start(self, policy: Any) -> None:
         """New episodes everywhere."""
+        check_spaces(policy, self.envs)
         self.envs.reset()
         if (normalizer := getattr(policy, "reward_normalizer", None)) is not None:
             normalizer.reset()

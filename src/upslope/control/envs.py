@@ -84,7 +84,9 @@ class Envs:
         self._masks = ActionMasks(self.action_space, self.num_envs)
         space = self.observation_space
         self._plain = (
-            None if isinstance(space, (spaces.Dict, spaces.Tuple)) else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
+            None
+            if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete))
+            else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
         )
         self._all = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
@@ -118,7 +120,7 @@ class Envs:
         """One step everywhere; ``action [N, …]`` as the environment takes it."""
         try:
             observation, reward, terminated, truncated, info = self.vector.step(action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._raise("step", error)
         observation = self._checked(observation, "step")
         reward = self._checked_reward(reward)
@@ -220,10 +222,10 @@ class Envs:
             yield
         except RunFault:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._raise(where, error)
 
-    def _raise(self, where: str, error: Exception) -> NoReturn:
+    def _raise(self, where: str, error: BaseException) -> NoReturn:
         """An exception inside the environment as one line; where it comes from stacking sub-environments, what they returned."""
         if isinstance(error, (ValueError, TypeError)) and (misfit := self._misfit()):
             raise RunFault(f"environment {self.env_id!r}, {where}: {misfit}") from error

@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from upslope.control.envs import Envs
 from upslope.control.make import make
-from upslope.control.recording import counts_from_0, encode, method, takes_observations_as_they_are, to_env
+from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
 
@@ -99,6 +99,8 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, policy: Any) -> EvaluationResult:
+        if self.calls == 0:
+            check_spaces(policy, self.envs)
         seed = self.seed + self.calls * self.episodes
         self.calls += 1
         played: list[tuple[float, int]] = []

@@ -38,6 +38,16 @@ def encode(
     return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
 
 
+def check_spaces(policy: Any, envs: Envs) -> None:
+    """Refuse environments that a policy with spaces of its own was not made for."""
+    from upslope.control.spaces import short
+
+    for kind in ("observation_space", "action_space"):
+        made, here = getattr(policy, kind, None), getattr(envs, kind)
+        if isinstance(made, spaces.Space) and made != here:
+            raise UsageError(f"policy: it was made for {kind} {short(made)}, the environment {envs.env_id} has {short(here)}")
+
+
 def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
     """Stored actions as the environment takes them: by the policy's head, else clipped to a Box or counted from a start."""
     head = getattr(policy, "head", None)

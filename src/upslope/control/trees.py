@@ -72,12 +72,23 @@ def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise ValueError(f"observation{path} has dtype {array.dtype}, observation_space{path} says {dtype}")
         array = array.astype(dtype)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        check_range(array, space, path)
     if dtype.kind == "f" and not all_finite(array):
         where = np.argwhere(~np.isfinite(array))[0]
         raise ValueError(
             f"observation{path} is not finite: {array[tuple(where)]} in environment {where[0]}, index {list(map(int, where[1:]))}"
         )
     return array
+
+
+def check_range(array: Array, space: Any, path: str = "") -> None:
+    """``ValueError`` for a number that a Discrete or MultiDiscrete space does not hold: as an index it would count from behind."""
+    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    outside = (array < space.start) | (array >= space.start + count)
+    if outside.any():
+        where = np.argwhere(outside)[0]
+        raise ValueError(f"observation{path} is outside {space}: {array[tuple(where)]} in environment {where[0]}")
 
 
 def describe(tree: Any) -> str:

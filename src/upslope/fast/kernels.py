@@ -216,7 +216,10 @@ def update(
     parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, scratch: Floats, networks: Integers, options: Doubles, batch: Table,
     order: Integers, bounds: Integers, epochs: int, minibatches: int, results: Doubles,
 ) -> None:  # fmt: skip
-    """Every epoch and minibatch of one update; ``order [epochs, rows]`` is the shuffled rows, ``bounds`` where minibatches end."""
+    """Every epoch and minibatch of one update, or the next ones of its epochs: ``results`` goes on where it is.
+
+    ``order [epochs, rows]`` is the shuffled rows, ``bounds`` where minibatches end.
+    """
     gradient = shift(scratch, networks[at.GRADIENT_AT])
     sums = shift(results, at.NUM_RESULTS)
     total = bounds[minibatches]
@@ -227,7 +230,7 @@ def update(
         results[at.STATUS] = at.NOT_FINITE
         if not math.isfinite(sums[at.OBJECTIVE]):
             return
-        if number == 0 and sums[at.MAX_LOG_RATIO] > options[at.RATIO_TOLERANCE]:
+        if results[at.SCORED] == 0.0 and sums[at.MAX_LOG_RATIO] > options[at.RATIO_TOLERANCE]:
             results[at.MAX_LOG_RATIO] = sums[at.MAX_LOG_RATIO]
             results[at.STATUS] = at.RATIO_NOT_ONE
             return
@@ -241,7 +244,8 @@ def update(
         results[at.VALUE_ERROR] += sums[at.VALUE_ERROR] / count
         results[at.SCORED] += 1.0
         if approx_kl > options[at.TARGET_KL]:
-            break
+            results[at.STATUS] = at.STOPPED
+            return
         if not clip_and_step(networks, options, parameters, exp_avg, exp_avg_sq, gradient, results):
             return
         results[at.STEPPED] += 1.0

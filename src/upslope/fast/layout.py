@@ -96,6 +96,8 @@ NUM_RESULTS: Final = 11
 FINISHED: Final = 0
 NOT_FINITE: Final = 1
 RATIO_NOT_ONE: Final = 2
+STOPPED: Final = 3
+"""By ``target_kl``."""
 
 # ---- what a policy step does
 SAMPLE: Final = 0

@@ -6,6 +6,7 @@ state, stops for the same reasons and returns the same metrics; only rounding di
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ from upslope.updates.adam import BETAS
 from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
 
 Array = NDArray[Any]
+ROWS_PER_CALL = 2**16
+"""Rows that one call of the kernel scores at most, or one epoch: some 50 ms, after which Python may hear a signal."""
 
 
 class CompiledUpdate:
@@ -47,8 +50,6 @@ class CompiledUpdate:
             return algorithm.update(algorithm, policy, batch, state)
         ascent: Ascent = algorithm.update
         minibatches = min(ascent.num_minibatches, rows.num_units)
-        permutations = [permutation.numpy() for permutation in ascent.permutations(rows.num_units, state)]
-        order = rows.order(np.concatenate(permutations))
         bounds = rows.size * split(rows.num_units, minibatches)
         options = self.options(objective, ascent, state, masked=rows.masked)
         results = np.zeros(2 * at.NUM_RESULTS)  # the second half holds a minibatch's sums
@@ -58,14 +59,23 @@ class CompiledUpdate:
             networks = networks.copy()
             networks[at.CRITIC_LAYERS] = 0
         addresses = rows.addresses()
-        self.library.update(
-            *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data, options.ctypes.data),
-            *(addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, ascent.num_epochs, minibatches, results.ctypes.data),
-        )
-        taken = int(results[at.STEPPED])
-        state.num_updates += taken
-        if results[at.STATUS] != at.FINISHED:
-            self.fail(results, policy, batch, state, np.split(order, ascent.num_epochs), bounds)
+        # as many epochs in one call as pay; with target_kl one, so that an early stop leaves the generator where its twin does
+        several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
+        permutations = ascent.permutations(rows.num_units, state)
+        started = state.num_updates
+        while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
+            order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
+            self.library.update(
+                *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data),
+                *(options.ctypes.data, addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, len(chunk), minibatches),
+                results.ctypes.data,
+            )
+            taken = int(results[at.STEPPED])
+            state.num_updates = started + taken
+            if results[at.STATUS] in (at.NOT_FINITE, at.RATIO_NOT_ONE):
+                epoch, part = divmod(taken - before, minibatches)
+                rows_of_part = np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]]
+                self.fail(results, policy, batch, state, rows_of_part)
         return averaged(results, objective)
 
     def prepared(self, state: AscentState) -> Plan:
@@ -92,16 +102,14 @@ class CompiledUpdate:
         options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
         return options
 
-    def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, epochs: list[Array], bounds: Array) -> None:
+    def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
         if results[at.STATUS] == at.RATIO_NOT_ONE:
             check_first_ratio(float(results[at.MAX_LOG_RATIO]))
         if math.isfinite(results[at.NUM_RESULTS + at.OBJECTIVE]):
             check_gradient(math.nan, state)
-        epoch, part = divmod(int(results[at.STEPPED]), len(bounds) - 1)
-        rows = torch.from_numpy(epochs[epoch][bounds[part] : bounds[part + 1]])
         flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
-        raise Diverged(diagnosis(state, flat.select(rows), policy))
+        raise Diverged(diagnosis(state, flat.select(torch.from_numpy(rows)), policy))
 
 
 def averaged(results: Array, objective: Objective) -> Metrics:

@@ -11,6 +11,14 @@ from typing import Any, Literal
 
 from upslope.errors import require
 
+MOST_ENVS, MOST_ROWS, MOST_UNITS = 2**16, 10**8, 2**16
+"""Beyond these a number is a slip of the keyboard."""
+
+
+def check_num_envs(count: int) -> None:
+    """Refuse what nobody can mean."""
+    require(1 <= count <= MOST_ENVS, f"num_envs: expected an integer from 1 to {MOST_ENVS}, found {count}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSettings:
@@ -37,8 +45,12 @@ class StepsSettings:
     """steps of each environment per iteration"""
 
     def __post_init__(self) -> None:
-        require(self.num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {self.num_envs}")
+        check_num_envs(self.num_envs)
         require(self.num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {self.num_steps}")
+        rows = self.num_envs * self.num_steps
+        require(
+            rows <= MOST_ROWS, f"num_steps: {self.num_envs} environments × {self.num_steps} steps are more than {MOST_ROWS:,} transitions"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +63,7 @@ class EpisodesSettings:
     """whole episodes per iteration (none: one for each environment)"""
 
     def __post_init__(self) -> None:
-        require(self.num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {self.num_envs}")
+        check_num_envs(self.num_envs)
         count = self.num_episodes
         require(
             count is None or count >= self.num_envs, f"num_episodes: expected none or at least num_envs ({self.num_envs}), found {count}"
@@ -77,7 +89,11 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         sizes = self.hidden_sizes or ()
-        require(all(size >= 1 for size in sizes), f"hidden_sizes: expected integers ≥ 1, found {' '.join(map(str, sizes))}")
+        require(
+            all(1 <= size <= MOST_UNITS for size in sizes),
+            f"hidden_sizes: expected integers from 1 to {MOST_UNITS}, found {' '.join(map(str, sizes))}",
+        )
+        require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +118,7 @@ class RunSettings:
     """use the compiled twins where the objects allow it; they compute the same"""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed: expected an integer ≥ 0, found {self.seed}")
+        require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         require(self.total_steps >= 1, f"total_steps: expected an integer ≥ 1, found {self.total_steps}")
         require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
         require(self.eval_episodes >= 1, f"eval_episodes: expected an integer ≥ 1, found {self.eval_episodes}")

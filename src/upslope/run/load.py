@@ -28,6 +28,8 @@ class Run:
     def load(cls, path: str | Path) -> Run:
         """Open a run folder; raises :class:`UsageError` where it is none, is damaged or comes from a newer version."""
         folder = Path(path)
+        if not str(path):
+            raise UsageError("run folder: expected a path, found ''")
         if not folder.exists():
             raise UsageError(f"run folder {folder}: there is no such folder")
         if not folder.is_dir():
@@ -39,7 +41,11 @@ class Run:
         for name in ("algorithm", "env_id", "settings"):
             if name not in config:
                 raise damaged(folder / "config.json", f"{name!r} is missing")
-        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+        check_config(folder / "config.json", config)
+        summary = None
+        if (folder / "summary.json").exists():
+            summary = read_json(folder / "summary.json")
+            check_format(folder / "summary.json", summary)
         return cls(folder, config, summary)
 
     @property
@@ -82,6 +88,9 @@ class Run:
                 raise damaged(path, f"line {number} is not JSON") from error
             if not isinstance(row, dict):
                 raise damaged(path, f"line {number} is not an object")
+            wrong = next((name for name, value in row.items() if not isinstance(value, int | float | None)), None)
+            if wrong is not None:
+                raise damaged(path, f"line {number}: {wrong!r} is no number")
             rows.append(row)
         return rows
 
@@ -107,7 +116,7 @@ class Run:
         del description["format_version"]
         try:
             policy = policy_from_description(description)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # UsageError is a ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # UsageError is a ValueError
             raise damaged(self.path / "policy.json", f"it does not describe a policy ({error})") from error
         load_state(policy, state, self.path / f"{name}.safetensors")
         return policy.eval().requires_grad_(False)
@@ -122,6 +131,8 @@ def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:
             shape_found = "nothing" if found is None else f"shape {list(found.shape)}"
             shape_wanted = "nothing" if wanted is None else f"shape {list(wanted.shape)}"
             raise UsageError(f"{path}: {key}: expected {shape_wanted}, found {shape_found}; it belongs to another policy")
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise damaged(path, f"{key} holds a number that is not finite")
     policy.load_state_dict(state)
 
 
@@ -151,6 +162,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise damaged(path, "not a JSON object")
     return value
+
+
+def check_config(path: Path, config: dict[str, Any]) -> None:
+    """What everybody relies on: a name, an environment, and settings as objects."""
+    algorithm, world = config["algorithm"], config.get("world")
+    if not isinstance(algorithm, dict) or not isinstance(algorithm.get("name"), str):
+        raise damaged(path, "'algorithm' is not an object with a name")
+    if not isinstance(config["env_id"], str) or not config["env_id"]:
+        raise damaged(path, "'env_id' is not the name of an environment")
+    if world != "control":
+        raise damaged(path, f"'world' is {world!r}, expected 'control'")
+    for name in ("collector", "policy", "env", "settings"):
+        if not isinstance(config.get(name), dict):
+            raise damaged(path, f"{name!r} is not an object")
+    if not isinstance(config["env"].get("env_kwargs"), dict):
+        raise damaged(path, "'env_kwargs' is not an object")
 
 
 def check_format(path: Path, content: dict[str, Any]) -> None:

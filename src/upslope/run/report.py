@@ -62,7 +62,7 @@ def collecting(run: Any) -> str:
 
 def stopping(settings: Any) -> str:
     """When the run ends."""
-    words = f"at most {plural(settings.total_steps, 'step')}"
+    words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
     every = settings.eval_every
     if settings.until_return is not None:
         goal = f"returns {settings.until_return:g} or more over {plural(settings.eval_episodes, 'fresh episode')}, twice in a row"
@@ -270,9 +270,10 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def next_words(summary: Mapping[str, Any], folder: Any) -> str:
     """Commands to try next."""
+    env = f" --env {summary['env_id']}" if ":" in summary["env_id"] else ""  # a module is never imported because a file says so
     rows = {
-        f"upslope play {folder} --out policy.gif": "watch the policy",
-        f"upslope evaluate {folder} --episodes 100": "measure it again, on other episodes",
+        f"upslope play {folder}{env} --out policy.gif": "watch the policy",
+        f"upslope evaluate {folder}{env} --episodes 100": "measure it again, on other episodes",
         f"upslope train {summary['algorithm']} {summary['env_id']} --help": "every setting, with its default",
     }
     width = max(map(len, rows)) + 4

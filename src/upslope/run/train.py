@@ -49,7 +49,7 @@ def train(
     iterations: int | None = None,
     total_steps: int | None = None,
     seed: int = 0,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     fast: bool = True,
 ) -> RunState:
     """Train ``policy`` in place and return the final :class:`RunState`.
@@ -60,7 +60,7 @@ def train(
         collect: a callable ``policy -> Rollout``, ``control.Steps(envs, num_steps=32)`` for one.
         iterations, total_steps: when to stop, whichever comes first; total_steps (unmasked steps) rounds up to whole iterations.
         seed: of the update's shuffling; environments, initialization and sampling have their own.
-        callbacks: called after each iteration with the state; a true answer stops.
+        callbacks: one or several, called after each iteration with the state; a true answer stops.
         fast: False turns every fast path off, for debugging.
 
     Raises:
@@ -70,7 +70,7 @@ def train(
     require(iterations is not None or total_steps is not None, "iterations: give iterations=… or total_steps=…, so that the run ends")
     for name, count in {"iterations": iterations, "total_steps": total_steps}.items():
         require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
-    callbacks = tuple(callbacks)
+    callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
     update_state = algorithm.update.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
     choose = twins() if fast else readable

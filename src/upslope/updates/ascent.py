@@ -80,12 +80,14 @@ class Ascent:
 
     def __post_init__(self) -> None:
         require(self.learning_rate >= 0, f"learning_rate: expected a number ≥ 0, found {self.learning_rate}")
-        require(self.num_epochs >= 1, f"num_epochs: expected an integer ≥ 1, found {self.num_epochs}")
+        require(1 <= self.num_epochs <= 10**6, f"num_epochs: expected an integer from 1 to 1000000, found {self.num_epochs}")
         require(self.num_minibatches >= 1, f"num_minibatches: expected an integer ≥ 1, found {self.num_minibatches}")
         require(self.eps > 0, f"eps: expected a number > 0, found {self.eps}")
-        for name in ("max_grad_norm", "target_kl", "micro_batch_size"):
+        for name in ("max_grad_norm", "target_kl"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
+        size = self.micro_batch_size
+        require(size is None or size >= 1, f"micro_batch_size: expected an integer ≥ 1 or none, found {size}")
 
     def start(self, policy: nn.Module, *, seed: int) -> AscentState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
