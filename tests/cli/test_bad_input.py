@@ -172,7 +172,7 @@ def test_missing_packages_name_their_extra(cli: Command, monkeypatch: pytest.Mon
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_missing_loggers_name_their_extra(cli: Command, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     answer = cli(*PPO, f"--{name}")

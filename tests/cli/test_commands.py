@@ -236,13 +236,38 @@ def test_loggers_get_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):
     online = SimpleNamespace(log=lambda row, step: logged.append((row, step)), finish=lambda: closed.append(True))
     fake = SimpleNamespace(init=lambda **given: opened.update(given) or online, Settings=lambda **given: given)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("upslope.run.session.check_loggers", lambda **_: None)
+    monkeypatch.setattr("upslope.run.session.check_loggers", lambda names: None)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     good(cli(*TRAIN, "--total-steps", "64", "--wandb", "--out", "run", "--quiet"))
     rows = Run.load("run").metrics()
     assert [step for _, step in logged] == [row["total_steps"] for row in rows] and closed == [True]
     assert logged[0][0]["approx_kl"] == rows[0]["approx_kl"] and "total_steps" not in logged[0][0]
     assert (opened["mode"], opened["dir"], opened["config"]["env_id"]) == ("offline", "run", "CartPole-v1")
+
+
+def test_mlflow_gets_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    told: dict[str, list[Any]] = {"param": [], "metric": [], "ended": []}
+    client = SimpleNamespace(
+        get_experiment_by_name=lambda name: SimpleNamespace(experiment_id=f"number of {name}"),
+        create_run=lambda number, run_name: SimpleNamespace(info=SimpleNamespace(run_id=(number, run_name))),
+        log_param=lambda *given: told["param"].append(given),
+        log_metric=lambda *given, step: told["metric"].append((*given, step)),
+        set_terminated=told["ended"].append,
+    )
+    places: list[str] = []
+    tracking = SimpleNamespace(MlflowClient=lambda tracking_uri: places.append(tracking_uri) or client)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(tracking=tracking))
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", tracking)
+    monkeypatch.setattr("upslope.run.session.check_loggers", lambda names: None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    good(cli(*TRAIN, "--total-steps", "64", "--mlflow", "--out", "run", "--quiet"))
+    identity = ("number of upslope", "run")
+    assert places == [f"sqlite:///{Path('run/mlflow.db').resolve()}"] and told["ended"] == [identity]
+    assert (identity, "algorithm.gamma", "0.98") in told["param"] and (identity, "env_id", "CartPole-v1") in told["param"]
+    rows = Run.load("run").metrics()
+    assert [(value, step) for _, name, value, step in told["metric"] if name == "approx_kl"] == [
+        (row["approx_kl"], row["total_steps"]) for row in rows
+    ]
 
 
 def test_tensorboard_files(cli: Command):

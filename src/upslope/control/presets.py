@@ -35,6 +35,9 @@ MUJOCO: Values = {
     "total_steps": 1_000_000,
 }
 
+MEASURED = {"HalfCheetah": "return 1,797, 3 seeds"}
+"""The MuJoCo tasks that were run; the others share the settings."""
+
 ATARI: Values = {
     "num_envs": 8,
     "num_steps": 128,
@@ -59,7 +62,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gamma": 0.98,
                 "gae_lambda": 0.95,
                 "total_steps": 100_000,
-            }
+            },
+            "475 in 10,431 steps (median), 5 of 5 seeds",
         ),
         "a2c": Preset(
             {
@@ -70,9 +74,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gae_lambda": 0.95,
                 "normalize_advantage": True,
                 "total_steps": 200_000,
-            }
+            },
+            "475 in 24,602 steps (median), 5 of 5 seeds",
         ),
-        "reinforce": Preset({"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000}),
+        "reinforce": Preset(
+            {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
+            "475 in 43,407 steps (median), 5 of 5 seeds",
+        ),
     },
     "Acrobot-v1": {
         "ppo": Preset(
@@ -86,7 +94,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gae_lambda": 0.94,
                 "normalize_observation": True,
                 "total_steps": 490_000,
-            }
+            },
+            "return −81, 3 seeds",
         ),
     },
     "Pendulum-v1": {
@@ -103,7 +112,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "log_std": 0.7,
                 "reward_scale": 0.1,
                 "total_steps": 300_000,
-            }
+            },
+            "−200 in 13,940 steps (median), 5 of 5 seeds",
         ),
     },
     "LunarLander-v3": {
@@ -120,11 +130,12 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "entropy_coef": 0.01,
                 "reward_scale": 0.1,
                 "total_steps": 1_490_000,
-            }
+            },
+            "return 275, 3 seeds",
         ),
     },
     **{
-        f"{name}-v5": {"ppo": Preset(MUJOCO)}
+        f"{name}-v5": {"ppo": Preset(MUJOCO, MEASURED.get(name, ""))}
         for name in (
             "Ant",
             "HalfCheetah",

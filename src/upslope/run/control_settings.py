@@ -136,3 +136,10 @@ class Output:
     """also write TensorBoard event files into the run folder"""
     wandb: bool = False
     """also log to Weights & Biases, offline into the run folder unless WANDB_MODE says otherwise"""
+    mlflow: bool = False
+    """also log to MLflow, into mlflow.db in the run folder unless MLFLOW_TRACKING_URI says otherwise"""
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names of the loggers that are wanted."""
+        return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)]

@@ -1,14 +1,15 @@
-"""Where metrics may go besides ``metrics.jsonl``: TensorBoard and Weights & Biases, both into the run folder.
+"""Where metrics may go besides ``metrics.jsonl``: TensorBoard, Weights & Biases and MLflow, each into the run folder.
 
-A logger is called with each row and closed at the end. Both packages are extras and are imported only when asked for.
+A logger is called with each row and closed at the end. The packages are extras and are imported only when asked for.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,21 +26,16 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def check_loggers(*, tensorboard: bool, wandb: bool) -> None:
+def check_loggers(names: Iterable[str]) -> None:
     """Raise :class:`UsageError` naming the extra of a logger that is asked for and not installed."""
-    for name, wanted in (("tensorboard", tensorboard), ("wandb", wandb)):
-        if wanted and importlib.util.find_spec(name) is None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
             raise missing_extra(name, name)
 
 
-def loggers_for(folder: Path, config: Mapping[str, Any], *, tensorboard: bool, wandb: bool) -> list[Logger]:
+def loggers_for(names: Iterable[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
     """The loggers that were asked for, open."""
-    chosen: list[Logger] = []
-    if tensorboard:
-        chosen.append(TensorBoardLogger(folder))
-    if wandb:
-        chosen.append(WandbLogger(folder, config))
-    return chosen
+    return [LOGGERS[name](folder, config) for name in names]
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -51,7 +47,7 @@ def scalars(row: Row) -> dict[str, float]:
 class TensorBoardLogger:
     """Event files in ``<run>/tensorboard``; the horizontal axis is environment steps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.writer = SummaryWriter(log_dir=str(folder / "tensorboard"))
@@ -79,3 +75,47 @@ class WandbLogger:
 
     def close(self) -> None:
         self.run.finish()
+
+
+class MLflowLogger:
+    """An MLflow run in ``<run>/mlflow.db``; ``MLFLOW_TRACKING_URI`` in the environment names another place.
+
+    ``mlflow ui --backend-store-uri sqlite:///<run>/mlflow.db`` shows it.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        for name in ("mlflow", "alembic"):  # which announce each table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+        place = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        self.client: Any = MlflowClient(tracking_uri=place)
+        experiment = self.client.get_experiment_by_name("upslope")
+        number = self.client.create_experiment("upslope") if experiment is None else experiment.experiment_id
+        self.run_id: str = self.client.create_run(number, run_name=folder.name).info.run_id
+        for name, value in parameters(config).items():
+            self.client.log_param(self.run_id, name, value)
+
+    def __call__(self, row: Row) -> None:
+        for name, value in scalars(row).items():
+            self.client.log_metric(self.run_id, name, value, step=int(row["total_steps"]))
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run_id)
+
+
+def parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``algorithm.update.learning_rate`` and their values as text."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        flat |= parameters(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)}
+    return flat
+
+
+LOGGERS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
+    "mlflow": MLflowLogger,
+}
+"""Name of the flag, of the package and of the extra."""

@@ -49,7 +49,7 @@ class Session:
         self.started = time.perf_counter()
         if self.output.out is not None:
             check_free(self.output.out)
-        check_loggers(tensorboard=self.output.tensorboard, wandb=self.output.wandb)
+        check_loggers(self.output.loggers)
         prepared = self.run_config.prepare()
         self.run_config, self.prepared = prepared.run, prepared
         try:
@@ -109,7 +109,7 @@ class Session:
         self.folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.prepared.policy.describe()})
         self.folder.save_policy(self.prepared.policy)
         output = self.output
-        self.loggers: list[Logger] = loggers_for(self.folder.path, self.config, tensorboard=output.tensorboard, wandb=output.wandb)
+        self.loggers: list[Logger] = loggers_for(output.loggers, self.folder.path, self.config)
         if not output.quiet:
             print(plan(self.run_config, self.prepared, self.folder.path), flush=True)
         self.progress = progress_for(self.run_config.settings, output.quiet)
