@@ -82,7 +82,8 @@ def test_mp4_through_ffmpeg(cli: Command, trained: Path, monkeypatch: pytest.Mon
     program.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\necho "$@" > arguments\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:/bin:/usr/bin")
-    good(cli("play", trained, "--out", "cart.mp4", "--max-steps", "5"))
+    out = good(cli("play", trained, "--out", "cart.mp4", "--max-steps", "5")).out
+    assert "5 frames" in out and "(cut off after 4 steps)" in out
     assert Path("cart.mp4").stat().st_size == 5 * 600 * 400 * 3
     assert "-s 600x400 -r 50" in Path("arguments").read_text()
     program.write_text("#!/bin/sh\ncat > /dev/null\necho no space >&2\nexit 1\n")

@@ -13,7 +13,7 @@ FLAGS = (
     Flag("out", PATH, None, "file to write: .gif, or .mp4 where ffmpeg is installed (default play.gif in the run folder)"),
     Flag("episodes", INTEGER, 1, "episodes to record, one after the other"),
     Flag("seed", INTEGER, 100, "of the first episode; the next ones count on"),
-    Flag("max_steps", INTEGER, 1000, "steps after which recording stops"),
+    Flag("max_steps", INTEGER, 1000, "frames to record at most: one for each start and each step"),
     Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's own is module:name"),

@@ -43,13 +43,15 @@ def record(
         raise UsageError(f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
     policy = run.best_policy if best else run.policy
     name = run.environment(env)
+    kwargs = run.config["env"]["env_kwargs"] if name == run.env_id else {}
     with one_thread(policy):
-        frames, returns, rate = play(policy, name, run.config["env"]["env_kwargs"], episodes, seed, max_steps, greedy=not sample)
+        frames, returns, rate, whole = play(policy, name, kwargs, episodes, seed, max_steps, greedy=not sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = write_gif if path.suffix.lower() == ".gif" else write_mp4
     write(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
-    return f"wrote {path}: {len(frames)} frames, return {played}"
+    cut = "" if whole else f" (cut off after {len(frames) - len(returns)} steps)"
+    return f"wrote {path}: {len(frames)} frames, return {played}{cut}"
 
 
 def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
@@ -98,13 +100,14 @@ def frame_of(env: Any, name: str) -> Frame:
 
 def play(
     policy: Any, name: str, env_kwargs: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
-) -> tuple[list[Frame], list[float], float]:
-    """Frames, returns of the episodes (of what was seen of the last one) and the environment's frames per second."""
+) -> tuple[list[Frame], list[float], float, bool]:
+    """Frames, returns of the episodes, the environment's frames per second, and whether the last episode was seen to its end."""
     envs, env = rendered(name, env_kwargs)
     try:
         rate = float(env.metadata.get("render_fps") or 30)
         frames: list[Frame] = []
         returns: list[float] = []
+        over = True
         for episode in range(episodes):
             envs.reset(seed + episode)
             total, over = 0.0, False
@@ -118,7 +121,7 @@ def play(
             returns.append(total)
             if len(frames) >= max_steps:
                 break
-        return frames, returns, rate
+        return frames, returns, rate, over
     finally:
         envs.close()
 
