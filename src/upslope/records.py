@@ -18,6 +18,9 @@ from upslope import functional as F
 Unit = Literal["step", "sequence", "group", "pair"]
 """The smallest piece that may not be split; it is what minibatches shuffle."""
 
+ROW_AXES: dict[Unit, int] = {"step": 0, "sequence": 1, "group": 2, "pair": 2}
+"""How many of the last axes of ``mask`` belong to one unit."""
+
 Metrics = dict[str, float]
 
 
@@ -28,7 +31,12 @@ class Rollout:
     ``terminated``: the problem ended with this action. ``truncated``: the recording stopped; the value of the true
     successor still counts. ``mask`` is False where there was no decision (padding, reset steps). ``next_value`` is the
     critic's value of the true successor of every step. ``first_step`` ``[*batch]`` is the number of steps that the
-    episode in each row's first column had behind it when the recording began.
+    episode in each row's first column had behind it when the recording began. ``max_steps`` is the longest that a row may
+    ever be, where that is known. ``sampler_log_prob`` is kept where whoever sampled computes with other numerics than
+    ``policy.evaluate`` (a bfloat16 decoder, a server); ``behavior_log_prob`` is then the policy's own, as far as it is known.
+
+    Each input is ``[*batch, T, *features]``. Where whole groups or pairs are the unit, an input may also be shared by the
+    rows of a unit, ``[*units, *features]``: the prompt of a group.
     """
 
     inputs: dict[str, Tensor]
@@ -42,6 +50,7 @@ class Rollout:
     next_value: Tensor | None = None
     reference_log_prob: Tensor | None = None
     first_step: Tensor | None = None
+    max_steps: int | None = None
     unit: Unit = "step"
     policy_version: int = 0
     metrics: Metrics = field(default_factory=dict[str, float])
@@ -52,9 +61,10 @@ class Rollout:
             tensor = getattr(self, item.name)
             if isinstance(tensor, Tensor) and item.name != "first_step" and tuple(tensor.shape) != shape:
                 raise ValueError(f"rollout.{item.name}: expected shape {shape} like reward, found {tuple(tensor.shape)}")
+        leading = shape[: len(shape) - ROW_AXES[self.unit]] if self.unit in ("group", "pair") else shape
         for name, tensor in self.inputs.items():
-            if tuple(tensor.shape[: len(shape)]) != shape:
-                raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {shape}, found {tuple(tensor.shape)}")
+            if tuple(tensor.shape[: len(leading)]) != leading:
+                raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {leading}, found {tuple(tensor.shape)}")
         F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
     @property
@@ -79,22 +89,26 @@ class Batch:
     returns: Tensor | None = None
     value: Tensor | None = None
     reference_log_prob: Tensor | None = None
+    sampler_log_prob: Tensor | None = None
     behavior_parameters: Tensor | None = None
     has_masked: bool = True
     """False where it is known that every step is real, so that nobody need look"""
+    on_policy: bool = False
+    """True where the update makes its only step on this batch: whatever the policy now says *is* the behavior policy's word"""
     metrics: Metrics = field(default_factory=dict[str, float])
 
     @classmethod
-    def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", max_steps: int | None = None, **estimates: Any) -> Batch:
+    def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
         """The batch of a rollout: its inputs and masks, a weight per step, and the estimates given by name."""
         return cls(
             inputs=rollout.inputs,
             behavior_log_prob=rollout.behavior_log_prob,
             mask=rollout.mask,
-            weight=F.average_weight(rollout.mask, average_over, max_steps, dtype=rollout.behavior_log_prob.dtype),
+            weight=F.average_weight(rollout.mask, average_over, rollout.max_steps, dtype=rollout.behavior_log_prob.dtype),
             unit=rollout.unit,
             value=rollout.value,
             reference_log_prob=rollout.reference_log_prob,
+            sampler_log_prob=rollout.sampler_log_prob,
             **estimates,
         )
 
@@ -108,7 +122,7 @@ class Batch:
         Steps become ``[units]``, sequences ``[units, T]``, groups and pairs ``[units, G, T]``.
         """
         dims = self.mask.dim()
-        keep = {"step": 0, "sequence": 1, "group": 2, "pair": 2}[self.unit]
+        keep = ROW_AXES[self.unit]
         if keep > dims:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
         flat = self._map(lambda t: t.reshape(-1, *t.shape[dims - keep :]))
@@ -142,6 +156,7 @@ class Batch:
                 weight=weight,
                 unit=self.unit,
                 has_masked=self.has_masked,
+                on_policy=self.on_policy,
                 **tensors,
             )
 

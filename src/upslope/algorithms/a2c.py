@@ -21,6 +21,7 @@ from upslope.algorithms.common import (
     evaluated_value,
     normalized,
     policy_metrics,
+    scored,
 )
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
@@ -63,8 +64,9 @@ class A2C:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
+        new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        new, mask = policy.evaluate(**batch.inputs), batch.mask if batch.has_masked else None
+        mask = batch.mask if batch.has_masked else None
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
         value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
         metrics = policy_metrics(new, batch, value_error)

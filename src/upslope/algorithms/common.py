@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,26 @@ def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:
     return rollout.value, rollout.next_value
 
 
+MISMATCH_CAP = 2.0
+"""Truncation of the importance weight between sampler and trainer; it is near 1 wherever both are sound."""
+
+
+def scored(policy: Any, batch: Batch) -> tuple[Evaluation, Batch]:
+    """The batch's actions scored by the policy, and the batch as the objective should see it.
+
+    Where the sampler rounds differently than the policy does, each advantage is multiplied by the truncated weight
+    ``sg(min(C, π_old / π_sampler))`` (FORMULAS section 6); every surrogate is homogeneous in the advantage, so this
+    weights the surrogate. ``π_old`` is the policy's own word: as recorded, or on the only step of an update what it says now.
+    """
+    new = policy.evaluate(**batch.inputs)
+    if batch.sampler_log_prob is None:
+        return new, batch
+    behavior = new.log_prob.detach() if batch.on_policy else batch.behavior_log_prob
+    weight = F.truncated_importance_weight(behavior, batch.sampler_log_prob, MISMATCH_CAP, batch.mask)
+    advantage = None if batch.advantage is None else batch.advantage * weight
+    return new, replace(batch, behavior_log_prob=behavior, advantage=advantage)
+
+
 def evaluated_value(value: Tensor | None) -> Tensor:
     """The critic's value in an evaluation."""
     if value is None:
@@ -63,7 +84,8 @@ def policy_metrics(
     """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``.
 
     ``approx_kl`` is KL(π_old‖π) by k3; ``clip_fraction`` counts ratios outside the range; ``dead_fraction`` counts the
-    steps whose gradient the clip really kills. From ``log_ratio`` the update sees that the first ratio is 1.
+    steps whose gradient the clip really kills; ``mismatch`` is the mean ``|log π_old − log π_sampler|`` where both are kept.
+    From ``log_ratio`` the update sees that the first ratio is 1.
     """
     assert batch.advantage is not None
     mask = batch.mask if batch.has_masked else None
@@ -72,6 +94,8 @@ def policy_metrics(
     if value_error is not None:
         metrics["value_error"] = masked_mean(value_error, mask)
     metrics["log_ratio"] = new.log_prob - batch.behavior_log_prob
+    if batch.sampler_log_prob is not None:
+        metrics["mismatch"] = masked_mean((batch.behavior_log_prob - batch.sampler_log_prob).abs(), mask)
     return metrics
 
 

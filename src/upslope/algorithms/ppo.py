@@ -26,6 +26,7 @@ from upslope.algorithms.common import (
     masked_mean,
     normalized,
     policy_metrics,
+    scored,
 )
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout, Surrogate
@@ -115,8 +116,9 @@ class PPO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
+        new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        new, mask = policy.evaluate(**batch.inputs), batch.mask if batch.has_masked else None
+        mask = batch.mask if batch.has_masked else None
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
         if surrogate.shape != new.log_prob.shape:

@@ -23,6 +23,7 @@ from upslope.algorithms.common import (
     evaluated_value,
     normalized,
     policy_metrics,
+    scored,
 )
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
@@ -102,8 +103,9 @@ class REINFORCE:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
+        new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        new, mask = policy.evaluate(**batch.inputs), batch.mask if batch.has_masked else None
+        mask = batch.mask if batch.has_masked else None
         total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
         value_error = None
         if self.baseline:

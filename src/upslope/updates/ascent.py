@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +115,7 @@ class Ascent:
         if batch.num_units == 0:  # nothing but reset steps was recorded
             return {"num_minibatches": 0.0}
         count = min(self.num_minibatches, batch.num_units)
+        batch = self.on_or_off_policy(policy, batch, count)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
             for part in batch.minibatches(permutation.to(batch.mask.device), count):
@@ -125,6 +126,19 @@ class Ascent:
                     return averaged(collected)
                 collected["gradient_norm"].append(self.step(state, gradients))
         return averaged(collected)
+
+    @torch.no_grad()
+    def on_or_off_policy(self, policy: Any, batch: Batch, count: int) -> Batch:
+        """Where the sampler has other numerics than the policy: π_old is what the policy itself says before its first step.
+
+        If the update makes one step only, nothing need be computed: the objective's own pass says it.
+        """
+        if batch.sampler_log_prob is None:
+            return batch
+        if self.num_epochs * count == 1:
+            return replace(batch, on_policy=True)
+        own = [policy.evaluate(**piece.inputs).log_prob for piece in micro_batches(batch, self.micro_batch_size)]
+        return replace(batch, behavior_log_prob=torch.cat(own))
 
     def accumulate(
         self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
