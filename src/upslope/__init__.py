@@ -18,7 +18,7 @@ from upslope._version import __version__
 
 if TYPE_CHECKING:
     from upslope import control, functional, testing
-    from upslope.algorithms import A2C, PPO, REINFORCE
+    from upslope.algorithms import A2C, GRPO, PPO, REINFORCE
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
     from upslope.run.load import Run
@@ -32,6 +32,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "Batch": ("upslope.records", "Batch"),
     "Diverged": ("upslope.errors", "Diverged"),
     "Evaluation": ("upslope.records", "Evaluation"),
+    "GRPO": ("upslope.algorithms", "GRPO"),
     "PPO": ("upslope.algorithms", "PPO"),
     "REINFORCE": ("upslope.algorithms", "REINFORCE"),
     "Rollout": ("upslope.records", "Rollout"),
@@ -48,6 +49,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
 
 __all__ = [
     "A2C",
+    "GRPO",
     "PPO",
     "REINFORCE",
     "Ascent",

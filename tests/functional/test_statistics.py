@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -116,6 +117,31 @@ def test_group_advantages(shape: tuple[int, ...], seed: int) -> None:
     close(F.batch_relative(tensor(score)), reference.batch_relative(score))
     if shape[-1] > 1:
         close(F.leave_one_out(tensor(score)), reference.leave_one_out(score))
+
+
+@given(SHAPES, SEEDS)
+def test_members_without_a_score_are_in_no_statistic(shape: tuple[int, ...], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    score = generator.integers(0, 3, shape).astype(float)
+    mask = generator.random(shape) < 0.6
+    score[~mask] = generator.choice([np.nan, np.inf, 1e6], (~mask).sum())
+    forms = [(F.group_relative, reference.group_relative), (F.batch_relative, reference.batch_relative)]
+    forms += [(partial(F.group_relative, scale=False), partial(reference.group_relative, scale=False))]
+    forms += [(F.leave_one_out, reference.leave_one_out)] * (shape[-1] > 1)
+    for fast, slow in forms:
+        found = fast(tensor(score), tensor(mask))
+        close(found, slow(score, mask))
+        assert (found[~tensor(mask)] == 0).all()
+
+
+def test_a_group_with_members_missing_is_the_smaller_group() -> None:
+    score = torch.tensor([[1.0, 9.0, 4.0, 2.0], [5.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4])
+    left = torch.tensor([0, 2, 3])
+    for form in (F.group_relative, partial(F.group_relative, scale=False), F.leave_one_out):
+        found = form(score, mask)
+        close(found[0, left], form(score[0, left]))
+        assert (found[1:] == 0).all()
 
 
 def test_groups_without_spread_are_exactly_zero() -> None:

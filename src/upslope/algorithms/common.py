@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Evaluation, Metrics, Rollout
+from upslope.records import Batch, Evaluation, Metrics, Rollout, Surrogate
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -31,6 +31,34 @@ def check_one_pass(update: Any) -> None:
     require(num_epochs == 1, f"num_epochs: this algorithm makes one pass over each batch, found {num_epochs}; take ppo for several")
 
 
+def check_clip_range(clip_range: Any) -> None:
+    """Refuse what is neither a number nor a pair, a negative ε, and an ε_low above 1, which no ratio reaches."""
+    require(
+        (isinstance(clip_range, tuple) and len(cast(tuple[Any, ...], clip_range)) == 2)
+        or (isinstance(clip_range, (int, float)) and not isinstance(clip_range, bool)),
+        f"clip_range: expected a number or a tuple (low, high), found {clip_range!r}",
+    )
+    low, high = cast(tuple[float, float], clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range))
+    require(0 <= low <= 1 and high >= 0, f"clip_range: expected low in [0, 1] and high ≥ 0, found {clip_range}")
+
+
+def check_dual_clip(dual_clip: float | None, surrogate: Surrogate) -> None:
+    """Refuse a dual clip of at most 1, and one beside a surrogate that does not take it."""
+    require(dual_clip is None or dual_clip > 1, f"dual_clip: expected a number > 1 or none, found {dual_clip}")
+    require(
+        dual_clip is None or surrogate is F.clipped_surrogate,
+        "dual_clip: it belongs to the clipped surrogate; leave it out or bind it to yours with functools.partial",
+    )
+
+
+def check_surrogate_value(surrogate: Tensor, log_prob: Tensor) -> None:
+    """Refuse a surrogate that is reduced or that does not move with the policy."""
+    if surrogate.shape != log_prob.shape:
+        raise UsageError(f"surrogate: expected one value per step, shape {tuple(log_prob.shape)}, found {tuple(surrogate.shape)}")
+    if log_prob.requires_grad and not surrogate.requires_grad:
+        raise UsageError("surrogate: it does not depend on log_prob, so nothing would be learned")
+
+
 def normalized(advantage: Tensor, mask: Tensor, metrics: Metrics) -> Tensor:
     """The advantages with mean 0 and standard deviation 1; where they have no spread they become 0, and ``zero_spread`` says so."""
     advantage = F.normalize(advantage, mask)
@@ -43,6 +71,32 @@ def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:
     if rollout.value is None or rollout.next_value is None:
         raise UsageError("policy: this algorithm needs a critic, and sample() returned no value; use a policy with a value head")
     return rollout.value, rollout.next_value
+
+
+def reference_of(rollout: Rollout, setting: str) -> Tensor:
+    """``reference_log_prob`` of a rollout whose collector has a reference policy; ``setting`` is what asks for it."""
+    if rollout.reference_log_prob is None:
+        raise UsageError(f"{setting}: it needs a reference policy, and this rollout has none; give the collector a reference")
+    return rollout.reference_log_prob
+
+
+def penalized_reward(rollout: Rollout, coef: float, setting: str = "reference_kl_coef") -> Tensor:
+    """``r_t − coef · (log π_old − log π_ref)_t``, ``[..., T]``: k1 in the reward of each step, whose expected sum is KL(π_old‖π_ref).
+
+    Nothing is differentiated here, so the score function supplies the whole of ∇KL. Raises UsageError without a reference.
+
+    Source: Ouyang et al. 2022 (InstructGPT), eq. 2; FORMULAS section 8.
+    """
+    if coef == 0:
+        return rollout.reward
+    return rollout.reward - coef * F.kl_k1(rollout.behavior_log_prob, reference_of(rollout, setting), rollout.mask)
+
+
+def reference_metrics(rollout: Rollout) -> Metrics:
+    """``reference_kl``: mean k3 per step of KL(π_old‖π_ref), where the collector has a reference."""
+    if rollout.reference_log_prob is None or not bool(rollout.mask.any()):
+        return {}
+    return {"reference_kl": float(masked_mean(F.kl_k3(rollout.behavior_log_prob, rollout.reference_log_prob, rollout.mask), rollout.mask))}
 
 
 MISMATCH_CAP = 2.0
@@ -80,16 +134,21 @@ def policy_metrics(
     *,
     clip_range: F.ClipRange = (1.0, math.inf),
     dual_clip: float | None = None,
+    ratio: F.Ratio = F.token_ratio,
 ) -> dict[str, Tensor]:
     """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``.
 
     ``approx_kl`` is KL(π_old‖π) by k3; ``clip_fraction`` counts ratios outside the range; ``dead_fraction`` counts the
-    steps whose gradient the clip really kills; ``mismatch`` is the mean ``|log π_old − log π_sampler|`` where both are kept.
-    From ``log_ratio`` the update sees that the first ratio is 1.
+    steps whose gradient the clip really kills (both of the ``ratio`` that is clipped); ``mismatch`` is the mean
+    ``|log π_old − log π_sampler|`` where both are kept. From ``log_ratio`` the update sees that the first ratio is 1.
     """
     assert batch.advantage is not None
     mask = batch.mask if batch.has_masked else None
     metrics = F.surrogate_metrics(new.log_prob, batch.behavior_log_prob, batch.advantage, mask, clip_range, dual_clip=dual_clip)
+    if ratio is not F.token_ratio:
+        moved = batch.behavior_log_prob + ratio(new.log_prob, batch.behavior_log_prob, batch.mask).log()
+        clipped = F.surrogate_metrics(moved, batch.behavior_log_prob, batch.advantage, mask, clip_range, dual_clip=dual_clip)
+        metrics |= {name: clipped[name] for name in ("clip_fraction", "dead_fraction")}
     metrics["entropy"] = masked_mean(new.entropy, mask)
     if value_error is not None:
         metrics["value_error"] = masked_mean(value_error, mask)

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import (
+    check_clip_range,
+    check_dual_clip,
     check_fraction,
     check_not_negative,
+    check_surrogate_value,
     critic_values,
     evaluated_value,
     masked_mean,
@@ -80,18 +83,8 @@ class PPO:
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
         check_fraction("gae_lambda", self.gae_lambda)
-        pair = isinstance(self.clip_range, tuple) and len(self.clip_range) == 2
-        require(
-            pair or (isinstance(self.clip_range, (int, float)) and not isinstance(self.clip_range, bool)),
-            f"clip_range: expected a number or a tuple (low, high), found {self.clip_range!r}",
-        )
-        low, high = self.clip_range if isinstance(self.clip_range, tuple) else (self.clip_range, self.clip_range)
-        require(0 <= low <= 1 and high >= 0, f"clip_range: expected low in [0, 1] and high ≥ 0, found {self.clip_range}")
-        require(self.dual_clip is None or self.dual_clip > 1, f"dual_clip: expected a number > 1 or none, found {self.dual_clip}")
-        require(
-            self.dual_clip is None or self.surrogate is F.clipped_surrogate,
-            "dual_clip: it belongs to the clipped surrogate; leave it out or bind it to yours with functools.partial",
-        )
+        check_clip_range(self.clip_range)
+        check_dual_clip(self.dual_clip, self.surrogate)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)
         for name, value in {"value_clip_range": self.value_clip_range, "adaptive_kl": self.adaptive_kl}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
@@ -121,10 +114,7 @@ class PPO:
         mask = batch.mask if batch.has_masked else None
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
-        if surrogate.shape != new.log_prob.shape:
-            raise UsageError(f"surrogate: expected one value per step, shape {tuple(new.log_prob.shape)}, found {tuple(surrogate.shape)}")
-        if new.log_prob.requires_grad and not surrogate.requires_grad:
-            raise UsageError("surrogate: it does not depend on log_prob, so nothing would be learned")
+        check_surrogate_value(surrogate, new.log_prob)
         value = evaluated_value(new.value)
         if self.value_clip_range is None or batch.value is None:
             value_error = F.squared_error(value, batch.returns, mask)

@@ -86,50 +86,64 @@ def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
     return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def group_relative(score: Tensor, scale: bool = True, eps: float = 1e-6) -> Tensor:
+def group_relative(score: Tensor, mask: Tensor | None = None, *, scale: bool = True, eps: float = 1e-6) -> Tensor:
     """Scores compared within their group, ``[..., G]``: ``(r_i − mean) / (std + eps)``, or ``r_i − mean`` with ``scale=False``.
 
-    Groups without spread, and groups of one, get exactly 0. The mean contains r_i, which shrinks the expected gradient
-    by (G − 1)/G; :func:`leave_one_out` does not.
+    ``mask [..., G]`` is False for members without a score: they are in no statistic and get 0. Groups without spread, and
+    groups of one, get exactly 0. The mean contains r_i, which shrinks the expected gradient by (G − 1)/G;
+    :func:`leave_one_out` does not.
 
-    Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
+    Raises ValueError when shapes differ. Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
     """
-    centered = _center(score)
+    centered = _center(score, mask)
     if not scale or score.shape[-1] < 2:
         return centered
-    return centered / (score.std(-1, keepdim=True) + eps)
+    if mask is None:
+        return centered / (score.std(-1, keepdim=True) + eps)
+    variance = centered.square().sum(-1, keepdim=True) / (mask.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return centered / (variance.sqrt() + eps)
 
 
-def leave_one_out(score: Tensor) -> Tensor:
+def leave_one_out(score: Tensor, mask: Tensor | None = None) -> Tensor:
     """Each score against the mean of the others in its group, ``[..., G]``: ``r_i − mean_{j≠i} r_j = G/(G−1) · (r_i − mean)``.
 
-    Raises ValueError for groups of one: there is no other to compare with.
+    ``mask [..., G]`` is False for members without a score: they are nobody's others and get 0, and G is the number that is left;
+    a member that is left alone gets 0.
+
+    Raises ValueError when shapes differ and for groups of one: there is no other to compare with.
 
     Source: Ahmadian et al. 2024 (RLOO).
     """
     size = score.shape[-1]
     if size < 2:
         raise ValueError(f"score: leave_one_out needs groups of at least 2, found {size}")
-    return _center(score) * (size / (size - 1))
+    if mask is None:
+        return _center(score) * (size / (size - 1))
+    present = mask.sum(-1, keepdim=True).to(score.dtype)
+    return _center(score, mask) * (present / (present - 1.0).clamp(min=1.0))
 
 
-def batch_relative(score: Tensor) -> Tensor:
+def batch_relative(score: Tensor, mask: Tensor | None = None) -> Tensor:
     """Centered within the group, scaled by the whole batch, ``[..., G]``: ``(r_i − mean_group) / std(all centered scores)``.
 
-    No spread anywhere gives zeros.
+    ``mask [..., G]`` is False for members without a score: they are in no statistic and get 0. No spread anywhere gives zeros.
 
-    Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
+    Raises ValueError when shapes differ. Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
     """
-    centered = _center(score)
-    if centered.numel() < 2:
+    centered = _center(score, mask)
+    shown = centered if mask is None else centered[mask]
+    if shown.numel() < 2:
         return centered
-    return torch.where(has_spread(centered), centered / centered.std(), 0.0)
+    return torch.where(has_spread(shown), centered / shown.std(), 0.0)
 
 
-def _center(score: Tensor) -> Tensor:
-    """``r − mean`` within each group, exactly 0 for groups without spread, where rounding would leave noise."""
-    spread = has_spread(score, dim=-1).unsqueeze(-1)
-    return torch.where(spread, score - score.mean(-1, keepdim=True), 0.0)
+def _center(score: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``r − mean`` within each group, exactly 0 for groups without spread, where rounding would leave noise, and where masked."""
+    spread = has_spread(score, mask, dim=-1).unsqueeze(-1)
+    if mask is None:
+        return torch.where(spread, score - score.mean(-1, keepdim=True), 0.0)
+    mean = score.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(spread & mask, score - mean, 0.0)
 
 
 def _mean_square(x: Tensor) -> Tensor:

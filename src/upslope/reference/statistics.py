@@ -55,33 +55,35 @@ def effective_sample_size(weight: Array, mask: Array | None = None) -> float:
     return sum(numbers) ** 2 / squares if squares else 0.0
 
 
-def group_relative(score: Array, scale: bool = True, eps: float = 1e-6) -> Array:
-    """``(r_i − mean) / (std + eps)`` in each group ``[..., G]``; without ``scale`` the mean only; 0 without spread."""
-    result = np.zeros(score.shape)
+def group_relative(score: Array, mask: Array | None = None, *, scale: bool = True, eps: float = 1e-6) -> Array:
+    """``(r_i − mean) / (std + eps)`` among the members of each group ``[..., G]`` that have a score; 0 without spread."""
+    result, shown = np.zeros(score.shape), as_mask(mask, score.shape)
     for group in rows(score.shape):
-        numbers = [float(r) for r in score[group]]
+        members = [i for i in range(score.shape[-1]) if shown[group][i]]
+        numbers = [float(score[group][i]) for i in members]
         if has_spread(numbers):
             mean, std = mean_and_std(numbers)
-            result[group] = [(r - mean) / (std + eps if scale else 1.0) for r in numbers]
+            for i in members:
+                result[group][i] = (score[group][i] - mean) / (std + eps if scale else 1.0)
     return result
 
 
-def leave_one_out(score: Array) -> Array:
-    """``r_i − mean_{j≠i} r_j``, the others' mean taken over the others; 0 without spread."""
-    result = np.zeros(score.shape)
+def leave_one_out(score: Array, mask: Array | None = None) -> Array:
+    """``r_i − mean_{j≠i} r_j``, the others' mean taken over the others that have a score; 0 without spread."""
+    result, shown = np.zeros(score.shape), as_mask(mask, score.shape)
     for group in rows(score.shape):
-        numbers = [float(r) for r in score[group]]
-        if has_spread(numbers):
-            for i, r in enumerate(numbers):
-                others = numbers[:i] + numbers[i + 1 :]
-                result[group][i] = r - math.fsum(others) / len(others)
+        members = [i for i in range(score.shape[-1]) if shown[group][i]]
+        if has_spread([float(score[group][i]) for i in members]):
+            for i in members:
+                others = [float(score[group][j]) for j in members if j != i]
+                result[group][i] = score[group][i] - math.fsum(others) / len(others)
     return result
 
 
-def batch_relative(score: Array) -> Array:
-    """Centered in the group, divided by the standard deviation of all centered scores; 0 without spread."""
-    centered = group_relative(score, scale=False)
-    numbers = [float(x) for x in centered.flat]
+def batch_relative(score: Array, mask: Array | None = None) -> Array:
+    """Centered in the group, divided by the standard deviation of all centered scores that there are; 0 without spread."""
+    centered, shown = group_relative(score, mask, scale=False), as_mask(mask, score.shape)
+    numbers = [float(centered[i]) for i in np.ndindex(*score.shape) if shown[i]]
     if not has_spread(numbers):
         return np.zeros(score.shape)
     return centered / mean_and_std(numbers)[1]

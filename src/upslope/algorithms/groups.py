@@ -1,0 +1,104 @@
+"""What the methods that compare the rows of a group share: scores, the KL term, and groups that teach nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import check_not_negative, penalized_reward, reference_metrics, reference_of
+from upslope.errors import UsageError, require
+from upslope.records import Batch, Rollout
+
+Advantage = Callable[[Tensor, Tensor | None], Tensor]
+"""``(score [..., G], mask [..., G] or None) -> [..., G]``; ``mask`` is False for rows that have no score."""
+Placement = Literal["objective", "reward"]
+Estimator = Literal["k1", "k2", "k3"]
+
+HOMOGENEOUS = (F.clipped_surrogate, F.importance_weighted, F.truncated_score, F.score_function)
+"""Surrogates that carry no gradient where the advantage is 0."""
+
+
+def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
+    """Refuse the pairs of estimator and placement whose gradient is not that of a divergence (FORMULAS section 10)."""
+    check_not_negative(kl_coef=kl_coef)
+    require(kl_estimator in ("k1", "k2", "k3"), f"kl_estimator: expected 'k1', 'k2' or 'k3', found {kl_estimator!r}")
+    require(kl_placement in ("objective", "reward"), f"kl_placement: expected 'objective' or 'reward', found {kl_placement!r}")
+    if kl_placement == "objective":
+        require(
+            kl_estimator != "k1",
+            "kl_estimator: k1 in the objective has gradient 0 in expectation and teaches nothing; take k2 or k3, or kl_placement='reward'",
+        )
+    else:
+        require(
+            kl_estimator == "k1",
+            f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; "
+            "take k1, or kl_placement='objective'",
+        )
+
+
+def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
+    """k2 or k3 of each step against the reference, ``[..., T]``; neither clipped nor weighted by a ratio."""
+    assert batch.reference_log_prob is not None
+    form = {"k2": F.kl_k2, "k3": F.kl_k3}[kl_estimator]
+    return form(log_prob, batch.reference_log_prob, batch.mask)
+
+
+def needs_every_group(surrogate: Any, kl_in_objective: bool, entropy_coef: float) -> bool:
+    """Whether groups of equal scores still carry gradient: of a KL or an entropy term, or of a surrogate that is not known."""
+    function = surrogate.func if isinstance(surrogate, partial) else surrogate
+    return kl_in_objective or entropy_coef != 0 or function not in HOMOGENEOUS
+
+
+@torch.no_grad()
+def group_batch(
+    rollout: Rollout,
+    advantage: Advantage,
+    *,
+    average_over: F.AverageOver,
+    kl_coef: float,
+    kl_placement: Placement,
+    keep_every_group: bool,
+) -> Batch:
+    """A row's score is the sum of its rewards, its advantage the comparison within the group, the same at each of its steps.
+
+    Rows without an unmasked step have no score. Groups whose advantages are all 0 are counted (``dead_groups``) and, unless
+    ``keep_every_group``, hidden: they keep their share of the weights, so that the others weigh what they would beside them.
+    """
+    require(
+        rollout.unit == "group" and rollout.mask.dim() >= 2,
+        f"rollout: this algorithm compares the rows of a group, and the collector's unit is {rollout.unit!r}; take a collector of groups",
+    )
+    require(
+        average_over != "constant" or rollout.max_steps is not None,
+        "average_over: 'constant' divides by the longest that a row may be, which this collector does not know; "
+        "take 'sequences' or 'steps', or let the collector set max_steps",
+    )
+    if kl_coef > 0:
+        reference_of(rollout, "kl_coef")
+    present = rollout.mask.any(-1)
+    reward = penalized_reward(rollout, kl_coef, "kl_coef") if kl_placement == "reward" else rollout.reward
+    score = reward.sum(-1)
+    compared = advantage(score, None if bool(present.all()) else present)
+    if compared.shape != score.shape:
+        raise UsageError(f"advantage: expected one value per row, shape {tuple(score.shape)}, found {tuple(compared.shape)}")
+    alive = (compared.masked_fill(~present, 0.0) != 0).any(-1, keepdim=True)
+    known = score[present]
+    metrics = {"dead_groups": 1.0 - float(alive.float().mean()), "missing_rows": 1.0 - float(present.float().mean())}
+    if known.numel():
+        metrics |= {"score_mean": float(known.mean()), "score_std": float(known.std(correction=0))}
+    batch = Batch.of(
+        rollout,
+        average_over=average_over,
+        advantage=compared.unsqueeze(-1).expand_as(rollout.reward),
+        metrics=metrics | reference_metrics(rollout),
+    )
+    if keep_every_group:
+        return batch
+    shown = alive.unsqueeze(-1)
+    return replace(batch, mask=batch.mask & shown, weight=batch.weight * shown)

@@ -1,0 +1,165 @@
+"""Group relative policy optimization (Shao et al. 2024, DeepSeekMath) and its relatives.
+
+    Â_i = (score_i − mean of the group) / (std of the group + eps),  the same at every step of row i
+    maximise Σ_i,t weight_i,t [ min(ratio · Â_i, clip(ratio, 1 − ε_low, 1 + ε_high) · Â_i) − kl_coef · k3 + entropy_coef · H ]
+
+No critic. What its relatives change is an argument each (:data:`RELATIVES`): who is compared, which ratio, which surrogate,
+how steps are averaged.
+
+Left out: what belongs to the collector (refilled groups, over-length penalties), and process rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import (
+    check_clip_range,
+    check_dual_clip,
+    check_not_negative,
+    check_surrogate_value,
+    masked_mean,
+    policy_metrics,
+    scored,
+)
+from upslope.algorithms.groups import Advantage, Estimator, Placement, check_kl, group_batch, kl_term, needs_every_group
+from upslope.errors import require
+from upslope.records import Batch, Rollout, Surrogate
+from upslope.updates import Ascent
+
+
+def group_centered(score: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``r_i − mean`` of the group, ``[..., G]``, not divided by the spread: every prompt keeps its own scale.
+
+    Source: Liu et al. 2025 (Dr. GRPO), section 3.2.
+    """
+    return F.group_relative(score, mask, scale=False)
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "group-relative": F.group_relative,
+    "group-centered": group_centered,
+    "leave-one-out": F.leave_one_out,
+    "batch-relative": F.batch_relative,
+}
+RATIOS: dict[str, F.Ratio] = {
+    "token": F.token_ratio,
+    "sequence": F.sequence_ratio,
+    "sequence-mean": F.sequence_mean_ratio,
+    "sequence-mean-token": F.sequence_mean_token_ratio,
+}
+SURROGATES: dict[str, Surrogate] = {
+    "clipped": F.clipped_surrogate,
+    "importance-weighted": F.importance_weighted,
+    "truncated-score": F.truncated_score,
+    "score-function": F.score_function,
+}
+TAKE_A_RATIO = (F.clipped_surrogate, F.importance_weighted)
+
+RELATIVES: dict[str, dict[str, Any]] = {
+    # Liu et al. 2025, "Understanding R1-Zero-like training", section 3.2: neither the spread nor the length divides
+    "dr-grpo": {"advantage": group_centered, "average_over": "constant"},
+    # Yu et al. 2025, eq. 8 and section 3: clip-higher, every token counts the same; its refill and length penalty are the collector's
+    "dapo": {"clip_range": (0.2, 0.28), "average_over": "steps"},
+    # Zheng et al. 2025, eq. 5 to 7 and section 5.1: the ratio of the sequence's mean log-probability, clipped closely
+    "gspo": {"ratio": F.sequence_mean_ratio, "clip_range": (3e-4, 4e-4), "average_over": "sequences"},
+    # MiniMax 2025, eq. 4 and 5; the paper names no ε_high: the weight's cap of 5 is that of Khatri et al. 2025 (ScaleRL)
+    "cispo": {"surrogate": F.truncated_score, "clip_range": (1.0, 4.0), "average_over": "steps"},
+    # Hu 2025 (REINFORCE++ with a group baseline): one scale for the whole batch, a KL, if kl_coef is given, in the reward
+    "reinforce-pp": {"advantage": F.batch_relative, "kl_estimator": "k1", "kl_placement": "reward", "average_over": "steps"},
+}
+"""Settings of published relatives, each to be given to :class:`GRPO`: ``GRPO(**RELATIVES["dapo"])``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO:
+    """Rows that answer the same prompt, or start in the same state, are compared with one another; no critic is learned.
+
+    ``GRPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
+    """
+
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"advantage": ADVANTAGES, "ratio": RATIOS, "surrogate": SURROGATES}
+
+    advantage: Advantage = F.group_relative
+    """how a row is compared with its group: group-relative, group-centered, leave-one-out or batch-relative"""
+    ratio: F.Ratio = F.token_ratio
+    """what is clipped: the ratio of each token, of the sequence, of the sequence-mean, or its form sequence-mean-token"""
+    surrogate: Surrogate = F.clipped_surrogate
+    """the objective per step: clipped, importance-weighted, truncated-score or score-function"""
+    clip_range: float | tuple[float, float] = 0.2
+    """the ratio is clipped to [1 − low, 1 + high]; one number for both"""
+    dual_clip: float | None = None
+    """for negative advantages the surrogate is kept above dual_clip · Â (none: off)"""
+    average_over: F.AverageOver = "sequences"
+    """what counts the same: all sequences, all steps, or (constant) all steps over the longest length, proportional to the gradient"""
+    kl_coef: float = 0.0
+    """weight of the KL to the reference policy; above 0 it needs a collector with a reference"""
+    kl_estimator: Estimator = "k3"
+    """how that KL is estimated: k2 or k3 in the objective, k1 in the reward"""
+    kl_placement: Placement = "objective"
+    """where it is subtracted: from the objective at each step, or from the reward before rows are compared"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-6, max_grad_norm=1.0, eps=1e-8))
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_clip_range(self.clip_range)
+        check_dual_clip(self.dual_clip, self.surrogate)
+        check_kl(self.kl_coef, self.kl_estimator, self.kl_placement)
+        check_not_negative(entropy_coef=self.entropy_coef)
+        require(
+            self.ratio is F.token_ratio or self.surrogate in TAKE_A_RATIO,
+            "ratio: it belongs to the clipped and the importance-weighted surrogate; bind it to yours with functools.partial",
+        )
+        require(
+            self.ratio is not F.sequence_ratio or self.average_over == "sequences",
+            f"average_over: the sequence ratio is one value per sequence, and {self.average_over!r} would count it once per step; "
+            "take 'sequences', or the ratio sequence-mean",
+        )
+
+    @property
+    def kl_in_objective(self) -> bool:
+        """Whether the objective holds a KL term."""
+        return self.kl_coef > 0 and self.kl_placement == "objective"
+
+    @property
+    def needs_every_group(self) -> bool:
+        """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
+        return needs_every_group(self.surrogate, self.kl_in_objective, self.entropy_coef)
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+        """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
+        size = rollout.mask.shape[-2] if rollout.mask.dim() > 1 else 1
+        shipped = self.advantage in ADVANTAGES.values()
+        require(size > 1 or not shipped, f"group_size: expected at least 2, found {size}; there is nothing to compare a row with")
+        return group_batch(
+            rollout,
+            self.advantage,
+            average_over=self.average_over,
+            kl_coef=self.kl_coef,
+            kl_placement=self.kl_placement,
+            keep_every_group=self.needs_every_group,
+        )
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """``surrogate − kl_coef · KL + entropy_coef · H``, weighted and summed."""
+        new, batch = scored(policy, batch)
+        assert batch.advantage is not None
+        options: dict[str, Any] = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
+        if self.ratio is not F.token_ratio:
+            options["ratio"] = self.ratio
+        total = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
+        check_surrogate_value(total, new.log_prob)
+        metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip, ratio=self.ratio)
+        if self.kl_in_objective:
+            divergence = kl_term(self.kl_estimator, new.log_prob, batch)
+            total = total - self.kl_coef * divergence
+            metrics["kl"] = masked_mean(divergence, batch.mask)
+        if self.entropy_coef > 0:
+            total = total + self.entropy_coef * new.entropy
+        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
