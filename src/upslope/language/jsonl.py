@@ -1,0 +1,134 @@
+"""JSONL files: problems, preference pairs, labeled completions; every error names the file and the line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from upslope.errors import UsageError, require
+from upslope.language.checks import Prompt
+from upslope.language.problems import Labeled, Pair, Problem
+
+RESERVED = ("prompts", "completions")
+"""Names under which a reward receives something else; no column may be called so."""
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a JSONL file with its place (``FILE, line 3``); blank lines are left out. Raises :class:`UsageError`."""
+    file, found = Path(path), False
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {file}") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            found = True
+            yield f"{file}, line {number}", _object(f"{file}, line {number}", line)
+    require(found, f"{file} is empty: expected one JSON object on every line")
+
+
+def read_problems(path: str | Path) -> list[Problem]:
+    """The problems of a file of ``{"prompt": …, "answer": …, any column}``; all lines have the same columns."""
+    problems: list[Problem] = []
+    first, names = "", set[str]()
+    for place, entry in read_lines(path):
+        prompt = _prompt(place, entry)
+        columns = {name: value for name, value in entry.items() if name != "prompt"}
+        for name in RESERVED:
+            require(name not in columns, f"{place}: a column may not be called {name}, rewards get something else by that name: rename it")
+        if not problems:
+            first, names = place, set(columns)
+        missing, extra = sorted(names - set(columns)), sorted(set(columns) - names)
+        require(not missing, f"{place}: column {', '.join(map(repr, missing))} is missing, which the first line has")
+        require(not extra, f"{place}: column {', '.join(map(repr, extra))} is missing in {first}: every line needs the same columns")
+        problems.append(Problem(prompt=prompt, columns=columns))
+    return problems
+
+
+def check_answers(path: str | Path) -> None:
+    """Raise :class:`UsageError` naming the first line whose ``answer`` is neither a string nor a number."""
+    for place, entry in read_lines(path):
+        answer = entry.get("answer")
+        fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
+        require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """The preference pairs of a file of ``{"prompt": …, "chosen": …, "rejected": …}``; two equal completions are refused."""
+    pairs: list[Pair] = []
+    for place, entry in read_lines(path):
+        prompt, chosen, rejected = _prompt(place, entry), _completion(place, entry, "chosen"), _completion(place, entry, "rejected")
+        require(chosen != rejected, f"{place}: chosen and rejected are equal, so the pair says nothing: remove the line")
+        pairs.append(Pair(prompt=prompt, chosen=chosen, rejected=rejected))
+    return pairs
+
+
+def read_labeled(path: str | Path) -> list[Labeled]:
+    """The labeled completions of a file of ``{"prompt": …, "completion": …, "label": true or false}``."""
+    found: list[Labeled] = []
+    for place, entry in read_lines(path):
+        prompt, completion = _prompt(place, entry), _completion(place, entry, "completion")
+        require("label" in entry, f"{place}: label is missing: expected prompt, completion and label, found {_names(entry)}")
+        label = entry["label"]
+        require(isinstance(label, bool), f"{place}: label is true or false, found {_shown(label)}")
+        found.append(Labeled(prompt=prompt, completion=completion, label=label))
+    return found
+
+
+def _object(place: str, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: malformed JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{place}: malformed JSON: {error}") from None
+    require(isinstance(value, dict), f'{place}: expected an object such as {{"prompt": "2+2=", "answer": "4"}}, found {_shown(value)}')
+    return value
+
+
+def _prompt(place: str, entry: Mapping[str, Any]) -> Prompt:
+    require("prompt" in entry, f"{place}: prompt is missing, found {_names(entry)}")
+    prompt = entry["prompt"]
+    if isinstance(prompt, list):
+        return _messages(place, "prompt", prompt)
+    require(isinstance(prompt, str), f"{place}: prompt is a string or a list of messages, found {_shown(prompt)}")
+    require(prompt != "", f"{place}: prompt is empty")
+    return prompt
+
+
+def _messages(place: str, name: str, messages: list[Any]) -> list[dict[str, str]]:
+    require(len(messages) > 0, f"{place}: {name} is an empty list: expected one message or more")
+    for number, message in enumerate(messages, start=1):
+        require(isinstance(message, dict), f"{place}: message {number} of {name} is not an object with role and content: {_shown(message)}")
+        for key in ("role", "content"):
+            fine = isinstance(message.get(key), str) and (key == "content" or message[key] != "")
+            require(fine, f"{place}: message {number} of {name} needs a {key} that is a string, found {_shown(message.get(key))}")
+    return messages
+
+
+def _completion(place: str, entry: Mapping[str, Any], name: str) -> str:
+    require(name in entry, f"{place}: {name} is missing, found {_names(entry)}")
+    value = entry[name]
+    if isinstance(value, list):
+        messages = _messages(place, name, value)
+        single = len(messages) == 1 and messages[0]["role"] == "assistant"
+        require(single, f"{place}: {name} as messages is one assistant message; what comes before it belongs into prompt")
+        value = messages[0]["content"]
+    require(isinstance(value, str), f"{place}: {name} is a string or one assistant message, found {_shown(value)}")
+    require(value.strip() != "", f"{place}: {name} is empty")
+    return value
+
+
+def _names(entry: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, entry)) or "an empty object"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"

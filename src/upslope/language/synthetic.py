@@ -1,0 +1,175 @@
+"""Generated tasks: sums and copying for a tiny model, sums with an answer tag for one that follows instructions."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from upslope.errors import UsageError, require
+from upslope.language.checks import Prompt, as_number, each, exact_match, last_number, tagged
+from upslope.language.problems import Pair, Problem, Task, num_held_out, shuffled, split
+
+MAX_PROBLEMS = 16384
+"""A generated task with more problems than this takes a random part of them."""
+
+SUMS_EXAMPLE = (17, 25)
+
+
+def addition(
+    *,
+    seed: int = 0,
+    digits: int = 2,
+    low: int | None = None,
+    high: int | None = None,
+    held_out: int | None = None,
+) -> Task:
+    """Sums ``12+34=`` → ``46`` of two numbers of ``digits`` digits, or from ``low`` to ``high``, both included."""
+    _integer("addition", "digits", digits, 1, 9)
+    first = low if low is not None else 0 if digits == 1 else 10 ** (digits - 1)
+    last = high if high is not None else 10**digits - 1
+    problems = [Problem(prompt=f"{a}+{b}=", columns={"answer": str(a + b)}) for a, b in _operands("addition", first, last, seed)]
+    train, test = split(problems, num_held_out(len(problems), held_out), "addition", seed)
+    return Task(
+        name="addition",
+        train=train,
+        held_out=test,
+        columns=("answer",),
+        reward=exact_match(),
+        correct=exact_match(),
+        format=each("digits", lambda text: float(text.strip().isdecimal())),
+        solution=answer_of,
+        max_tokens=len(str(2 * last)) + 1,
+        alphabet="0123456789+=",
+    )
+
+
+def copy(*, seed: int = 0, length: int = 5, alphabet: str = "abcdefghijklmnopqrstuvwxyz", held_out: int | None = None) -> Task:
+    """Copying ``abcde>`` → ``abcde``: random strings of ``length`` characters of ``alphabet``."""
+    _integer("copy", "length", length, 1, 64)
+    letters = "".join(dict.fromkeys(alphabet)) if isinstance(alphabet, str) else ""
+    usable = len(letters) >= 2 and ">" not in letters and not any(letter.isspace() for letter in letters)
+    require(usable, f"task copy: expected an alphabet of 2 or more characters without blanks and >, found {alphabet!r}")
+    count = min(len(letters) ** length, MAX_PROBLEMS)
+    require(count >= 4, f"task copy: {count} problems are too few to hold some out: use a longer length or alphabet")
+    generator = random.Random(f"copy/{seed}")
+    words: dict[str, None] = {}
+    if len(letters) ** length <= MAX_PROBLEMS:
+        words = dict.fromkeys(_word(index, letters, length) for index in range(count))
+    while len(words) < count:
+        words["".join(generator.choices(letters, k=length))] = None
+    problems = [Problem(prompt=f"{word}>", columns={"answer": word}) for word in words]
+    train, test = split(problems, num_held_out(len(problems), held_out), "copy", seed)
+    return Task(
+        name="copy",
+        train=train,
+        held_out=test,
+        columns=("answer",),
+        reward=exact_match(),
+        correct=exact_match(),
+        format=each("word", lambda text: float(len(text.strip()) == length)),
+        solution=answer_of,
+        max_tokens=length + 1,
+        alphabet=f"{letters}>",
+    )
+
+
+def sums(
+    *,
+    seed: int = 0,
+    low: int = 0,
+    high: int = 49,
+    style: str = "messages",
+    format_weight: float = 0.2,
+    held_out: int | None = None,
+) -> Task:
+    """Sums for a model that follows instructions: one worked example, then the question, both with an answer tag.
+
+    The reward is ``format_weight`` where a number stands in the tag, and the rest where it is the right one. ``style`` is
+    ``messages`` (one user message) or ``text``. The example is never among the problems.
+    """
+    fine = isinstance(format_weight, int | float) and not isinstance(format_weight, bool) and 0 <= format_weight < 1
+    require(fine, f"task sums: format_weight is at least 0 and below 1, found {format_weight!r}")
+    prompts = [(styled("sums", _sums_prompt(a, b), style), a + b) for a, b in _operands("sums", low, high, seed) if (a, b) != SUMS_EXAMPLE]
+    problems = [Problem(prompt=prompt, columns={"answer": str(answer)}) for prompt, answer in prompts]
+    train, test = split(problems, num_held_out(len(problems), held_out), "sums", seed)
+
+    def form(text: str) -> float:
+        return float(as_number(tagged(text) or "") is not None)
+
+    def right(text: str, answer: Any) -> float:
+        return float(form(text) == 1.0 and last_number(tagged(text) or "") == as_number(str(answer)))
+
+    def reward(text: str, answer: Any) -> float:
+        return (1.0 - format_weight) * right(text, answer) + format_weight * form(text)
+
+    return Task(
+        name="sums",
+        train=train,
+        held_out=test,
+        columns=("answer",),
+        reward=each("sums", reward, "answer"),
+        correct=each("correct", right, "answer"),
+        format=each("format", form),
+        solution=tagged_answer_of,
+        max_tokens=32,
+    )
+
+
+def answer_of(problem: Problem) -> str:
+    """The answer itself, as a completion."""
+    return str(problem.columns["answer"])
+
+
+def tagged_answer_of(problem: Problem) -> str:
+    """The answer in an answer tag, as a completion."""
+    return f"<answer>{answer_of(problem)}</answer>"
+
+
+def styled(task: str, text: str, style: str) -> Prompt:
+    """``text`` as a prompt: verbatim (``text``) or as one user message (``messages``)."""
+    require(style in ("messages", "text"), f"task {task}: style is messages or text, found {style!r}")
+    return text if style == "text" else [{"role": "user", "content": text}]
+
+
+def pairs_from(task: Task, *, seed: int = 0, count: int = 256, held_out: bool = False) -> list[Pair]:
+    """``count`` preference pairs of a task that has answers: the right completion against that of another problem's answer."""
+    source = task.held_out if held_out else task.train
+    make = task.solution
+    if make is None or "answer" not in task.columns:
+        raise UsageError(f"task {task.name}: pairs need an answer to every problem, and this task has none")
+    require(isinstance(count, int) and count > 0, f"count: expected 1 or more pairs, found {count!r}")
+    others = sorted({answer_of(problem) for problem in source})
+    require(len(others) > 1, f"task {task.name}: pairs need problems with different answers, and all have the same")
+    generator, pairs = random.Random(f"pairs/{task.name}/{seed}/{held_out}"), []
+    while len(pairs) < count:
+        for problem in shuffled(source, "pairs", seed, len(pairs))[: count - len(pairs)]:
+            wrong = generator.choice([*others[: (at := others.index(answer_of(problem)))], *others[at + 1 :]])
+            rejected = make(Problem(prompt=problem.prompt, columns={**problem.columns, "answer": wrong}))
+            pairs.append(Pair(prompt=problem.prompt, chosen=make(problem), rejected=rejected))
+    return pairs
+
+
+def _sums_prompt(a: int, b: int) -> str:
+    c, d = SUMS_EXAMPLE
+    return (
+        f"Add the two numbers. Write only the sum, between <answer> and </answer>.\n\n"
+        f"Question: {c} + {d}\n<answer>{c + d}</answer>\n\nQuestion: {a} + {b}"
+    )
+
+
+def _operands(task: str, low: int, high: int, seed: int) -> list[tuple[int, int]]:
+    _integer(task, "low", low, 0, 10**9)
+    _integer(task, "high", high, low + 1, 10**9)
+    size = high - low + 1
+    total = size * size
+    chosen = range(total) if total <= MAX_PROBLEMS else sorted(random.Random(f"{task}/{seed}").sample(range(total), MAX_PROBLEMS))
+    return [(low + index // size, low + index % size) for index in chosen]
+
+
+def _word(index: int, letters: str, length: int) -> str:
+    return "".join(letters[index // len(letters) ** place % len(letters)] for place in range(length))
+
+
+def _integer(task: str, name: str, value: Any, least: int, most: int) -> None:
+    fine = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    require(fine, f"task {task}: {name} is a whole number from {least} to {most}, found {value!r}")
