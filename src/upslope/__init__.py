@@ -18,7 +18,7 @@ from upslope._version import __version__
 
 if TYPE_CHECKING:
     from upslope import control, functional, testing
-    from upslope.algorithms import A2C, GRPO, PPO, REINFORCE
+    from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, RewardModeling
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
     from upslope.run.load import Run
@@ -30,15 +30,20 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "A2C": ("upslope.algorithms", "A2C"),
     "Ascent": ("upslope.updates", "Ascent"),
     "Batch": ("upslope.records", "Batch"),
+    "DPO": ("upslope.algorithms", "DPO"),
     "Diverged": ("upslope.errors", "Diverged"),
     "Evaluation": ("upslope.records", "Evaluation"),
     "GRPO": ("upslope.algorithms", "GRPO"),
+    "KTO": ("upslope.algorithms", "KTO"),
     "PPO": ("upslope.algorithms", "PPO"),
     "REINFORCE": ("upslope.algorithms", "REINFORCE"),
+    "RLOO": ("upslope.algorithms", "RLOO"),
+    "RewardModeling": ("upslope.algorithms", "RewardModeling"),
     "Rollout": ("upslope.records", "Rollout"),
     "Run": ("upslope.run.load", "Run"),
     "RunFault": ("upslope.errors", "RunFault"),
     "RunState": ("upslope.run.train", "RunState"),
+    "SFT": ("upslope.algorithms", "SFT"),
     "Sample": ("upslope.records", "Sample"),
     "UsageError": ("upslope.errors", "UsageError"),
     "control": ("upslope.control", None),
@@ -49,13 +54,18 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
 
 __all__ = [
     "A2C",
+    "DPO",
     "GRPO",
+    "KTO",
     "PPO",
     "REINFORCE",
+    "RLOO",
+    "SFT",
     "Ascent",
     "Batch",
     "Diverged",
     "Evaluation",
+    "RewardModeling",
     "Rollout",
     "Run",
     "RunFault",

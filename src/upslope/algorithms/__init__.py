@@ -1,11 +1,26 @@
 """The algorithms: each one frozen dataclass with ``estimate``, ``objective`` and ``update``, in one short file."""
 
 from upslope.algorithms.a2c import A2C
+from upslope.algorithms.dpo import DPO
 from upslope.algorithms.grpo import GRPO
+from upslope.algorithms.kto import KTO
 from upslope.algorithms.ppo import PPO
 from upslope.algorithms.reinforce import REINFORCE
+from upslope.algorithms.reward_model import RewardModeling
+from upslope.algorithms.rloo import RLOO
+from upslope.algorithms.sft import SFT
 
-ALGORITHMS = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "grpo": GRPO}
+ALGORITHMS = {
+    "reinforce": REINFORCE,
+    "a2c": A2C,
+    "ppo": PPO,
+    "grpo": GRPO,
+    "rloo": RLOO,
+    "dpo": DPO,
+    "kto": KTO,
+    "sft": SFT,
+    "reward-model": RewardModeling,
+}
 """The names that the command line and run folders know."""
 
-__all__ = ["A2C", "ALGORITHMS", "GRPO", "PPO", "REINFORCE"]
+__all__ = ["A2C", "ALGORITHMS", "DPO", "GRPO", "KTO", "PPO", "REINFORCE", "RLOO", "SFT", "RewardModeling"]

@@ -73,6 +73,15 @@ def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:
     return rollout.value, rollout.next_value
 
 
+def check_average(average_over: str, rollout: Rollout) -> None:
+    """Refuse ``constant`` where nobody knows the longest that a row may be."""
+    require(
+        average_over != "constant" or rollout.max_steps is not None,
+        "average_over: 'constant' divides by the longest that a row may be, which this collector does not know; "
+        "take 'sequences' or 'steps', or let the collector set max_steps",
+    )
+
+
 def reference_of(rollout: Rollout, setting: str) -> Tensor:
     """``reference_log_prob`` of a rollout whose collector has a reference policy; ``setting`` is what asks for it."""
     if rollout.reference_log_prob is None:

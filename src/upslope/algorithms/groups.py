@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_not_negative, penalized_reward, reference_metrics, reference_of
+from upslope.algorithms.common import check_average, check_not_negative, penalized_reward, reference_metrics, reference_of
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 
@@ -55,6 +55,12 @@ def needs_every_group(surrogate: Any, kl_in_objective: bool, entropy_coef: float
     return kl_in_objective or entropy_coef != 0 or function not in HOMOGENEOUS
 
 
+def check_group_size(rollout: Rollout) -> None:
+    """Refuse groups of one."""
+    size = rollout.mask.shape[-2] if rollout.mask.dim() > 1 else 1
+    require(size > 1, f"group_size: expected at least 2, found {size}; there is nothing to compare a row with")
+
+
 @torch.no_grad()
 def group_batch(
     rollout: Rollout,
@@ -74,11 +80,7 @@ def group_batch(
         rollout.unit == "group" and rollout.mask.dim() >= 2,
         f"rollout: this algorithm compares the rows of a group, and the collector's unit is {rollout.unit!r}; take a collector of groups",
     )
-    require(
-        average_over != "constant" or rollout.max_steps is not None,
-        "average_over: 'constant' divides by the longest that a row may be, which this collector does not know; "
-        "take 'sequences' or 'steps', or let the collector set max_steps",
-    )
+    check_average(average_over, rollout)
     if kl_coef > 0:
         reference_of(rollout, "kl_coef")
     present = rollout.mask.any(-1)

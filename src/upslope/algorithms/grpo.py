@@ -26,7 +26,7 @@ from upslope.algorithms.common import (
     policy_metrics,
     scored,
 )
-from upslope.algorithms.groups import Advantage, Estimator, Placement, check_kl, group_batch, kl_term, needs_every_group
+from upslope.algorithms.groups import Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term, needs_every_group
 from upslope.errors import require
 from upslope.records import Batch, Rollout, Surrogate
 from upslope.updates import Ascent
@@ -134,9 +134,8 @@ class GRPO:
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
-        size = rollout.mask.shape[-2] if rollout.mask.dim() > 1 else 1
-        shipped = self.advantage in ADVANTAGES.values()
-        require(size > 1 or not shipped, f"group_size: expected at least 2, found {size}; there is nothing to compare a row with")
+        if self.advantage in ADVANTAGES.values():
+            check_group_size(rollout)
         return group_batch(
             rollout,
             self.advantage,

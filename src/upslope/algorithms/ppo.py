@@ -28,7 +28,9 @@ from upslope.algorithms.common import (
     evaluated_value,
     masked_mean,
     normalized,
+    penalized_reward,
     policy_metrics,
+    reference_metrics,
     scored,
 )
 from upslope.errors import UsageError, require
@@ -71,6 +73,8 @@ class PPO:
     """weight of the entropy bonus"""
     kl_coef: float = 0.0
     """weight of the penalty KL(π_old‖π), exact where the policy offers its distribution, else k3"""
+    reference_kl_coef: float = 0.0
+    """weight of log π_old − log π_ref in the reward of each step; needs a collector with a reference"""
     adaptive_kl: float | None = None
     """target of that KL: below target/1.5 the weight is halved, above 1.5 · target doubled (none: constant)"""
     normalize_advantage: bool = True
@@ -86,18 +90,18 @@ class PPO:
         check_clip_range(self.clip_range)
         check_dual_clip(self.dual_clip, self.surrogate)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)
+        check_not_negative(reference_kl_coef=self.reference_kl_coef)
         for name, value in {"value_clip_range": self.value_clip_range, "adaptive_kl": self.adaptive_kl}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
         require(self.adaptive_kl is None or self.kl_coef > 0, "adaptive_kl: it adapts kl_coef, which is 0; give kl_coef a start, 1.0 say")
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
-        """``Â = GAE``, ``returns = Â + V``; with a KL penalty also the sampling distribution's parameters."""
+        """``Â = GAE`` of the penalized reward, ``returns = Â + V``; with ``kl_coef`` also the sampling distribution's parameters."""
         value, next_value = critic_values(rollout)
-        advantage = F.gae(
-            rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
-        )
+        reward = penalized_reward(rollout, self.reference_kl_coef)
+        advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
-        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask)), **reference_metrics(rollout)}
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
         old = None

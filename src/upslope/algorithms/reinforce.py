@@ -8,7 +8,7 @@ Left out: several epochs over a batch. More than one gradient step needs an impo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,9 @@ from upslope.algorithms.common import (
     critic_values,
     evaluated_value,
     normalized,
+    penalized_reward,
     policy_metrics,
+    reference_metrics,
     scored,
 )
 from upslope.records import Batch, Rollout
@@ -83,20 +85,26 @@ class REINFORCE:
     """weight of the squared value error (only with a baseline)"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
+    reference_kl_coef: float = 0.0
+    """weight of log π_old − log π_ref in the reward of each step; needs a collector with a reference"""
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-3))
     """how parameters move"""
 
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
-        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, reference_kl_coef=self.reference_kl_coef)
         check_one_pass(self.update)
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic's target is the credit."""
         value, next_value = critic_values(rollout) if self.baseline else (None, None)
+        if self.reference_kl_coef > 0:
+            rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
         credit, weight = self.returns(rollout, self.gamma, next_value)
         advantage = weight * (credit if value is None else credit - value)
-        metrics = {} if value is None else {"explained_variance": float(F.explained_variance(value, credit, rollout.mask))}
+        metrics = reference_metrics(rollout)
+        if value is not None:
+            metrics["explained_variance"] = float(F.explained_variance(value, credit, rollout.mask))
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
         return Batch.of(rollout, advantage=advantage, returns=credit, metrics=metrics)
