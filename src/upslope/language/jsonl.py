@@ -11,7 +11,7 @@ from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
 
-RESERVED = ("prompts", "completions")
+RESERVED = ("prompts", "completions", "self")
 """Names under which a reward receives something else; no column may be called so."""
 
 
@@ -22,8 +22,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         content = file.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"no such file: {file}") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             found = True
@@ -31,30 +31,30 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     require(found, f"{file} is empty: expected one JSON object on every line")
 
 
-def read_problems(path: str | Path) -> list[Problem]:
-    """The problems of a file of ``{"prompt": …, "answer": …, any column}``; all lines have the same columns."""
-    problems: list[Problem] = []
-    first, names = "", set[str]()
+def read_problems(path: str | Path, *, answers: bool = False) -> list[tuple[str, Problem]]:
+    """Each problem of a file of ``{"prompt": …, "answer": …, any column}`` with its place; all lines have the same columns.
+
+    With ``answers``, a column ``answer``, if there is one, holds strings or numbers only. Raises :class:`UsageError`.
+    """
+    problems: list[tuple[str, Problem]] = []
     for place, entry in read_lines(path):
         prompt = _prompt(place, entry)
         columns = {name: value for name, value in entry.items() if name != "prompt"}
         for name in RESERVED:
-            require(name not in columns, f"{place}: a column may not be called {name}, rewards get something else by that name: rename it")
-        if not problems:
-            first, names = place, set(columns)
+            require(name not in columns, f"{place}: a column may not be called {name}, which means something else to rewards: rename it")
+        first, names = (problems[0][0], set(problems[0][1].columns)) if problems else (place, set(columns))
         missing, extra = sorted(names - set(columns)), sorted(set(columns) - names)
-        require(not missing, f"{place}: column {', '.join(map(repr, missing))} is missing, which the first line has")
+        require(not missing, f"{place}: column {', '.join(map(repr, missing))} is missing, which {first} has")
         require(not extra, f"{place}: column {', '.join(map(repr, extra))} is missing in {first}: every line needs the same columns")
-        problems.append(Problem(prompt=prompt, columns=columns))
+        if answers and "answer" in columns:
+            _check_answer(place, columns["answer"])
+        problems.append((place, Problem(prompt=prompt, columns=columns)))
     return problems
 
 
-def check_answers(path: str | Path) -> None:
-    """Raise :class:`UsageError` naming the first line whose ``answer`` is neither a string nor a number."""
-    for place, entry in read_lines(path):
-        answer = entry.get("answer")
-        fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
-        require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
+def _check_answer(place: str, answer: Any) -> None:
+    fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
+    require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

@@ -6,7 +6,8 @@ with one entry per completion. A function is told only what it has parameters fo
 1. A reward is called once with the whole batch. If that call raises or takes too long, it is called again for one item at a
    time, so that one bad item does not lose the others; a reward that compares the items of a batch must not raise.
 2. An item for which any reward (of a weight other than 0) raised, ran out of time or said ``None`` has no score, never a silent
-   0: the item is to be masked and kept out of its group. A reward that has nothing to say about some problems says 0.0 there (TRL adds up the others).
+   0: the item is to be masked and kept out of its group. A reward that has nothing to say about some problems says 0.0 there
+   (TRL would add up the others).
 3. If no item of a batch has a score, or a reward returns something that is not one number or ``None`` per item, that is a fault.
 """
 

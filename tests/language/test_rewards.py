@@ -1,0 +1,481 @@
+"""Rewards: the convention, weights, items without a score, time limits, what breaks the convention, built-ins."""
+
+import asyncio
+import time
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from upslope.errors import RunFault, UsageError
+from upslope.language.checks import as_number, is_answer, last_number, tagged
+from upslope.language.rewards import BUILTIN, Part, Rewards, builtin, completion_for, parse_weight, reward_from, text_of
+from upslope.language.tasks import task
+
+QUICK = {"timeout": 0.05, "batch_timeout": 0.5}
+
+
+def constant(value):
+    return lambda *, completions, **_: [value] * len(completions)
+
+
+def lengths(*, completions, **_):
+    return [float(len(text)) for text in completions]
+
+
+def run(rewards, completions, **columns):
+    return rewards(prompts=["p"] * len(completions), completions=completions, **columns)
+
+
+def message_of(error, rewards, completions, **columns):
+    with pytest.raises(error) as caught:
+        run(rewards, completions, **columns)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+# the convention
+
+
+def test_the_score_is_the_weighted_sum():
+    found = run(Rewards.of(lengths, constant(2), weights=[0.5, -1]), ["a", "bbb"])
+    assert found.scores == [-1.5, -0.5]
+    assert found.parts == {"lengths": [1.0, 3.0], "<lambda>": [2.0, 2.0]} and found.means == {"lengths": 2.0, "<lambda>": 2.0}
+    assert (found.num_missing, found.num_none, found.num_raised, found.num_timed_out, found.num_retried) == (0, 0, 0, 0, 0)
+    assert found.first_error == ""
+
+
+def test_an_async_reward_is_awaited_even_where_a_loop_is_running():
+    async def slow(*, completions, **_):
+        await asyncio.sleep(0.001)
+        return [len(text) for text in completions]
+
+    class Judge:
+        async def __call__(self, completions):
+            return [1.0 for _ in completions]
+
+    async def inside():
+        return run(Rewards.of(slow, Judge()), ["a", "bb"])
+
+    assert run(Rewards.of(slow, Judge()), ["a", "bb"]).scores == asyncio.run(inside()).scores == [2.0, 3.0]
+
+
+def test_a_reward_is_told_what_it_has_parameters_for():
+    def few(completions, level):
+        return [float(value) for value in level]
+
+    def everything(*, prompts, completions, **columns):
+        assert prompts == ["p", "p"] and set(columns) == {"answer", "level"}
+        return [0.0, 0.0]
+
+    found = run(Rewards.of(few, everything, partial(few, level=[5, 5])), ["a", "b"], answer=["x", "y"], level=[1, 2])
+    assert found.scores[0] == found.parts["few"][0] + found.parts["partial"][0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True, False],
+        (1, 0),
+        np.array([1.0, 0.0], dtype=np.float32),
+        torch.tensor([1.0, 0.0]),
+        [np.float32(1), np.int64(0)],
+        [torch.tensor(1.0), Fraction(0)],
+        np.array([True, False]),
+    ],
+)
+def test_numbers_of_every_kind_are_taken_and_true_is_one(values):
+    scores = run(Rewards.of(lambda completions: values), ["a", "b"]).scores
+    assert scores == [1.0, 0.0] and all(type(score) is float for score in scores)
+
+
+def test_an_empty_batch_has_no_scores():
+    assert run(Rewards.of(lengths), []).scores == []
+
+
+def test_equal_names_are_numbered_and_rewards_pass_through():
+    rewards = Rewards.of(constant(1), constant(2), constant(3), lengths)
+    assert [part.name for part in rewards.parts] == ["<lambda>", "<lambda>#2", "<lambda>#3", "lengths"]
+    assert Rewards.of(rewards) is rewards
+
+
+def test_messages_reach_a_reward_as_messages():
+    seen = []
+
+    def reward(*, prompts, completions):
+        seen.extend(completions)
+        return [0.0] * len(prompts)
+
+    prompts = ["text", [{"role": "user", "content": "chat"}]]
+    Rewards.of(reward)(prompts=prompts, completions=[completion_for(prompt, "yes") for prompt in prompts])
+    assert seen == ["yes", [{"role": "assistant", "content": "yes"}]] and [text_of(item) for item in seen] == ["yes", "yes"]
+
+
+# items without a score
+
+
+def test_an_item_with_a_missing_reward_has_no_score():
+    def unsure(*, completions, **_):
+        return [None if text == "?" else 1.0 for text in completions]
+
+    found = run(Rewards.of(unsure, lengths), ["?", "ab"])
+    assert found.scores == [None, 3.0] and found.parts["lengths"] == [1.0, 2.0] and found.means["lengths"] == 1.5
+    assert (found.num_missing, found.num_none, found.num_raised) == (1, 1, 0)
+    assert found.first_error == "reward unsure said None (item 1)"
+
+
+def test_a_reward_of_weight_zero_is_logged_and_masks_nothing():
+    found = run(Rewards.of(constant(None), lengths, weights=[0, 1]), ["a", "bb"])
+    assert found.scores == [1.0, 2.0] and found.num_none == 2 and "<lambda>" not in found.means
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, UsageError, KeyError])
+def test_one_item_that_raises_does_not_lose_the_others(kind):
+    calls = []
+
+    def fragile(*, completions, **_):
+        calls.append(list(completions))
+        if "bad" in completions:
+            raise kind("two\nlines")
+        return [1.0] * len(completions)
+
+    found = run(Rewards.of(fragile), ["a", "bad", "c"])
+    assert found.scores == [1.0, None, 1.0] and calls == [["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+    assert (found.num_raised, found.num_retried, found.num_timed_out) == (1, 1, 0)
+    assert found.first_error.startswith(f"reward fragile raised {kind.__name__}: ") and "\n" not in found.first_error
+    assert found.first_error.endswith("(item 2)")
+
+
+def test_every_argument_is_cut_to_the_item():
+    def fragile(*, prompts, completions, answer):
+        if len(prompts) > 1:
+            raise ValueError
+        return [float(completions[0] == answer[0])]
+
+    assert run(Rewards.of(fragile), ["a", "b"], answer=["a", "c"]).scores == [1.0, 0.0]
+
+
+def test_a_hanging_item_is_timed_out_and_the_others_keep_their_scores():
+    def hangs(*, completions, **_):
+        if "hang" in completions:
+            time.sleep(0.6)
+        return [1.0] * len(completions)
+
+    started = time.monotonic()
+    found = run(Rewards.of(hangs, timeout=0.05), ["a", "hang", "c"])
+    assert found.scores == [1.0, None, 1.0] and found.num_timed_out == 1 and found.num_raised == 0
+    assert found.first_error == "reward hangs took too long (item 2)"
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_hanging_async_item_is_canceled():
+    canceled = []
+
+    async def hangs(*, completions, **_):
+        try:
+            await asyncio.sleep(5 if "hang" in completions else 0)
+        except asyncio.CancelledError:
+            canceled.append(list(completions))
+            raise
+        return [1.0] * len(completions)
+
+    found = run(Rewards.of(hangs, **QUICK), ["hang", "b"])
+    time.sleep(0.05)
+    assert found.scores == [None, 1.0] and found.num_timed_out == 1
+    assert canceled == [["hang", "b"], ["hang"]]
+
+
+def test_a_reward_that_always_hangs_ends_in_one_line_and_in_time():
+    started = time.monotonic()
+    message = message_of(RunFault, Rewards.of(lambda completions: time.sleep(1), timeout=0.05, batch_timeout=0.15), ["a"] * 30)
+    assert message == "none of 30 completions got a score: reward <lambda> took too long (item 1)"
+    assert time.monotonic() - started < 0.8
+
+
+def test_a_slow_batch_within_its_limits_is_not_timed_out():
+    def slow(*, completions):
+        time.sleep(0.12)
+        return [1.0] * len(completions)
+
+    assert run(Rewards.of(slow, timeout=0.05), ["a"] * 8).num_retried == 0
+    assert run(Rewards.of(slow, timeout=None, batch_timeout=None), ["a"]).scores == [1.0]
+
+
+def test_a_timeout_error_of_the_reward_s_own_counts_as_raised():
+    async def judge(*, completions):
+        raise TimeoutError("the judge does not answer")
+
+    message = message_of(RunFault, Rewards.of(judge), ["a", "b"])
+    assert "reward judge raised TimeoutError: the judge does not answer (item 1)" in message
+
+
+@pytest.mark.parametrize(
+    "reward, words",
+    [
+        (constant(None), "none of 2 completions got a score: reward <lambda> said None (item 1)"),
+        (lambda completions: 1 / 0, "reward <lambda> raised ZeroDivisionError: division by zero (item 1)"),
+        (lambda completions: [completions[5]], "raised IndexError"),
+    ],
+)
+def test_no_score_at_all_is_a_fault_that_names_the_reward_and_the_first_error(reward, words):
+    assert words in message_of(RunFault, Rewards.of(reward, lengths), ["a", "b"])
+
+
+def test_different_rewards_may_leave_every_item_without_a_score():
+    first = Rewards.of(lambda completions: [None, 1.0], lambda completions: [1.0, None])
+    assert "none of 2 completions" in message_of(RunFault, first, ["a", "b"])
+
+
+# what breaks the convention
+
+
+@pytest.mark.parametrize(
+    "result, words",
+    [
+        (None, "returned None: expected a list with a number or None for each of 2"),
+        ("11", "returned '11' of type str"),
+        (1.0, "returned 1.0 of type float"),
+        ({"a": 1.0, "b": 0.0}, "of type dict"),
+        (iter([1.0, 2.0]), "of type list_iterator"),
+        (torch.tensor(1.0), "of type Tensor"),
+        ([1.0], "returned 1 values for 2 completions"),
+        ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
+        ([], "returned 0 values for 2 completions"),
+        ([1.0, float("nan")], "gave nan for item 2: expected a finite number"),
+        ([float("inf"), 1.0], "gave inf for item 1"),
+        ([1.0, -(10**400)], "gave inf for item 2"),
+        (torch.tensor([0.0, float("nan")]), "gave nan for item 2"),
+        (["1.0", 1.0], "gave '1.0' of type str for item 1"),
+        ([1.0, [2.0]], "gave [2.0] of type list for item 2"),
+        (torch.zeros(2, 3), "of type list for item 1"),
+        ([1.0, 1j], "gave 1j of type complex for item 2"),
+        ([1.0, Decimal(1)], "of type Decimal for item 2"),
+    ],
+)
+def test_a_result_that_is_not_one_number_per_item_is_a_fault(result, words):
+    def mine(*, completions):
+        return result
+
+    message = message_of(RunFault, Rewards.of(mine), ["a", "b"])
+    assert message.startswith("reward mine ") and words in message
+
+
+def test_a_bad_result_in_the_item_by_item_pass_names_the_item():
+    def mine(*, completions):
+        if len(completions) > 1:
+            raise ValueError
+        return [1.0 if completions == ["a"] else float("nan")]
+
+    assert "gave nan for item 2" in message_of(RunFault, Rewards.of(mine), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Rewards.of(), "expected one reward or more"),
+        (lambda: Rewards.of("contains:a"), "expected a function, found 'contains:a' of type str"),
+        (lambda: Rewards.of(lengths, weights=[1, 2]), "expected one for each of 1 rewards, found 2"),
+        (lambda: Rewards.of(lengths, weights=[float("nan")]), "its weight is a finite number, found nan"),
+        (lambda: Rewards.of(lengths, weights=["1"]), "its weight is a finite number, found '1'"),
+        (lambda: Rewards.of(lengths, weights=[0]), "every weight is 0"),
+        (lambda: Rewards.of(lengths, timeout=0), "timeout: expected seconds above 0"),
+        (lambda: Rewards.of(lengths, batch_timeout=-1), "batch_timeout: expected seconds above 0"),
+        (lambda: Rewards.of(lengths, timeout=float("inf")), "timeout: expected seconds above 0, or None"),
+        (lambda: Rewards(parts=(Part(name="a", function=lengths), Part(name="a", function=lengths))), "two have the same name"),
+    ],
+)
+def test_rewards_that_cannot_be_made(make, words):
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_column_is_named_before_anything_is_called():
+    def judge(*, prompts, completions, solution, hint=None):
+        raise AssertionError("called")
+
+    message = "reward judge needs the column 'solution', which the data does not have (columns: answer)"
+    assert message_of(UsageError, Rewards.of(judge), ["a"], answer=["x"]) == message
+    with pytest.raises(UsageError, match=r"exact-match needs the column 'answer'.*\(columns: none\)"):
+        Rewards.of(builtin("exact-match")).check(())
+    Rewards.of(judge, len).check(("solution", "obj"))
+
+
+def test_columns_of_another_length_are_named():
+    assert "answer: expected one entry for each of 2 completions, found 1" in message_of(
+        UsageError, Rewards.of(lengths), ["a", "b"], answer=["x"]
+    )
+
+
+# by name
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("module:function=0.5", ("module:function", 0.5)),
+        ("module:function", ("module:function", 1.0)),
+        ("exact-match=2", ("exact-match", 2.0)),
+        ("contains:a=-1e-1", ("contains:a", -0.1)),
+        ("regular-expression:a=b", ("regular-expression:a=b", 1.0)),
+        ("regular-expression:a=b=3", ("regular-expression:a=b", 3.0)),
+    ],
+)
+def test_a_weight_follows_the_last_equals_sign(text, expected):
+    assert parse_weight(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("module:function=half", "expected a number after =, as in module:function=0.5, found 'half'"),
+        ("module:function=", "found ''"),
+        ("exact-match=x", "expected a number after ="),
+        ("=1", "a name is missing"),
+        ("", "a name is missing"),
+        ("module:function=nan", "its weight is a finite number"),
+        ("module:function=inf", "its weight is a finite number"),
+    ],
+)
+def test_a_bad_weight_is_refused(text, words):
+    with pytest.raises(UsageError, match=words):
+        parse_weight(text)
+
+
+@pytest.mark.parametrize(
+    "text, completion, answer, expected",
+    [
+        ("exact-match", " 46\n", 46, 1.0),
+        ("exact-match", "46.0", "46", 0.0),
+        ("answer", "so 46.", "46.0", 1.0),
+        ("answer", "so Paris", "Paris", 0.0),
+        ("answer", "so <answer>Paris</answer>", "Paris", 1.0),
+        ("answer", "46 <answer>45</answer>", "46", 0.0),
+        ("numeric-answer", "12 + 34 = 1,046", "1046", 1.0),
+        ("numeric-answer", "<answer>46</answer> (of 50)", 46, 1.0),
+        ("numeric-answer:sum", "<sum>46</sum> 3", 46, 1.0),
+        ("numeric-answer", "nothing", 46, 0.0),
+        ("numeric-answer", "46", "Paris", None),
+        ("regular-expression:^a.*z$", "a\nz", None, 1.0),
+        ("regular-expression:^a.*z$", "a\ny", None, 0.0),
+        ("contains:reward", "A Reward!", None, 1.0),
+        ("contains:reward", "a re-ward", None, 0.0),
+        ("contains:a:b", "a:b", None, 1.0),
+        ("length:4", "abcd", None, 1.0),
+        ("length:4", "abc", None, 0.75),
+        ("length:4", "abcdefghij", None, 0.0),
+        ("max-length:3", "abc", None, 1.0),
+        ("max-length:3", "abcd", None, 0.0),
+        ("format-tags", "<answer>x</answer>", None, 1.0),
+        ("format-tags", "<answer> </answer>", None, 0.0),
+        ("format-tags:think,answer", "<think>x</think><answer>y</answer>", None, 1.0),
+        ("format-tags:think,answer", "<answer>y</answer>", None, 0.0),
+    ],
+)
+def test_built_in_rewards(text, completion, answer, expected):
+    reward = builtin(text)
+    for form in (completion, [{"role": "assistant", "content": completion}]):
+        assert reward(prompts=["p"], completions=[form], answer=[answer]) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("exact-mach", "did you mean 'exact-match'"),
+        ("function", "unknown reward 'function'"),
+        ("contains", "an argument is missing: write contains:ARGUMENT"),
+        ("contains:", "an argument is missing"),
+        ("exact-match:5", "it takes no argument, found '5'"),
+        ("regular-expression:(", "is not a regular expression"),
+        ("length:many", "expected a number of characters, 1 or more, found 'many'"),
+        ("length:0", "1 or more, found '0'"),
+        ("max-length:-3", "1 or more"),
+        ("format-tags:<a>", "expected a tag's name"),
+    ],
+)
+def test_a_bad_name_is_refused(text, words):
+    with pytest.raises(UsageError) as caught:
+        reward_from(text, lambda name: lengths)
+    assert words in str(caught.value)
+
+
+def test_anything_else_is_loaded_by_the_caller():
+    asked = []
+    assert reward_from("my.module:function", lambda text: asked.append(text) or lengths) is lengths
+    assert asked == ["my.module:function"] and reward_from("max-length:3", asked.append).__name__ == "max-length:3"
+    with pytest.raises(UsageError, match="expected a function, found 3 of type int"):
+        reward_from("module:three", lambda text: 3)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_built_in_reward_works_in_rewards_and_says_its_name():
+    arguments = {"required": ":3", "optional": "", "none": ""}
+    rewards = Rewards.of(*(builtin(name + arguments[wants]) for name, (_, wants) in BUILTIN.items()))
+    found = run(rewards, ["3", "x"], answer=["3", "4"])
+    assert found.num_missing == 0 and {part.name.partition(":")[0] for part in rewards.parts} == set(BUILTIN)
+
+
+def test_a_task_s_own_reward_works_in_rewards():
+    made = task("addition")
+    problems = made.held_out[:3]
+    answers = [p.columns["answer"] for p in problems]
+    rewards = Rewards.of(made.reward, builtin("max-length:2"), weights=[1, 0.5])
+    rewards.check(made.columns)
+    expected = [1.0 + 0.5 * (len(answer) <= 2) for answer in answers]
+    assert rewards(prompts=[p.prompt for p in problems], completions=answers, answer=answers).scores == expected
+
+
+# reading numbers and tags
+
+
+@pytest.mark.parametrize(
+    "text, number, whole",
+    [
+        ("46", "46", True),
+        (" -7 ", "-7", True),
+        ("+.5", "0.5", True),
+        ("1,234.50", "1234.5", True),
+        ("1e3", "1000", True),
+        ("100000000000000000000000001", "100000000000000000000000001", True),
+        ("10-4", "4", False),
+        ("it is 46.", "46", False),
+        ("...46", "46", False),
+        ("1,2", "2", False),
+        ("$5", "5", False),
+        ("٤٦", None, False),
+        ("none", None, False),
+        ("", None, False),
+    ],
+)
+def test_the_last_number(text, number, whole):
+    assert last_number(text) == (None if number is None else Decimal(number))
+    assert as_number(text) == (Decimal(number) if whole and number else None)
+
+
+def test_large_numbers_are_compared_exactly():
+    assert not is_answer("100000000000000000000000001", "100000000000000000000000000")
+    assert is_answer("0.10", 0.1)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("<answer> a </answer>", "a"),
+        ("<answer>a</answer><answer>b</answer>", "b"),
+        ("<answer>a</answer><answer>", "a"),
+        ("<answer><answer>b</answer>", "b"),
+        ("</answer><answer>", None),
+        ("a</answer>", None),
+        ("", None),
+    ],
+)
+def test_the_last_tag(text, expected):
+    assert tagged(text) == expected
+
+
+@pytest.mark.parametrize("completion", [3, None, ["a"], [{"role": "assistant"}], {"content": "a"}])
+def test_a_completion_that_is_neither_text_nor_messages(completion):
+    with pytest.raises(UsageError, match="a completion is a string or a list of messages"):
+        text_of(completion)
