@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes the peers' environments in benchmarks/.envs (not part of the repository):  bash benchmarks/peers/setup.sh [sb3] [rejax] [cleanrl]
+# The language peers are large and made only when named:  bash benchmarks/peers/setup.sh trl vllm
 # PYTHON chooses the interpreter, PIP_ARGS reaches every pip install (to choose a CPU build of PyTorch, for one), CLEANRL_REPOSITORY another clone source.
 set -euo pipefail
 
@@ -14,7 +15,7 @@ for name in "${@:-sb3 rejax cleanrl}"; do
   for peer in $name; do
     requirements="$here/requirements-$peer.txt"
     if [ ! -f "$requirements" ]; then
-      echo "unknown peer '$peer': choose from sb3, rejax, cleanrl" >&2
+      echo "unknown peer '$peer': choose from sb3, rejax, cleanrl, trl, vllm" >&2
       exit 2
     fi
     "$python" -m venv "$envs/$peer"
@@ -28,6 +29,9 @@ for name in "${@:-sb3 rejax cleanrl}"; do
     if [ "$peer" = cleanrl ] && [ ! -d "$envs/cleanrl-source" ]; then
       git clone --quiet "$cleanrl_repository" "$envs/cleanrl-source"
       git -C "$envs/cleanrl-source" checkout --quiet "$cleanrl_commit"
+    fi
+    if [ "$peer" = vllm ]; then
+      "$envs/$peer/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     fi
     echo "$peer is ready"
   done
