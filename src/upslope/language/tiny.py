@@ -1,0 +1,62 @@
+"""A small transformer with a character tokenizer, made on the spot: something to learn on without a download."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from upslope.errors import require
+from upslope.language.policy import LanguagePolicy
+
+ALPHABET = "0123456789+-*/=()<>.,:;!?'\" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\n"
+
+
+def character_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:
+    """One token for each character, and an end token that is also the padding."""
+    characters = sorted(set(alphabet))
+    require(bool(characters), "alphabet: expected at least one character, found none")
+    words = {"<eos>": 0, "<unk>": 1, **{c: i + 2 for i, c in enumerate(characters)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
+
+
+def tiny(
+    alphabet: str = ALPHABET,
+    *,
+    hidden_size: int = 96,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    context: int = 256,
+    seed: int = 0,
+    value_head: bool = False,
+    temperature: float = 1.0,
+) -> LanguagePolicy:
+    """A Llama of the given size with fresh weights; 223k parameters as it stands.
+
+    Raises:
+        UsageError: sizes below 1, or a hidden size that the heads do not divide.
+    """
+    for name, value in {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads, "context": context}.items():
+        require(value >= 1, f"{name}: expected an integer ≥ 1, found {value}")
+    require(hidden_size % (2 * num_heads) == 0, f"hidden_size: expected a multiple of 2 · num_heads = {2 * num_heads}, found {hidden_size}")
+    tokenizer = character_tokenizer(alphabet)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=8 * hidden_size // 3 // 8 * 8,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return LanguagePolicy(model, tokenizer, temperature=temperature, value_head=value_head, compute_dtype=torch.float32)
