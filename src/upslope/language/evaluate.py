@@ -1,0 +1,86 @@
+"""Measuring a language policy on problems that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from upslope.errors import require
+from upslope.language.engine import EmbeddedEngine
+from upslope.language.policy import LanguagePolicy
+from upslope.language.problems import Problem, Task, columns_of
+from upslope.language.rewards import Reward, Rewards, completion_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageResult:
+    """Means over problems, one completion each; ``accuracy_interval`` is the 95 % bootstrap interval of the accuracy.
+
+    ``accuracy`` and ``format_rate`` are None where the task cannot tell.
+    """
+
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    reward_mean: float | None
+    format_rate: float | None
+    length_mean: float
+    episodes: int
+
+
+def evaluate(
+    policy: LanguagePolicy,
+    task: Task,
+    *,
+    episodes: int | None = 256,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    greedy: bool = True,
+    rewards: Rewards | None = None,
+    problems: Sequence[Problem] | None = None,
+) -> LanguageResult:
+    """One completion of each of the first ``episodes`` held-out problems (None: all), greedy unless told otherwise.
+
+    Raises:
+        UsageError: a task that holds no problem out, or fewer than one episode.
+    """
+    found = list(task.held_out if problems is None else problems)
+    require(bool(found), f"task {task.name}: it holds no problem out, so nothing can be evaluated; give it a FILE.test.jsonl")
+    require(episodes is None or episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes}")
+    found = found[:episodes]
+    prompts = [policy.encode(problem.prompt) for problem in found]
+    made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
+    lengths = made.length[:, 0].tolist()
+    texts = [policy.decode(ids[:n]) for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
+    correct = checked(task.correct, found, texts)
+    reward = rewards or Rewards.of(task.reward)
+    scores = [s for s in scored(reward, found, texts) if s is not None]
+    form = checked(task.format, found, texts)
+    return LanguageResult(
+        accuracy=None if correct is None else float(np.mean(correct)),
+        accuracy_interval=None if correct is None else interval(correct),
+        reward_mean=float(np.mean(scores)) if scores else None,
+        format_rate=None if form is None else float(np.mean(form)),
+        length_mean=float(np.mean(lengths)),
+        episodes=len(found),
+    )
+
+
+def scored(rewards: Rewards, problems: list[Problem], texts: list[str]) -> list[float | None]:
+    """Scores of one completion per problem."""
+    completions = [completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
+    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems)).scores
+
+
+def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> list[float] | None:
+    """A task's own check as 0 or 1 for each problem; None where it has none."""
+    return None if check is None else [0.0 if s is None else s for s in scored(Rewards.of(check), problems, texts)]
+
+
+def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean."""
+    array = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(0).integers(0, len(array), (resamples, len(array)))
+    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
+    return float(low), float(high)

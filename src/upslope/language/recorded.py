@@ -1,0 +1,106 @@
+"""Collectors of recorded texts: demonstrations ``[N, 1, T]``, labeled completions ``[N, 1, T]``, preference pairs ``[N, 2, T]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError, require
+from upslope.language.collect import Order, log_probs, padded, recorded
+from upslope.language.policy import LanguagePolicy
+from upslope.language.problems import Labeled, Pair
+from upslope.language.rewards import Prompt
+from upslope.records import Rollout
+
+
+class Recorded:
+    """``policy -> Rollout`` of ``batch_size`` recorded units per iteration, in an order that ``seed`` decides.
+
+    ``rows`` are ``(prompt, completions, scores)``: one completion for demonstrations and labels, two for pairs, with what stands as
+    the reward of each one's last token. An end token is put behind each. The reference's log-probabilities of a unit are computed
+    once and remembered.
+
+    Raises:
+        UsageError: no rows, a text that does not fit into the model's context, a reference of another vocabulary.
+    """
+
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        rows: Sequence[tuple[Prompt, Sequence[str], Sequence[float]]],
+        *,
+        batch_size: int = 16,
+        reference: LanguagePolicy | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(bool(rows), "data: expected at least one row, found none")
+        require(batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {batch_size}")
+        if reference is not None and reference.vocabulary != policy.vocabulary:
+            raise UsageError(f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary")
+        self.prompts = [policy.encode(prompt) for prompt, _, _ in rows]
+        self.completions = [[encoded(policy, text) for text in texts] for _, texts, _ in rows]
+        self.scores = [list(scores) for _, _, scores in rows]
+        for i, (prompt, texts) in enumerate(zip(self.prompts, self.completions, strict=True)):
+            require(bool(prompt), f"data[{i}]: its prompt has no token")
+            size = len(prompt) + max(map(len, texts))
+            if size > policy.context:
+                raise UsageError(f"data[{i}]: its {size} tokens exceed the model's context of {policy.context}; shorten it")
+        self.batch_size, self.reference = min(batch_size, len(rows)), reference
+        self.order = Order(len(rows), seed)
+        self.remembered: dict[int, Tensor] = {}
+
+    def __call__(self, policy: LanguagePolicy) -> Rollout:
+        """The next units."""
+        indices = self.order.take(self.batch_size)
+        rows = [ids for i in indices for ids in self.completions[i]]
+        count = len(self.completions[indices[0]])
+        ids, length = padded(rows, policy.device)
+        score = torch.tensor([self.scores[i] for i in indices], device=policy.device)
+        rollout = recorded(
+            [self.prompts[i] for i in indices],
+            ids.view(len(indices), count, -1),
+            length.view(len(indices), count),
+            score=score,
+            finished=torch.ones_like(score, dtype=torch.bool),
+            unit="pair",
+        )
+        if self.reference is None:
+            return rollout
+        return replace(rollout, reference_log_prob=self.by_reference(indices, rollout))
+
+    def by_reference(self, indices: list[int], rollout: Rollout) -> Tensor:
+        """Log-probabilities under the reference, ``[units, G, T]``, from memory where they are known."""
+        assert self.reference is not None
+        new = [n for n, i in enumerate(indices) if i not in self.remembered]
+        if new:
+            part = {name: x[torch.tensor(new, device=x.device)] for name, x in rollout.inputs.items()}
+            for n, row in zip(new, log_probs(self.reference, part), strict=True):
+                self.remembered[indices[n]] = row
+        steps = rollout.mask.shape[-1]
+        rows = [torch.nn.functional.pad(self.remembered[i][..., :steps], (0, max(0, steps - self.remembered[i].shape[-1]))) for i in indices]
+        return torch.stack(rows).where(rollout.mask, 0.0)
+
+
+def encoded(policy: LanguagePolicy, text: str) -> list[int]:
+    """A recorded completion as token ids, with the end token that the policy is to learn."""
+    tokenizer: Any = policy.tokenizer
+    return [*(int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]), int(tokenizer.eos_token_id)]
+
+
+def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]], **options: Any) -> Recorded:
+    """Prompts with the completion to imitate, for SFT."""
+    return Recorded(policy, [(prompt, [text], [0.0]) for prompt, text in examples], **options)
+
+
+def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
+    """Completions that are wanted (+1) or not (−1), for KTO."""
+    return Recorded(policy, [(e.prompt, [e.completion], [1.0 if e.label else -1.0]) for e in examples], **options)
+
+
+def preference_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], **options: Any) -> Recorded:
+    """Chosen and rejected completions, for DPO and reward models."""
+    return Recorded(policy, [(p.prompt, [p.chosen, p.rejected], [0.0, 0.0]) for p in pairs], **options)
