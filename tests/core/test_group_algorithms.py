@@ -22,7 +22,7 @@ def policy():
 
 def drawn(language=ENDS, groups=6, size=4, seed=0, policy=None, reference=None):
     """A recording of random groups, with rewards that are small integers."""
-    index = torch.randint(len(language.rows), (groups, size), generator=torch.Generator().manual_seed(seed))
+    index = language.drawn((groups, size), seed)
     rollout = language.rollout(policy or language.policy(1), reference or language.policy(2), index=index, unit="group")
     score = torch.randint(0, 3, (groups, size), generator=torch.Generator().manual_seed(seed + 1)).double()
     return replace(rollout, reward=score.unsqueeze(-1) * rollout.terminated)
@@ -300,6 +300,17 @@ def test_rollouts_that_cannot_be_used_are_refused(policy):
     for algorithm, given, message in cases:
         with pytest.raises(UsageError, match=message):
             algorithm.estimate(policy, given)
+
+
+def test_rloo_clips_where_it_makes_several_steps(policy):
+    batch = RLOO().estimate(policy, drawn(policy=policy))
+    stale = replace(batch, behavior_log_prob=batch.behavior_log_prob - torch.tensor([0.4, 0.1, -0.4], dtype=torch.float64))
+    forms = {name: GRPO(surrogate=SURROGATES[name], average_over="constant") for name in ("score-function", "clipped")}
+    expected = {name: slope(algorithm, policy, stale) for name, algorithm in forms.items()}
+    assert torch.equal(slope(RLOO(), policy, stale), expected["score-function"])
+    for update in (Ascent(num_epochs=2), Ascent(num_minibatches=2)):
+        assert torch.equal(slope(RLOO(update=update), policy, stale), expected["clipped"])
+    assert not torch.equal(expected["score-function"], expected["clipped"])
 
 
 def test_surrogates_of_ones_own_are_checked(policy):

@@ -22,12 +22,12 @@ def policy():
 
 
 def pairs(count=6, seed=0, reference=None):
-    index = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(seed + i))[:2] for i in range(count)])
+    index = ENDS.drawn((count, 2), seed)
     return ENDS.rollout(ENDS.policy(1), reference or ENDS.policy(2), index=index, unit="pair")
 
 
 def labeled(labels=(1.0, -1.0, 1.0, -1.0, -1.0), seed=0, reference=None):
-    index = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[: len(labels)].unsqueeze(1)
+    index = ENDS.drawn((len(labels),), seed).unsqueeze(1)
     rollout = ENDS.rollout(ENDS.policy(1), reference or ENDS.policy(2), index=index, unit="pair")
     return replace(rollout, reward=torch.tensor(labels, dtype=torch.float64).view(-1, 1, 1) * rollout.terminated)
 

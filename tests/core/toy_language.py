@@ -98,6 +98,13 @@ class Language:
                 unit=unit,
             )
 
+    def drawn(self, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        """Random sequences, every length equally likely, none twice in a row of ``shape``."""
+        length = self.mask.sum(-1)
+        rarity = 1.0 / (length.unsqueeze(0) == length.unsqueeze(1)).sum(-1)
+        rows = rarity.expand(*shape[:-1], -1).reshape(-1, len(length))
+        return torch.multinomial(rows, shape[-1], generator=torch.Generator().manual_seed(seed)).reshape(shape)
+
     def groups(self, size: int) -> torch.Tensor:
         """All groups, ``[sequences ** size, size]``."""
         return torch.cartesian_prod(*[torch.arange(len(self.rows))] * size)
