@@ -75,7 +75,7 @@ def test_the_solution_is_right_well_formed_and_rewarded_and_another_is_not(name)
     wrong = [*right[1:], right[0]]
     expected = [float(a == b) for a, b in zip(right, wrong, strict=True)]
     assert scores(made.correct, problems, wrong) == expected
-    assert all(len(text) < made.max_tokens for text in right)
+    assert name == "sums" or all(len(text) < made.max_tokens for text in right)  # one token a character, and one for the end
 
 
 @pytest.mark.parametrize("name", ["addition", "copy"])
@@ -115,11 +115,14 @@ def test_sums_show_one_example_that_is_not_a_problem(style):
     made = task("sums", style=style, held_out=64)
     assert len(made.train) + len(made.held_out) == 2499 and len(made.held_out) == 64
     for problem in [*made.train[:50], *made.held_out]:
-        text = problem.prompt if style == "text" else problem.prompt[0]["content"]
-        assert text.count("<answer>42</answer>") == 1
-        question = text.rpartition("Question: ")[2]
-        assert question.split()[:3] != ["17", "+", "25"]
-        assert str(sum(map(int, question.split()[:3:2]))) == problem.columns["answer"]
+        if style == "text":
+            example, question = problem.prompt.removesuffix(" =").split("\n")
+            assert example == "17 + 25 = <answer>42</answer>"
+        else:
+            assert [message["role"] for message in problem.prompt] == ["user", "assistant", "user"]
+            assert problem.prompt[0]["content"] == "<question>17 + 25</question>" and problem.prompt[1]["content"] == "<answer>42</answer>"
+            question = problem.prompt[2]["content"].removeprefix("<question>").removesuffix("</question>")
+        assert question != "17 + 25" and str(sum(map(int, question.split(" + ")))) == problem.columns["answer"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,8 @@ def test_sums_show_one_example_that_is_not_a_problem(style):
     [
         ("<answer>{}</answer>", 1.0, 1.0, 1.0),
         ("It is <answer> {}\n</answer>.", 1.0, 1.0, 1.0),
-        ("<answer>1</answer><answer>{}</answer>", 1.0, 1.0, 1.0),
+        ("<answer>{}</answer>\n3 + 4 = <answer>7</answer>", 1.0, 1.0, 1.0),
+        ("<answer>0</answer><answer>{}</answer>", 0.25, 0.0, 1.0),
         ("<answer>999</answer>", 0.25, 0.0, 1.0),
         ("{}", 0.0, 0.0, 0.0),
         ("<answer>{}", 0.0, 0.0, 0.0),

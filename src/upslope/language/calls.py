@@ -63,6 +63,5 @@ async def _within(value: Awaitable[Any], seconds: float | None) -> Any:
     task = asyncio.ensure_future(value)
     done, _ = await asyncio.wait({task}, timeout=seconds)
     if not done:
-        task.cancel()
-        raise _OutOfTime
+        raise _OutOfTime  # which ends the event loop, and with it the task is canceled
     return task.result()

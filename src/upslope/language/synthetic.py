@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 from typing import Any
 
 from upslope.errors import UsageError, require
-from upslope.language.checks import Prompt, as_number, each, exact_match, last_number, tagged
+from upslope.language.checks import Prompt, as_number, each, exact_match, tagged
 from upslope.language.problems import Pair, Problem, Task, num_held_out, shuffled, split
 
 MAX_PROBLEMS = 16384
@@ -82,22 +83,27 @@ def sums(
     format_weight: float = 0.2,
     held_out: int | None = None,
 ) -> Task:
-    """Sums for a model that follows instructions: one worked example, then the question, both with an answer tag.
+    """Sums for a model that follows instructions: one worked example with an answer tag, then the question.
 
-    The reward is ``format_weight`` where a number stands in the tag, and the rest where it is the right one. ``style`` is
-    ``messages`` (one user message) or ``text``. The example is never among the problems.
+    The reward is ``format_weight`` where a number stands in the first answer tag, and the rest where it is the right one.
+    ``style`` is ``messages`` (the example is a turn of its own) or ``text``. The example is never among the problems.
     """
     fine = isinstance(format_weight, int | float) and not isinstance(format_weight, bool) and 0 <= format_weight < 1
     require(fine, f"task sums: format_weight is at least 0 and below 1, found {format_weight!r}")
-    prompts = [(styled("sums", _sums_prompt(a, b), style), a + b) for a, b in _operands("sums", low, high, seed) if (a, b) != SUMS_EXAMPLE]
-    problems = [Problem(prompt=prompt, columns={"answer": str(answer)}) for prompt, answer in prompts]
+    require(style in ("messages", "text"), f"task sums: style is messages or text, found {style!r}")
+    operands = [pair for pair in _operands("sums", low, high, seed) if pair != SUMS_EXAMPLE]
+    problems = [Problem(prompt=_sums_prompt(a, b, style), columns={"answer": str(a + b)}) for a, b in operands]
     train, test = split(problems, num_held_out(len(problems), held_out), "sums", seed)
 
+    def said(text: str) -> Decimal | None:
+        head, end, _ = text.partition("</answer>")  # the first: a model given plain text goes on with questions of its own
+        return as_number(tagged(head + end) or "")
+
     def form(text: str) -> float:
-        return float(as_number(tagged(text) or "") is not None)
+        return float(said(text) is not None)
 
     def right(text: str, answer: Any) -> float:
-        return float(form(text) == 1.0 and last_number(tagged(text) or "") == as_number(str(answer)))
+        return float(said(text) == as_number(str(answer)))
 
     def reward(text: str, answer: Any) -> float:
         return (1.0 - format_weight) * right(text, answer) + format_weight * form(text)
@@ -111,7 +117,7 @@ def sums(
         correct=each("correct", right, "answer"),
         format=each("format", form),
         solution=tagged_answer_of,
-        max_tokens=32,
+        max_tokens=16,
     )
 
 
@@ -143,18 +149,26 @@ def pairs_from(task: Task, *, seed: int = 0, count: int = 256, held_out: bool = 
     generator, pairs = random.Random(f"pairs/{task.name}/{seed}/{held_out}"), []
     while len(pairs) < count:
         for problem in shuffled(source, "pairs", seed, len(pairs))[: count - len(pairs)]:
-            wrong = generator.choice([*others[: (at := others.index(answer_of(problem)))], *others[at + 1 :]])
+            wrong = generator.choice(others)
+            while wrong == answer_of(problem):
+                wrong = generator.choice(others)
             rejected = make(Problem(prompt=problem.prompt, columns={**problem.columns, "answer": wrong}))
             pairs.append(Pair(prompt=problem.prompt, chosen=make(problem), rejected=rejected))
     return pairs
 
 
-def _sums_prompt(a: int, b: int) -> str:
+def _sums_prompt(a: int, b: int, style: str) -> Prompt:
     c, d = SUMS_EXAMPLE
-    return (
-        f"Add the two numbers. Write only the sum, between <answer> and </answer>.\n\n"
-        f"Question: {c} + {d}\n<answer>{c + d}</answer>\n\nQuestion: {a} + {b}"
-    )
+    answer = f"<answer>{c + d}</answer>"
+    if style == "text":
+        return f"{c} + {d} = {answer}\n{a} + {b} ="
+    # SmolLM2-135M-Instruct answers this in the form in 0.91 of 64 samples (correct: 0.11), and seventeen other wordings, 32 samples
+    # each, in at most 0.47, but for this one with a system message before it
+    return [
+        {"role": "user", "content": f"<question>{c} + {d}</question>"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": f"<question>{a} + {b}</question>"},
+    ]
 
 
 def _operands(task: str, low: int, high: int, seed: int) -> list[tuple[int, int]]:
