@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from upslope._version import __version__
 
 if TYPE_CHECKING:
-    from upslope import control, functional, testing
+    from upslope import control, functional, language, testing
     from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, RewardModeling
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
@@ -48,6 +48,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "UsageError": ("upslope.errors", "UsageError"),
     "control": ("upslope.control", None),
     "functional": ("upslope.functional", None),
+    "language": ("upslope.language", None),
     "testing": ("upslope.testing", None),
     "train": ("upslope.run.train", "train"),
 }
@@ -75,6 +76,7 @@ __all__ = [
     "__version__",
     "control",
     "functional",
+    "language",
     "testing",
     "train",
 ]

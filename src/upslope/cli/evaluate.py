@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Any
 
-from upslope.cli.flags import INTEGER, SWITCH, TEXT, Flag, parse
+from upslope.cli.flags import INTEGER, SWITCH, TEXT, Flag, parse, several
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.load import Run
 
 FLAGS = (
-    Flag("episodes", INTEGER, 20, "fresh episodes to play"),
+    Flag("episodes", INTEGER, None, "fresh episodes to play (none: 20; of a language model all held-out problems)"),
     Flag("seed", INTEGER, 100, "of the episodes; each is seeded differently"),
     Flag("json", SWITCH, False, "print one JSON object and nothing else"),
     Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's own is module:name, or to try another one"),
+    Flag("task", TEXT, None, "language models: the task to measure on (none: the run's own)"),
+    Flag("reward", several(TEXT, None), None, "language models: rewards, where the run's own are module:function"),
+    Flag("max_tokens", INTEGER, None, "language models: the longest completion (none: as in training)"),
 )
 
 HELP = """\
 usage: upslope evaluate RUN [flags]
 
 Play fresh episodes with the policy in a run folder and report the mean return with a 95 % bootstrap interval.
+A language model answers held-out problems, greedily: accuracy with its interval, reward, format rate, length.
 
   upslope evaluate runs/ppo-CartPole-v1-0 --episodes 100
+  upslope evaluate runs/grpo-addition-0 --task addition --json
 """
 
 
@@ -36,9 +43,16 @@ def main(words: list[str]) -> int:
     if not plain:
         raise UsageError("evaluate: expected RUN, a run folder; try: upslope evaluate runs/ppo-CartPole-v1-0")
     given = {flag.name: flag.default for flag in FLAGS} | values
-    require(given["episodes"] >= 1, f"--episodes: expected an integer ≥ 1, found {given['episodes']}")
+    for name in ("episodes", "max_tokens"):
+        require(given[name] is None or given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     run = Run.load(plain[0])
+    if run.world == "language":
+        require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
+        return evaluate_language(run, given)
+    for name in ("task", "reward", "max_tokens"):
+        require(given[name] is None, f"--{name.replace('_', '-')}: this run trained on an environment, {run.env_id}")
+    given["episodes"] = given["episodes"] or 20
     env = run.environment(given["env"])
     policy = run.best_policy if given["best"] else run.policy
     from upslope.control import evaluate
@@ -56,4 +70,32 @@ def main(words: list[str]) -> int:
         print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
         print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
         print(f"  length {result.length_mean:.1f} steps")
+    return 0
+
+
+def evaluate_language(run: Run, given: dict[str, Any]) -> int:
+    """Answer held-out problems and report."""
+    from upslope.run.language_evaluate import evaluate_run
+
+    result = evaluate_run(
+        run,
+        task=given["task"],
+        reward=given["reward"],
+        episodes=given["episodes"],
+        max_tokens=given["max_tokens"],
+        seed=given["seed"],
+        greedy=not given["sample"],
+        best=given["best"],
+    )
+    if given["json"]:
+        print(json.dumps(asdict(result)))
+        return 0
+    how, of = ("sampled" if given["sample"] else "greedy"), given["task"] or run.env_id
+    print(f"{run.algorithm} on {of}, {how}: {result.episodes} held-out problems")
+    if result.accuracy is not None and result.accuracy_interval is not None:
+        low, high = result.accuracy_interval
+        print(f"  accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
+    for label, value in (("reward", result.reward_mean), ("format rate", result.format_rate), ("length in tokens", result.length_mean)):
+        if value is not None:
+            print(f"  {label} {value:.3f}")
     return 0

@@ -258,7 +258,9 @@ def parse(words: Sequence[str], flags: Iterable[Flag], positionals: int | None =
             raise unknown("flag", option, [*table, *switches])
         flag = table[option]
         found = [attached] if equals else take(rest, flag)
-        values[flag.name] = value_of(flag, found)
+        value = value_of(flag, found)
+        repeats = flag.kind.most is None and isinstance(values.get(flag.name), tuple)
+        values[flag.name] = (*values[flag.name], *value) if repeats else value  # --reward a --reward b is --reward a b
     if positionals is not None and len(plain) > positionals:
         raise UsageError(f"unexpected {plain[positionals]!r}: flags start with --, and a flag takes no more values than its help says")
     return plain, values

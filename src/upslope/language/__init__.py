@@ -1,1 +1,39 @@
-"""The language world."""
+"""Language models as policies: any decoder-only Transformers model, trained by the same algorithms as everything else."""
+
+from __future__ import annotations
+
+from upslope.language.collect import Completions
+from upslope.language.engine import EmbeddedEngine, Engine, Generated
+from upslope.language.evaluate import LanguageResult, evaluate
+from upslope.language.policy import LanguagePolicy
+from upslope.language.problems import Labeled, Pair, Problem, Task
+from upslope.language.recorded import Recorded, demonstrations, labeled, preference_pairs
+from upslope.language.rewards import Part, Rewards, builtin
+from upslope.language.tasks import pairs_from, read_labeled, read_pairs, task
+from upslope.language.tiny import tiny
+
+__all__ = [
+    "Completions",
+    "EmbeddedEngine",
+    "Engine",
+    "Generated",
+    "Labeled",
+    "LanguagePolicy",
+    "LanguageResult",
+    "Pair",
+    "Part",
+    "Problem",
+    "Recorded",
+    "Rewards",
+    "Task",
+    "builtin",
+    "demonstrations",
+    "evaluate",
+    "labeled",
+    "pairs_from",
+    "preference_pairs",
+    "read_labeled",
+    "read_pairs",
+    "task",
+    "tiny",
+]

@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -133,7 +133,9 @@ class Packed:
     masks: dict[Any, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict[Any, Any])
 
     @classmethod
-    def of(cls, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor, *, whole: bool = False) -> Packed:
+    def of(
+        cls, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor, *, whole: bool = False
+    ) -> Packed:
         """Pack right-padded ``[B, P]`` prompts and ``[B, G, T]`` completions with lengths ``[B]`` and ``[B, G]``.
 
         The last token of a completion predicts nothing, so it is no input unless ``whole`` asks for its output (reward models do).
@@ -171,18 +173,18 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``."""
-        prompt = [self.prompts.spread(x[:, : self.num_prompt]) for x in (query, key, value)]
+        split = self.num_prompt
+        q, k, v = (self.prompts.spread(x[:, :split]) for x in (query, key, value))
         inner, across, own = self.masked(how, query.dtype)
-        rows = [self.prompts.gather(prompt_attention(*prompt, how, inner).flatten(1, 2))]
-        if query.shape[1] > self.num_prompt:
-            completion = [self.completions.spread(x[:, self.num_prompt :]) for x in (query, key, value)]
-            arguments = (*completion, *prompt[1:], how, across, own)
+        rows = [self.prompts.gather(prompt_attention(q, k, v, how, inner).flatten(1, 2))]
+        if query.shape[1] > split:
+            own_q, own_k, own_v = (self.completions.spread(x[:, split:]) for x in (query, key, value))
             heads, (B, G, T), P = query.shape[0], self.completions.shape, self.prompts.shape[-1]
             if torch.is_grad_enabled() and heads * B * G * T * (P + T) > RECOMPUTED_FROM:
-                found = checkpoint(completion_attention, *arguments, use_reentrant=False)
+                found = checkpoint(completion_attention, own_q, own_k, own_v, k, v, how, across, own, use_reentrant=False)
             else:
-                found = completion_attention(*arguments)
-            rows.append(self.completions.gather(found.flatten(1, 3)))
+                found = completion_attention(own_q, own_k, own_v, k, v, how, across, own)
+            rows.append(self.completions.gather(cast(Tensor, found).flatten(1, 3)))
         return torch.cat(rows, 1).transpose(0, 1)
 
 

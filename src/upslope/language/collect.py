@@ -76,7 +76,9 @@ class Completions:
     def __call__(self, policy: LanguagePolicy) -> Rollout:
         """Sample, score, record."""
         if self.reference is not None and self.reference.vocabulary != policy.vocabulary:
-            raise UsageError(f"reference: it has {self.reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary")
+            raise UsageError(
+                f"reference: it has {self.reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
+            )
         engine = self.engine or EmbeddedEngine(policy)
         self.engine = engine
         engine.sync(policy, self.iteration)

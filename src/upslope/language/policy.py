@@ -65,7 +65,9 @@ class LanguagePolicy(nn.Module):
     ) -> None:
         super().__init__()
         require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
-        require(tokenizer.eos_token_id is not None, "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token")
+        require(
+            tokenizer.eos_token_id is not None, "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token"
+        )
         config: Any = model.config
         model.eval()
         for layer in model.modules():
@@ -122,10 +124,12 @@ class LanguagePolicy(nn.Module):
         Raises:
             UsageError: in one line, whatever is wrong with the folder.
         """
-        from upslope.language.pretrained import load, with_adapters
+        from upslope.language.pretrained import VALUE_HEAD, load, load_value_head, with_adapters
 
         model, tokenizer = load(name_or_folder)
         policy = cls(model, tokenizer, **options)
+        if policy.body.value_head is not None and (Path(name_or_folder) / VALUE_HEAD).exists():
+            load_value_head(policy.body.value_head, Path(name_or_folder))
         return policy if lora_rank is None else with_adapters(policy, lora_rank)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:

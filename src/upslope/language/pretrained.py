@@ -27,7 +27,9 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     folder = Path(where)
     is_path = folder.exists() or where.startswith((".", "/", "~")) or where.count("/") > 1
     if is_path and not folder.is_dir():
-        raise UsageError(f"model {where}: there is no such folder" if not folder.exists() else f"model {where}: this is a file; name its folder")
+        raise UsageError(
+            f"model {where}: there is no such folder" if not folder.exists() else f"model {where}: this is a file; name its folder"
+        )
     if is_path and not (folder / "config.json").exists():
         raise UsageError(f"model {where}: it has no config.json, so it is not the folder of a Transformers model")
     options: dict[str, Any] = {"local_files_only": is_path, "trust_remote_code": False}

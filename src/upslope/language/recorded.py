@@ -40,7 +40,9 @@ class Recorded:
         require(bool(rows), "data: expected at least one row, found none")
         require(batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {batch_size}")
         if reference is not None and reference.vocabulary != policy.vocabulary:
-            raise UsageError(f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary")
+            raise UsageError(
+                f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
+            )
         self.prompts = [policy.encode(prompt) for prompt, _, _ in rows]
         self.completions = [[encoded(policy, text) for text in texts] for _, texts, _ in rows]
         self.scores = [list(scores) for _, _, scores in rows]
@@ -81,7 +83,9 @@ class Recorded:
             for n, row in zip(new, log_probs(self.reference, part), strict=True):
                 self.remembered[indices[n]] = row
         steps = rollout.mask.shape[-1]
-        rows = [torch.nn.functional.pad(self.remembered[i][..., :steps], (0, max(0, steps - self.remembered[i].shape[-1]))) for i in indices]
+        rows = [
+            torch.nn.functional.pad(self.remembered[i][..., :steps], (0, max(0, steps - self.remembered[i].shape[-1]))) for i in indices
+        ]
         return torch.stack(rows).where(rollout.mask, 0.0)
 
 

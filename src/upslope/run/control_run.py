@@ -15,7 +15,7 @@ from typing import Any, Self
 from upslope.errors import RunFault, UsageError, unknown
 from upslope.run.control_settings import EnvSettings, EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
 from upslope.run.load import Run, check_format, load_state, read_json
-from upslope.run.settings import check_names, choices, load_function, replaced, settings_of, to_json
+from upslope.run.settings import check_names, plain_value, replaced, settings_of, to_json
 
 ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
@@ -77,7 +77,7 @@ class ControlRun:
         """A copy with settings changed by their flat names; functions may be given by name, tuples as lists."""
         known = settings_of(*self.parts())
         check_names(values, known)
-        clean = {name: _plain_value(value, known[name].owner, name) for name, value in values.items()}
+        clean = {name: plain_value(value, known[name].owner, name) for name, value in values.items()}
         try:
             algorithm, collector, policy, env, settings = (replaced(part, clean) for part in self.parts())
         except TypeError as error:  # a check compared a text with a number
@@ -182,6 +182,15 @@ class Prepared:
         spec = gymnasium.registry.get(self.envs.env_id)
         return None if spec is None else spec.reward_threshold
 
+    @property
+    def target(self) -> str:
+        """What is learned: the environment."""
+        return self.envs.env_id
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
     def evaluator(self) -> Any:
         """Plays fresh episodes, each call others; its seeds lie far from those of the training environments."""
         from upslope.control import Evaluator
@@ -256,7 +265,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         if key in ("format_version", "versions", "world", "env_id", "name"):
             continue
-        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "settings", "update"):
+        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
             flat |= flat_config(value)
         else:
             flat[key] = value
@@ -272,12 +281,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if "format_version" in config:
         check_format(file, config)
     return flat_config(config)
-
-
-def _plain_value(value: Any, owner: type, name: str) -> Any:
-    """What JSON or a caller gave as what the field holds: functions from their names, tuples from lists, paths from text."""
-    if isinstance(value, str) and choices(owner, name):
-        return load_function(value, owner, name)
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if name == "init" and isinstance(value, str) else value

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,7 +55,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics: TextIO | None = None
+        self._open: dict[str, TextIO] = {}
 
     @classmethod
     def create(cls, out: Path | None, default: Path) -> RunFolder:
@@ -93,13 +93,17 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl`` and flush it."""
+        self.append("metrics.jsonl", [row])
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to a JSONL file and flush it."""
         try:
-            if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-            self._metrics.write(json.dumps(finite(row)) + "\n")
-            self._metrics.flush()
+            if name not in self._open:
+                self._open[name] = (self.path / name).open("a", encoding="utf-8")
+            self._open[name].writelines(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+            self._open[name].flush()
         except OSError as error:
-            raise RunFault(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror or error}") from error
+            raise RunFault(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
     def save_policy(self, policy: Any, name: str = "policy") -> None:
         """Write ``<name>.safetensors`` from the policy's state; tensors are copied out of any shared buffer."""
@@ -109,10 +113,10 @@ class RunFolder:
         self.write_bytes(f"{name}.safetensors", save(state))
 
     def close(self) -> None:
-        """Close the metrics file; writing to it again reopens it."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        """Close the files that grow; writing to one again reopens it."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
 
     def discard(self) -> None:
         """Remove a folder in which nothing happened yet, with the files that were written ahead of the run."""

@@ -38,7 +38,7 @@ class Run:
             raise UsageError(f"run folder {folder}: it has no config.json, so it is not the folder of a run")
         config = read_json(folder / "config.json")
         check_format(folder / "config.json", config)
-        for name in ("algorithm", "env_id", "settings"):
+        for name in ("algorithm", "task" if config.get("world") == "language" else "env_id", "settings"):
             if name not in config:
                 raise damaged(folder / "config.json", f"{name!r} is missing")
         check_config(folder / "config.json", config)
@@ -54,9 +54,14 @@ class Run:
         return str(self.config["algorithm"]["name"])
 
     @property
+    def world(self) -> str:
+        """``control`` or ``language``."""
+        return str(self.config["world"])
+
+    @property
     def env_id(self) -> str:
-        """The environment's id, as on the command line."""
-        return str(self.config["env_id"])
+        """The environment's id, as on the command line; in the language world the task."""
+        return str(self.config["env_id"] if self.world == "control" else self.config["task"].get("task") or "recorded texts")
 
     def environment(self, given: str | None = None) -> str:
         """The environment's name; one that imports a module must be named by the caller, never by a file."""
@@ -102,12 +107,19 @@ class Run:
     @cached_property
     def best_policy(self) -> Any:
         """The policy of the best periodic evaluation (runs with ``--eval-every`` or ``--until-return``)."""
-        if not (self.path / "best_policy.safetensors").exists():
+        if not (self.path / "best_policy.safetensors").exists() and not (self.path / "best_policy").is_dir():
             raise UsageError(f"run folder {self.path}: it has no best policy; train with --eval-every STEPS to keep one")
         return self.load_policy("best_policy")
 
     def load_policy(self, name: str) -> Any:
-        """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode."""
+        """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode.
+
+        In the language world: the policy in the Transformers folder ``<name>``.
+        """
+        if self.world == "language":
+            from upslope.run.language_load import load_language_policy
+
+            return load_language_policy(self, name)
         description = read_json(self.path / "policy.json")
         check_format(self.path / "policy.json", description)
         state = read_safetensors(self.path / f"{name}.safetensors")
@@ -169,13 +181,15 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     algorithm, world = config["algorithm"], config.get("world")
     if not isinstance(algorithm, dict) or not isinstance(algorithm.get("name"), str):
         raise damaged(path, "'algorithm' is not an object with a name")
-    if not isinstance(config["env_id"], str) or not config["env_id"]:
-        raise damaged(path, "'env_id' is not the name of an environment")
-    if world != "control":
-        raise damaged(path, f"'world' is {world!r}, expected 'control'")
-    for name in ("collector", "policy", "env", "settings"):
+    if world not in ("control", "language"):
+        raise damaged(path, f"'world' is {world!r}, expected 'control' or 'language'")
+    for name in ("collector", "policy", "env" if world == "control" else "task", "settings"):
         if not isinstance(config.get(name), dict):
             raise damaged(path, f"{name!r} is not an object")
+    if world == "language":
+        return
+    if not isinstance(config["env_id"], str) or not config["env_id"]:
+        raise damaged(path, "'env_id' is not the name of an environment")
     if not isinstance(config["env"].get("env_kwargs"), dict):
         raise damaged(path, "'env_kwargs' is not an object")
 

@@ -20,7 +20,7 @@ from upslope.run.control_settings import Output
 from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path
 from upslope.run.load import Run
 from upslope.run.loggers import Logger, check_loggers, loggers_for
-from upslope.run.report import next_words, plan, progress_for, result_words
+from upslope.run.report import Progress, next_words, plan, progress_for, result_words
 from upslope.run.threads import one_thread
 
 EVALUATE_EVERY = 2048
@@ -32,15 +32,20 @@ SAVE_EVERY = 30.0
 
 
 class Session:
-    """Carries out one :class:`ControlRun` and writes its folder."""
+    """Carries out one :class:`ControlRun` and writes its folder; what a world does differently is a method of its own."""
 
-    def __init__(self, run: ControlRun, output: Output) -> None:
+    save_every = SAVE_EVERY
+
+    def __init__(self, run: Any, output: Output) -> None:
+        self.run_config = self._complete(run)
+        self.output = output
+        self.signal: int | None = None
+
+    def _complete(self, run: ControlRun) -> Any:
         settings = run.settings
         if settings.until_return is not None and settings.eval_every is None:
             settings = replace(settings, eval_every=EVALUATE_EVERY)
-        self.run_config = replace(run, settings=settings)
-        self.output = output
-        self.signal: int | None = None
+        return replace(run, settings=settings)
 
     # ------------------------------------------------------------------------------------------------- from start to end
 
@@ -53,12 +58,12 @@ class Session:
         prepared = self.run_config.prepare()
         self.run_config, self.prepared = prepared.run, prepared
         try:
-            default = default_path(self.run_config.name, prepared.envs.env_id, self.run_config.settings.seed)
+            default = default_path(self.run_config.name, prepared.target, self.run_config.settings.seed)
             with RunFolder.create(self.output.out, default) as self.folder:
                 summary = self._recorded()
             return Run(self.folder.path, {"format_version": FORMAT_VERSION, **self.config}, summary)
         finally:
-            prepared.envs.close()
+            prepared.close()
 
     def _recorded(self) -> dict[str, Any]:
         """Everything that happens while the folder is open."""
@@ -91,8 +96,11 @@ class Session:
         if error is not None:
             raise error
         if not self.output.quiet:
-            print(result_words(summary, self.folder.path), next_words(summary, self.folder.path), sep="\n\n", flush=True)
+            print(self._closing_words(summary), flush=True)
         return summary
+
+    def _closing_words(self, summary: Mapping[str, Any]) -> str:
+        return f"{result_words(summary, self.folder.path)}\n\n{next_words(summary, self.folder.path)}"
 
     def _open(self) -> None:
         self.state_row: dict[str, Any] = {}
@@ -102,17 +110,33 @@ class Session:
         self.solved = False
         self.training = True
         self.saved_at = time.perf_counter()
-        self.config = self.run_config.config()
-        if ":" not in self.config["env_id"]:
-            self.config["env_id"] = self.prepared.envs.env_id  # with its version, where it was asked for without
+        self.config = self._config()
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.config, "versions": versions()})
-        self.folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.prepared.policy.describe()})
-        self.folder.save_policy(self.prepared.policy)
+        self._save_first()
         output = self.output
         self.loggers: list[Logger] = loggers_for(output.loggers, self.folder.path, self.config)
         if not output.quiet:
-            print(plan(self.run_config, self.prepared, self.folder.path), flush=True)
-        self.progress = progress_for(self.run_config.settings, output.quiet)
+            print(self._plan(), flush=True)
+        self.progress = self._progress()
+
+    def _config(self) -> dict[str, Any]:
+        config = self.run_config.config()
+        if ":" not in config["env_id"]:
+            config["env_id"] = self.prepared.envs.env_id  # with its version, where it was asked for without
+        return config
+
+    def _save_first(self) -> None:
+        self.folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.prepared.policy.describe()})
+        self._save(self.prepared.policy)
+
+    def _save(self, policy: Any, name: str = "policy") -> None:
+        self.folder.save_policy(policy, name)
+
+    def _plan(self) -> str:
+        return plan(self.run_config, self.prepared, self.folder.path)
+
+    def _progress(self) -> Progress:
+        return progress_for(self.run_config.settings, self.output.quiet)
 
     def _train(self) -> None:
         from upslope.run.train import train
@@ -142,8 +166,8 @@ class Session:
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
-        if time.perf_counter() - self.saved_at > SAVE_EVERY:
-            self.folder.save_policy(state.policy)
+        if time.perf_counter() - self.saved_at > self.save_every:
+            self._save(state.policy)
             self.saved_at = time.perf_counter()
         return self.solved or self.signal is not None
 
@@ -151,7 +175,7 @@ class Session:
         """A greedy evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
         mean = self._fresh_episodes(policy).return_mean
         if not self.evaluations or mean > max(self.evaluations):
-            self.folder.save_policy(policy, "best_policy")
+            self._save(policy, "best_policy")
         self.evaluations.append(mean)
         goal = self.run_config.settings.until_return
         self.solved = goal is not None and len(self.evaluations) >= 2 and min(self.evaluations[-2:]) >= goal
@@ -191,7 +215,7 @@ class Session:
     def _finish(self, error: Exception | None, result: Any) -> dict[str, Any]:
         """Save the policy, draw the curve, write the summary."""
         if not isinstance(error, Diverged):  # the parameters may be what diverged; the last saved ones stay
-            self.folder.save_policy(self.prepared.policy)
+            self._save(self.prepared.policy)
         summary = self._summary(error, result)
         self._draw(summary)
         summary["wall_seconds"] = time.perf_counter() - self.started

@@ -95,6 +95,19 @@ def choices(owner: type, name: str) -> dict[str, Any]:
     return getattr(owner, "CHOICES", {}).get(name, {})
 
 
+def plain_value(value: Any, owner: type, name: str) -> Any:
+    """What JSON or a caller gave as what the field holds: functions from their names, tuples from lists, paths from text."""
+    if isinstance(value, str) and choices(owner, name):
+        return load_function(value, owner, name)
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if name in PATHS and isinstance(value, str) else value
+
+
+PATHS = ("init", "pairs")
+"""Settings that are paths and text in JSON."""
+
+
 def function_name(function: Callable[..., Any], owner: type, name: str) -> str:
     """The name under which the library ships a field's function, else ``module:name``."""
     for choice, shipped in choices(owner, name).items():

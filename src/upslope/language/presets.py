@@ -1,0 +1,42 @@
+"""Tuned settings for the built-in tasks; the command line starts from them, and flags override them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+
+TINY: Values = {"learning_rate": 3e-4, "num_prompts": 32, "group_size": 16, "warm_start": 0.5, "iterations": 100}
+PRETRAINED: Values = {"learning_rate": 1e-5, "num_prompts": 8, "group_size": 8}
+
+PRESETS: dict[tuple[str, str], Values] = {
+    ("tiny", "addition"): TINY,
+    ("tiny", "copy"): TINY,
+    ("pretrained", "sums"): {**PRETRAINED, "iterations": 28, "max_tokens": 24},
+}
+"""(``tiny`` or ``pretrained``, task) → flat settings."""
+
+OWN: dict[str, Values] = {
+    "sft": {"iterations": 300, "warm_start": 0.0},
+    "dpo": {"warm_start": 0.0},
+    "kto": {"warm_start": 0.0},
+    "reward-model": {"warm_start": 0.0},
+}
+"""What an algorithm changes on every task."""
+
+ON_TINY: dict[str, Values] = {
+    "sft": {"learning_rate": 3e-3, "batch_size": 256},
+    "dpo": {"learning_rate": 3e-4, "batch_size": 64},
+    "kto": {"learning_rate": 3e-4, "batch_size": 64},
+    "reward-model": {"learning_rate": 1e-3, "batch_size": 64},
+}
+
+
+def preset_for(algorithm: str, model: str, task: str | None, known: set[str]) -> dict[str, Any]:
+    """The settings to start from, of those that are ``known`` to this algorithm."""
+    kind = "tiny" if model == "tiny" else "pretrained"
+    found = dict(PRESETS.get((kind, task or ""), PRETRAINED if kind == "pretrained" else TINY)) | dict(OWN.get(algorithm, {}))
+    if kind == "tiny":
+        found |= ON_TINY.get(algorithm, {})
+    return {name: value for name, value in found.items() if name in known}

@@ -1,0 +1,37 @@
+"""A trained reward model as a reward function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from upslope.errors import UsageError
+from upslope.language.collect import padded
+from upslope.language.policy import LanguagePolicy
+from upslope.language.recorded import encoded
+from upslope.language.rewards import Prompt, text_of
+
+
+def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[float]]:
+    """``reward(*, prompts, completions) -> list[float]``: what the value head says at each completion's end token.
+
+    Raises:
+        UsageError: a policy without a value head.
+    """
+    if not policy.has_value:
+        raise UsageError("reward: this model has no value head, so it is no reward model")
+
+    @torch.no_grad()
+    def reward_model(*, prompts: Sequence[Prompt], completions: Sequence[Any]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            prompt_ids, prompt_length = padded([policy.encode(p) for p in prompts[part]], policy.device)
+            ids, length = padded([encoded(policy, text_of(c)) for c in completions[part]], policy.device)
+            inputs = {"prompt_ids": prompt_ids, "prompt_length": prompt_length}
+            found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
+        return found
+
+    return reward_model

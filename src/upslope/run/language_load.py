@@ -1,0 +1,19 @@
+"""The policy in a language run's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load_language_policy(run: Any, name: str) -> Any:
+    """The Transformers folder ``<run>/<name>`` as a policy that is not trained any more, with the run's temperature.
+
+    Raises:
+        UsageError: the folder is missing or damaged.
+    """
+    from upslope.language import LanguagePolicy
+
+    folder = run.path / name
+    has_head = (folder / "value_head.safetensors").exists()
+    policy = LanguagePolicy.from_pretrained(folder, temperature=float(run.config["policy"].get("temperature", 1.0)), value_head=has_head)
+    return policy.requires_grad_(False)

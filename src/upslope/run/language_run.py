@@ -1,0 +1,330 @@
+"""One run in the language world, from settings to a run folder: what ``upslope train grpo --model …`` does.
+
+>>> run = LanguageRun.of("grpo", model="tiny", task="addition").run()  # doctest: +SKIP
+>>> run.summary["accuracy"], run.policy.decode(ids)                    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from upslope.errors import UsageError, require, unknown
+from upslope.run.control_run import check_device, flat_config
+from upslope.run.control_settings import Output
+from upslope.run.language_settings import CompletionsSettings, LanguageRunSettings, ModelSettings, RecordedSettings, TaskSettings
+from upslope.run.load import Run
+from upslope.run.settings import check_names, load_object, plain_value, replaced, settings_of, to_json
+
+SAMPLING, RECORDED = CompletionsSettings, RecordedSettings
+ALGORITHMS: dict[str, tuple[str, str, type]] = {
+    "grpo": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "dr-grpo": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "dapo": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "gspo": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "cispo": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "reinforce-pp": ("upslope.algorithms.grpo", "GRPO", SAMPLING),
+    "rloo": ("upslope.algorithms.rloo", "RLOO", SAMPLING),
+    "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", SAMPLING),
+    "ppo": ("upslope.algorithms.ppo", "PPO", SAMPLING),
+    "sft": ("upslope.algorithms.sft", "SFT", RECORDED),
+    "dpo": ("upslope.algorithms.dpo", "DPO", RECORDED),
+    "kto": ("upslope.algorithms.kto", "KTO", RECORDED),
+    "reward-model": ("upslope.algorithms.reward_model", "RewardModeling", RECORDED),
+}
+"""The algorithms that train language models: name → module, class, and how it collects."""
+
+FOR_TEXT: dict[str, dict[str, Any]] = {
+    "reinforce": {"gamma": 1.0, "baseline": False, "max_grad_norm": 1.0},
+    "ppo": {"gamma": 1.0, "gae_lambda": 1.0, "num_epochs": 2, "num_minibatches": 2, "max_grad_norm": 1.0},
+    "dapo": {"refill": 3},
+}
+"""Settings that text asks for, where they differ from the class's own: rewards come at the end and are not discounted."""
+
+
+def algorithm_for(name: str) -> Any:
+    """A shipped algorithm with its settings for text; raises :class:`UsageError` with the nearest name."""
+    if name not in ALGORITHMS:
+        raise unknown("algorithm", name, ALGORITHMS)
+    module, attribute, _ = ALGORITHMS[name]
+    kind = getattr(importlib.import_module(module), attribute)
+    relatives = getattr(importlib.import_module(module), "RELATIVES", {})
+    return replaced(kind(**relatives.get(name, {})), FOR_TEXT.get(name, {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRun:
+    """Everything that decides a run's result; :meth:`run` carries it out."""
+
+    name: str
+    algorithm: Any
+    collector: CompletionsSettings | RecordedSettings
+    model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    settings: LanguageRunSettings = field(default_factory=LanguageRunSettings)
+
+    @classmethod
+    def of(cls, algorithm: str, **settings: Any) -> Self:
+        """A shipped algorithm: defaults, then the preset of model and task, then ``settings`` by their flat names.
+
+        Raises:
+            UsageError: an unknown algorithm or setting (with the nearest name), or a value that is not allowed.
+        """
+        from upslope.language.presets import preset_for
+
+        run = cls(name=algorithm, algorithm=algorithm_for(algorithm), collector=ALGORITHMS[algorithm][2]())
+        known = set(settings_of(*run.parts()))
+        run = run.replaced({name: value for name, value in FOR_TEXT.get(algorithm, {}).items() if name in known})
+        return run.replaced(preset_for(algorithm, str(settings.get("model", "tiny")), settings.get("task"), known)).replaced(settings)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
+        """The run that a ``config.json`` records, with ``settings`` changed."""
+        name = config["algorithm"]["name"]
+        run = cls(name=name, algorithm=algorithm_for(name), collector=ALGORITHMS[name][2]())
+        return run.replaced(flat_config(config)).replaced(settings)
+
+    def parts(self) -> tuple[Any, ...]:
+        """The dataclasses whose fields are the settings."""
+        return self.algorithm, self.collector, self.model, self.task, self.settings
+
+    def replaced(self, values: Mapping[str, Any]) -> Self:
+        """A copy with settings changed by their flat names; functions may be given by name, tuples as lists."""
+        known = settings_of(*self.parts())
+        check_names(values, known)
+        clean = {name: plain_value(value, known[name].owner, name) for name, value in values.items()}
+        try:
+            algorithm, collector, model, task, settings = (replaced(part, clean) for part in self.parts())
+        except TypeError as error:  # a check compared a text with a number
+            raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
+        return replace(self, algorithm=algorithm, collector=collector, model=model, task=task, settings=settings)
+
+    @property
+    def target(self) -> str:
+        """What is learned, in a word or two."""
+        if isinstance(self.collector, RecordedSettings) and self.collector.pairs is not None:
+            return self.collector.pairs.stem
+        task = self.task.task or "nothing"
+        return Path(task).stem if task.endswith(".jsonl") else task
+
+    def config(self) -> dict[str, Any]:
+        """Everything as JSON values, for ``config.json``."""
+        return {
+            "world": "language",
+            "algorithm": {"name": self.name, **to_json(self.algorithm)},
+            "collector": to_json(self.collector),
+            "policy": to_json(self.model),
+            "task": to_json(self.task),
+            "settings": to_json(self.settings),
+        }
+
+    def prepare(self) -> PreparedLanguage:
+        """Make task, policy and collector, and check all that can be known before the first step.
+
+        Raises:
+            UsageError: whatever cannot work, in one line.
+        """
+        check_extra()
+        device = check_device(self.settings.device)
+        task = self.make_task()
+        policy = make_policy(self.model, task, value_head=self.name in ("ppo", "reward-model"), seed=self.settings.seed).to(device)
+        reference = self.make_reference(policy)
+        if isinstance(self.collector, CompletionsSettings):
+            collect: Any = self.completions(policy, task, reference)
+        else:
+            collect = self.recorded(policy, task, reference)
+        return PreparedLanguage(run=self, task=task, policy=policy, collect=collect)
+
+    def make_task(self) -> Any:
+        """The task with the rewards that were asked for; None for recorded data that brings its own prompts."""
+        from upslope.language.tasks import task
+
+        if self.task.task is None:
+            if isinstance(self.collector, RecordedSettings) and self.collector.pairs is not None:
+                return None
+            raise UsageError("task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition")
+        reward = rewards_from(self.task.reward, self.task.reward_timeout) if self.task.reward else None
+        return task(self.task.task, seed=0, reward=reward, **self.task.task_kwargs)
+
+    def make_reference(self, policy: Any) -> Any:
+        """The frozen policy of a KL term, where one is needed."""
+        from upslope.language import LanguagePolicy
+
+        wanted = self.name in ("dpo", "kto") or max(getattr(self.algorithm, n, 0.0) for n in ("reference_kl_coef", "kl_coef")) > 0
+        if self.name == "ppo":
+            wanted = self.algorithm.reference_kl_coef > 0
+        if self.name == "reward-model" or not (wanted or self.collector.reference):
+            return None
+        if self.collector.reference is None:
+            return FrozenAtStart(policy.vocabulary)
+        return (
+            LanguagePolicy.from_pretrained(policy_folder(self.collector.reference), temperature=self.model.temperature)
+            .frozen()
+            .to(policy.device)
+        )
+
+    def completions(self, policy: Any, task: Any, reference: Any) -> Any:
+        """The collector of sampled completions."""
+        from upslope.language import Completions, Rewards
+        from upslope.language.collect import check_room
+
+        settings = self.collector
+        assert isinstance(settings, CompletionsSettings)
+        max_tokens = settings.max_tokens or task.max_tokens
+        check_room(policy, [problem.prompt for problem in [*task.train[:64], *task.held_out[:64]]], max_tokens)
+        require(
+            settings.refill == 0 or not getattr(self.algorithm, "needs_every_group", True),
+            "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
+        )
+        timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, timeout=self.task.reward_timeout)
+        return Completions(
+            task.train,
+            timed,
+            group_size=settings.group_size,
+            max_tokens=max_tokens,
+            num_prompts=settings.num_prompts,
+            reference=reference,
+            overlong_buffer=settings.overlong_buffer,
+            refill=settings.refill,
+            seed=self.settings.seed,
+        )
+
+    def recorded(self, policy: Any, task: Any, reference: Any) -> Any:
+        """The collector of recorded texts."""
+        from upslope.language import recorded as data
+        from upslope.language.tasks import pairs_from, read_labeled, read_pairs
+
+        settings = self.collector
+        assert isinstance(settings, RecordedSettings)
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "reference": reference, "seed": self.settings.seed}
+        if self.name == "sft":
+            require(
+                settings.pairs is None,
+                "pairs: sft imitates the task's answers; give --task FILE.jsonl with prompt and answer or completion",
+            )
+            return data.demonstrations(policy, examples_of(task), **{**options, "reference": None})
+        if self.name == "kto":
+            examples = read_labeled(settings.pairs) if settings.pairs else labeled_from(pairs_from(task, count=2048))
+            return data.labeled(policy, examples, **options)
+        pairs = read_pairs(settings.pairs) if settings.pairs else pairs_from(task, count=2048)
+        return data.preference_pairs(policy, pairs, **options)
+
+    def run(self, output: Output | None = None) -> Run:
+        """Train, evaluate, write the run folder; returns it loaded.
+
+        Raises:
+            UsageError: before anything was written.
+            RunFault: while running; the folder holds everything up to the last iteration.
+        """
+        from upslope.run.language_session import LanguageSession
+
+        return LanguageSession(self, output or Output()).run()
+
+
+@dataclass(frozen=True)
+class FrozenAtStart:
+    """Stands for the reference until training starts: after a warm start it is the warm policy that counts."""
+
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedLanguage:
+    """The living parts of a run."""
+
+    run: LanguageRun
+    task: Any
+    policy: Any
+    collect: Any
+
+    @property
+    def target(self) -> str:
+        """What is learned."""
+        return self.run.target
+
+    @property
+    def solved_at(self) -> float | None:
+        """The accuracy that counts as solved."""
+        return self.run.settings.until_accuracy
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def check_extra() -> None:
+    """Say which extra to install where Transformers is missing."""
+    from upslope.errors import missing_extra
+
+    for package in ("transformers", "tokenizers"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "language")
+
+
+def make_policy(settings: ModelSettings, task: Any, *, value_head: bool, seed: int) -> Any:
+    """A policy from a folder, or a fresh tiny one with the task's characters."""
+    import torch
+
+    from upslope.language import LanguagePolicy, tiny
+
+    if settings.model == "tiny":
+        require(settings.lora_rank is None, "lora_rank: the tiny model has nothing pretrained to adapt; leave it out")
+        alphabet = {"alphabet": task.alphabet} if task is not None and task.alphabet else {}
+        return tiny(**alphabet, seed=seed, value_head=value_head, temperature=settings.temperature)
+    dtype = None if settings.compute_dtype == "auto" else getattr(torch, settings.compute_dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # fresh adapters are random
+        return LanguagePolicy.from_pretrained(
+            policy_folder(settings.model),
+            temperature=settings.temperature,
+            value_head=value_head,
+            lora_rank=settings.lora_rank,
+            compute_dtype=dtype,
+        )
+
+
+def policy_folder(text: str) -> str:
+    """The model's folder: itself, or the policy inside a run's folder."""
+    inside = Path(text) / "policy"
+    return str(inside) if (inside / "config.json").exists() else text
+
+
+def rewards_from(texts: Sequence[str], timeout: float) -> Any:
+    """Rewards by name: built-ins, ``module:function``, runs of reward models; ``NAME=0.5`` weighs one."""
+    from upslope.language.rewards import Part, Rewards, parse_weight, reward_from
+
+    parts: list[Part] = []
+    for text in texts:
+        name, weight = parse_weight(text)
+        parts.append(Part(name=name, function=reward_model(name) or reward_from(name, lambda t: load_object(t, "reward")), weight=weight))
+    return Rewards(parts=tuple(parts), timeout=timeout)
+
+
+def reward_model(name: str) -> Callable[..., list[float]] | None:
+    """A trained reward model as a reward function, where ``name`` is the folder of a run."""
+    if not (Path(name) / "config.json").exists():
+        return None
+    from upslope.language.scoring import score_with
+
+    run = Run.load(name)
+    require(run.algorithm == "reward-model", f"reward {name}: expected the run of a reward-model, found one of {run.algorithm}")
+    return score_with(run.policy)
+
+
+def examples_of(task: Any) -> list[tuple[Any, str]]:
+    """Training problems with right completions."""
+    if task is None or task.solution is None:
+        raise UsageError("task: it has no answers to imitate; give the file a column answer or completion")
+    return [(problem.prompt, task.solution(problem)) for problem in task.train]
+
+
+def labeled_from(pairs: Sequence[Any]) -> list[Any]:
+    """Unpaired labels from pairs."""
+    from upslope.language.problems import Labeled
+
+    return [
+        Labeled(prompt=p.prompt, completion=text, label=label) for p in pairs for text, label in ((p.chosen, True), (p.rejected, False))
+    ]

@@ -1,0 +1,197 @@
+"""A run in the language world: the session of every run, with a warm start, completions kept, and folders that Transformers reads."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from upslope.run import language_report as report
+from upslope.run.folder import FORMAT_VERSION
+from upslope.run.language_run import FrozenAtStart, examples_of
+from upslope.run.report import Progress
+from upslope.run.session import Session, one_line
+
+EVALUATE_EVERY = 10
+"""Iterations between evaluations unless told otherwise."""
+HELD_OUT_PAIRS = 256
+"""Pairs that are kept from training to measure a preference on."""
+
+
+class LanguageSession(Session):
+    """Carries out one :class:`~upslope.run.language_run.LanguageRun` and writes its folder."""
+
+    save_every = 300.0
+
+    def _complete(self, run: Any) -> Any:
+        return run if run.settings.eval_every is not None else replace(run, settings=replace(run.settings, eval_every=EVALUATE_EVERY))
+
+    def _config(self) -> dict[str, Any]:
+        return self.run_config.config()
+
+    def _save_first(self) -> None:
+        self.warm_start_seconds, self.before, self.last_result = 0.0, None, None
+        self._save(self.prepared.policy)
+
+    def _save(self, policy: Any, name: str = "policy") -> None:
+        partial, target = self.folder.path / f".{name}.partial", self.folder.path / name
+        shutil.rmtree(partial, ignore_errors=True)
+        policy.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+    def _plan(self) -> str:
+        return report.plan(self.run_config, self.prepared, self.folder.path)
+
+    def _progress(self) -> Progress:
+        return report.progress_for(self.run_config.settings.iterations, self.output.quiet)
+
+    def _train(self) -> None:
+        from upslope.run.train import train
+
+        settings, prepared = self.run_config.settings, self.prepared
+        if settings.warm_start > 0:
+            self._warm_start()
+        if isinstance(getattr(prepared.collect, "reference", None), FrozenAtStart):
+            prepared.collect.reference = prepared.policy.frozen()
+        if self._can_evaluate and self.signal is None:
+            self.before = self._fresh_episodes(prepared.policy).accuracy
+        if self.signal is None:
+            train(
+                self.run_config.algorithm,
+                prepared.policy,
+                prepared.collect,
+                iterations=settings.iterations,
+                seed=settings.seed,
+                callbacks=(self._after_iteration,),
+                fast=True,
+            )
+
+    @property
+    def _can_evaluate(self) -> bool:
+        task = self.prepared.task
+        return task is not None and bool(task.held_out) and self.run_config.name != "reward-model"
+
+    def _warm_start(self) -> None:
+        """Imitate right answers until enough training problems are answered right; held-out problems are not looked at."""
+        from upslope import SFT, Ascent
+        from upslope.language import demonstrations, evaluate
+        from upslope.run.train import train
+
+        settings, task, policy = self.run_config.settings, self.prepared.task, self.prepared.policy
+        data = demonstrations(policy, examples_of(task), batch_size=settings.warm_start_batch, seed=settings.seed)
+        watched = task.train[: settings.eval_episodes]
+        started = time.perf_counter()
+        found = {"accuracy": 0.0}
+
+        def enough(state: Any) -> bool:
+            if state.iteration % 25 == 0:
+                found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
+            return self.signal is not None or found["accuracy"] >= settings.warm_start
+
+        algorithm = SFT(update=Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0))
+        train(algorithm, policy, data, iterations=settings.warm_start_iterations, seed=settings.seed, callbacks=enough)
+        self.warm_start_seconds = time.perf_counter() - started
+        self.progress.note(f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s")
+
+    # ----------------------------------------------------------------------------------------------- after each iteration
+
+    def _after_iteration(self, state: Any) -> bool:
+        """Evaluate where it is time, keep what was said, record; True ends the run."""
+        row = dict(state.metrics)
+        every = self.run_config.settings.eval_every
+        if self._can_evaluate and state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations:
+            row |= self._evaluate(state.policy)
+        samples = getattr(state.collect, "samples", [])
+        self.folder.append("completions.jsonl", samples)
+        self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]
+        self.state_row = row
+        self.rows.append({n: row[n] for n in ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES) if n in row})
+        self.folder.append_metrics(row)
+        for logger in self.loggers:
+            logger(row)
+        self.progress.update(row)
+        if time.perf_counter() - self.saved_at > self.save_every:
+            self._save(state.policy)
+            self.saved_at = time.perf_counter()
+        return self.solved or self.signal is not None
+
+    def _evaluate(self, policy: Any) -> dict[str, float]:
+        result = self._fresh_episodes(policy)
+        goal = self.run_config.settings.until_accuracy
+        mean = result.accuracy if result.accuracy is not None else result.reward_mean
+        if mean is None:
+            return {}
+        if not self.evaluations or mean > max(self.evaluations):
+            self._save(policy, "best_policy")
+        self.evaluations.append(mean)
+        self.solved = goal is not None and result.accuracy is not None and result.accuracy >= goal
+        return {"evaluation_reward": result.reward_mean or 0.0} | (
+            {} if result.accuracy is None else {"evaluation_accuracy": result.accuracy}
+        )
+
+    def _fresh_episodes(self, policy: Any) -> Any:
+        from upslope.language import evaluate
+
+        if not self._can_evaluate:
+            return None
+        settings, collect = self.run_config.settings, self.prepared.collect
+        max_tokens = getattr(collect, "max_tokens", None)
+        return evaluate(policy, self.prepared.task, episodes=settings.eval_episodes, max_tokens=max_tokens)
+
+    # ------------------------------------------------------------------------------------------------------------ the end
+
+    def _summary(self, error: Exception | None, result: Any) -> dict[str, Any]:
+        row, settings = self.state_row, self.run_config.settings
+        seconds = row.get("train_seconds", 0.0)
+        accuracy = None if result is None else result.accuracy
+        goal = settings.until_accuracy
+        return {
+            "format_version": FORMAT_VERSION,
+            "status": "failed" if error is not None else "interrupted" if self.signal is not None else "finished",
+            "error": None if error is None else one_line(error),
+            "algorithm": self.run_config.name,
+            "model": self.run_config.model.model,
+            "task": self.run_config.task.task,
+            "seed": settings.seed,
+            "iterations": int(row.get("iteration", 0)),
+            "total_steps": int(row.get("total_steps", 0)),
+            "train_seconds": seconds,
+            "warm_start_seconds": self.warm_start_seconds,
+            "wall_seconds": 0.0,
+            "steps_per_second": row["total_steps"] / seconds if seconds > 0 else 0.0,
+            "accuracy_before": self.before,
+            "accuracy": accuracy,
+            "accuracy_interval": None if result is None or accuracy is None else list(result.accuracy_interval),
+            "reward_mean": None if result is None else result.reward_mean,
+            "format_rate": None if result is None else result.format_rate,
+            "length_mean": None if result is None else result.length_mean,
+            "episodes": 0 if result is None else result.episodes,
+            "best_accuracy": max(self.evaluations, default=None),
+            "solved": None if goal is None else accuracy is not None and accuracy >= goal,
+            "solved_at": goal,
+            **(self._on_held_out_pairs() if error is None else {}),
+        }
+
+    def _on_held_out_pairs(self) -> dict[str, Any]:
+        """For what is trained on pairs: how many others it ranks right."""
+        if self.run_config.name not in ("dpo", "reward-model") or self.prepared.task is None:
+            return {}
+        from upslope.language import pairs_from, preference_pairs
+
+        prepared, algorithm = self.prepared, self.run_config.algorithm
+        pairs = pairs_from(prepared.task, count=HELD_OUT_PAIRS, held_out=True)
+        reference = getattr(prepared.collect, "reference", None)
+        rollout = preference_pairs(prepared.policy, pairs, batch_size=len(pairs), reference=reference)(prepared.policy)
+        metrics = algorithm.objective(prepared.policy, algorithm.estimate(prepared.policy, rollout))[1]
+        return {"preference_accuracy": float(metrics["accuracy"]), "held_out_pairs": len(pairs)}
+
+    def _draw(self, summary: Mapping[str, Any]) -> None:
+        title = f"{self.run_config.name} on {self.run_config.target}, seed {summary['seed']}"
+        if self.rows:
+            report.draw_curve(self.folder.path / "curve.png", self.rows, title=title)
+
+    def _closing_words(self, summary: Mapping[str, Any]) -> str:
+        return report.result_words(summary, self.folder.path)

@@ -1,0 +1,124 @@
+"""The settings of a run in the language world, apart from the algorithm's own: one frozen dataclass for each owner.
+
+The string under a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from upslope.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The model."""
+
+    model: str = "tiny"
+    """tiny (a small transformer made on the spot), the folder of a Transformers model, or of a run"""
+    temperature: float = 1.0
+    """of the distribution that is sampled and trained"""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """precision of the passes; auto measures which is faster here. The weights themselves are float32"""
+    lora_rank: int | None = None
+    """train low-rank adapters of this rank instead of the weights (none: the weights)"""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model: expected tiny or a folder, found ''")
+        require(self.temperature > 0, f"temperature: expected a number > 0, found {self.temperature}")
+        require(self.lora_rank is None or self.lora_rank >= 1, f"lora_rank: expected an integer ≥ 1 or none, found {self.lora_rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What is learned."""
+
+    task: str | None = None
+    """addition, copy, sums, FILE.jsonl with prompt, answer and further columns, or reasoning-gym:NAME"""
+    task_kwargs: dict[str, Any] = field(default_factory=dict)
+    """options of the task, as a JSON object"""
+    reward: tuple[str, ...] = ()
+    """instead of the task's own: module:function, a built-in such as contains:word, a reward model's run; NAME=0.5 weighs it"""
+    reward_timeout: float = 10.0
+    """seconds that a reward may take for one completion"""
+
+    def __post_init__(self) -> None:
+        require(self.reward_timeout > 0, f"reward_timeout: expected a number > 0, found {self.reward_timeout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionsSettings:
+    """Prompts and the completions sampled of each, per iteration."""
+
+    num_prompts: int = 8
+    """prompts per iteration"""
+    group_size: int = 8
+    """completions of each prompt"""
+    max_tokens: int | None = None
+    """the longest completion (none: what the task suggests)"""
+    reference: str | None = None
+    """folder of the reference of a KL term (none: the model as it is when training starts)"""
+    overlong_buffer: int = 0
+    """completions that come closer than this to max_tokens lose up to 1 (0: off)"""
+    refill: int = 0
+    """further rounds of prompts, at most, for groups whose completions all scored the same"""
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "group_size"):
+            require(getattr(self, name) >= 1, f"{name}: expected an integer ≥ 1, found {getattr(self, name)}")
+        require(self.max_tokens is None or self.max_tokens >= 1, f"max_tokens: expected an integer ≥ 1 or none, found {self.max_tokens}")
+        require(self.overlong_buffer >= 0, f"overlong_buffer: expected an integer ≥ 0, found {self.overlong_buffer}")
+        require(self.refill >= 0, f"refill: expected an integer ≥ 0, found {self.refill}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedSettings:
+    """Recorded texts per iteration."""
+
+    batch_size: int = 16
+    """recorded examples or pairs per iteration"""
+    pairs: Path | None = None
+    """JSONL file of the data: prompt, chosen, rejected; for kto prompt, completion, label (none: made from the task's answers)"""
+    reference: str | None = None
+    """folder of the reference (none: the model as it is when training starts)"""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRunSettings:
+    """How long the run is, and what is watched on the way."""
+
+    seed: int = 0
+    """of everything random: initial weights, prompts, sampling, shuffling"""
+    iterations: int = 100
+    """iterations after which the run ends"""
+    until_accuracy: float | None = None
+    """stop once this share of held-out problems is answered right, greedily"""
+    warm_start: float = 0.0
+    """first imitate right answers until this share of training problems is answered right, greedily (0: no warm start)"""
+    warm_start_rate: float = 3e-3
+    """learning rate of the warm start"""
+    warm_start_batch: int = 256
+    """right answers per step of the warm start"""
+    warm_start_iterations: int = 2000
+    """steps after which the warm start ends in any case"""
+    eval_every: int | None = None
+    """iterations between greedy evaluations on held-out problems; the best policy is kept (none: 10, where the task can tell)"""
+    eval_episodes: int = 256
+    """held-out problems per evaluation"""
+    device: str = "cpu"
+    """where the model lives: cpu, cuda, cuda:1, mps"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
+        for name in ("iterations", "eval_episodes", "warm_start_batch", "warm_start_iterations"):
+            require(getattr(self, name) >= 1, f"{name}: expected an integer ≥ 1, found {getattr(self, name)}")
+        for name in ("warm_start", "until_accuracy"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")
+        require(self.warm_start_rate > 0, f"warm_start_rate: expected a number > 0, found {self.warm_start_rate}")
+        require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
