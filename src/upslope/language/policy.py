@@ -243,7 +243,7 @@ def logit_cap(model: PreTrainedModel) -> float | None:
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end a completion: the tokenizer's and those of the model's generation settings."""
-    config: Any = model.generation_config
+    config: Any = getattr(model, "generation_config", None)  # models that generate nothing have none
     found = getattr(config, "eos_token_id", None)
     more = [] if found is None else [found] if isinstance(found, int) else list(found)
     return frozenset({int(cast(int, tokenizer.eos_token_id)), *more})
