@@ -75,8 +75,9 @@ class EmbeddedEngine:
         """``group_size`` completions of each prompt, each up to its end token or ``max_tokens``.
 
         Raises:
-            UsageError: no prompt, an empty one, or one that leaves no room for ``max_tokens`` in the model's context.
+            UsageError: no prompt, an empty one, or one that leaves no room for ``max_tokens`` in the model's context; sizes below 1.
         """
+        require(group_size >= 1, f"group_size: expected an integer ≥ 1, found {group_size}")
         check_prompts(self.policy, prompt_ids, max_tokens)
         run = Decoding(self, prompt_ids, group_size, max_tokens, seed, greedy)
         while run.active:
