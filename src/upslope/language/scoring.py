@@ -34,4 +34,5 @@ def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[flo
             found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
         return found
 
+    reward_model.no_timeout = True  # pyright: ignore[reportFunctionMemberAccess]  # no thread for each call of our own function
     return reward_model
