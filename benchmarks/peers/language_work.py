@@ -41,16 +41,18 @@ def tune_malloc() -> bool:
 
 
 def text(count: Callable[[str], int], tokens: int, seed: int, start: str = "") -> str:
-    """Random common words, `tokens` long by `count`; `start` goes before and does not count."""
+    """Random common words, `tokens` long by `count`, a little less where no word fits any more; `start` goes before and does not count."""
     draw = random.Random(seed)
     found = start
     length = count(found) if found else 0
-    goal = length + tokens
-    while length < goal:
+    goal, misses = length + tokens, 0
+    while length < goal and misses < 100:
         longer = f"{found} {draw.choice(WORDS)}" if found else draw.choice(WORDS).capitalize()
         now = count(longer)
         if now <= goal:
-            found, length = longer, now
+            found, length, misses = longer, now, 0
+        else:
+            misses += 1
     return found
 
 
