@@ -44,7 +44,15 @@ def with_ends(family="phi, biased head", **options):
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize(
     "family",
-    ["llama", "llama tied, one key for all heads", "mistral, window of 3", "qwen3", "gemma2, caps, window of 3", "gemma3, window of 3", "gpt2"],
+    [
+        "llama",
+        "llama tied, one key for all heads",
+        "mistral, window of 3",
+        "qwen3",
+        "gemma2, caps, window of 3",
+        "gemma3, window of 3",
+        "gpt2",
+    ],
 )
 def test_log_probs_are_those_of_the_training_pass(family, temperature):
     policy = policy_of(family, temperature=temperature)
@@ -174,6 +182,9 @@ def test_shares_add_up_where_sums_round():
     shares = 1 - torch.arange(1, 200, dtype=torch.float64) * 2.0**-53
     index, _ = place(torch.full((199, 10), 0.1), shares)
     assert index.max() == 9
+    # even a share of 1 stays at the last entry that is possible
+    index, left = place(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), torch.ones(2, dtype=torch.float64))
+    assert index.tolist() == [1, 0] and (left < 1).all()
 
 
 # the schedule cannot be seen

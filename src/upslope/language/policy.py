@@ -141,7 +141,13 @@ class LanguagePolicy(nn.Module):
     def frozen(self) -> LanguagePolicy:
         """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""
         twin = copy.deepcopy(self).requires_grad_(False)
-        return twin.to(self.compute_dtype)
+        for p in twin.model.parameters():
+            p.data = p.data.to(self.compute_dtype)  # not the buffers: rounded rotary frequencies would be those of another model
+        return twin
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout stays off, whoever asks: what samples and what scores must be one distribution."""
+        return super().train(False)
 
     # --------------------------------------------------------------------------------------------------------- text and ids
 
