@@ -77,7 +77,7 @@ def policy_of(family, seed=0, noise=0.1, tokenizer=TOKENIZER, **options):
 
 def small(alphabet="abcdefgh", seed=0, noise=0.0, **options):
     """The built-in model, smaller; ``noise`` makes its distributions less even."""
-    policy = tiny(alphabet, **{"hidden_size": 32, "context": 64, "seed": seed, **options})
+    policy = tiny(alphabet, **{"hidden_size": 32, "num_heads": 4, "num_layers": 2, "context": 64, "seed": seed, **options})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.model.parameters():
