@@ -180,6 +180,8 @@ def test_the_overlong_penalty_by_hand():
     torch.testing.assert_close(rollout.reward.sum(-1), 5.0 - expected, rtol=0, atol=1e-6)
     assert set(length.flatten().tolist()) == {1, 2, 3, 4, 5, 6}
     assert rollout.metrics["reward"] == 5.0  # what the reward said
+    beyond = collector(overlong_buffer=4).overlong(torch.tensor([[2, 6, 9]]))  # a server may say more than it was asked
+    assert beyond.tolist() == [[0.0, -1.0, -1.0]]
     unknown = collector(lambda *, completions: [None, 1.0, 1.0, 2.0], ["ab"], num_prompts=1, overlong_buffer=5)(policy)
     assert unknown.reward[0, 0].eq(0).all()
 
@@ -230,7 +232,7 @@ def test_iterations_sample_anew_and_a_seed_repeats_them():
     policy = policy_for()
 
     def run(seed):
-        collect = collector(seed=seed)
+        collect = collector(prompts=["ab"], num_prompts=1, seed=seed)
         return [collect(policy).inputs["completion_ids"].tolist() for _ in range(2)]
 
     first, again, other = run(1), run(1), run(2)

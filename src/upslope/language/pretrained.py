@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,17 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
             config = AutoConfig.from_pretrained(where, **options)
             if getattr(config, "is_encoder_decoder", False):
                 raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            model, report = read
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"model {where}: cannot be loaded: {first_line(error)}") from error
+    lost = sorted(report["missing_keys"])
+    if lost:  # Transformers would train what it has drawn at random instead
+        raise UsageError(f"model {where}: its weights lack {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -94,8 +101,9 @@ def with_adapters(policy: Any, rank: int) -> Any:
         raise UsageError(f"lora_rank: expected an integer ≥ 1 or none, found {rank}")
     from peft import LoraConfig, get_peft_model
 
-    wrapped = get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-    policy.adapter[:] = [wrapped]
+    with quiet():
+        wrapped = get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy.adapter[:] = [wrapped.eval()]
     if policy.body.value_head is not None:
         policy.body.value_head.requires_grad_(True)
     return policy
@@ -147,7 +155,7 @@ def write_smollm2(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers without progress bars and remarks."""
+    """Transformers and peft without progress bars, remarks and warnings about one another."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
@@ -155,7 +163,9 @@ def quiet() -> Iterator[None]:
     theirs.disable_progress_bar()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         theirs.set_verbosity(level)
         theirs.enable_progress_bar()
