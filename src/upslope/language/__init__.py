@@ -9,6 +9,7 @@ from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair, Problem, Task
 from upslope.language.recorded import Recorded, demonstrations, labeled, preference_pairs
 from upslope.language.rewards import Part, Rewards, builtin
+from upslope.language.stepper import PPOStepper
 from upslope.language.tasks import pairs_from, read_labeled, read_pairs, task
 from upslope.language.tiny import tiny
 
@@ -20,6 +21,7 @@ __all__ = [
     "Labeled",
     "LanguagePolicy",
     "LanguageResult",
+    "PPOStepper",
     "Pair",
     "Part",
     "Problem",

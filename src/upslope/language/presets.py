@@ -7,7 +7,15 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
-TINY: Values = {"learning_rate": 3e-4, "num_prompts": 32, "group_size": 16, "warm_start": 0.5, "iterations": 100}
+TINY: Values = {
+    "learning_rate": 5e-4,
+    "schedule": "linear",
+    "num_prompts": 96,
+    "group_size": 8,
+    "num_minibatches": 3,
+    "warm_start": 0.5,
+    "iterations": 90,
+}
 PRETRAINED: Values = {"learning_rate": 1e-5, "num_prompts": 8, "group_size": 8}
 
 PRESETS: dict[tuple[str, str], Values] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -141,6 +142,9 @@ def write_smollm2(folder: Path) -> Path:
     with quiet():
         read = AutoModelForCausalLM.from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=source.name)
+        # GGUF names its splitting rule (smollm) without spelling it out, and Transformers does not know the name
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+        tokenizer.model_max_length = read.config.max_position_embeddings
         # Transformers does not save a model that was read from GGUF, so a plain one takes over its weights
         settings = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
         model = type(read)(type(read.config)(**settings))

@@ -87,11 +87,13 @@ class LanguageSession(Session):
         found = {"accuracy": 0.0}
 
         def enough(state: Any) -> bool:
-            if state.iteration % 25 == 0:
+            if state.iteration % 10 == 0 and state.iteration >= 50:
                 found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
             return self.signal is not None or found["accuracy"] >= settings.warm_start
 
-        algorithm = SFT(update=Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0))
+        rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
+        update = Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0, schedule=lambda done: min(1.0, 0.05 + done * rise))
+        algorithm = SFT(update=update)
         train(algorithm, policy, data, iterations=settings.warm_start_iterations, seed=settings.seed, callbacks=enough)
         self.warm_start_seconds = time.perf_counter() - started
         self.progress.note(f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s")

@@ -100,7 +100,7 @@ class LanguageRunSettings:
     """stop once this share of held-out problems is answered right, greedily"""
     warm_start: float = 0.0
     """first imitate right answers until this share of training problems is answered right, greedily (0: no warm start)"""
-    warm_start_rate: float = 3e-3
+    warm_start_rate: float = 6e-3
     """learning rate of the warm start"""
     warm_start_batch: int = 256
     """right answers per step of the warm start"""
