@@ -41,6 +41,8 @@ def main(words: list[str]) -> int:
         require(given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     run = Run.load(plain[0])
+    if run.world == "language":
+        raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     from upslope.run.play import record
 
     path: Path = given["out"] or run.path / "play.gif"

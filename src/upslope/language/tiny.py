@@ -29,7 +29,7 @@ def tiny(
     hidden_size: int = 80,
     num_layers: int = 3,
     num_heads: int = 5,
-    context: int = 256,
+    context: int = 1024,
     seed: int = 0,
     value_head: bool = False,
     temperature: float = 1.0,

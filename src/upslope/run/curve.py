@@ -15,6 +15,8 @@ from upslope.run.load import Run
 
 Rows = Sequence[Mapping[str, Any]]
 STEPS, RETURN = "environment steps", "episode return"
+RETURN_OF = {"control": "episode_return", "language": "reward"}
+"""What is compared between runs."""
 
 RESAMPLES = 1000
 """Resamples of the bootstrap: enough for a band that does not visibly change with another seed."""
@@ -54,15 +56,18 @@ def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
     """Write one panel per environment: for each algorithm the mean over its runs with a 95 % bootstrap interval."""
     groups: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
     for run in runs:
-        x, y = series(run.metrics(), "episode_return")
+        x, y = series(run.metrics(), RETURN_OF[run.world])
         if not len(x):
-            raise UsageError(f"run folder {run.path}: its metrics.jsonl holds no finished episode, so there is nothing to plot")
+            what = "finished episode" if run.world == "control" else "reward"
+            raise UsageError(f"run folder {run.path}: its metrics.jsonl holds no {what}, so there is nothing to plot")
         groups.setdefault(run.env_id, {}).setdefault(run.algorithm, []).append((x, smoothed(y)))
     panels: list[Panel] = []
     for env_id, by_algorithm in groups.items():
         lines = [group_line(name, curves, PALETTE[i % len(PALETTE)]) for i, (name, curves) in enumerate(by_algorithm.items())]
         title = env_id if len(lines) > 1 else f"{env_id}: {lines[0].label}"
-        panels.append(Panel(title, STEPS, f"{RETURN} (mean and 95 % interval)", lines))
+        worlds = {run.world for run in runs if run.env_id == env_id}
+        axes = (STEPS, RETURN) if worlds == {"control"} else ("tokens", "reward")
+        panels.append(Panel(title, axes[0], f"{axes[1]} (mean and 95 % interval)", lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     save(draw(panels), path)
 

@@ -131,6 +131,8 @@ class LanguageRun:
         check_extra()
         device = check_device(self.settings.device)
         task = self.make_task()
+        if self.settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
+            raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
         policy = make_policy(self.model, task, value_head=self.name in ("ppo", "reward-model"), seed=self.settings.seed).to(device)
         reference = self.make_reference(policy)
         if isinstance(self.collector, CompletionsSettings):
@@ -180,6 +182,8 @@ class LanguageRun:
             settings.refill == 0 or not getattr(self.algorithm, "needs_every_group", True),
             "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
         )
+        compares = hasattr(self.algorithm, "needs_every_group")
+        require(not compares or settings.group_size > 1, "group_size: this algorithm compares the completions of a prompt; take 2 or more")
         timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, timeout=self.task.reward_timeout)
         return Completions(
             task.train,
