@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import warnings
@@ -69,6 +70,8 @@ def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -
                 model = merged(policy) if policy.adapter else policy.model
                 tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
                 model.save_pretrained(str(folder), state_dict=tensors)
+                if dtype is not None:
+                    declare(folder / "config.json", dtype)
             policy.tokenizer.save_pretrained(str(folder))
             if policy.body.value_head is not None:
                 from safetensors.torch import save_file
@@ -76,6 +79,13 @@ def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -
                 save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, folder / VALUE_HEAD)
     except OSError as error:
         raise RunFault(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def declare(config: Path, dtype: torch.dtype) -> None:
+    """Say in a model's config which precision its weights were saved in: readers go by that."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 VALUE_HEAD = "value_head.safetensors"
