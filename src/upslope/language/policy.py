@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upslope.errors import UsageError, require
 from upslope.language.attention import Packed, borrowed
 from upslope.language.head import TokenLogProb
+from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import fastest
 from upslope.records import Evaluation
 
@@ -128,6 +129,8 @@ class LanguagePolicy(nn.Module):
 
         model, tokenizer = load(name_or_folder)
         policy = cls(model, tokenizer, **options)
+        if policy.device.type == "cpu":
+            keep_large_blocks()
         if policy.body.value_head is not None and (Path(name_or_folder) / VALUE_HEAD).exists():
             load_value_head(policy.body.value_head, Path(name_or_folder))
         return policy if lora_rank is None else with_adapters(policy, lora_rank)

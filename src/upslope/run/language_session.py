@@ -192,8 +192,10 @@ class LanguageSession(Session):
 
     def _draw(self, summary: Mapping[str, Any]) -> None:
         title = f"{self.run_config.name} on {self.run_config.target}, seed {summary['seed']}"
+        start = [] if self.before is None else [{"iteration": 0, "total_steps": 0, "evaluation_accuracy": self.before}]
+        end = [] if summary["accuracy"] is None else [{"iteration": summary["iterations"], "evaluation_accuracy": summary["accuracy"]}]
         if self.rows:
-            report.draw_curve(self.folder.path / "curve.png", self.rows, title=title)
+            report.draw_curve(self.folder.path / "curve.png", [*start, *self.rows, *end], title=title)
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
         return report.result_words(summary, self.folder.path)
