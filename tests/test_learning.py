@@ -28,3 +28,14 @@ def test_cartpole_is_solved(name, seed):
 
     state = train(algorithm, policy, collector(envs, size), total_steps=200_000, callbacks=[solved], seed=seed)
     assert best >= 475, f"{best} after {state.total_steps} steps"
+
+
+def test_a_tiny_language_model_learns_to_add(tmp_path):
+    """From one command: imitation to about a half, then GRPO lifts the accuracy on problems that neither has seen."""
+    from upslope.run.control_settings import Output
+    from upslope.run.language_run import LanguageRun
+
+    run = LanguageRun.of("grpo", model="tiny", task="addition", seed=1, iterations=40, eval_every=40)
+    summary = run.run(Output(out=tmp_path / "run", quiet=True)).summary
+    assert summary is not None and summary["accuracy_before"] <= 0.7
+    assert summary["accuracy"] >= summary["accuracy_before"] + 0.1, summary

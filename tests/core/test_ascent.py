@@ -74,6 +74,38 @@ def test_micro_batches_never_change_a_result(unit, size):
     assert piece_metrics["objective"] == pytest.approx(metrics["objective"], abs=1e-12)
 
 
+class Twice(nn.Module):
+    """Two parameters that only ever appear as a sum: autograd hands out one gradient for both. Float64, so nothing is flat."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)) for _ in range(2))
+        self.value = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    sample, inner = Bandit.sample, Bandit.evaluate
+
+    @property
+    def logits(self):
+        return self.a + self.b
+
+    def evaluate(self, **inputs):
+        return self.inner(**inputs)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_gradient_that_two_parameters_share_is_counted_once_for_each(size):
+    """Gradients are clipped and added in place, so each parameter needs its own."""
+    policy, adam_policy = Twice(), Twice()
+    algorithm = PPO(update=Ascent(learning_rate=0.01, max_grad_norm=0.01, micro_batch_size=size))
+    batch = algorithm.estimate(policy, Pulls()(policy)).by_unit()
+    algorithm.update(algorithm, policy, batch, algorithm.update.start(policy, seed=0))
+    adam = torch.optim.Adam(adam_policy.parameters(), lr=0.01, eps=algorithm.update.eps)
+    (-algorithm.objective(adam_policy, batch)[0]).backward()
+    nn.utils.clip_grad_norm_(adam_policy.parameters(), 0.01)
+    adam.step()
+    torch.testing.assert_close(vector(policy), vector(adam_policy), rtol=0, atol=1e-9)
+
+
 def test_the_epochs_stop_once_the_kl_exceeds_its_target():
     eager = Ascent(learning_rate=0.5, num_epochs=50)
     _, without, _ = updated(PPO(update=eager), updates=1)

@@ -262,3 +262,14 @@ def test_a_score_of_the_wrong_shape_is_refused():
 
     with pytest.raises(UsageError, match="one number per row"):
         RewardModeling().objective(Wide(), RewardModeling().estimate(None, pairs()))
+
+
+def test_what_is_reported_does_not_depend_on_the_micro_batch_size(policy):
+    """Pairs have ragged lengths, and each counts the same in a mean over pairs."""
+    reports = []
+    for size in (None, 1):
+        algorithm = DPO(update=Ascent(learning_rate=1e-3, micro_batch_size=size))
+        learner = ENDS.policy(1)
+        reports.append(algorithm.update(algorithm, learner, algorithm.estimate(learner, pairs()), algorithm.update.start(learner, seed=0)))
+    assert reports[0]["margin"] == pytest.approx(reports[1]["margin"], abs=1e-12)
+    assert reports[0]["accuracy"] == pytest.approx(reports[1]["accuracy"], abs=1e-12)

@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 LARGE = (1 << 31) - 1
 
 
@@ -24,7 +24,7 @@ def keep_large_blocks() -> bool:
     try:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt.argtypes, library.mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-        settings = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: LARGE, TOP_PAD: 64 << 20}
+        settings = {MMAP_MAX: 0, TRIM_THRESHOLD: LARGE, TOP_PAD: 64 << 20}
         return all(library.mallopt(option, value) == 1 for option, value in settings.items())
     except (OSError, AttributeError):
         return False

@@ -16,12 +16,12 @@ TINY: Values = {
     "warm_start": 0.5,
     "iterations": 90,
 }
-PRETRAINED: Values = {"learning_rate": 1e-5, "num_prompts": 8, "group_size": 8}
+PRETRAINED: Values = {"learning_rate": 1e-5, "num_prompts": 8, "group_size": 8, "micro_batch_size": 4}
 
 PRESETS: dict[tuple[str, str], Values] = {
     ("tiny", "addition"): TINY,
     ("tiny", "copy"): TINY,
-    ("pretrained", "sums"): {**PRETRAINED, "iterations": 28, "max_tokens": 24},
+    ("pretrained", "sums"): {**PRETRAINED, "iterations": 12, "max_tokens": 16, "eval_every": 12},
 }
 """(``tiny`` or ``pretrained``, task) → flat settings."""
 

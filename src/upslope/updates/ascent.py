@@ -52,7 +52,7 @@ class AscentState:
     def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """One gradient per target from one per parameter; zeros where the objective does not reach."""
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
-        return filled if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
+        return own_memory(filled) if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,11 @@ class Ascent:
             pieces = state.gather(found)
             if piece is part:
                 return pieces, {"objective": objective.detach(), **metrics}
-            gradients = [a + b for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
-            totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over unmasked steps
+            gradients = [a.add_(b) for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
+            totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over unmasked steps, or over pairs
+            share = piece.num_units / part.num_units if part.unit == "pair" else piece.mask.sum() / part.mask.sum()
             for name, value in metrics.items():
-                totals[name] = totals[name] + value * piece.mask.sum() / part.mask.sum()
+                totals[name] = totals[name] + value * share
         return gradients, totals
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
@@ -176,6 +177,17 @@ class Ascent:
         for target, gradient, (exp_avg, exp_avg_sq) in zip(state.targets, gradients, state.moments, strict=True):
             adam_descend(target, gradient, exp_avg, exp_avg_sq, **rates)
         return norm
+
+
+def own_memory(gradients: list[Tensor]) -> list[Tensor]:
+    """The gradients as tensors that may be changed in place: autograd may hand out one tensor twice, or an expanded one."""
+    seen: set[int] = set()
+    found: list[Tensor] = []
+    for g in gradients:
+        shared = g.data_ptr() in seen or not g.is_contiguous()
+        seen.add(g.data_ptr())
+        found.append(g.clone(memory_format=torch.contiguous_format) if shared else g)
+    return found
 
 
 def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:
