@@ -8,6 +8,7 @@ from pathlib import Path
 
 from upslope.cli.flags import parse
 from upslope.run.control_run import ALGORITHMS
+from upslope.run.language_run import ALGORITHMS as LANGUAGE
 
 HELP = """\
 usage: upslope list
@@ -24,6 +25,15 @@ def main(words: list[str]) -> int:
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
     for name, (module, _, _) in ALGORITHMS.items():
         print(f"  {name:<11}{summary_of(module)}")
+    print("\nFor language models (upslope train ALGORITHM --model MODEL --task TASK), ppo and reinforce, and:")
+    by_module: dict[str, list[str]] = {}
+    for name, (module, _, _) in LANGUAGE.items():
+        by_module.setdefault(module, []).append(name)
+    for module, names in by_module.items():
+        if names[0] not in ALGORITHMS:
+            print(f"  {names[0]:<14}{summary_of(module)}")
+            if names[1:]:
+                print(f"  {'':<14}and its relatives {', '.join(names[1:])}")
     from upslope.control.presets import PRESETS
 
     print("\nPresets (the defaults for these tasks; any other Gymnasium task works too):")

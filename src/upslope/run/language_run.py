@@ -134,6 +134,8 @@ class LanguageRun:
         if self.settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
             raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
         policy = make_policy(self.model, task, value_head=self.name in ("ppo", "reward-model"), seed=self.settings.seed).to(device)
+        if self.model.compute_dtype == "auto" and self.model.model != "tiny" and device.type != "cpu":
+            policy.compute_dtype = fastest_on(device)
         reference = self.make_reference(policy)
         if isinstance(self.collector, CompletionsSettings):
             collect: Any = self.completions(policy, task, reference)
@@ -288,6 +290,13 @@ def make_policy(settings: ModelSettings, task: Any, *, value_head: bool, seed: i
             lora_rank=settings.lora_rank,
             compute_dtype=dtype,
         )
+
+
+def fastest_on(device: Any) -> Any:
+    """The precision that a device computes fastest in."""
+    from upslope.language.precision import fastest
+
+    return fastest(device)
 
 
 def policy_folder(text: str) -> str:
