@@ -35,9 +35,9 @@ OWN: dict[str, Values] = {
 
 ON_TINY: dict[str, Values] = {
     "sft": {"learning_rate": 3e-3, "batch_size": 256},
-    "dpo": {"learning_rate": 3e-4, "batch_size": 64},
-    "kto": {"learning_rate": 3e-4, "batch_size": 64},
-    "reward-model": {"learning_rate": 1e-3, "batch_size": 64},
+    "dpo": {"learning_rate": 3e-4, "batch_size": 64, "warm_start": 0.5, "iterations": 150},
+    "kto": {"learning_rate": 3e-4, "batch_size": 64, "warm_start": 0.5, "iterations": 150},
+    "reward-model": {"learning_rate": 1e-3, "batch_size": 64, "warm_start": 0.5, "iterations": 200},
 }
 
 
@@ -47,4 +47,6 @@ def preset_for(algorithm: str, model: str, task: str | None, known: set[str]) ->
     found = dict(PRESETS.get((kind, task or ""), PRETRAINED if kind == "pretrained" else TINY)) | dict(OWN.get(algorithm, {}))
     if kind == "tiny":
         found |= ON_TINY.get(algorithm, {})
+    if task is None:
+        found["warm_start"] = 0.0  # there is nothing to imitate
     return {name: value for name, value in found.items() if name in known}
