@@ -166,6 +166,8 @@ def test_sums_reward_form_and_correctness(text, reward, correct, form):
     ],
 )
 def test_a_task_that_cannot_be_made_says_why_in_one_line(name, options, words):
+    if name.startswith("reasoning-gym"):
+        pytest.importorskip("reasoning_gym")
     with pytest.raises(UsageError) as caught:
         task(name, **options)
     assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -160,7 +160,7 @@ class Ascent:
                 return pieces, {"objective": objective.detach(), **metrics}
             gradients = [a.add_(b) for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
             totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over unmasked steps, or over pairs
-            share = piece.num_units / part.num_units if part.unit == "pair" else piece.mask.sum() / part.mask.sum()
+            share = piece.num_units / part.num_units if part.unit == "pair" else int(piece.mask.sum()) / int(part.mask.sum())
             for name, value in metrics.items():
                 totals[name] = totals[name] + value * share
         return gradients, totals
