@@ -63,7 +63,7 @@ def test_one_iteration_and_the_folder_it_leaves(smollm2: Path, tmp_path: Path, m
 def test_the_example_takes_a_step(smollm2: Path, tmp_path: Path):
     example = Path(__file__).parents[1] / "examples" / "ppo_on_text.py"
     done = subprocess.run(
-        [sys.executable, str(example), str(smollm2), "1", "4"],
+        [sys.executable, str(example), str(smollm2), "1", "2"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

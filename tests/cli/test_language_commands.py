@@ -53,7 +53,7 @@ def test_every_sampling_algorithm_trains(cli: Command, algorithm: str):
 
 @pytest.mark.parametrize("algorithm", RECORDED)
 def test_every_algorithm_on_recorded_texts_trains(cli: Command, algorithm: str):
-    flags = ["--iterations", "2", "--batch-size", "8", "--eval-episodes", "4", "--quiet", "--out", "run"]
+    flags = ["--iterations", "2", "--batch-size", "8", "--warm-start", "0", "--eval-episodes", "4", "--quiet", "--out", "run"]
     good(cli("train", algorithm, "--model", "tiny", "--task", "addition", *flags))
     summary = Run.load("run").summary
     assert summary is not None and (summary.get("preference_accuracy") is not None) == (algorithm in ("dpo", "reward-model"))
