@@ -69,6 +69,10 @@ class EmbeddedEngine:
         self.policy, self.version = policy, version
         weights = policy.weights()
         self.weights = None if weights is None else {name: w.detach() for name, w in weights.items()}
+        layer, body = output_layer(policy.model), policy.body
+        bias = None if layer.bias is None else of(self.weights, body, layer.bias)
+        scale = logit_scale(policy.model) / policy.temperature
+        self.head = of(self.weights, body, layer.weight), bias, scale, logit_cap(policy.model)
 
     @torch.no_grad()
     def generate(
@@ -89,11 +93,7 @@ class EmbeddedEngine:
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of every token, float32 ``[rows, vocabulary]``."""
-        model = self.policy.model
-        layer = output_layer(model)
-        bias = None if layer.bias is None else of(self.weights, self.policy.body, layer.bias)
-        weight = of(self.weights, self.policy.body, layer.weight)
-        return log_softmax(hidden, weight, bias, logit_scale(model) / self.policy.temperature, logit_cap(model))[0]
+        return log_softmax(hidden, *self.head)[0]
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:

@@ -16,6 +16,8 @@ from upslope.run.session import Session, one_line
 
 EVALUATE_EVERY = 10
 """Iterations between evaluations unless told otherwise."""
+DRAWN = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
+"""What the learning curve needs."""
 HELD_OUT_PAIRS = 256
 """Pairs that are kept from training to measure a preference on."""
 
@@ -109,16 +111,7 @@ class LanguageSession(Session):
         samples = getattr(state.collect, "samples", [])
         self.folder.append("completions.jsonl", samples)
         self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]
-        self.state_row = row
-        self.rows.append({n: row[n] for n in ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES) if n in row})
-        self.folder.append_metrics(row)
-        for logger in self.loggers:
-            logger(row)
-        self.progress.update(row)
-        if time.perf_counter() - self.saved_at > self.save_every:
-            self._save(state.policy)
-            self.saved_at = time.perf_counter()
-        return self.solved or self.signal is not None
+        return self._record(state, row, DRAWN)
 
     def _evaluate(self, policy: Any) -> dict[str, float]:
         result = self._fresh_episodes(policy)

@@ -7,7 +7,7 @@ import platform
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -160,8 +160,12 @@ class Session:
         every = self.run_config.settings.eval_every
         if every is not None and state.total_steps // every > self.state_row.get("total_steps", 0) // every:
             row |= self._evaluate(state.policy)
+        return self._record(state, row, DRAWN)
+
+    def _record(self, state: Any, row: dict[str, Any], drawn: Iterable[str]) -> bool:
+        """Write an iteration down wherever it is wanted, and save the policy where it is time; True ends the run."""
         self.state_row = row
-        self.rows.append({name: row[name] for name in DRAWN if name in row})
+        self.rows.append({name: row[name] for name in drawn if name in row})
         self.folder.append_metrics(row)
         for logger in self.loggers:
             logger(row)
