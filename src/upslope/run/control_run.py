@@ -66,8 +66,10 @@ class ControlRun:
 
     @property
     def name(self) -> str:
-        """The algorithm's name in lower case."""
-        return type(self.algorithm).__name__.lower()
+        """The algorithm's name on the command line; for a class of the user's own, the class's in lower case."""
+        kind = type(self.algorithm)
+        shipped = (name for name, (module, attribute, _) in ALGORITHMS.items() if (module, attribute) == (kind.__module__, kind.__name__))
+        return next(shipped, kind.__name__.lower())
 
     def parts(self) -> tuple[Any, ...]:
         """The dataclasses whose fields are the settings."""
