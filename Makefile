@@ -3,11 +3,13 @@
 # PIP_ARGS reaches every pip install, to choose a build of PyTorch for one:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # CONSTRAINTS= (empty) installs the newest versions that pyproject.toml allows, instead of the tested ones.
+# WORKERS is the number of processes that run the tests side by side, one thread and up to 3 GB of memory each.
 
 PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS    ?=
+WORKERS     ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
@@ -28,7 +30,7 @@ types: $(VENV)/.ready-dev
 	$(BIN)/pyright
 
 tests: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 docs: $(VENV)/.ready-dev
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build

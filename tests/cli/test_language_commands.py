@@ -116,6 +116,8 @@ def test_a_reward_model_is_a_reward(cli: Command):
             "2",
             "--batch-size",
             "8",
+            "--warm-start",
+            "0",
             "--quiet",
             "--out",
             "judge",
