@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from upslope._version import __version__
 
 if TYPE_CHECKING:
-    from upslope import control, functional, language, testing
+    from upslope import control, functional, language, tabular, testing
     from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, RewardModeling
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
@@ -49,6 +49,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "control": ("upslope.control", None),
     "functional": ("upslope.functional", None),
     "language": ("upslope.language", None),
+    "tabular": ("upslope.tabular", None),
     "testing": ("upslope.testing", None),
     "train": ("upslope.run.train", "train"),
 }
@@ -77,6 +78,7 @@ __all__ = [
     "control",
     "functional",
     "language",
+    "tabular",
     "testing",
     "train",
 ]

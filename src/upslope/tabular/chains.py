@@ -1,0 +1,75 @@
+"""What a policy makes of a Markov decision process: a Markov chain, ``P_π`` and ``r_π``, and where it can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError, require
+from upslope.tabular.mdp import MDP, TOLERANCE
+
+
+def policy_table(mdp: MDP, policy: Any) -> Tensor:
+    """``π(a|s)``, ``[S, A]``, of a policy (by what each state looks like, differentiable) or of a table by state.
+
+    Raises UsageError for a table of another shape, or whose rows are no distributions.
+    """
+    if hasattr(policy, "probabilities"):
+        table: Tensor = policy.probabilities()
+        fits = table.dim() == 2 and table.shape[0] >= mdp.num_observations and table.shape[1] == mdp.num_actions
+        expected = [mdp.num_observations, mdp.num_actions]
+        require(fits, f"policy: expected probabilities of shape {expected} for this mdp, found {list(table.shape)}")
+        table = table[mdp.observation]
+    else:
+        table = torch.as_tensor(policy, dtype=torch.float64)
+        expected = [mdp.num_states, mdp.num_actions]
+        require(list(table.shape) == expected, f"policy: expected a table {expected} by state, found {list(table.shape)}")
+    wrong = (table < 0).any(-1) | ~((table.sum(-1) - 1.0).abs() <= TOLERANCE)
+    if bool(wrong.any()):
+        s = int(wrong.nonzero()[0])
+        raise UsageError(f"policy: the probabilities in state {s} are {table[s].tolist()}; they must be ≥ 0 and sum to 1")
+    return table
+
+
+def chain(mdp: MDP, policy: Any) -> tuple[Tensor, Tensor]:
+    """``P_π(s, s') = Σ_a π(a|s) p(s'|s, a)``, ``[S, S]``, and ``r_π(s) = Σ_a π(a|s) r(s, a)``, ``[S]``. Source: SB section 4.1."""
+    table = policy_table(mdp, policy)
+    return torch.einsum("sa,sat->st", table, mdp.transition), (table * mdp.reward).sum(-1)
+
+
+def reachable(transition: Tensor) -> Tensor:
+    """``[S, S]`` bool: whether a path of any length, zero included, leads from s to s'."""
+    steps = (transition > 0) | torch.eye(len(transition), dtype=torch.bool)
+    for _ in range(len(transition).bit_length()):  # each squaring doubles the length of the paths
+        steps = (steps.double() @ steps.double()) > 0
+    return steps
+
+
+def endless(mdp: MDP, transition: Tensor) -> Tensor:
+    """``[S]`` bool: states from which the chain may come to a place where it never terminates."""
+    paths = reachable(transition)
+    stuck = ~paths[:, mdp.terminal].any(-1)
+    return paths[:, stuck].any(-1)
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse what is not in [0, 1]."""
+    require(0.0 <= gamma <= 1.0, f"gamma: expected a number in [0, 1], found {gamma}")
+
+
+def check_ends(mdp: MDP, transition: Tensor, gamma: float) -> Tensor:
+    """``[S]`` bool: states whose value does not exist, which for γ = 1 are the endless ones; UsageError if one may come first."""
+    check_gamma(gamma)
+    if gamma < 1.0:
+        return torch.zeros_like(mdp.terminal)
+    lost = endless(mdp, transition)
+    if bool((lost & (mdp.start > 0)).any()):
+        s = int((lost & (mdp.start > 0)).nonzero()[0])
+        limit = "" if mdp.time_limit is None else ", or take mdp.unrolled() if the time limit ends the problem"
+        raise UsageError(
+            f"gamma: 1 without termination: from state {s} this policy may go on for ever; "
+            f"give gamma < 1, or take the average-reward functions{limit}"
+        )
+    return lost

@@ -1,0 +1,114 @@
+"""All trajectories of a small problem with their probabilities, and what an estimator gives in expectation over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError, require
+from upslope.records import Rollout
+from upslope.tabular.mdp import MDP
+
+LARGEST = 1_000_000
+"""Trajectories that are listed at most."""
+
+
+def enumerate_rollouts(mdp: MDP, policy: Any, horizon: int | None = None) -> tuple[Rollout, Tensor]:
+    """Every trajectory that the transitions allow, one a row: ``(rollout [N, T], probability [N])``.
+
+    ``probability`` is that of the trajectory when ``policy`` acts (it sums to 1). An episode that has not terminated after
+    ``horizon`` steps (``time_limit`` unless given) is truncated there. ``value`` and ``next_value`` are the policy's own.
+
+    Raises:
+        UsageError: no horizon, and trajectories without a longest length; or more than a million of them.
+    """
+    steps = mdp.time_limit if horizon is None else horizon
+    require(steps is None or steps >= 1, f"horizon: expected an integer ≥ 1 or none, found {steps}")
+    states, actions, dynamics = trajectories(mdp, steps)
+    length = actions.shape[1]
+    mask = ~mdp.terminal[states[:, :-1]]
+    last = mask & torch.cat([~mask[:, 1:], torch.ones_like(mask[:, :1])], -1)
+    terminated = last & mdp.terminal[states[:, 1:]]
+    seen = mdp.observation[states]
+    with torch.no_grad():
+        evaluation = policy.evaluate(observation=seen[:, :-1], action=actions)
+        after = policy.evaluate(observation=seen[:, 1:], action=actions).value
+    log_prob = evaluation.log_prob.where(mask, 0.0)
+    rollout = Rollout(
+        inputs={"observation": seen[:, :-1], "action": actions},
+        reward=mdp.reward[states[:, :-1], actions].where(mask, 0.0),
+        terminated=terminated,
+        truncated=last & ~terminated,
+        mask=mask,
+        behavior_log_prob=log_prob,
+        value=evaluation.value,
+        next_value=after,
+        max_steps=length if steps is None else steps,
+    )
+    return rollout, dynamics * log_prob.sum(-1).exp()
+
+
+def trajectories(mdp: MDP, horizon: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``(states [N, T+1], actions [N, T], probability of start and transitions [N])``; ended rows stay where they are, by action 0."""
+    states = mdp.start.nonzero()
+    actions, probability = states.new_zeros(len(states), 0), mdp.start[states[:, 0]]
+    while bool((alive := ~mdp.terminal[states[:, -1]]).any()) and (horizon is None or actions.shape[1] < horizon):
+        if horizon is None and actions.shape[1] >= mdp.num_states:  # a path that visits more states than there are has a loop in it
+            raise UsageError("horizon: trajectories of this mdp have no longest length; give horizon, or an mdp with time_limit")
+        row, action, successor = mdp.transition[states[alive, -1]].nonzero().unbind(-1)
+        done, origin = (~alive).nonzero().squeeze(-1), alive.nonzero().squeeze(-1)[row]
+        here = states[origin, -1]
+        source = torch.cat([done, origin])
+        require(
+            len(source) <= LARGEST, f"horizon: more than {LARGEST} trajectories within {actions.shape[1] + 1} steps; give a shorter one"
+        )
+        states = torch.cat([states[source], torch.cat([states[done, -1], successor]).unsqueeze(-1)], -1)
+        actions = torch.cat([actions[source], torch.cat([torch.zeros_like(done), action]).unsqueeze(-1)], -1)
+        probability = torch.cat([probability[done], probability[origin] * mdp.transition[here, action, successor]])
+    return states, actions, probability
+
+
+def expected_gradient(estimator: Any, policy: Any, rollouts: Rollout, probability: Tensor) -> Tensor:
+    """The exact expectation of a gradient estimate that treats episodes one by one, ``[P]`` for all of ``policy.parameters()``.
+
+    ``estimator`` is an algorithm, whose estimate from one episode is ``Σ_t ∇ value_t``: ``probability`` takes the place of the
+    batch's weight, so how it averages over steps does not matter, and what looks at the whole batch must be off. Or it is a
+    function ``(policy, rollouts) -> [N]`` of numbers to be maximized, one for each episode. The expectation is
+    ``Σ_τ P(τ) · estimate(τ)``, comparable with :func:`upslope.tabular.gradient`.
+
+    Raises:
+        UsageError: advantages that are normalized over the batch, or a function that does not return one number a row.
+    """
+    if hasattr(estimator, "estimate"):
+        whole = getattr(estimator, "normalize_advantage", False)
+        require(
+            not whole,
+            "normalize_advantage: it looks at all episodes of a batch together; switch it off for an expectation over single ones",
+        )
+        batch = estimator.estimate(policy, rollouts)
+        weight = probability.unsqueeze(-1) * batch.mask
+        total, _ = estimator.objective(policy, replace(batch, weight=weight))
+        return flat_gradient(total, policy)
+    return flat_gradient((probability * per_episode(estimator, policy, rollouts)).sum(), policy)
+
+
+def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Any, rollouts: Rollout) -> Tensor:
+    """``function(policy, rollouts)``, checked to be one number for each episode."""
+    found, expected = function(policy, rollouts), rollouts.mask.shape[:1]
+    if not isinstance(found, Tensor) or found.shape != expected:
+        kind = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UsageError(f"estimator: expected one number for each episode, shape {list(expected)}, found {kind}")
+    return found
+
+
+def flat_gradient(total: Tensor, policy: Any) -> Tensor:
+    """The gradient of a number for all parameters of the policy as one vector, ``[P]``; zeros where it does not reach."""
+    parameters = list(policy.parameters())
+    if not total.requires_grad:
+        return torch.cat([torch.zeros_like(p).reshape(-1) for p in parameters])
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradients, parameters, strict=True)])

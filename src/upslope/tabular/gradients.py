@@ -1,0 +1,81 @@
+"""The exact gradient of J four ways, and a look into the theorem.
+
+Each returns the gradient for all of ``policy.parameters()`` as one flat vector ``[P]``, zero where J does not reach (a critic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.tabular import exact
+from upslope.tabular.chains import policy_table
+from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient
+from upslope.tabular.mdp import MDP
+
+STEP = 1e-5
+"""Of central differences: their error of order STEP² and the rounding of order 1e-16 / STEP are about the same."""
+
+
+def gradient(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+    """The policy gradient theorem: ``∇J = Σ_s η_γ(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``. Only π is differentiated.
+
+    Source: Sutton et al. 2000, theorem 1; SB section 13.2, where "∝" is "=" once η is not normalized.
+    """
+    with torch.no_grad():
+        eta, q = exact.visitation(mdp, policy, gamma), exact.action_value(mdp, policy, gamma)
+    visited = eta > 0
+    return flat_gradient((eta[visited, None] * q[visited] * policy_table(mdp, policy)[visited]).sum(), policy)
+
+
+def gradient_by_autograd(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+    """∇J through the linear solve ``J = startᵀ (I − γ P_π)⁻¹ r_π``, ``[P]``."""
+    return flat_gradient(exact.objective(mdp, policy, gamma), policy)
+
+
+def gradient_by_differences(mdp: MDP, policy: Any, gamma: float, step: float = STEP) -> Tensor:
+    """``(J(θ + step e_i) − J(θ − step e_i)) / 2 step`` for each parameter, ``[P]``; right to about 1e-9."""
+    return differences(lambda: exact.objective(mdp, policy, gamma), policy, step)
+
+
+def gradient_by_enumeration(mdp: MDP, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
+    """``Σ_τ P(τ) R(τ) ∇ log P(τ)`` over all trajectories, ``[P]``: of J cut after ``horizon`` steps (``time_limit`` unless given).
+
+    Source: Williams 1992; SB exercise 13.3 for the score. Raises UsageError where trajectories have no longest length.
+    """
+    rollout, probability = enumerate_rollouts(mdp, policy, horizon)
+    score = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0).sum(-1)
+    discount = gamma ** torch.arange(rollout.reward.shape[-1], dtype=torch.float64)
+    return flat_gradient((probability * (rollout.reward * discount).sum(-1) * score).sum(), policy)
+
+
+def product_rule(mdp: MDP, policy: Any, gamma: float, step: float = STEP) -> tuple[Tensor, Tensor]:
+    """``J = Σ_s η_θ(s) r_π(s)`` differentiated through its factors: ``(Σ_s ∇η_θ(s) · r_π(s), Σ_s η_θ(s) · ∇r_π(s))``, each ``[P]``.
+
+    Their sum is ∇J. The first, by finite differences, needs to know how the visits change; the theorem gives the same sum
+    without it. SB section 13.2 calls this surprising.
+    """
+    with torch.no_grad():
+        eta, reward = exact.visitation(mdp, policy, gamma), (policy_table(mdp, policy) * mdp.reward).sum(-1)
+    through_visits = differences(lambda: (exact.visitation(mdp, policy, gamma) * reward).sum(), policy, step)
+    through_reward = differences(lambda: (eta * (policy_table(mdp, policy) * mdp.reward).sum(-1)).sum(), policy, step)
+    return through_visits, through_reward
+
+
+@torch.no_grad()
+def differences(function: Callable[[], Tensor], policy: Any, step: float = STEP) -> Tensor:
+    """Central differences of a number that depends on the policy's parameters, ``[P]``; the parameters are left as they were."""
+    found: list[Tensor] = []
+    for parameter in policy.parameters():
+        kept = parameter.detach().clone()
+        for i in range(kept.numel()):
+            entry = parameter.view(-1)[i]
+            entry += step
+            above = function()
+            entry.copy_(kept.view(-1)[i] - step)
+            found.append((above - function()) / (2.0 * step))
+            entry.copy_(kept.view(-1)[i])
+    return torch.stack(found)
