@@ -67,9 +67,10 @@ def test_a_trailing_axis_is_refused(name: str, call: Callable[[], Any]) -> None:
 def test_every_public_function_is_exported() -> None:
     for name in F.__all__:
         assert hasattr(F, name)
-    for module in ("distributions", "divergences", "returns", "statistics", "surrogates", "weights"):
+    for module in ("distributions", "divergences", "importance", "returns", "statistics", "surrogates", "weights"):
         for name, item in vars(getattr(F, module)).items():
             inner = {"check_log_std", "log_beta_function", "logsigmoid", "plogp"}
+            inner |= {name for name in vars(F.recursion) if not name.startswith("_")}
             if callable(item) and not name.startswith("_") and getattr(item, "__module__", "").startswith("upslope.functional"):
                 assert name in F.__all__ or name in inner
     assert sorted(F.__all__) == F.__all__

@@ -21,6 +21,7 @@ from upslope.functional.distributions import (
     squashed_gaussian_log_prob,
 )
 from upslope.functional.divergences import bernoulli_kl, beta_kl, categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3
+from upslope.functional.importance import cumulative_ratio, per_decision_returns, trajectory_ratio, vtrace
 from upslope.functional.preferences import (
     bradley_terry,
     hinge_preference,
@@ -38,7 +39,7 @@ from upslope.functional.returns import (
     returns_to_go,
     td_error,
 )
-from upslope.functional.shapes import check_flags, check_masked_rows, check_shapes
+from upslope.functional.shapes import check_flags, check_masked_rows, check_recording, check_shapes
 from upslope.functional.statistics import (
     batch_relative,
     effective_sample_size,
@@ -87,10 +88,12 @@ __all__ = [
     "categorical_sample",
     "check_flags",
     "check_masked_rows",
+    "check_recording",
     "check_shapes",
     "clip_bounds",
     "clipped_squared_error",
     "clipped_surrogate",
+    "cumulative_ratio",
     "discount_weight",
     "effective_sample_size",
     "episode_returns",
@@ -114,6 +117,7 @@ __all__ = [
     "leave_one_out",
     "n_step_returns",
     "normalize",
+    "per_decision_returns",
     "returns_to_go",
     "score_function",
     "sequence_log_ratio",
@@ -126,7 +130,9 @@ __all__ = [
     "surrogate_metrics",
     "td_error",
     "token_ratio",
+    "trajectory_ratio",
     "truncated_importance_weight",
     "truncated_score",
+    "vtrace",
     "weighted_sum",
 ]

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.recursion import bootstrapped, decay, episode_start, hide, last_step, scan
+from upslope.functional.shapes import check_flags, check_recording, check_shapes
 
 
 def returns_to_go(
@@ -25,8 +26,8 @@ def returns_to_go(
 
     Source: SB eq. 3.9; Pardo et al. 2018 (partial-episode bootstrapping) for the bootstrap at a truncation.
     """
-    _check(reward, terminated, truncated, mask, next_value=next_value)
-    return _hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
+    check_recording(reward, terminated, truncated, mask, next_value=next_value)
+    return hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
 
 
 def episode_returns(
@@ -39,9 +40,9 @@ def episode_returns(
 
     Source: Williams 1992, episodic REINFORCE; SB section 13.3 uses the part of it that follows t.
     """
-    _check(reward, terminated, truncated, mask, next_value=next_value)
+    check_recording(reward, terminated, truncated, mask, next_value=next_value)
     total = _returns(reward, terminated, truncated, gamma, mask, next_value)  # masked rows carry the next step's, so starts may be masked
-    return _hide(total.gather(-1, _episode_start(terminated | truncated, mask)), mask)
+    return hide(total.gather(-1, episode_start(terminated | truncated, mask)), mask)
 
 
 def discount_weight(
@@ -59,15 +60,15 @@ def discount_weight(
 
     Source: the factor in the box of SB section 13.3; Nota & Thomas 2020 on what leaving it out means.
     """
-    _check(terminated, terminated, truncated, mask)
+    check_recording(terminated, terminated, truncated, mask)
     step = (torch.ones_like(terminated) if mask is None else mask).long()
     before = step.cumsum(-1) - step
-    start = _episode_start(terminated | truncated, mask)
+    start = episode_start(terminated | truncated, mask)
     count = before - before.gather(-1, start)
     if first_step is not None:
         check_shapes("terminated without its time axis", terminated.shape[:-1], first_step=first_step)
         count = count + torch.where(start == 0, first_step.unsqueeze(-1), 0)
-    return _hide(torch.pow(gamma, count.to(dtype or torch.get_default_dtype())), mask)
+    return hide(torch.pow(gamma, count.to(dtype or torch.get_default_dtype())), mask)
 
 
 def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
@@ -75,8 +76,8 @@ def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tens
 
     Source: SB eq. 6.5.
     """
-    _check(reward, terminated, terminated, mask, value=value, next_value=next_value)
-    return _hide(_one_step(reward, next_value, terminated, gamma) - value, mask)
+    check_recording(reward, terminated, terminated, mask, value=value, next_value=next_value)
+    return hide(_one_step(reward, next_value, terminated, gamma) - value, mask)
 
 
 def gae(
@@ -98,7 +99,7 @@ def gae(
     delta = td_error(reward, value, next_value, terminated, gamma, mask)
     check_shapes("reward", reward.shape, truncated=truncated)
     check_flags(truncated=truncated)
-    return _hide(_scan(delta, _decay(delta, terminated | truncated, gamma * gae_lambda, mask)), mask)
+    return hide(scan(delta, decay(torch.full_like(delta, gamma * gae_lambda), terminated | truncated, mask)), mask)
 
 
 def lambda_returns(
@@ -115,7 +116,7 @@ def lambda_returns(
 
     Source: SB eq. 12.2 and 12.3; the sum of TD errors is SB exercise 12.3's.
     """
-    return _hide(value, mask) + gae(reward, value, next_value, terminated, truncated, gamma, trace_lambda, mask)
+    return hide(value, mask) + gae(reward, value, next_value, terminated, truncated, gamma, trace_lambda, mask)
 
 
 def n_step_returns(
@@ -128,27 +129,17 @@ def n_step_returns(
 
     Source: SB eq. 7.1.
     """
-    _check(reward, terminated, truncated, mask, next_value=next_value)
+    check_recording(reward, terminated, truncated, mask, next_value=next_value)
     if n < 1:
         raise ValueError(f"n: expected at least 1, found {n}")
-    shown_reward = _hide(reward, mask)
+    shown_reward = hide(reward, mask)
     successor = next_value.masked_fill(terminated, 0.0)
-    boundary = terminated | truncated | _last_step(mask, reward)
+    boundary = terminated | truncated | last_step(mask, reward)
     following = _next_step(mask, reward)
     result = _one_step(shown_reward, successor, terminated, gamma)
     for _ in range(min(n, reward.shape[-1]) - 1):
         result = torch.add(shown_reward, torch.where(boundary, successor, result.gather(-1, following)), alpha=gamma)
-    return _hide(result, mask)
-
-
-def _check(reward: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor | None, **values: Tensor | None) -> None:
-    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, **values)
-    check_flags(terminated=terminated, truncated=truncated, mask=mask)
-
-
-def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
-    """0 on masked rows, whatever stood there: a product would let NaN through."""
-    return x if mask is None else x.masked_fill(~mask, 0.0)
+    return hide(result, mask)
 
 
 def _one_step(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
@@ -156,48 +147,10 @@ def _one_step(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: flo
     return torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma)
 
 
-def _decay(like: Tensor, ended: Tensor, rate: float, mask: Tensor | None) -> Tensor:
-    """What the accumulator is multiplied by on its way back through a row: ``rate``, 0 at an end, 1 at a masked row."""
-    decay = torch.full_like(like, rate).masked_fill_(ended, 0.0)
-    return decay if mask is None else decay.masked_fill_(~mask, 1.0)
-
-
-def _scan(addend: Tensor, decay: Tensor) -> Tensor:
-    """``x_t = addend_t + decay_t · x_{t+1}`` with 0 after the last column, in log₂ T rounds; overwrites the last ``decay``.
-
-    Each round doubles how far an entry has looked ahead: x_t = b_t + a_t x_{t+s} becomes (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}.
-    Rolling wraps around, but whatever comes from the first column has passed the last one, whose decay is 0.
-
-    Source: Hillis & Steele 1986, data-parallel prefix sums.
-    """
-    decay[..., -1:] = 0.0
-    reach, length = 1, addend.shape[-1]
-    while reach < length:
-        addend = torch.addcmul(addend, decay, addend.roll(-reach, -1))
-        if 2 * reach < length:
-            decay = decay * decay.roll(-reach, -1)
-        reach *= 2
-    return addend
-
-
 def _returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None) -> Tensor:
     """Returns to go; a masked row holds the return of the step that follows it."""
-    ended = terminated | truncated
-    addend = _hide(reward, mask)
-    if next_value is not None:
-        boundary = (ended | _last_step(mask, reward)) & ~terminated
-        addend = torch.add(addend, torch.where(boundary, _hide(next_value, mask), 0.0), alpha=gamma)
-    return _scan(addend, _decay(addend, ended, gamma, mask))
-
-
-def _last_step(mask: Tensor | None, like: Tensor) -> Tensor:
-    """True at each row's last unmasked column."""
-    if mask is None:
-        last = torch.zeros_like(like, dtype=torch.bool)
-        last[..., -1:] = True
-        return last
-    later = mask.flip(-1).cumsum(-1).flip(-1)
-    return mask & (later == 1)
+    addend = bootstrapped(reward, terminated, truncated, gamma, mask, next_value)
+    return scan(addend, decay(torch.full_like(addend, gamma), terminated | truncated, mask))
 
 
 def _next_step(mask: Tensor | None, like: Tensor) -> Tensor:
@@ -208,12 +161,3 @@ def _next_step(mask: Tensor | None, like: Tensor) -> Tensor:
         return column
     candidate = torch.arange(last + 1, device=like.device).expand(like.shape).masked_fill(~mask, last)
     return candidate.flip(-1).cummin(-1).values.flip(-1).gather(-1, column)
-
-
-def _episode_start(ended: Tensor, mask: Tensor | None) -> Tensor:
-    """Index of the column in which each column's episode begins: the first, or the one after the latest end."""
-    ended = ended if mask is None else ended & mask
-    column = torch.arange(ended.shape[-1], device=ended.device).expand(ended.shape)
-    after_end = torch.zeros_like(ended)
-    after_end[..., 1:] = ended[..., :-1]
-    return column.masked_fill(~after_end, 0).cummax(-1).values

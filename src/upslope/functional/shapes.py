@@ -26,6 +26,15 @@ def check_flags(**flags: Tensor | None) -> None:
             raise ValueError(f"{name}: expected dtype torch.bool, found {flag.dtype}")
 
 
+def check_recording(reward: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor | None, **values: Tensor | None) -> None:
+    """Refuse shapes that are not the reward's, and flags that are not boolean; None is skipped.
+
+    Raises ValueError naming the tensor.
+    """
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, **values)
+    check_flags(terminated=terminated, truncated=truncated, mask=mask)
+
+
 def check_masked_rows(reward: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor) -> None:
     """Refuse rewards and end flags on masked rows, where there was no decision (FORMULAS, section 3).
 

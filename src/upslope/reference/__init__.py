@@ -6,7 +6,18 @@ it; the library itself does not. Read it next to the function of the same name i
 
 from __future__ import annotations
 
-from upslope.reference import distributions, divergences, objective, preferences, returns, special, statistics, surrogates
+from upslope.reference import distributions, divergences, importance, objective, preferences, returns, special, statistics, surrogates
 from upslope.reference.softmax_policy import SoftmaxPolicy
 
-__all__ = ["SoftmaxPolicy", "distributions", "divergences", "objective", "preferences", "returns", "special", "statistics", "surrogates"]
+__all__ = [
+    "SoftmaxPolicy",
+    "distributions",
+    "divergences",
+    "importance",
+    "objective",
+    "preferences",
+    "returns",
+    "special",
+    "statistics",
+    "surrogates",
+]

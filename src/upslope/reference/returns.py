@@ -6,11 +6,7 @@ Arrays are ``[..., T]``. Whatever stands on a masked row, rewards, values and fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-
-from upslope.reference.arrays import Array, as_mask, rows
+from upslope.reference.arrays import Array, as_mask, each_step
 
 
 def future(t: int, terminated: Array, truncated: Array, mask: Array) -> list[int]:
@@ -32,15 +28,6 @@ def first_column(t: int, terminated: Array, truncated: Array, mask: Array) -> in
     return 0
 
 
-def _each_step(shape: tuple[int, ...], mask: Array, value: Callable[[tuple[int, ...], int], float]) -> Array:
-    result = np.zeros(shape)
-    for row in rows(shape):
-        for t in range(shape[-1]):
-            if mask[row][t]:
-                result[row][t] = value(row, t)
-    return result
-
-
 def returns_to_go(
     reward: Array, terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, next_value: Array | None = None
 ) -> Array:
@@ -54,7 +41,7 @@ def returns_to_go(
             total += gamma ** len(steps) * next_value[row][steps[-1]]
         return total
 
-    return _each_step(reward.shape, shown, value)
+    return each_step(reward.shape, shown, value)
 
 
 def episode_returns(
@@ -71,7 +58,7 @@ def episode_returns(
             total += gamma ** len(steps) * next_value[row][steps[-1]]
         return total
 
-    return _each_step(reward.shape, shown, value)
+    return each_step(reward.shape, shown, value)
 
 
 def discount_weight(terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, first_step: Array | None = None) -> Array:
@@ -85,7 +72,7 @@ def discount_weight(terminated: Array, truncated: Array, gamma: float, mask: Arr
             count += int(first_step[row])
         return gamma**count
 
-    return _each_step(terminated.shape, shown, value)
+    return each_step(terminated.shape, shown, value)
 
 
 def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: float, mask: Array | None = None) -> Array:
@@ -95,7 +82,7 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
         successor = 0.0 if terminated[row][t] else next_value[row][t]
         return reward[row][t] + gamma * successor - value[row][t]
 
-    return _each_step(reward.shape, as_mask(mask, reward.shape), error)
+    return each_step(reward.shape, as_mask(mask, reward.shape), error)
 
 
 def gae(
@@ -116,7 +103,7 @@ def gae(
         steps = future(t, terminated[row], truncated[row], shown[row])
         return sum((gamma * gae_lambda) ** k * delta[row][s] for k, s in enumerate(steps))
 
-    return _each_step(reward.shape, shown, advantage)
+    return each_step(reward.shape, shown, advantage)
 
 
 def n_step_returns(
@@ -130,7 +117,7 @@ def n_step_returns(
         total = sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
         return total + (0.0 if terminated[row][steps[-1]] else gamma ** len(steps) * next_value[row][steps[-1]])
 
-    return _each_step(reward.shape, shown, value)
+    return each_step(reward.shape, shown, value)
 
 
 def lambda_returns(
@@ -151,4 +138,4 @@ def lambda_returns(
         total = sum((1.0 - trace_lambda) * trace_lambda ** (n - 1) * n_step[n - 1][row][t] for n in range(1, left))
         return total + trace_lambda ** (left - 1) * n_step[left - 1][row][t]
 
-    return _each_step(reward.shape, shown, value)
+    return each_step(reward.shape, shown, value)
