@@ -18,7 +18,7 @@ from upslope._version import __version__
 
 if TYPE_CHECKING:
     from upslope import control, functional, language, tabular, testing
-    from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, RewardModeling
+    from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, OffPolicyGradient, RewardModeling
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
     from upslope.run.load import Run
@@ -35,6 +35,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "Evaluation": ("upslope.records", "Evaluation"),
     "GRPO": ("upslope.algorithms", "GRPO"),
     "KTO": ("upslope.algorithms", "KTO"),
+    "OffPolicyGradient": ("upslope.algorithms", "OffPolicyGradient"),
     "PPO": ("upslope.algorithms", "PPO"),
     "REINFORCE": ("upslope.algorithms", "REINFORCE"),
     "RLOO": ("upslope.algorithms", "RLOO"),
@@ -67,6 +68,7 @@ __all__ = [
     "Batch",
     "Diverged",
     "Evaluation",
+    "OffPolicyGradient",
     "RewardModeling",
     "Rollout",
     "Run",

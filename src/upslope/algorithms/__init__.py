@@ -4,6 +4,7 @@ from upslope.algorithms.a2c import A2C
 from upslope.algorithms.dpo import DPO
 from upslope.algorithms.grpo import GRPO
 from upslope.algorithms.kto import KTO
+from upslope.algorithms.off_policy import OffPolicyGradient
 from upslope.algorithms.ppo import PPO
 from upslope.algorithms.reinforce import REINFORCE
 from upslope.algorithms.reward_model import RewardModeling
@@ -14,6 +15,7 @@ ALGORITHMS = {
     "reinforce": REINFORCE,
     "a2c": A2C,
     "ppo": PPO,
+    "off-policy": OffPolicyGradient,
     "grpo": GRPO,
     "rloo": RLOO,
     "dpo": DPO,
@@ -23,4 +25,4 @@ ALGORITHMS = {
 }
 """The names that the command line and run folders know."""
 
-__all__ = ["A2C", "ALGORITHMS", "DPO", "GRPO", "KTO", "PPO", "REINFORCE", "RLOO", "SFT", "RewardModeling"]
+__all__ = ["A2C", "ALGORITHMS", "DPO", "GRPO", "KTO", "PPO", "REINFORCE", "RLOO", "SFT", "OffPolicyGradient", "RewardModeling"]
