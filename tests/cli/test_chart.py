@@ -76,7 +76,8 @@ def test_groups_are_averaged_over_shared_steps():
 
 def test_a_line_is_drawn_where_the_numbers_are(tmp_path: Path):
     level = np.full(50, 5.0)
-    image = np.asarray(draw([Panel("title", "x", "y", [Line(np.linspace(0, 100, 50), level, PALETTE[0], width=3)], level=(10.0, "goal"))]))
+    line, levels = Line(np.linspace(0, 100, 50), level, PALETTE[0], width=3), [(10.0, "goal"), (0.0, "start")]
+    image = np.asarray(draw([Panel("title", "x", "y", [line], levels)]))
     rows, columns = np.nonzero((image == PALETTE[0]).all(-1))
     assert len(rows) > 500 and np.ptp(rows) <= 4  # a horizontal line
     assert columns.min() < 100 and columns.max() > 780  # from axis to axis

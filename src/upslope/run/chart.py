@@ -56,13 +56,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes; ``level`` draws a dashed horizontal line with a label."""
+    """One set of axes; each of ``levels`` is a dashed horizontal line with a label."""
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line] = field(default_factory=tuple)
-    level: tuple[float, str] | None = None
+    levels: Sequence[tuple[float, str]] = ()
 
 
 def draw(panels: Sequence[Panel], size: tuple[int, int] = (840, 500)) -> Image.Image:
@@ -132,8 +132,7 @@ class _Axes:
     def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
         xs = [line.x for line in self.panel.lines if len(line.x)]
         ys = [part for line in self.panel.lines for part in (line.y, line.low, line.high) if part is not None and len(part)]
-        if self.panel.level is not None:
-            ys.append(np.array([self.panel.level[0]]))
+        ys.append(np.array([value for value, _ in self.panel.levels]))
         x = np.concatenate(xs) if xs else np.array([0.0, 1.0])
         y = np.concatenate(ys) if ys else np.array([0.0, 1.0])
         y = y[np.isfinite(y)] if np.isfinite(y).any() else np.array([0.0, 1.0])
@@ -150,13 +149,13 @@ class _Axes:
         return list(zip(px.tolist(), py.tolist(), strict=True))
 
     def paint(self) -> None:
-        """Grid and labels, bands, lines, level, legend: from back to front."""
+        """Grid and labels, bands, lines, levels, legend: from back to front."""
         self._grid()
         for line in self.panel.lines:
             self._band(line)
         for line in self.panel.lines:
             self._line(line)
-        self._level()
+        self._levels()
         self._legend()
 
     def _grid(self) -> None:
@@ -207,14 +206,12 @@ class _Axes:
             for x, y in points:
                 self.pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color, outline=PAPER, width=SCALE)
 
-    def _level(self) -> None:
-        if self.panel.level is None:
-            return
-        value, text = self.panel.level
-        ((_, y),) = self.at(np.array([self.x_range[0]]), np.array([value]))
-        for x in range(self.left, self.right, 12 * SCALE):
-            self.pen.line([(x, y), (min(x + 6 * SCALE, self.right), y)], fill=FAINT, width=round(1.2 * SCALE))
-        self.pen.text((self.left + 8 * SCALE, y - 5 * SCALE), text, fill=FAINT, font=_font(TICK), anchor="lb")
+    def _levels(self) -> None:
+        for value, text in self.panel.levels:
+            ((_, y),) = self.at(np.array([self.x_range[0]]), np.array([value]))
+            for x in range(self.left, self.right, 12 * SCALE):
+                self.pen.line([(x, y), (min(x + 6 * SCALE, self.right), y)], fill=FAINT, width=round(1.2 * SCALE))
+            self.pen.text((self.left + 8 * SCALE, y - 5 * SCALE), text, fill=FAINT, font=_font(TICK), anchor="lb")
 
     def _legend(self) -> None:
         named = [line for line in self.panel.lines if line.label]

@@ -48,8 +48,8 @@ def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = 
     points = series(rows, "evaluation_return")
     if len(points[0]):
         lines.append(Line(*points, PALETTE[1], "greedy evaluation", width=1.4, marks=True))
-    level = None if solved_at is None else (solved_at, f"solved: {solved_at:g}")
-    save(draw([Panel(title, STEPS, RETURN, lines, level)]), path)
+    levels = [] if solved_at is None else [(solved_at, f"solved: {solved_at:g}")]
+    save(draw([Panel(title, STEPS, RETURN, lines, levels)]), path)
 
 
 def draw_comparison(path: Path, runs: Sequence[Run]) -> None:

@@ -1,0 +1,46 @@
+"""``upslope reproduce FIGURE``: a published figure run again, drawn beside its numbers, and judged."""
+
+from __future__ import annotations
+
+import json
+
+from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError
+from upslope.run.reproduce import FIGURES, reproduce
+
+FLAGS = (
+    Flag("runs", INTEGER, None, "independent runs (none: those of the figure, 100; sb-2.5: 10,000 bandits)"),
+    Flag("seed", INTEGER, 0, "of all random numbers"),
+    Flag("out", PATH, None, "folder for figure.png and verdict.json (none: runs/FIGURE-SEED)"),
+    Flag("json", SWITCH, False, "print the verdict as one JSON object and nothing else"),
+)
+
+HELP = """\
+usage: upslope reproduce FIGURE [flags]
+
+Run a figure of Sutton & Barto's book again, draw it beside the published numbers and say whether it is within bounds:
+exit code 0 within, 1 outside.
+
+{figures}
+
+  upslope reproduce sb-13.1
+  upslope reproduce sb-2.5 --runs 2000 --json
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, run, print the verdict."""
+    if "--help" in words or "-h" in words:
+        print(HELP.format(figures="\n".join(f"  {name:<9}{figure.protocol}" for name, figure in FIGURES.items())))
+        print(section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError(f"reproduce: expected FIGURE, one of {', '.join(FIGURES)}; try: upslope reproduce sb-13.1")
+    verdict = reproduce(plain[0], runs=values.get("runs"), seed=values.get("seed", 0), out=values.get("out"))
+    if values.get("json"):
+        print(json.dumps(verdict.fields, ensure_ascii=False))
+    else:
+        print(f"{verdict.paragraph}\nfigure: {verdict.path / 'figure.png'} · verdict: {verdict.path / 'verdict.json'}")
+    return 0 if verdict.within else 1
