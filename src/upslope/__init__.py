@@ -18,12 +18,12 @@ from upslope._version import __version__
 
 if TYPE_CHECKING:
     from upslope import control, functional, language, tabular, testing
-    from upslope.algorithms import A2C, DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, OffPolicyGradient, RewardModeling
+    from upslope.algorithms import A2C, DPO, GRPO, KTO, NPG, PPO, REINFORCE, RLOO, SFT, TRPO, OffPolicyGradient, RewardModeling
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
     from upslope.run.load import Run
     from upslope.run.train import RunState, train
-    from upslope.updates import Ascent
+    from upslope.updates import Ascent, NaturalGradient, TrustRegion
 
 # name → (module, attribute); loaded on first use, so that `import upslope` costs nothing that is not needed
 _EXPORTS: dict[str, tuple[str, str | None]] = {
@@ -35,6 +35,8 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "Evaluation": ("upslope.records", "Evaluation"),
     "GRPO": ("upslope.algorithms", "GRPO"),
     "KTO": ("upslope.algorithms", "KTO"),
+    "NaturalGradient": ("upslope.updates", "NaturalGradient"),
+    "NPG": ("upslope.algorithms", "NPG"),
     "OffPolicyGradient": ("upslope.algorithms", "OffPolicyGradient"),
     "PPO": ("upslope.algorithms", "PPO"),
     "REINFORCE": ("upslope.algorithms", "REINFORCE"),
@@ -46,6 +48,8 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "RunState": ("upslope.run.train", "RunState"),
     "SFT": ("upslope.algorithms", "SFT"),
     "Sample": ("upslope.records", "Sample"),
+    "TRPO": ("upslope.algorithms", "TRPO"),
+    "TrustRegion": ("upslope.updates", "TrustRegion"),
     "UsageError": ("upslope.errors", "UsageError"),
     "control": ("upslope.control", None),
     "functional": ("upslope.functional", None),
@@ -60,14 +64,17 @@ __all__ = [
     "DPO",
     "GRPO",
     "KTO",
+    "NPG",
     "PPO",
     "REINFORCE",
     "RLOO",
     "SFT",
+    "TRPO",
     "Ascent",
     "Batch",
     "Diverged",
     "Evaluation",
+    "NaturalGradient",
     "OffPolicyGradient",
     "RewardModeling",
     "Rollout",
@@ -75,6 +82,7 @@ __all__ = [
     "RunFault",
     "RunState",
     "Sample",
+    "TrustRegion",
     "UsageError",
     "__version__",
     "control",

@@ -7,13 +7,14 @@ Time is the last axis and everything before it is batch: ``[envs, T]``, ``[group
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
+from upslope.errors import UsageError
 
 Unit = Literal["step", "sequence", "group", "pair"]
 """The smallest piece that may not be split; it is what minibatches shuffle."""
@@ -188,6 +189,33 @@ class Policy(Protocol):
     def evaluate(self, **inputs: Tensor) -> Evaluation: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+class Distribution(Protocol):
+    """The action distribution in each state, a dataclass: what ``policy.distribution(**inputs)`` may return, and exact divergences ask for.
+
+    ``parameters [*batch, T, P]`` decide it; ``dataclasses.replace`` makes the same kind of distribution from others.
+    """
+
+    @property
+    def parameters(self) -> Tensor: ...
+
+    def kl(self, other: Self) -> Tensor:
+        """Exact KL(self‖other) in each state, ``[*batch, T]``."""
+        ...
+
+
+def distribution_of(policy: Any, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:
+    """The policy's :class:`Distribution`, or :class:`UsageError`, which ends with what to do ``otherwise``."""
+    if not hasattr(policy, "distribution"):
+        raise UsageError(f"policy: {type(policy).__name__} has no distribution(), which exact KL divergences need; {otherwise}")
+    distribution = policy.distribution(**inputs)
+    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
+        raise UsageError(
+            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
+            f"upslope.control.Distribution, or {otherwise}"
+        )
+    return distribution
 
 
 class Algorithm(Protocol):

@@ -54,6 +54,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no legal action": (on("walk", "--env-kwargs", '{"fault": "no-action"}'), "action"),
     # flags
     "misspelled flag": ([*PPO, "--lerning-rate", "1e-3"], "unknown flag '--lerning-rate': did you mean '--learning-rate'?"),
+    "TRPO without a region": (["train", "trpo", "CartPole-v1", "--max-kl", "0"], "max_kl: expected a number > 0, found 0"),
+    "TRPO with minibatches of two sizes": (
+        ["train", "trpo", "CartPole-v1", "--num-envs", "2", "--num-steps", "5", "--num-value-minibatches", "3"],
+        "num_value_minibatches: 3 does not divide 2 environments × 5 steps = 10 transitions; 2 does",
+    ),
+    "NPG with negative damping": (["train", "npg", "CartPole-v1", "--damping", "-1"], "damping: expected a number ≥ 0, found -1"),
     "flag of another algorithm": (
         ["train", "reinforce", "CartPole-v1", "--clip-range", "0.2"],
         "a setting of ppo, not of reinforce",

@@ -10,10 +10,13 @@ from upslope.algorithms.reinforce import REINFORCE
 from upslope.algorithms.reward_model import RewardModeling
 from upslope.algorithms.rloo import RLOO
 from upslope.algorithms.sft import SFT
+from upslope.algorithms.trpo import NPG, TRPO
 
 ALGORITHMS = {
     "reinforce": REINFORCE,
     "a2c": A2C,
+    "npg": NPG,
+    "trpo": TRPO,
     "ppo": PPO,
     "off-policy": OffPolicyGradient,
     "grpo": GRPO,
@@ -25,4 +28,18 @@ ALGORITHMS = {
 }
 """The names that the command line and run folders know."""
 
-__all__ = ["A2C", "ALGORITHMS", "DPO", "GRPO", "KTO", "PPO", "REINFORCE", "RLOO", "SFT", "OffPolicyGradient", "RewardModeling"]
+__all__ = [
+    "A2C",
+    "ALGORITHMS",
+    "DPO",
+    "GRPO",
+    "KTO",
+    "NPG",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "SFT",
+    "TRPO",
+    "OffPolicyGradient",
+    "RewardModeling",
+]

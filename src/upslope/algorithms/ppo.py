@@ -10,8 +10,7 @@ Left out: per-minibatch advantage normalization (it is done once, over the whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,8 +32,8 @@ from upslope.algorithms.common import (
     reference_metrics,
     scored,
 )
-from upslope.errors import UsageError, require
-from upslope.records import Batch, Rollout, Surrogate
+from upslope.errors import require
+from upslope.records import Batch, Rollout, Surrogate, distribution_of
 from upslope.updates import Ascent
 
 SURROGATES: dict[str, Surrogate] = {
@@ -45,6 +44,8 @@ SURROGATES: dict[str, Surrogate] = {
 """The names that the command line knows."""
 SMALLEST_KL_COEF, LARGEST_KL_COEF = 1e-12, 1e12
 """An adaptive weight stays in between: it has to be able to come back."""
+K3 = "leave the method out (the penalty is then estimated by k3)"
+"""What a policy can do whose divergences have no formula."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class PPO:
         old = None
         if self.kl_coef > 0 and hasattr(policy, "distribution"):
             with torch.no_grad():
-                old = own_distribution(policy, rollout.inputs).parameters.clone()
+                old = distribution_of(policy, rollout.inputs, otherwise=K3).parameters.clone()
             metrics["kl_coef"] = self.kl_coef
         return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
 
@@ -134,7 +135,7 @@ class PPO:
         """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""
         if batch.behavior_parameters is None:
             return F.kl_k3(batch.behavior_log_prob, log_prob)
-        new = own_distribution(policy, batch.inputs)
+        new = distribution_of(policy, batch.inputs, otherwise=K3)
         return replace(new, parameters=batch.behavior_parameters).kl(new)
 
     @torch.no_grad()
@@ -145,14 +146,3 @@ class PPO:
         kl = float(masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
         factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
         return replace(self, kl_coef=min(max(self.kl_coef * factor, SMALLEST_KL_COEF), LARGEST_KL_COEF))
-
-
-def own_distribution(policy: Any, inputs: Mapping[str, Tensor]) -> Any:
-    """The policy's distribution, in the form whose divergences are known exactly."""
-    distribution = policy.distribution(**inputs)
-    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
-        raise UsageError(
-            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
-            "upslope.control.Distribution, or leave the method out (the penalty is then estimated by k3)"
-        )
-    return distribution

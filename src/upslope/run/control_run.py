@@ -19,8 +19,10 @@ from upslope.run.settings import check_names, plain_value, replaced, settings_of
 
 ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
+    "npg": ("upslope.algorithms.trpo", "NPG", StepsSettings()),
     "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
     "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
+    "trpo": ("upslope.algorithms.trpo", "TRPO", StepsSettings()),
 }
 """The one table of shipped algorithms: name → module, class, and how it collects unless told otherwise."""
 
@@ -208,15 +210,16 @@ class Prepared:
 
 def check_minibatches(algorithm: Any, collector: StepsSettings | EpisodesSettings) -> None:
     """The minibatches of an iteration must be of one size."""
-    count = getattr(algorithm.update, "num_minibatches", 1)
     if not isinstance(collector, StepsSettings):
         return
     transitions = collector.num_envs * collector.num_steps
-    if transitions % count:
-        divisors = [d for d in range(1, transitions + 1) if transitions % d == 0]
-        near = min(divisors, key=lambda d: abs(d - count))
-        product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
-        raise UsageError(f"num_minibatches: {count} does not divide {product}; {near} does")
+    for name in ("num_minibatches", "num_value_minibatches"):
+        count = getattr(algorithm.update, name, 1)
+        if transitions % count:
+            divisors = [d for d in range(1, transitions + 1) if transitions % d == 0]
+            near = min(divisors, key=lambda d: abs(d - count))
+            product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
+            raise UsageError(f"{name}: {count} does not divide {product}; {near} does")
 
 
 def check_device(name: str) -> Any:

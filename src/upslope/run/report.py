@@ -16,8 +16,24 @@ SECONDS_BETWEEN_LINES = 2.0
 RECENT = 10
 """Iterations over which the shown return is averaged."""
 
-COLUMNS = {"approx_kl": "approx KL", "clip_fraction": "clip fraction", "explained_variance": "explained variance"}
-SHORT_COLUMNS = {"approx_kl": "KL", "clip_fraction": "clip", "explained_variance": "expl. var."}
+COLUMNS = {
+    "kl": "KL",
+    "improvement": "improvement",
+    "line_search_steps": "line search steps",
+    "accepted": "accepted",
+    "approx_kl": "approx KL",
+    "clip_fraction": "clip fraction",
+    "explained_variance": "explained variance",
+}
+SHORT_COLUMNS = {
+    "kl": "KL",
+    "improvement": "gain",
+    "line_search_steps": "tries",
+    "accepted": "accepted",
+    "approx_kl": "approx KL",
+    "clip_fraction": "clip",
+    "explained_variance": "expl. var.",
+}
 WIDE = 120
 """Terminal columns from which the live line has a bar and full names."""
 
@@ -44,20 +60,41 @@ def collecting(run: Any) -> str:
     """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
     collector, update = run.collector, run.algorithm.update
     environments = plural(collector.num_envs, "environment")
-    count = getattr(update, "num_minibatches", 1)
     if hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps
         words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
-        size = f" of {transitions // count:,}"
     else:
+        transitions = None
         episodes = collector.num_episodes or collector.num_envs
         words = f"{environments}, {plural(episodes, 'whole episode')} per iteration"
-        size = ""
-    parts = "1 minibatch" if count == 1 else f"{count:,} minibatches"
-    passes = f"{plural(getattr(update, 'num_epochs', 1), 'epoch')} of {parts}{size}"
+    return f"{words}, {(natural if hasattr(update, 'num_value_epochs') else climbing)(update, transitions)}"
+
+
+def climbing(update: Any, transitions: int | None) -> str:
+    """``10 epochs of 4 minibatches of 64, learning rate 0.003 (linear schedule)``."""
+    words = passes(getattr(update, "num_epochs", 1), getattr(update, "num_minibatches", 1), transitions)
     rate = f", learning rate {update.learning_rate:g}" if hasattr(update, "learning_rate") else ""
     schedule = getattr(getattr(update, "schedule", None), "__name__", "constant")
-    return f"{words}, {passes}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
+    return f"{words}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
+
+
+def natural(update: Any, transitions: int | None) -> str:
+    """``one natural-gradient step to a mean KL of at most 0.01 (…); critic: 10 epochs of 4 minibatches of 256, learning rate 0.001``."""
+    fixed = getattr(update, "learning_rate", None)
+    if fixed is not None:
+        length = f"with step size {fixed:g}"
+    else:
+        searched = hasattr(update, "num_backtracks")
+        length = f"to a mean KL of {'at most' if searched else 'about'} {update.max_kl:g}{' by line search' if searched else ''}"
+    step = f"one natural-gradient step {length} ({plural(update.num_cg_steps, 'conjugate-gradient iteration')}, damping {update.damping:g})"
+    critic = passes(update.num_value_epochs, update.num_value_minibatches, transitions)
+    return f"{step}; critic: {critic}, learning rate {update.value_learning_rate:g}"
+
+
+def passes(epochs: int, minibatches: int, transitions: int | None) -> str:
+    """``10 epochs of 4 minibatches of 64``; the size only where it is known."""
+    parts = "1 minibatch" if minibatches == 1 else f"{minibatches:,} minibatches"
+    return f"{plural(epochs, 'epoch')} of {parts}{'' if transitions is None else f' of {transitions // minibatches:,}'}"
 
 
 def stopping(settings: Any) -> str:

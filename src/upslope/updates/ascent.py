@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class AscentState:
     generator: torch.Generator
     learning_rate: float
     num_updates: int = 0
+
+    @classmethod
+    def of(cls, parameters: tuple[nn.Parameter, ...], flat: FlatParameters | None, *, seed: int, learning_rate: float) -> Self:
+        """Fresh state for these parameters, which lie in ``flat`` where there is one."""
+        targets = parameters if flat is None else (flat.data,)
+        moments = tuple((torch.zeros_like(t), torch.zeros_like(t)) for t in targets)
+        return cls(parameters, flat, targets, moments, torch.Generator().manual_seed(seed), learning_rate)
 
     def check(self) -> None:
         """Before an update: what was trainable at the start still is, and lies where it is expected."""
@@ -92,12 +99,7 @@ class Ascent:
     def start(self, policy: nn.Module, *, seed: int) -> AscentState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
         flat = FlatParameters.of(policy)
-        parameters = tuple(p for p in policy.parameters() if p.requires_grad) if flat is None else flat.parameters
-        require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
-        targets = parameters if flat is None else (flat.data,)
-        moments = tuple((torch.zeros_like(t), torch.zeros_like(t)) for t in targets)
-        generator = torch.Generator().manual_seed(seed)
-        return AscentState(parameters, flat, targets, moments, generator, self.learning_rate)
+        return AscentState.of(trainable(policy, flat), flat, seed=seed, learning_rate=self.learning_rate)
 
     def set_fraction(self, state: AscentState, fraction: float) -> None:
         """Follow the schedule: ``fraction`` of the run is done."""
@@ -179,6 +181,13 @@ class Ascent:
         return norm
 
 
+def trainable(policy: nn.Module, flat: FlatParameters | None) -> tuple[nn.Parameter, ...]:
+    """The policy's parameters that require a gradient; raises :class:`UsageError` where there is none."""
+    parameters = tuple(p for p in policy.parameters() if p.requires_grad) if flat is None else flat.parameters
+    require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
+    return parameters
+
+
 def own_memory(gradients: list[Tensor]) -> list[Tensor]:
     """The gradients as tensors that may be changed in place: autograd may hand out one tensor twice, or an expanded one."""
     seen: set[int] = set()
@@ -218,13 +227,19 @@ def check_first_ratio(max_log_ratio: float) -> None:
 ADVICE = "lower the learning rate, lower max_grad_norm, or normalize observations and rewards"
 
 
-def check_gradient(norm: float, state: AscentState) -> None:
+class Counted(Protocol):
+    """The state of an update that counts its steps."""
+
+    num_updates: int
+
+
+def check_gradient(norm: float, state: Counted) -> None:
     """A finite objective may have a gradient that is not (a square root at 0, an overflow): stop before it spoils the parameters."""
     if not math.isfinite(norm):
         raise Diverged(f"diverged: the gradient is not finite at gradient step {state.num_updates + 1}; {ADVICE}")
 
 
-def diagnosis(state: AscentState, part: Batch, policy: Any) -> str:
+def diagnosis(state: Counted, part: Batch, policy: Any) -> str:
     """One line that names the update and the first tensor that is not finite."""
     suspects: dict[str, Tensor | None] = {
         "advantage": part.advantage,

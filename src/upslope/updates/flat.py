@@ -40,6 +40,15 @@ class FlatParameters:
             p.data = self.data[offset : offset + p.numel()].view_as(p)
             offset += p.numel()
 
+    def part(self, parameters: tuple[nn.Parameter, ...]) -> FlatParameters | None:
+        """The piece of the buffer that holds these parameters alone, or None where they do not lie in it one behind the other."""
+        places = [i for i, p in enumerate(self.parameters) if any(p is q for q in parameters)]
+        if len(places) != len(parameters) or not places or places != list(range(places[0], places[0] + len(places))):
+            return None
+        start = sum(p.numel() for p in self.parameters[: places[0]])
+        inside = self.parameters[places[0] : places[-1] + 1]
+        return FlatParameters(self.data[start : start + sum(p.numel() for p in inside)], inside)
+
     def is_bound(self) -> bool:
         """Whether every parameter still lives in the buffer (``module.to`` and an assigned ``.data`` break that)."""
         address = self.data.data_ptr()

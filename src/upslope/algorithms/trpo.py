@@ -1,0 +1,78 @@
+"""The natural policy gradient (Kakade 2001) and trust region policy optimization (Schulman et al. 2015).
+
+    maximize  E[ π(a|s) / π_old(a|s) · Â ]    subject to    mean_s KL(π_old(·|s) ‖ π(·|s)) ≤ max_kl
+
+Both take one step per batch along F⁻¹g, with F the Fisher matrix of π; TRPO's line search makes sure of the bound, the natural
+gradient trusts its quadratic model. Â = GAE(γ, λ); the critic is fitted to Â + V separately. See :mod:`upslope.updates.trust_region`.
+
+Left out: the vine procedure, and several steps on a batch (that is PPO).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.algorithms.common import (
+    check_fraction,
+    check_not_negative,
+    critic_values,
+    masked_mean,
+    normalized,
+    scored,
+)
+from upslope.records import Batch, Rollout
+from upslope.updates import NaturalGradient, TrustRegion
+from upslope.updates.trust_region import NaturalStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPG:
+    """Natural policy gradient: the policy climbs ``ratio · Â`` along F⁻¹g, the critic is fitted to ``Â + V``."""
+
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """trace decay of the advantage: 0 is one step, 1 the whole return"""
+    normalize_advantage: bool = True
+    """give the advantages mean 0 and standard deviation 1 over the whole batch"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    update: NaturalStep = field(default_factory=NaturalGradient)
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("gae_lambda", self.gae_lambda)
+        check_not_negative(entropy_coef=self.entropy_coef)
+
+    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+        """``Â = GAE``, ``returns = Â + V``."""
+        value, next_value = critic_values(rollout)
+        steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
+        advantage = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask)
+        returns = advantage + value
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        if self.normalize_advantage:
+            advantage = normalized(advantage, rollout.mask, metrics)
+        return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
+
+    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """``ratio · Â + entropy_coef · H``, weighted and summed; the critic has no part in it."""
+        new, batch = scored(policy, batch)
+        assert batch.advantage is not None
+        surrogate = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
+        entropy = masked_mean(new.entropy, batch.mask if batch.has_masked else None)
+        metrics = {"entropy": entropy, "log_ratio": new.log_prob - batch.behavior_log_prob}
+        return F.weighted_sum(surrogate + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPO(NPG):
+    """Trust region policy optimization: the same direction, no farther than a mean KL of ``max_kl``, and only where it climbs."""
+
+    update: NaturalStep = field(default_factory=TrustRegion)
+    """how parameters move"""
