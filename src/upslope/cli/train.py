@@ -26,7 +26,8 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
   upslope train a2c LunarLander-v3 --env-kwargs '{{"gravity": -8.0}}' --total-steps 1e6
   upslope train reinforce mytasks:make_maze --num-envs 4
 
-ALGORITHM is {algorithms}. ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
+ALGORITHM is {algorithms}.
+ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
 Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
 
