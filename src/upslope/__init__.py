@@ -18,7 +18,22 @@ from upslope._version import __version__
 
 if TYPE_CHECKING:
     from upslope import control, functional, language, tabular, testing
-    from upslope.algorithms import A2C, DPO, GRPO, KTO, NPG, PPO, REINFORCE, RLOO, SFT, TRPO, OffPolicyGradient, RewardModeling
+    from upslope.algorithms import (
+        A2C,
+        DPO,
+        GRPO,
+        KTO,
+        NPG,
+        PPO,
+        REINFORCE,
+        RLOO,
+        SFT,
+        TRPO,
+        ContinuingActorCritic,
+        OffPolicyGradient,
+        OnlineActorCritic,
+        RewardModeling,
+    )
     from upslope.errors import Diverged, RunFault, UsageError
     from upslope.records import Batch, Evaluation, Rollout, Sample
     from upslope.run.load import Run
@@ -30,6 +45,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "A2C": ("upslope.algorithms", "A2C"),
     "Ascent": ("upslope.updates", "Ascent"),
     "Batch": ("upslope.records", "Batch"),
+    "ContinuingActorCritic": ("upslope.algorithms", "ContinuingActorCritic"),
     "DPO": ("upslope.algorithms", "DPO"),
     "Diverged": ("upslope.errors", "Diverged"),
     "Evaluation": ("upslope.records", "Evaluation"),
@@ -38,6 +54,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "NaturalGradient": ("upslope.updates", "NaturalGradient"),
     "NPG": ("upslope.algorithms", "NPG"),
     "OffPolicyGradient": ("upslope.algorithms", "OffPolicyGradient"),
+    "OnlineActorCritic": ("upslope.algorithms", "OnlineActorCritic"),
     "PPO": ("upslope.algorithms", "PPO"),
     "REINFORCE": ("upslope.algorithms", "REINFORCE"),
     "RLOO": ("upslope.algorithms", "RLOO"),
@@ -72,10 +89,12 @@ __all__ = [
     "TRPO",
     "Ascent",
     "Batch",
+    "ContinuingActorCritic",
     "Diverged",
     "Evaluation",
     "NaturalGradient",
     "OffPolicyGradient",
+    "OnlineActorCritic",
     "RewardModeling",
     "Rollout",
     "Run",

@@ -218,6 +218,36 @@ def distribution_of(policy: Any, inputs: Mapping[str, Tensor], *, otherwise: str
     return distribution
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """What one environment answered to one action: R and S′, the true successor, whose inputs are ``[1, *features]``."""
+
+    reward: float
+    next_inputs: dict[str, Tensor]
+    terminated: bool
+    truncated: bool
+
+    @property
+    def ended(self) -> bool:
+        """The next step begins another episode."""
+        return self.terminated or self.truncated
+
+
+class Stream(Protocol):
+    """One environment, a step at a time: what an :class:`OnlineAlgorithm` plays in. Inputs and actions are ``[1, *]``."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def observe(self, policy: Any) -> dict[str, Tensor]: ...
+
+    def act(self, policy: Any, inputs: Mapping[str, Tensor]) -> Tensor: ...
+
+    def step(self, policy: Any, action: Tensor) -> Transition: ...
+
+    def metrics(self) -> Metrics: ...
+
+
 class Algorithm(Protocol):
     """Two equations and an update rule."""
 
@@ -227,6 +257,14 @@ class Algorithm(Protocol):
     def estimate(self, policy: Any, rollout: Rollout) -> Batch: ...
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class OnlineAlgorithm(Protocol):
+    """Learns at every step, so that it plays by itself: its loop is the textbook's box."""
+
+    def start(self, policy: Any, *, seed: int) -> Any: ...
+
+    def learn(self, policy: Any, stream: Stream, state: Any) -> Metrics: ...
 
 
 class Update(Protocol):

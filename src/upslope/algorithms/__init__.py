@@ -1,6 +1,7 @@
 """The algorithms: each one frozen dataclass with ``estimate``, ``objective`` and ``update``, in one short file."""
 
 from upslope.algorithms.a2c import A2C
+from upslope.algorithms.actor_critic import ContinuingActorCritic, OnlineActorCritic
 from upslope.algorithms.dpo import DPO
 from upslope.algorithms.grpo import GRPO
 from upslope.algorithms.kto import KTO
@@ -17,6 +18,8 @@ ALGORITHMS = {
     "a2c": A2C,
     "npg": NPG,
     "trpo": TRPO,
+    "actor-critic": OnlineActorCritic,
+    "continuing-actor-critic": ContinuingActorCritic,
     "ppo": PPO,
     "off-policy": OffPolicyGradient,
     "grpo": GRPO,
@@ -40,6 +43,8 @@ __all__ = [
     "RLOO",
     "SFT",
     "TRPO",
+    "ContinuingActorCritic",
     "OffPolicyGradient",
+    "OnlineActorCritic",
     "RewardModeling",
 ]

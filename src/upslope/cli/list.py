@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
     parse(words, (), positionals=0)
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
     for name, (module, _, _) in ALGORITHMS.items():
-        print(f"  {name:<11}{summary_of(module)}")
+        print(f"  {name:<25}{summary_of(module)}")
     print("\nFor language models (upslope train ALGORITHM --model MODEL --task TASK), ppo and reinforce, and:")
     by_module: dict[str, list[str]] = {}
     for name, (module, _, _) in LANGUAGE.items():

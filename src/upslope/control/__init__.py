@@ -7,6 +7,7 @@ from upslope.control.heads import Distribution, Head, head_for
 from upslope.control.make import make
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, RunningMoments
 from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
+from upslope.control.stream import Stream
 
 __all__ = [
     "ActorCritic",
@@ -23,6 +24,7 @@ __all__ = [
     "RunningMoments",
     "Step",
     "Steps",
+    "Stream",
     "evaluate",
     "head_for",
     "make",

@@ -7,7 +7,18 @@ next to its PyTorch twin, ``examples/02_bandit_torch.py``.
 
 from __future__ import annotations
 
-from upslope.reference import distributions, divergences, importance, objective, preferences, returns, special, statistics, surrogates
+from upslope.reference import (
+    actor_critic,
+    distributions,
+    divergences,
+    importance,
+    objective,
+    preferences,
+    returns,
+    special,
+    statistics,
+    surrogates,
+)
 from upslope.reference.gradient_bandit import GradientBandit
 from upslope.reference.problems import Bandit, ShortCorridor
 from upslope.reference.reinforce import Reinforce, Step, play
@@ -21,6 +32,7 @@ __all__ = [
     "ShortCorridor",
     "SoftmaxPolicy",
     "Step",
+    "actor_critic",
     "distributions",
     "divergences",
     "importance",

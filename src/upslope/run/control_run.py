@@ -20,6 +20,8 @@ from upslope.run.settings import check_names, plain_value, replaced, settings_of
 ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
     "npg": ("upslope.algorithms.trpo", "NPG", StepsSettings()),
+    "actor-critic": ("upslope.algorithms.actor_critic", "OnlineActorCritic", StepsSettings(num_envs=1, num_steps=512)),
+    "continuing-actor-critic": ("upslope.algorithms.actor_critic", "ContinuingActorCritic", StepsSettings(num_envs=1, num_steps=512)),
     "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
     "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
     "trpo": ("upslope.algorithms.trpo", "TRPO", StepsSettings()),
@@ -107,6 +109,7 @@ class ControlRun:
             UsageError: whatever cannot work, in one line.
         """
         check_minibatches(self.algorithm, self.collector)
+        check_one_environment(self)
         device = check_device(self.settings.device)
         saved = None if self.settings.init is None else Run.load(self.settings.init).load_policy("policy")
         from upslope import control
@@ -130,8 +133,10 @@ class ControlRun:
         except BaseException:
             envs.close()
             raise
-        if isinstance(self.collector, StepsSettings):
-            collect: Any = control.Steps(envs, self.collector.num_steps, seed=seed)
+        if hasattr(self.algorithm, "learn"):
+            collect: Any = control.Stream(envs, getattr(self.collector, "num_steps", 512), seed=seed)
+        elif isinstance(self.collector, StepsSettings):
+            collect = control.Steps(envs, self.collector.num_steps, seed=seed)
         else:
             collect = control.Episodes(envs, self.collector.num_episodes, seed=seed)
         run = self if saved is None else replace(self, policy=recorded_policy(saved))
@@ -210,6 +215,7 @@ class Prepared:
 
 def check_minibatches(algorithm: Any, collector: StepsSettings | EpisodesSettings) -> None:
     """The minibatches of an iteration must be of one size."""
+    count = getattr(getattr(algorithm, "update", None), "num_minibatches", 1)
     if not isinstance(collector, StepsSettings):
         return
     transitions = collector.num_envs * collector.num_steps
@@ -220,6 +226,13 @@ def check_minibatches(algorithm: Any, collector: StepsSettings | EpisodesSetting
             near = min(divisors, key=lambda d: abs(d - count))
             product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
             raise UsageError(f"{name}: {count} does not divide {product}; {near} does")
+
+
+def check_one_environment(run: ControlRun) -> None:
+    """A method that learns at every step has one trace, and so one environment."""
+    count = run.collector.num_envs
+    if hasattr(run.algorithm, "learn") and count != 1:
+        raise UsageError(f"num_envs: {run.name} learns at every step of 1 environment, found {count}; leave the flag out")
 
 
 def check_device(name: str) -> Any:

@@ -58,7 +58,10 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
 
 def collecting(run: Any) -> str:
     """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
-    collector, update = run.collector, run.algorithm.update
+    collector, update = run.collector, getattr(run.algorithm, "update", None)
+    if update is None:
+        rates = f"learning rates {run.algorithm.learning_rate:g} (policy) and {run.algorithm.value_learning_rate:g} (critic)"
+        return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}, {rates}"
     environments = plural(collector.num_envs, "environment")
     if hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps

@@ -1,4 +1,7 @@
-"""The one loop: collect → estimate → update → record. It knows the protocols only, never a world or a method."""
+"""The one loop: collect → estimate → update → record. It knows the protocols only, never a world or a method.
+
+A method that learns at every step plays by itself (``learn``); the loop then only counts, times and records.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from upslope.errors import Diverged, require
-from upslope.records import Batch, Collect, Metrics, Rollout
+from upslope.records import Batch, Collect, Metrics, Rollout, Stream
 
 Callback = Callable[["RunState"], bool | None]
 """Called once after each iteration with the run's state; a true answer stops the run."""
@@ -23,7 +26,7 @@ class RunState:
 
     algorithm: Any
     policy: Any
-    collect: Collect
+    collect: Collect | Stream
     update_state: Any
     iterations: int | None = None
     planned_steps: int | None = None
@@ -44,7 +47,7 @@ class RunState:
 def train(
     algorithm: Any,
     policy: Any,
-    collect: Collect,
+    collect: Collect | Stream,
     *,
     iterations: int | None = None,
     total_steps: int | None = None,
@@ -57,7 +60,8 @@ def train(
     Args:
         algorithm: ``estimate``, ``objective`` and ``update``: ``PPO()``, or a dataclass of your own.
         policy: ``sample`` and ``evaluate``; see :class:`upslope.records.Policy`.
-        collect: a callable ``policy -> Rollout``, ``control.Steps(envs, num_steps=32)`` for one.
+        collect: a callable ``policy -> Rollout``, ``control.Steps(envs, num_steps=32)`` for one; for a method that learns at
+            every step ``control.Stream(envs)``.
         iterations, total_steps: when to stop, whichever comes first; total_steps (unmasked steps) rounds up to whole iterations.
         seed: of the update's shuffling; environments, initialization and sampling have their own.
         callbacks: one or several, called after each iteration with the state; a true answer stops.
@@ -71,11 +75,16 @@ def train(
     for name, count in {"iterations": iterations, "total_steps": total_steps}.items():
         require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
     callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    update_state = algorithm.update.start(policy, seed=seed)
+    online = hasattr(algorithm, "learn")
+    check_pair(type(algorithm).__name__, online, collect)
+    update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
-    choose = twins() if fast else readable
+    choose = twins() if fast and not online else readable
     while state.fraction < 1.0:
-        iterate(state, *choose(state.algorithm, state.policy))
+        if online:
+            play(state)
+        else:
+            iterate(state, *choose(state.algorithm, state.policy))
         stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
         if any(stops):
             break
@@ -85,7 +94,8 @@ def train(
 def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
     """One iteration, timed: collect, estimate, update, record. ``actor`` is the policy or its fast twin."""
     started = time.perf_counter()
-    rollout = state.collect(actor)
+    collect: Any = state.collect
+    rollout = collect(actor)
     batch = state.algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
     if hasattr(state.algorithm.update, "set_fraction"):
@@ -93,21 +103,39 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     metrics = update(state.algorithm, state.policy, batch, state.update_state)
     if hasattr(state.algorithm, "adapted"):
         state.algorithm = state.algorithm.adapted(state.policy, batch)
-    num_steps = rollout.num_steps
-    seconds = time.perf_counter() - started
+    state.rollout = rollout
+    record(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
+
+
+def play(state: RunState) -> None:
+    """One iteration of a method that learns at every step."""
+    started = time.perf_counter()
+    stream: Any = state.collect
+    metrics = state.algorithm.learn(state.policy, stream, state.update_state)
+    record(state, stream.num_steps, time.perf_counter() - started, metrics)
+
+
+def record(state: RunState, num_steps: int, seconds: float, metrics: Metrics) -> None:
+    """Count an iteration and keep what it reported."""
     state.iteration += 1
     state.total_steps += num_steps
     state.train_seconds += seconds
-    state.rollout = rollout
     state.metrics = {
         "iteration": state.iteration,
         "total_steps": state.total_steps,
         "train_seconds": state.train_seconds,
         "steps_per_second": num_steps / seconds,
-        **rollout.metrics,
-        **batch.metrics,
         **metrics,
     }
+
+
+def check_pair(name: str, online: bool, collect: Any) -> None:
+    """A method that learns at every step needs a stream, every other one recordings."""
+    found = type(collect).__name__
+    if online:
+        require(hasattr(collect, "observe"), f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
+    else:
+        require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
 
 
 def readable(algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics], Any]:

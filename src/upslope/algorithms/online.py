@@ -1,0 +1,113 @@
+"""What the methods that learn at every step share: gradients of one state, and eligibility traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upslope.algorithms.common import evaluated_value
+from upslope.errors import Diverged, require
+
+Inputs = Mapping[str, Tensor]
+Gradients = Sequence[Tensor | None]
+"""One tensor per parameter; None where the parameter is not reached."""
+
+
+class Trace:
+    """An eligibility trace: one tensor z for each parameter that the gradient reaches, all 0 at first (Sutton & Barto 12.2)."""
+
+    def __init__(self, num_parameters: int) -> None:
+        self.z: list[Tensor | None] = [None] * num_parameters
+
+    def add(self, gradients: Gradients, decay: float, weight: float = 1.0) -> None:
+        """``z ← decay · z + weight · gradient``."""
+        for i, gradient in enumerate(gradients):
+            z = self.z[i]
+            if z is None:
+                self.z[i] = None if gradient is None else gradient * weight
+            elif gradient is None:
+                z.mul_(decay)
+            else:
+                z.mul_(decay).add_(gradient, alpha=weight)
+
+    @torch.no_grad()
+    def ascend(self, targets: Sequence[Tensor], step: float) -> None:
+        """``target ← target + step · z``."""
+        for target, z in zip(targets, self.z, strict=True):
+            if z is not None:
+                target.add_(z, alpha=step)
+
+    def reset(self) -> None:
+        """``z ← 0``."""
+        for z in self.z:
+            if z is not None:
+                z.zero_()
+
+
+@dataclass
+class OnlineState:
+    """What an online method remembers from one step to the next.
+
+    ``targets`` are the tensors that move: the parameters themselves. Put others of the same shapes there, and the updates add
+    up in them while the policy stays as it is: *offline* updates, which an episode's end may apply (Sutton & Barto 12.1).
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    targets: Sequence[Tensor]
+    trace: Trace
+    value_trace: Trace
+    weight: float = 1.0
+    average_reward: float = 0.0
+    action: Tensor | None = None
+    num_updates: int = 0
+    squared_errors: list[float] = field(default_factory=list[float])
+
+    @classmethod
+    def of(cls, policy: Any) -> OnlineState:
+        """At the start of a run: ``z = 0``, ``I = 1``, ``R̄ = 0``."""
+        parameters = tuple(p for p in policy.parameters() if p.requires_grad)
+        require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
+        return cls(parameters, parameters, Trace(len(parameters)), Trace(len(parameters)))
+
+    def start_episode(self) -> None:
+        """``z = 0``, ``I = 1``."""
+        self.trace.reset()
+        self.value_trace.reset()
+        self.weight = 1.0
+
+    def checked(self, td_error: float) -> float:
+        """The error itself, noted for the metrics; :class:`Diverged` where it would spoil the parameters."""
+        self.num_updates += 1
+        if not math.isfinite(td_error):
+            raise Diverged(f"diverged: the TD error is not finite at step {self.num_updates}; lower the learning rates or the trace decays")
+        self.squared_errors.append(td_error * td_error)
+        return td_error
+
+    def mean_squared_error(self) -> float:
+        """Mean of δ² since the last call."""
+        errors, self.squared_errors = self.squared_errors, []
+        return sum(errors) / max(len(errors), 1)
+
+
+def gradients(policy: Any, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
+    """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state, by autograd."""
+    new = policy.evaluate(**inputs, action=action)
+    value = evaluated_value(new.value)
+    score = torch.autograd.grad(new.log_prob.sum(), parameters, allow_unused=True, retain_graph=True)
+    return value.item(), torch.autograd.grad(value.sum(), parameters, allow_unused=True), score
+
+
+@torch.no_grad()
+def value_of(policy: Any, inputs: Inputs, action: Tensor) -> float:
+    """``v̂`` of one state; the action is for policies that can only say it beside a score."""
+    critic = getattr(policy, "value", None)
+    if callable(critic) and not isinstance(critic, nn.Module):
+        value: Any = critic(inputs)
+    else:
+        value = policy.evaluate(**inputs, action=action).value
+    return float(evaluated_value(value))

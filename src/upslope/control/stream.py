@@ -1,0 +1,80 @@
+"""One environment, a step at a time, for methods that learn at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from upslope.control.collect import Collector
+from upslope.control.envs import Envs
+from upslope.control.recording import encode, episode_metrics, to_env
+from upslope.errors import require
+from upslope.records import Metrics, Transition
+
+
+class Stream(Collector):
+    """What an online method plays in: observe S, act, step to R and S′; ``num_steps`` of them make one iteration of a run.
+
+    An iteration may begin and end anywhere in an episode, and its length changes nothing that is learned. After an end the
+    environment is reset before the next :meth:`observe`; S′ is always the true successor.
+
+    Raises:
+        UsageError: more than one environment.
+    """
+
+    def __init__(self, envs: Envs, num_steps: int = 512, *, seed: int = 0) -> None:
+        super().__init__(envs, seed)
+        require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
+        require(envs.num_envs == 1, f"num_envs: a method that learns at every step plays in 1 environment, found {envs.num_envs}")
+        self.num_steps = num_steps
+        self._inputs: dict[str, Tensor] | None = None
+        self._finished: list[tuple[float, int]] = []
+
+    def observe(self, policy: Any) -> dict[str, Tensor]:
+        """The inputs ``[1, *]`` of the state to act in; running moments take it in."""
+        if self.envs.observation is None:
+            self._start(policy)
+            self._inputs = None
+        if self._inputs is None:
+            self._inputs = self._encoded(policy)
+        return self._inputs
+
+    def act(self, policy: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """An action ``[1, *]`` drawn from the policy."""
+        return policy.sample(inputs, generator=self.generator).action
+
+    def step(self, policy: Any, action: Tensor) -> Transition:
+        """One step of the environment; the reward as the learner sees it."""
+        envs = self.envs
+        answer = envs.step(to_env(policy, envs, action))
+        terminated, truncated = bool(answer.terminated[0]), bool(answer.truncated[0])
+        self._finished += answer.finished
+        if not (terminated or truncated):
+            next_inputs = self._inputs = self._encoded(policy)
+        else:
+            successor = answer.observation if answer.successors is None else answer.successors[1]
+            mask = None if envs.action_mask is None else np.ones_like(envs.action_mask)  # nothing is asked of the successor but its value
+            next_inputs = encode(policy, envs, successor, action_mask=mask)
+            self._inputs = None
+            if answer.successors is None:
+                envs.step(to_env(policy, envs, action))  # the reset step, which ignores its action
+        return Transition(reward=self._seen(policy, answer), next_inputs=next_inputs, terminated=terminated, truncated=truncated)
+
+    def _encoded(self, policy: Any) -> dict[str, Tensor]:
+        return encode(policy, self.envs, self.envs.observation, action_mask=self.envs.action_mask, update=True)
+
+    @staticmethod
+    def _seen(policy: Any, answer: Any) -> float:
+        normalizer = getattr(policy, "reward_normalizer", None)
+        if normalizer is None:
+            return float(answer.reward[0])
+        normalizer.update(answer.reward, answer.terminated | answer.truncated, answer.mask)
+        return float(normalizer(answer.reward)[0])
+
+    def metrics(self) -> Metrics:
+        """Number, mean return and mean length of the episodes that ended since the last call."""
+        finished, self._finished = self._finished, []
+        return episode_metrics(finished)

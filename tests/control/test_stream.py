@@ -1,0 +1,79 @@
+"""A stream gives true successors in every autoreset mode, and an online method learns through it from the command line's parts."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.control.worlds import MODES, Counting, Critic, Loop, Ruled, side_by_side
+from upslope import PPO, ContinuingActorCritic, OnlineActorCritic, UsageError, control, train
+
+
+def stream(env=Counting, mode=MODES[0], **options):
+    return control.Stream(side_by_side([env], mode), **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_successors_are_true_and_reset_steps_are_not_seen(mode):
+    played, policy = stream(mode=mode), Critic()
+    for episode, (length, terminates) in enumerate([(3, True), (5, False), (2, True), (4, False)]):
+        for t in range(length):
+            inputs = played.observe(policy)
+            assert inputs["observation"].tolist() == [[t, 0, episode]]
+            answer = played.step(policy, played.act(policy, inputs))
+            assert answer.next_inputs["observation"].tolist() == [[t + 1, 0, episode]]
+            assert answer.reward == 1.0 + 0.5 * (t + 1)
+            last = t == length - 1
+            assert (answer.terminated, answer.truncated, answer.ended) == (last and terminates, last and not terminates, last)
+    metrics = played.metrics()
+    assert (metrics["num_episodes"], metrics["episode_length"]) == (4, 3.5)
+    assert played.metrics() == {"num_episodes": 0.0}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_action_masks_follow_the_state(mode):
+    played = stream(Ruled, mode)
+    policy = control.MLPPolicy.for_envs(played.envs, hidden_sizes=(4,), seed=0)
+    state = OnlineActorCritic().start(policy)
+    metrics = OnlineActorCritic().learn(policy, played, state)  # Ruled raises on an illegal action
+    assert metrics["episode_length"] == 4
+
+
+def test_running_moments_take_in_each_observation_once():
+    played = stream(num_steps=13)  # episodes of 3 and 5 and 2 steps, then three more: 13 observations acted on, and the next
+    policy = control.MLPPolicy.for_envs(played.envs, normalize_observation=True, normalize_reward=True, seed=0)
+    OnlineActorCritic().learn(policy, played, OnlineActorCritic().start(policy))
+    seen = [[t, 0, e] for e, length in enumerate((3, 5, 2, 4)) for t in range(length)][:14]
+    np.testing.assert_allclose(policy.observation_normalizer.moments.mean.numpy(), np.mean(seen, 0), atol=1e-6)  # float32 sums
+    assert int(policy.reward_normalizer.moments.count) == 13
+
+
+def test_the_seed_decides_a_run():
+    def parameters(seed):
+        envs = control.make("CartPole-v1", 1, seed)
+        policy = control.MLPPolicy.for_envs(envs, hidden_sizes=(8,), seed=seed)
+        train(OnlineActorCritic(trace_decay=0.5), policy, control.Stream(envs, 50, seed=seed), total_steps=150, seed=seed)
+        return torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
+
+    assert torch.equal(parameters(0), parameters(0))
+    assert not torch.equal(parameters(0), parameters(1))
+
+
+def test_a_continuing_task_that_is_cut_goes_on():
+    played = stream(Loop, num_steps=2000)
+    policy = control.MLPPolicy.for_envs(played.envs, hidden_sizes=(4,), seed=0)
+    algorithm = ContinuingActorCritic(average_reward_rate=0.05, value_learning_rate=0.0)
+    assert algorithm.learn(policy, played, algorithm.start(policy))["average_reward"] == pytest.approx(1.0, abs=1e-5)  # float32
+
+
+def test_several_environments_are_refused():
+    with pytest.raises(UsageError, match=r"^num_envs: .* plays in 1 environment, found 2"):
+        control.Stream(side_by_side([Counting, Counting]))
+
+
+def test_a_method_and_a_collector_that_do_not_fit_are_refused():
+    envs = control.make("CartPole-v1")
+    policy = control.MLPPolicy.for_envs(envs)
+    with pytest.raises(UsageError, match=r"^collect: OnlineActorCritic .* needs control.Stream\(envs\), found Steps"):
+        train(OnlineActorCritic(), policy, control.Steps(envs, 8), iterations=1)
+    with pytest.raises(UsageError, match=r"^collect: PPO learns from recordings .* found Stream"):
+        train(PPO(), policy, control.Stream(envs), iterations=1)
