@@ -10,6 +10,7 @@ from upslope.algorithms.ppo import PPO
 from upslope.algorithms.reinforce import REINFORCE
 from upslope.algorithms.reward_model import RewardModeling
 from upslope.algorithms.rloo import RLOO
+from upslope.algorithms.sarsa import SARSA
 from upslope.algorithms.sft import SFT
 from upslope.algorithms.trpo import NPG, TRPO
 
@@ -20,6 +21,7 @@ ALGORITHMS = {
     "trpo": TRPO,
     "actor-critic": OnlineActorCritic,
     "continuing-actor-critic": ContinuingActorCritic,
+    "sarsa": SARSA,
     "ppo": PPO,
     "off-policy": OffPolicyGradient,
     "grpo": GRPO,
@@ -41,6 +43,7 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "RLOO",
+    "SARSA",
     "SFT",
     "TRPO",
     "ContinuingActorCritic",

@@ -95,7 +95,11 @@ class OnlineState:
 
 
 def gradients(policy: Any, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
-    """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state, by autograd."""
+    """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's own formula where it has one, else by autograd."""
+    by_hand: Any = getattr(policy, "gradients", None)
+    found = by_hand(inputs, action, parameters) if callable(by_hand) else None
+    if found is not None:
+        return found
     new = policy.evaluate(**inputs, action=action)
     value = evaluated_value(new.value)
     score = torch.autograd.grad(new.log_prob.sum(), parameters, allow_unused=True, retain_graph=True)

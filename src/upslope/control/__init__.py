@@ -6,7 +6,7 @@ from upslope.control.evaluate import EvaluationResult, Evaluator, evaluate
 from upslope.control.heads import Distribution, Head, head_for
 from upslope.control.make import make
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, RunningMoments
-from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
+from upslope.control.policy import ActorCritic, CNNPolicy, LinearPolicy, MLPPolicy, policy_for, policy_from_description
 from upslope.control.stream import Stream
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "EvaluationResult",
     "Evaluator",
     "Head",
+    "LinearPolicy",
     "MLPPolicy",
     "ObservationNormalizer",
     "RewardNormalizer",

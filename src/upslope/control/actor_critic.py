@@ -11,7 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from upslope.control.heads import Beta, BoxDistribution, Categorical, Distribution, Gaussian, Head, MultiCategorical, head_for
+from upslope.control.heads import (
+    Beta,
+    BoxDistribution,
+    Categorical,
+    Distribution,
+    EpsilonGreedy,
+    Gaussian,
+    Head,
+    MultiCategorical,
+    head_for,
+)
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
 from upslope.errors import RunFault, UsageError
@@ -56,6 +66,7 @@ class ActorCritic(nn.Module):
         distribution: BoxDistribution = "gaussian",
         state_dependent_std: bool = False,
         log_std: float = 0.0,
+        epsilon: float | None = None,
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         reward_gamma: float = 0.99,
@@ -64,11 +75,12 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = spaces_of(envs)
         self.encoder = Encoder(self.observation_space)
-        self.head = head_for(self.action_space, distribution)
+        self.head = head_for(self.action_space, distribution, epsilon)
         self.options: dict[str, Any] = {
             "distribution": distribution,
             "state_dependent_std": state_dependent_std,
             "log_std": log_std,
+            "epsilon": epsilon,
             "normalize_observation": normalize_observation,
             "normalize_reward": normalize_reward,
             "reward_gamma": reward_gamma,
@@ -206,6 +218,12 @@ class ActorCritic(nn.Module):
     def distribution(self, **inputs: Tensor) -> Distribution:
         """The action distribution in each state."""
         return Distribution(self.head, self._actor(inputs), inputs.get("action_mask"))
+
+    def action_values(self, **inputs: Tensor) -> Tensor:
+        """q̂ of every action in each state ``[*, n]``; :class:`UsageError` for a policy that has preferences instead."""
+        if not isinstance(self.head, EpsilonGreedy):
+            raise UsageError("policy: it has preferences and no action values; make it with epsilon=0.1, which is ε-greedy in them")
+        return self._actor(inputs)
 
     # -------------------------------------------------------------------------------------------------- raw observations
 

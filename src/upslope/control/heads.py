@@ -17,7 +17,7 @@ from upslope import functional as F
 from upslope.control.box_heads import Beta, Gaussian, SquashedGaussian
 from upslope.control.head import Distribution, Head
 from upslope.control.spaces import Space, short
-from upslope.errors import UsageError, unknown
+from upslope.errors import UsageError, require, unknown
 from upslope.functional.distributions import plogp
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "BoxDistribution",
     "Categorical",
     "Distribution",
+    "EpsilonGreedy",
     "Gaussian",
     "Head",
     "MultiCategorical",
@@ -78,6 +79,41 @@ class Categorical(Head):
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         return action.cpu().numpy() + self.start
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy(Categorical):
+    """With probability ε any legal action, else one of the best: Parameters: action values ``[*, n]`` (Sutton & Barto 2.2).
+
+    Where several are best they share. As a function of the values its log-probability is a step: it has no gradient.
+    """
+
+    epsilon: float = 0.1
+
+    def probabilities(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``ε / n + (1 − ε) [a is best] / (number of best)``, over the n legal actions."""
+        legal = torch.ones_like(values) if mask is None else mask.to(values.dtype)
+        values = values if mask is None else values.masked_fill(~mask, -math.inf)
+        best = (values == values.amax(-1, keepdim=True)).to(values.dtype)
+        return self.epsilon * legal / legal.sum(-1, keepdim=True) + (1.0 - self.epsilon) * best / best.sum(-1, keepdim=True)
+
+    def _logits(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        return self.probabilities(values.detach(), mask).log()
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
+        return super().sample(self._logits(parameters, mask), generator)
+
+    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().log_prob(self._logits(parameters, mask), action)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().entropy(self._logits(parameters, mask))
+
+    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return super().score(self._logits(parameters, mask), action)
+
+    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().kl(self._logits(p, mask), self._logits(q, mask))
 
 
 @dataclass(frozen=True)
@@ -167,8 +203,16 @@ class Bernoulli(Head):
         return array if self.shape is None else array.reshape(len(array), *self.shape)
 
 
-def head_for(space: Space, distribution: BoxDistribution = "gaussian") -> Head:
-    """The head for an action space; ``distribution`` matters for Box only. :class:`UsageError` if there is none."""
+def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: float | None = None) -> Head:
+    """The head for an action space; ``distribution`` matters for Box only. :class:`UsageError` if there is none.
+
+    With ``epsilon`` the network gives action values, and the head is ε-greedy in them: Discrete only.
+    """
+    if epsilon is not None:
+        if not isinstance(space, spaces.Discrete):
+            raise UsageError(f"action space {short(space)}: action values need a Discrete space; take a policy-gradient method")
+        require(0.0 <= epsilon <= 1.0, f"epsilon: expected a number in [0, 1], found {epsilon}")
+        return EpsilonGreedy(int(space.n), int(space.start), epsilon)
     if distribution not in get_args(BoxDistribution):
         raise unknown("distribution", str(distribution), get_args(BoxDistribution))
     if isinstance(space, spaces.Discrete):

@@ -1,4 +1,7 @@
-"""The shipped policies: :class:`MLPPolicy` for vectors, :class:`CNNPolicy` for images; and how a saved one is built again."""
+"""The shipped policies, and how a saved one is built again.
+
+:class:`MLPPolicy` for vectors, :class:`CNNPolicy` for images, :class:`LinearPolicy` for fixed features of a vector.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from upslope.control.actor_critic import ActorCritic, Inputs
+from upslope.control.linear import LinearPolicy
 from upslope.control.networks import CNN, MLP, check_sizes
 from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
 from upslope.errors import UsageError, unknown
 
-__all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "MLPPolicy", "policy_for", "policy_from_description"]
+__all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "LinearPolicy", "MLPPolicy", "policy_for", "policy_from_description"]
 
 
 class MLPPolicy(ActorCritic):
@@ -97,7 +101,12 @@ class CNNPolicy(ActorCritic):
         return self._with_log_std(parameters), value
 
 
-POLICIES: dict[str, type[ActorCritic]] = {"ActorCritic": ActorCritic, "CNNPolicy": CNNPolicy, "MLPPolicy": MLPPolicy}
+POLICIES: dict[str, type[ActorCritic]] = {
+    "ActorCritic": ActorCritic,
+    "CNNPolicy": CNNPolicy,
+    "LinearPolicy": LinearPolicy,
+    "MLPPolicy": MLPPolicy,
+}
 
 
 def policy_for(envs: Any, **options: Any) -> ActorCritic:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from upslope.errors import RunFault, UsageError, unknown
+from upslope.errors import RunFault, UsageError, require, unknown
 from upslope.run.control_settings import EnvSettings, EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
 from upslope.run.load import Run, check_format, load_state, read_json
 from upslope.run.settings import check_names, plain_value, replaced, settings_of, to_json
@@ -23,6 +23,7 @@ ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
     "actor-critic": ("upslope.algorithms.actor_critic", "OnlineActorCritic", StepsSettings(num_envs=1, num_steps=512)),
     "continuing-actor-critic": ("upslope.algorithms.actor_critic", "ContinuingActorCritic", StepsSettings(num_envs=1, num_steps=512)),
     "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
+    "sarsa": ("upslope.algorithms.sarsa", "SARSA", StepsSettings(num_envs=1, num_steps=512)),
     "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
     "trpo": ("upslope.algorithms.trpo", "TRPO", StepsSettings()),
 }
@@ -144,18 +145,24 @@ class ControlRun:
 
     def make_policy(self, envs: Any) -> Any:
         """A fresh policy for these environments."""
-        from upslope.control.policy import CNNPolicy, policy_for
+        from upslope.control.policy import CNNPolicy, LinearPolicy, policy_for
         from upslope.control.spaces import Encoder
 
+        chosen, by_values = self.policy, getattr(self.algorithm, "action_values", False)
+        require(by_values or chosen.epsilon is None, f"epsilon: {self.name} learns no action values; leave it out, or take sarsa")
         sizes = {} if self.policy.hidden_sizes is None else {"hidden_sizes": self.policy.hidden_sizes}
         options = {
             "distribution": self.policy.distribution,
             "log_std": self.policy.log_std,
+            "epsilon": None if not by_values else 0.1 if chosen.epsilon is None else chosen.epsilon,
             "normalize_observation": self.policy.normalize_observation,
             "normalize_reward": self.policy.normalize_reward,
             "reward_gamma": getattr(self.algorithm, "gamma", 0.99),
             "seed": self.settings.seed,
         }
+        if chosen.features != "network":
+            names = ("features", "num_tilings", "num_tiles", "fourier_order", "feature_low", "feature_high")
+            return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, critic=not by_values, **options)
         if Encoder(envs.observation_space).images:
             return CNNPolicy.for_envs(envs, **sizes, **options)
         return policy_for(envs, **sizes, activation=self.policy.activation, **options)

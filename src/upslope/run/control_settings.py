@@ -78,6 +78,21 @@ class PolicySettings:
     """units of each hidden layer (none: 64 64 for vectors, 512 behind the convolutions for images)"""
     activation: Literal["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "tanh"] = "tanh"
     """the hidden layers' nonlinearity (convolutional policies always use relu)"""
+    features: Literal["network", "linear", "tiles", "fourier"] = "network"
+    """what policy and critic are functions of: a network's, or linear in the observation itself (a table if it is discrete), in
+    tile coding, in a Fourier basis"""
+    num_tilings: int = 8
+    """tilings, each displaced by other fractions of a tile (--features tiles)"""
+    num_tiles: int = 8
+    """tiles of a tiling along each dimension (--features tiles)"""
+    fourier_order: int = 3
+    """highest frequency along each dimension (--features fourier)"""
+    feature_low: tuple[float, ...] | None = None
+    """lowest observation that tiles and the Fourier basis tell apart, one number per dimension (none: the space's own)"""
+    feature_high: tuple[float, ...] | None = None
+    """the highest (none: the space's own)"""
+    epsilon: float | None = None
+    """probability of a random action, for methods that learn action values (none: 0.1 there)"""
     distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
     """the distribution of continuous actions"""
     log_std: float = 0.0
@@ -93,6 +108,10 @@ class PolicySettings:
             all(1 <= size <= MOST_UNITS for size in sizes),
             f"hidden_sizes: expected integers from 1 to {MOST_UNITS}, found {' '.join(map(str, sizes))}",
         )
+        network = self.features == "network"
+        require(network or not sizes, "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
+        for name in ("feature_low", "feature_high"):
+            require(not network or getattr(self, name) is None, f"{name}: networks have no limits; take --features tiles or fourier")
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
 
 

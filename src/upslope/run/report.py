@@ -60,7 +60,8 @@ def collecting(run: Any) -> str:
     """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
     collector, update = run.collector, getattr(run.algorithm, "update", None)
     if update is None:
-        rates = f"learning rates {run.algorithm.learning_rate:g} (policy) and {run.algorithm.value_learning_rate:g} (critic)"
+        critic = getattr(run.algorithm, "value_learning_rate", None)
+        rates = f"learning rate {run.algorithm.learning_rate:g}" + ("" if critic is None else f" (critic {critic:g})")
         return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}, {rates}"
     environments = plural(collector.num_envs, "environment")
     if hasattr(collector, "num_steps"):
@@ -117,6 +118,11 @@ def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
     """What the policy is, where it starts from and where it lives."""
     size = sum(p.numel() for p in policy.parameters())
     options = policy.describe()
+    if options["class"] == "LinearPolicy":
+        tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"
+        kind = {"tiles": tiles, "fourier": basis}.get(chosen.features, "the observation")
+        words = f"policy linear in {kind}, {policy.features.size:,} features"
+        return words if settings.init is None else f"{words}, continued from {settings.init}"
     layers = " × ".join(map(str, options.get("hidden_sizes", ()))) or "linear"
     kind = "convolutional policy" if "CNN" in options["class"] else f"{chosen.activation} policy"
     words = f"{kind} with hidden layers {layers}, {size:,} parameters"

@@ -1,0 +1,70 @@
+"""Episodic semi-gradient SARSA (Sutton & Barto 10.1, with the traces of 12.7): action values, for comparison with policy gradients.
+
+The loop is the book's box, p. 244 (p. 305 with traces): ``w += α δ z``, ``δ = R + γ q̂(S′, A′) − q̂(S, A)``.
+
+Left out: replacing and dutch traces, several environments, an ε that falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from upslope.algorithms.common import check_fraction, check_not_negative
+from upslope.algorithms.online import Gradients, Inputs, OnlineState
+from upslope.records import Metrics, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class SARSA:
+    """On-policy control by action values; the policy is ε-greedy in them, and owns ε."""
+
+    action_values: ClassVar[bool] = True
+
+    gamma: float = 0.99
+    """discount factor"""
+    learning_rate: float = 1e-2
+    """step size"""
+    trace_decay: float = 0.0
+    """λ of the eligibility trace (accumulating): 0 is one step"""
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("trace_decay", self.trace_decay)
+        check_not_negative(learning_rate=self.learning_rate)
+
+    def start(self, policy: Any, *, seed: int = 0) -> OnlineState:
+        """``z = 0``; nothing here is random, so the seed is not used."""
+        return OnlineState.of(policy)
+
+    def learn(self, policy: Any, stream: Stream, state: OnlineState) -> Metrics:
+        """``δ = R + γ q̂(S′, A′) − q̂(S, A)``, q̂(terminal) = 0. A truncation bootstraps, then resets."""
+        for _ in range(stream.num_steps):
+            inputs = stream.observe(policy)  # S
+            action = stream.act(policy, inputs) if state.action is None else state.action  # A
+            step = stream.step(policy, action)  # R, S′
+            state.action = None if step.terminated else stream.act(policy, step.next_inputs)  # A′
+            value, gradient = action_value(policy, inputs, action, state)
+            next_value = 0.0 if state.action is None else float(action_values(policy, step.next_inputs)[0, state.action])
+            td_error = state.checked(step.reward + self.gamma * next_value - value)
+            state.trace.add(gradient, self.gamma * self.trace_decay)
+            state.trace.ascend(state.targets, self.learning_rate * td_error)
+            if step.ended:
+                state.action = None
+                state.start_episode()
+        return {"td_error_squared": state.mean_squared_error(), **stream.metrics()}
+
+
+def action_value(policy: Any, inputs: Inputs, action: Tensor, state: OnlineState) -> tuple[float, Gradients]:
+    """``q̂(S, A)`` and its gradient by autograd."""
+    value = policy.action_values(**inputs)[0, action[0]]
+    return value.item(), torch.autograd.grad(value, state.parameters, allow_unused=True)
+
+
+@torch.no_grad()
+def action_values(policy: Any, inputs: Inputs) -> Tensor:
+    """``q̂(S, ·)``, ``[1, n]``."""
+    return policy.action_values(**inputs)
