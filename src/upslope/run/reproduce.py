@@ -97,7 +97,7 @@ def corridor_panel(title: str, lines: Sequence[Line]) -> Panel:
 
 def figure_13_1(runs: int, seed: int) -> Outcome:
     """REINFORCE on the corridor with three step sizes."""
-    beside = {-12: "-14.5 ± 8.2", -13: "-12.4 ± 0.95", -14: "-14.3 ± 1.1"}
+    beside = {-12: "-14.5 (8.2 from run to run)", -13: "-12.4 (0.95)", -14: "-14.3 (1.1)"}
     bounds = {-13: (-13.2, -11.6)}
     rates = np.repeat([2.0**k for k in beside], runs)
     result = corridor_runs(rates, np.zeros_like(rates), NUM_EPISODES, np.random.default_rng(seed))
@@ -225,7 +225,7 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
 
 def paragraph(figure: Figure, runs: int, checks: Sequence[Check], within: bool) -> str:
     """The verdict in plain words."""
-    head = f"{figure.source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds."
+    head = f"{figure.source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
     return " ".join([head, *map(sentence, checks)])
 
 
