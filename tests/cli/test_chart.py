@@ -101,3 +101,12 @@ def test_saving_replaces_the_file_at_once(tmp_path: Path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_long_legend_is_broken_into_rows():
+    """Eight names of 30 letters do not fit beside each other: each gets its swatch, none leaves the picture."""
+    x = np.array([0.0, 1.0])
+    lines = [Line(x, x + i, color, "abcdefghij" * 3, width=0.0) for i, color in enumerate(PALETTE)]
+    image = np.asarray(draw([Panel("title", "x", "y", lines)]))
+    places = [np.argwhere((image == color).all(-1)).mean(0) for color in PALETTE]
+    assert len({round(y) for y, _ in places}) == 3 and all(84 < x < 812 - 200 for _, x in places)

@@ -20,6 +20,13 @@ GROUPS, SIZE = 8, 4
 ADVANTAGES = {"leave-one-out": F.leave_one_out, "group mean": group_centered}
 
 
+def compared(name: str, rollout: Rollout) -> torch.Tensor:
+    """``R − b``, ``[groups, G]``: b the mean of the others or of the group, by its definition."""
+    score = rollout.reward.squeeze(-1)
+    total = score.sum(-1, keepdim=True)
+    return score - ((total - score) / (SIZE - 1) if name == "leave-one-out" else total / SIZE)
+
+
 def drawn(policy: Toy, seed: int = 0) -> Rollout:
     """Groups of one-token completions. Rewards are multiples of 3, so that means over 4 and over the other 3 are exact."""
     rollout = WORD.rollout(policy, index=WORD.drawn((GROUPS, SIZE), seed), unit="group")
@@ -51,7 +58,7 @@ def test_one_token_methods_have_the_gradient_of_the_bandit(name: str) -> None:
     """``∇ mean_i (R_i − b_i) log π(A_i)``, written out; and to rounding ``mean_i (R_i − b_i)(e_A − p)`` by hand."""
     policy = WORD.policy(1)
     rollout = drawn(policy)
-    advantage = ADVANTAGES[name](rollout.reward.squeeze(-1), None)
+    advantage = compared(name, rollout)
     action = rollout.inputs["token"].squeeze(-1)
     log_prob = torch.log_softmax(policy.logits[torch.zeros_like(action)], -1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
     (bandit,) = torch.autograd.grad((advantage * log_prob).sum() / (GROUPS * SIZE), policy.logits)
@@ -74,7 +81,7 @@ def test_their_first_update_leaves_the_same_parameters(name: str) -> None:
     for label, (algorithm, as_value) in methods(name, Ascent(learning_rate=0.05, max_grad_norm=1.0)).items():
         policy = WORD.policy(1)
         rollout = drawn(policy)
-        given = with_baseline(rollout, ADVANTAGES[name](rollout.reward.squeeze(-1), None)) if as_value else rollout
+        given = with_baseline(rollout, compared(name, rollout)) if as_value else rollout
         algorithm.update(algorithm, policy, algorithm.estimate(policy, given), algorithm.update.start(policy, seed=0))
         ends[label] = policy.logits.detach()
     assert len(ends) == 3 and all(torch.equal(end, ends["grpo"]) for end in ends.values())

@@ -124,8 +124,8 @@ class _Axes:
         self.pen = ImageDraw.Draw(sheet)
         x0, y0, x1, y1 = (b * SCALE for b in box)
         self.outer = (x0, y0, x1, y1)
-        named = sum(bool(line.label) for line in panel.lines)
-        top = 52 + (26 if named > 1 else 0)
+        self.legend = self._legend_rows(x1 - x0 - (84 + 28) * SCALE)
+        top = 52 + 26 * len(self.legend)
         self.left, self.right, self.top, self.bottom = x0 + 84 * SCALE, x1 - 28 * SCALE, y0 + top * SCALE, y1 - 62 * SCALE
         self.x_range, self.y_range = self._ranges()
 
@@ -213,17 +213,33 @@ class _Axes:
                 self.pen.line([(x, y), (min(x + 6 * SCALE, self.right), y)], fill=FAINT, width=round(1.2 * SCALE))
             self.pen.text((self.left + 8 * SCALE, y - 5 * SCALE), text, fill=FAINT, font=_font(TICK), anchor="lb")
 
-    def _legend(self) -> None:
+    def _legend_rows(self, width: float) -> list[list[Line]]:
+        """The named lines, as many in a row as fit; none where there is nothing to tell apart."""
         named = [line for line in self.panel.lines if line.label]
-        if len(named) < 2:
-            return
-        font, x, y = _font(TICK), float(self.left), self.outer[1] + 56 * SCALE
-        for line in named:
-            color = _mix(line.color, 0.3) if line.faint else line.color
-            if line.marks:
-                radius = 3.4 * SCALE
-                self.pen.ellipse([x + 9 * SCALE - radius, y - radius, x + 9 * SCALE + radius, y + radius], fill=color)
-            else:
-                self.pen.line([(x, y), (x + 18 * SCALE, y)], fill=color, width=round(max(line.width, 2) * SCALE))
-            self.pen.text((x + 24 * SCALE, y), line.label, fill=INK, font=font, anchor="lm")
-            x += 24 * SCALE + font.getlength(line.label) + 22 * SCALE
+        rows: list[list[Line]] = []
+        room = 0.0
+        for line in named if len(named) > 1 else []:
+            needed = self._legend_width(line)
+            if not rows or needed > room + 22 * SCALE:  # the gap after the last one may be cut off
+                rows.append([])
+                room = width
+            rows[-1].append(line)
+            room -= needed
+        return rows
+
+    @staticmethod
+    def _legend_width(line: Line) -> float:
+        return 24 * SCALE + _font(TICK).getlength(line.label) + 22 * SCALE
+
+    def _legend(self) -> None:
+        for number, row in enumerate(self.legend):
+            x, y = float(self.left), self.outer[1] + (56 + 22 * number) * SCALE
+            for line in row:
+                color = _mix(line.color, 0.3) if line.faint else line.color
+                if line.marks:
+                    radius = 3.4 * SCALE
+                    self.pen.ellipse([x + 9 * SCALE - radius, y - radius, x + 9 * SCALE + radius, y + radius], fill=color)
+                else:
+                    self.pen.line([(x, y), (x + 18 * SCALE, y)], fill=color, width=round(max(line.width, 2) * SCALE))
+                self.pen.text((x + 24 * SCALE, y), line.label, fill=INK, font=_font(TICK), anchor="lm")
+                x += self._legend_width(line)

@@ -157,23 +157,23 @@ FIGURES = {
     "sb-2.5": Figure(
         "Sutton & Barto 2018, Figure 2.5",
         "gradient bandits on 10-armed testbeds with q* ~ N(4, 1), 1000 steps, α = 0.1 and 0.4, with and without baseline",
-        10_000,
-        1_000_000,
-        figure_2_5,
+        runs=10_000,
+        most_runs=1_000_000,
+        simulate=figure_2_5,
     ),
     "sb-13.1": Figure(
         "Sutton & Barto 2018, Figure 13.1",
         "REINFORCE on the short corridor, 1000 episodes, α = 2^-12, 2^-13, 2^-14, θ changed after each episode",
-        100,
-        10_000,
-        figure_13_1,
+        runs=100,
+        most_runs=10_000,
+        simulate=figure_13_1,
     ),
     "sb-13.2": Figure(
         "Sutton & Barto 2018, Figure 13.2",
         "REINFORCE on the short corridor, 1000 episodes, with baseline (α = 2^-9, α_w = 2^-6) and without (α = 2^-13)",
-        100,
-        10_000,
-        figure_13_2,
+        runs=100,
+        most_runs=10_000,
+        simulate=figure_13_2,
     ),
 }
 """The names that the command line knows."""
