@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.fast.cases import close, make_batch, make_policy, twice, vector
-from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault
+from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, Ascent, Diverged, RunFault
 from upslope import functional as F
 from upslope.fast import update
 from upslope.fast.twins import compiled_update
@@ -86,6 +86,30 @@ def test_score_function_methods(head, algorithm):
     policy = make_policy(head)
     algorithm = replace(algorithm, update=Ascent(learning_rate=0.01, max_grad_norm=None))
     assert_equal_twins(algorithm, policy, [make_batch(policy)])
+
+
+GROUPS = {
+    "grpo": GRPO(update=SEVERAL),
+    "grpo, asymmetric, entropy, dual clip": GRPO(update=SEVERAL, clip_range=(0.05, 0.3), entropy_coef=0.1, dual_clip=1.1),
+    "grpo, truncated score": GRPO(update=SEVERAL, surrogate=F.truncated_score, clip_range=(1.0, 0.02)),
+    "grpo, score function": GRPO(update=SEVERAL, surrogate=F.score_function),
+    "rloo, one step": RLOO(update=Ascent(learning_rate=3e-3), entropy_coef=0.1),
+    "rloo, several": RLOO(update=SEVERAL, clip_range=0.05),
+}
+
+
+@pytest.mark.parametrize("algorithm", GROUPS.values(), ids=GROUPS.keys())
+@pytest.mark.parametrize("head, critic", [("categorical", False), ("gaussian", True)])
+def test_group_methods(head, critic, algorithm):
+    policy = make_policy(head, critic=critic)
+    batch = make_batch(policy, (5, 3, 6), unit="group", masked=0.3, average_over="sequences")
+    assert_equal_twins(algorithm, policy, [replace(batch, returns=None, value=None)])
+
+
+def test_a_ratio_of_sequences_is_not_compiled():
+    policy = make_policy()
+    assert compiled_update(GRPO(ratio=F.sequence_mean_ratio), policy) is None
+    assert compiled_update(GRPO(kl_coef=0.1), policy) is None and compiled_update(RLOO(kl_coef=0.1), policy) is not None
 
 
 def test_without_a_critic():

@@ -57,6 +57,11 @@ class RLOO:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return self.kl_in_objective or self.entropy_coef > 0
 
+    @property
+    def makes_one_step(self) -> bool:
+        """Whether every batch is left after one gradient step, so that no ratio is needed."""
+        return getattr(self.update, "num_epochs", 1) * getattr(self.update, "num_minibatches", 1) == 1
+
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = the score less the mean of the others, at each of the row's steps."""
         check_group_size(rollout)
@@ -73,8 +78,7 @@ class RLOO:
         """``log π · Â``, or the clipped surrogate after the first step, ``− kl_coef · KL + entropy_coef · H``, weighted and summed."""
         new, batch = scored(policy, batch)
         assert batch.advantage is not None
-        one_step = getattr(self.update, "num_epochs", 1) * getattr(self.update, "num_minibatches", 1) == 1
-        surrogate = F.score_function if one_step else F.clipped_surrogate
+        surrogate = F.score_function if self.makes_one_step else F.clipped_surrogate
         total = surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range)
         if self.kl_in_objective:

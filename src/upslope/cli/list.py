@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from upslope.cli.flags import parse
 from upslope.run.control_run import ALGORITHMS
@@ -23,17 +25,10 @@ def main(words: list[str]) -> int:
         return 0
     parse(words, (), positionals=0)
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
-    for name, (module, _, _) in ALGORITHMS.items():
-        print(f"  {name:<25}{summary_of(module)}")
-    print("\nFor language models (upslope train ALGORITHM --model MODEL --task TASK), ppo and reinforce, and:")
-    by_module: dict[str, list[str]] = {}
-    for name, (module, _, _) in LANGUAGE.items():
-        by_module.setdefault(module, []).append(name)
-    for module, names in by_module.items():
-        if names[0] not in ALGORITHMS:
-            print(f"  {names[0]:<14}{summary_of(module)}")
-            if names[1:]:
-                print(f"  {'':<14}and its relatives {', '.join(names[1:])}")
+    print_methods(ALGORITHMS)
+    both = ", ".join(name for name in LANGUAGE if name in ALGORITHMS)
+    print(f"\nFor language models (upslope train ALGORITHM --model MODEL --task TASK), {both}, and:")
+    print_methods({name: entry for name, entry in LANGUAGE.items() if name not in ALGORITHMS})
     from upslope.control.presets import PRESETS
 
     print("\nPresets (the defaults for these tasks; any other Gymnasium task works too):")
@@ -43,6 +38,17 @@ def main(words: list[str]) -> int:
             print(f"  {env_id:<27}{algorithm:<11}{steps:<23}{preset.result}".rstrip())
     print("\n`upslope train ppo CartPole-v1 --help` shows a preset's settings.")
     return 0
+
+
+def print_methods(table: Mapping[str, tuple[str, str, Any]]) -> None:
+    """A line for each module, and one for the relatives that it holds as well."""
+    by_module: dict[str, list[str]] = {}
+    for name, (module, *_) in table.items():
+        by_module.setdefault(module, []).append(name)
+    for module, names in by_module.items():
+        print(f"  {names[0]:<14}{summary_of(module)}")
+        if names[1:]:
+            print(f"  {'':<14}also: {', '.join(names[1:])}")
 
 
 def summary_of(module: str) -> str:

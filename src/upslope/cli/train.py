@@ -11,9 +11,10 @@ from typing import Any
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.help import section
 from upslope.errors import UsageError, unknown
-from upslope.run.control_run import ALGORITHMS, ControlRun, algorithm_class, read_config
+from upslope.run.control_run import ALGORITHMS, ControlRun, algorithm_for, read_config
 from upslope.run.control_settings import Output, PolicySettings, RunSettings
 from upslope.run.folder import check_free
+from upslope.run.language_run import ALGORITHMS as LANGUAGE
 from upslope.run.settings import check_names, settings_of
 
 HELP = """\
@@ -24,6 +25,7 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
   upslope train ppo CartPole-v1 --until-return 475
   upslope train ppo Pendulum-v1 --seed 3 --out runs/pendulum
   upslope train a2c LunarLander-v3 --env-kwargs '{{"gravity": -8.0}}' --total-steps 1e6
+  upslope train grpo CartPole-v1 --group-size 8 --num-groups 8
   upslope train reinforce mytasks:make_maze --num-envs 4
 
 ALGORITHM is {algorithms}.
@@ -31,14 +33,15 @@ ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
 Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
 
-Language models are trained by ppo and reinforce with --model and --task, and by
+Language models are trained by {both} with --model and --task, and by
 {language};
-see `upslope train grpo --help`.
+see `upslope train grpo --model tiny --help`.
 
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
 
-ONLY_LANGUAGE = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp", "rloo", "sft", "dpo", "kto", "reward-model")
-"""Algorithms that train language models only, so far."""
+ONLY_LANGUAGE = tuple(name for name in LANGUAGE if name not in ALGORITHMS)
+BOTH = tuple(name for name in LANGUAGE if name in ALGORITHMS)
+"""Algorithms that train language models: nothing else, and environments as well."""
 
 EXTRA = (
     Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)"),
@@ -57,7 +60,7 @@ def main(words: list[str]) -> int:
     name = next((word for word in words if word in ALGORITHMS), None)
     if name is None:
         return without_algorithm(words)
-    base = ControlRun(env_id="", algorithm=algorithm_class(name)(), collector=ALGORITHMS[name][2])
+    base = ControlRun(env_id="", algorithm=algorithm_for(name), collector=ALGORITHMS[name][2])
     flags = flags_of(settings_of(*base.parts()))
     others = [*flags_of(settings_of(Output())).values(), *EXTRA]
     wants_help = "--help" in words or "-h" in words
@@ -68,7 +71,8 @@ def main(words: list[str]) -> int:
     if plain[:1] != [name]:
         raise unknown("algorithm", plain[0], ALGORITHMS)
     if len(plain) != 2:
-        found = f"found also {plain[2]!r}" if len(plain) > 2 else f"try: upslope train {name} CartPole-v1"
+        text = f", or: upslope train {name} --model tiny --task addition" if name in BOTH else ""
+        found = f"found also {plain[2]!r}" if len(plain) > 2 else f"try: upslope train {name} CartPole-v1{text}"
         raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
     output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
     return run(name, plain[1], flags, values, output)
@@ -80,12 +84,17 @@ def concerns_language(words: list[str]) -> bool:
     return (bool(words) and words[0] in ONLY_LANGUAGE) or bool(flags & {"--model", "--task", "--pairs"})
 
 
+def introduction() -> str:
+    """The page's first half."""
+    return HELP.format(algorithms=" or ".join(ALGORITHMS), both=", ".join(BOTH), language=", ".join(ONLY_LANGUAGE))
+
+
 def without_algorithm(words: list[str]) -> int:
     """Help, or the error for a command line that names no shipped algorithm."""
     if "--help" in words or "-h" in words or not words:
         common = [*flags_of(settings_of(Output())).values(), *EXTRA]
         running = flags_of(settings_of(RunSettings())).values()
-        print(HELP.format(algorithms=" or ".join(ALGORITHMS), language=", ".join(ONLY_LANGUAGE)))
+        print(introduction())
         print("\n" + section("The run:", running))
         print("\n" + section("What it writes:", common))
         print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
@@ -103,7 +112,7 @@ def check_owners(name: str, words: list[str], flags: dict[str, Flag]) -> None:
         if not word.startswith("--") or key in flags:
             continue
         for other, (_, _, collector) in ALGORITHMS.items():
-            if other != name and key in settings_of(algorithm_class(other)(), collector):
+            if other != name and key in settings_of(algorithm_for(other), collector):
                 raise UsageError(
                     f"{word.partition('=')[0]}: a setting of {other}, not of {name}; `upslope train {name} --help` lists its own"
                 )
@@ -114,7 +123,7 @@ def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:
     run = ControlRun.of(name, plain[1] if len(plain) > 1 else "")
     shown = flags_of(settings_of(*run.parts()))
     titles = (f"{type(run.algorithm).__name__}:", "Collecting:", "The policy:", "The environment:", "The run:")
-    print(HELP.format(algorithms=" or ".join(ALGORITHMS), language=", ".join(ONLY_LANGUAGE)))
+    print(introduction())
     for title, part in zip(titles, run.parts(), strict=True):
         print("\n" + section(title, [shown[setting] for setting in settings_of(part)]))
     print("\n" + section("What it writes:", [*flags_of(settings_of(Output())).values(), *EXTRA]))

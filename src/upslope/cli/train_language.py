@@ -55,6 +55,10 @@ def main(words: list[str]) -> int:
         return show_help(name, settings)
     if plain[:1] != [name]:
         raise unknown("algorithm", plain[0], ALGORITHMS)
+    if len(plain) > 1 and not {"model", "task", "pairs"} & settings.keys():
+        raise UsageError(
+            f"{name}: it learns from texts, not in an environment ({plain[1]!r}); try: upslope train {name} --model tiny --task copy"
+        )
     if len(plain) > 1:
         raise UsageError(f"train: an environment ({plain[1]!r}) or a model (--model, --task), never both")
     if output.get("out") is not None:

@@ -1,6 +1,6 @@
 """Gymnasium environments and policies for them: make, collect, evaluate."""
 
-from upslope.control.collect import Episodes, Steps
+from upslope.control.collect import Episodes, GroupedEpisodes, Steps
 from upslope.control.envs import Envs, Step
 from upslope.control.evaluate import EvaluationResult, Evaluator, evaluate
 from upslope.control.heads import Distribution, Head, head_for
@@ -17,6 +17,7 @@ __all__ = [
     "Episodes",
     "EvaluationResult",
     "Evaluator",
+    "GroupedEpisodes",
     "Head",
     "LinearPolicy",
     "MLPPolicy",

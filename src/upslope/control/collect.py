@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,13 @@ import torch
 
 from upslope.control.envs import Envs, Step
 from upslope.control.recording import Recording, check_spaces, method
+from upslope.control.starts import alike
+from upslope.control.trees import Array
 from upslope.errors import RunFault, require
 from upslope.records import Rollout
+
+LONGEST = 100_000
+"""An episode of so many steps has no end."""
 
 
 class Collector:
@@ -25,10 +32,10 @@ class Collector:
     def num_envs(self) -> int:
         return self.envs.num_envs
 
-    def _start(self, policy: Any) -> None:
+    def _start(self, policy: Any, seed: Sequence[int] | None = None) -> None:
         """New episodes everywhere."""
         check_spaces(policy, self.envs)
-        self.envs.reset()
+        self.envs.reset(seed)
         if (normalizer := getattr(policy, "reward_normalizer", None)) is not None:
             normalizer.reset()
 
@@ -74,7 +81,7 @@ class Episodes(Collector):
         RunFault: an episode is longer than ``max_episode_steps``, which is there so that an environment without an end says so.
     """
 
-    def __init__(self, envs: Envs, num_episodes: int | None = None, *, seed: int = 0, max_episode_steps: int = 100_000) -> None:
+    def __init__(self, envs: Envs, num_episodes: int | None = None, *, seed: int = 0, max_episode_steps: int = LONGEST) -> None:
         super().__init__(envs, seed)
         count = envs.num_envs if num_episodes is None else num_episodes
         require(isinstance(count, int) and count >= 1, f"num_episodes: expected an integer ≥ 1, found {count!r}")
@@ -91,22 +98,85 @@ class Episodes(Collector):
         self._start(policy)
         recording = Recording(self.envs, policy, self.generator)
         share, rest = divmod(self.num_episodes, self.num_envs)
-        left = np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest)
-        while left.any():
-            live = left > 0
-            if getattr(policy, "observation_normalizer", None) is not None and not live.all():
-                recording.live = live
-            recording.add(only(live, self.envs.step(recording.act())))
-            left -= recording.terminated[-1] | recording.truncated[-1]
-            if int(self.envs.first_step[live].max()) >= self.max_episode_steps:
-                raise RunFault(
-                    f"environment {self.envs.env_id!r}: an episode did not end within {self.max_episode_steps} steps; "
-                    "give the environment a time limit, or collect with Steps"
-                )
+        play(recording, np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest), self.max_episode_steps)
         return recording.rollout()
 
 
-def only(live: np.ndarray[Any, Any], step: Step) -> Step:
+class GroupedEpisodes(Collector):
+    """One whole episode of every environment, ``group_size`` of them from the same reset: a ``[groups, G, T]`` rollout of groups.
+
+    Before each recording every group draws a seed of its own from the collector's generator, and all its environments are reset
+    with it: their first observations are equal (that is checked). What an environment draws later comes from that seed as well,
+    so its randomness is the same only as long as the members act alike, and only as far as the reset seed fixes it; their actions
+    are drawn apart. T is the longest episode; shorter rows are masked behind their end.
+
+    ``max_steps`` is the longest that an episode may be: the environments' time limit unless given. ``average_over="constant"``
+    divides by it.
+
+    Raises:
+        UsageError: a group of one, environments that do not divide into groups, or that cannot start alike (EnvPool's).
+        RunFault: an episode is longer than ``max_steps``, or than 100,000 steps where nothing is known.
+    """
+
+    def __init__(self, envs: Envs, group_size: int = 8, *, max_steps: int | None = None, seed: int = 0) -> None:
+        super().__init__(envs, seed)
+        require(
+            isinstance(group_size, int) and group_size >= 2,
+            f"group_size: expected an integer ≥ 2, found {group_size!r}; there is nothing to compare a row with",
+        )
+        groups, rest = divmod(envs.num_envs, group_size)
+        require(
+            not rest, f"group_size: {group_size} does not divide {envs.num_envs} environments; make {max(1, groups) * group_size} of them"
+        )
+        require(max_steps is None or max_steps >= 1, f"max_steps: expected an integer ≥ 1 or none, found {max_steps}")
+        require(
+            not envs.seeded,
+            f"envs: {envs.env_id!r} took its seed when it was made (EnvPool), so no two environments can start alike; "
+            "make them with vectorization='sync' or 'async'",
+        )
+        self.group_size, self.num_groups = group_size, groups
+        self.max_steps = envs.max_episode_steps if max_steps is None else max_steps
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> Rollout:
+        envs, size = self.envs, self.group_size
+        drawn = torch.randint(2**31, (self.num_groups,), generator=self.generator).tolist()
+        self._start(policy, [seed for seed in drawn for _ in range(size)])
+        require(
+            alike(envs.observation, size),
+            f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, so a group has no common start; "
+            "let its reset draw from self.np_random only",
+        )
+        recording = Recording(envs, policy, self.generator)
+        play(recording, np.ones(self.num_envs, np.int64), self.max_steps or LONGEST)
+        rollout = recording.rollout()
+        tensors = {item.name: tensor for item in fields(rollout) if isinstance(tensor := getattr(rollout, item.name), torch.Tensor)}
+        return replace(
+            rollout,
+            inputs={name: tensor.unflatten(0, (-1, size)) for name, tensor in rollout.inputs.items()},
+            unit="group",
+            max_steps=self.max_steps,
+            **{name: tensor.unflatten(0, (-1, size)) for name, tensor in tensors.items()},
+        )
+
+
+def play(recording: Recording, left: Array, most: int) -> None:
+    """Record until every environment has played the episodes that it has ``left [N]``; who is through is masked."""
+    envs, normalizes = recording.envs, getattr(recording.policy, "observation_normalizer", None) is not None
+    while left.any():
+        live = left > 0
+        if normalizes and not live.all():
+            recording.live = live
+        recording.add(only(live, envs.step(recording.act())))
+        left = left - (recording.terminated[-1] | recording.truncated[-1])
+        if int(envs.first_step[live].max()) >= most:
+            raise RunFault(
+                f"environment {envs.env_id!r}: an episode did not end within {most} steps; "
+                "give the environment a time limit, or collect with Steps"
+            )
+
+
+def only(live: Array, step: Step) -> Step:
     """The step with the other rows masked: their episodes are complete."""
     if live.all():
         return step

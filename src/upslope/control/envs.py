@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
+from upslope.control.starts import reset_each, time_limit
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
 
@@ -48,6 +49,7 @@ class Envs:
     Seeds: the first reset passes ``seed``, of which Gymnasium's vector environments make seed, seed + 1, … for their
     sub-environments; a natively vectorized environment draws its first states from one generator with that seed. Later resets
     go on with the environments' own generators. ``seeded`` says that the vector environment has had its seed already.
+    ``max_episode_steps`` is their time limit, where it is known.
 
     ``clip_reward`` hands on the reward's sign and ``reward_scale`` multiplies it; ``finished`` speaks of the rewards themselves.
 
@@ -75,7 +77,8 @@ class Envs:
         self.action_space: Space[Any] = vector.single_action_space
         self.autoreset_mode = _autoreset_mode(vector, self.env_id)
         self.clip_reward = clip_reward
-        self._seeded = seeded
+        self.max_episode_steps = time_limit(vector)
+        self.seeded = seeded
         self.reward_scale = reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
@@ -96,14 +99,17 @@ class Envs:
 
     # ------------------------------------------------------------------------------------------------ reset and step
 
-    def reset(self, seed: int | None = None) -> Any:
-        """Start new episodes everywhere and return the observation; without a seed, the first reset takes ``self.seed``."""
-        if self._seeded:
+    def reset(self, seed: int | Sequence[int] | None = None) -> Any:
+        """Start new episodes everywhere and return the observation; without a seed, the first reset takes ``self.seed``.
+
+        A sequence is a seed for each environment.
+        """
+        if self.seeded:
             require(seed is None, f"seed: {self.env_id!r} took its seed when it was made and cannot be seeded again; make it anew")
         elif seed is None and self.observation is None:
             seed = self.seed
         with self._faults("reset"):
-            observation, info = self.vector.reset(seed=seed)
+            observation, info = reset_each(self.vector, seed) if isinstance(seed, Sequence) else self.vector.reset(seed=seed)
         self._returns[:] = 0.0
         self._start[:] = self._clock
         self._resetting = None
@@ -220,7 +226,7 @@ class Envs:
     def _faults(self, where: str) -> Iterator[None]:
         try:
             yield
-        except RunFault:
+        except (RunFault, UsageError):
             raise
         except (Exception, SystemExit) as error:
             self._raise(where, error)

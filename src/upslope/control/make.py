@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from upslope.control import atari
 from upslope.control.envs import Envs
+from upslope.control.starts import limit_of
 from upslope.errors import UsageError, missing_extra, require, unknown
 
 Vectorization = Literal["auto", "sync", "async", "envpool"]
@@ -193,7 +194,9 @@ def _vector(
     try:
         if vectorization == "async":
             first.close()
-            return _QuietAsyncVectorEnv([build] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+            processes = _QuietAsyncVectorEnv([build] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+            processes.max_episode_steps = limit_of(first)
+            return processes
         envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
         require(
             len({id(env.unwrapped) for env in envs}) == num_envs,
@@ -208,6 +211,8 @@ def _vector(
 
 class _QuietAsyncVectorEnv(AsyncVectorEnv):
     """Without the warnings that repeat a worker's traceback: the exception is raised here anyway."""
+
+    max_episode_steps: int | None = None
 
     def _raise_if_errors(self, successes: Any) -> None:
         if not all(successes):

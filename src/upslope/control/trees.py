@@ -22,6 +22,15 @@ def tree_map(change: Callable[[Array], Array], tree: Any) -> Any:
     return change(np.asarray(tree))
 
 
+def leaves(tree: Any) -> Iterator[Array]:
+    """The arrays of a tree."""
+    if isinstance(tree, (dict, tuple)):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(part)
+    else:
+        yield np.asarray(tree)
+
+
 def rows(tree: Any, indices: Array) -> Any:
     """A copy of the rows with these indices."""
     return tree_map(lambda array: array[indices].copy(), tree)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from upslope import functional as F
-from upslope.algorithms import A2C, PPO, REINFORCE
+from upslope.algorithms import A2C, GRPO, PPO, REINFORCE, RLOO
 from upslope.fast import layout as at
 from upslope.fast.dense import DensePolicy, DenseUpdate
 from upslope.fast.descent import CompiledDescent
@@ -26,15 +26,25 @@ from upslope.fast.objective import Objective, ObjectiveUpdate
 from upslope.fast.plan import anatomy, head_of, identity
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledUpdate
-from upslope.records import Metrics
+from upslope.records import Metrics, Surrogate
 from upslope.updates import Ascent
 
-SURROGATES = ((F.importance_weighted, at.IMPORTANCE), (F.clipped_surrogate, at.CLIPPED), (F.truncated_score, at.TRUNCATED_SCORE))
+SURROGATES = (
+    (F.importance_weighted, at.IMPORTANCE),
+    (F.clipped_surrogate, at.CLIPPED),
+    (F.truncated_score, at.TRUNCATED_SCORE),
+    (F.score_function, at.SCORE),
+)
+
+
+def number_of(surrogate: Surrogate) -> int | None:
+    """What the kernels call a surrogate; None for the user's."""
+    return next((number for function, number in SURROGATES if function is surrogate), None)
 
 
 def ppo_objective(algorithm: PPO) -> Objective | None:
     """``PPO.objective`` in numbers; None with a KL penalty or a surrogate of the user's."""
-    surrogate = next((number for function, number in SURROGATES if function is algorithm.surrogate), None)
+    surrogate = number_of(algorithm.surrogate)
     if surrogate is None or algorithm.kl_coef > 0:
         return None
     return Objective(
@@ -59,10 +69,34 @@ def reinforce_objective(algorithm: REINFORCE) -> Objective:
     return Objective(surrogate=at.SCORE, value=algorithm.baseline, value_coef=value_coef, entropy_coef=algorithm.entropy_coef)
 
 
+def grpo_objective(algorithm: GRPO) -> Objective | None:
+    """``GRPO.objective`` in numbers; None with a KL to a reference, a ratio of whole sequences or a surrogate of the user's."""
+    surrogate = number_of(algorithm.surrogate)
+    if surrogate is None or algorithm.kl_in_objective or algorithm.ratio is not F.token_ratio:
+        return None
+    return Objective(
+        surrogate=surrogate,
+        value=False,
+        entropy_coef=algorithm.entropy_coef,
+        bounds=F.clip_bounds(algorithm.clip_range),
+        dual_clip=math.inf if algorithm.dual_clip is None else algorithm.dual_clip,
+    )
+
+
+def rloo_objective(algorithm: RLOO) -> Objective | None:
+    """``RLOO.objective`` in numbers; None with a KL to a reference."""
+    if algorithm.kl_in_objective:
+        return None
+    surrogate = at.SCORE if algorithm.makes_one_step else at.CLIPPED
+    return Objective(surrogate=surrogate, value=False, entropy_coef=algorithm.entropy_coef, bounds=F.clip_bounds(algorithm.clip_range))
+
+
 OBJECTIVES: dict[Callable[..., Any], Callable[[Any], Objective | None]] = {
     PPO.objective: ppo_objective,
     A2C.objective: a2c_objective,
     REINFORCE.objective: reinforce_objective,
+    GRPO.objective: grpo_objective,
+    RLOO.objective: rloo_objective,
 }
 """The shipped objectives that the kernels know; a subclass that overrides ``objective`` is not among them."""
 

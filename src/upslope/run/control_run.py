@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from upslope.errors import RunFault, UsageError, require, unknown
-from upslope.run.control_settings import EnvSettings, EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
+from upslope.run.control_settings import (
+    CollectorSettings,
+    EnvSettings,
+    EpisodesSettings,
+    GroupedEpisodesSettings,
+    Output,
+    PolicySettings,
+    RunSettings,
+    StepsSettings,
+)
 from upslope.run.load import Run, check_format, load_state, read_json
 from upslope.run.settings import check_names, plain_value, replaced, settings_of, to_json
 
-ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
+ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
     "npg": ("upslope.algorithms.trpo", "NPG", StepsSettings()),
     "actor-critic": ("upslope.algorithms.actor_critic", "OnlineActorCritic", StepsSettings(num_envs=1, num_steps=512)),
@@ -25,17 +34,34 @@ ALGORITHMS: dict[str, tuple[str, str, StepsSettings | EpisodesSettings]] = {
     "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
     "sarsa": ("upslope.algorithms.sarsa", "SARSA", StepsSettings(num_envs=1, num_steps=512)),
     "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
+    "grpo": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "dr-grpo": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "dapo": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "gspo": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "cispo": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "reinforce-pp": ("upslope.algorithms.grpo", "GRPO", GroupedEpisodesSettings()),
+    "rloo": ("upslope.algorithms.rloo", "RLOO", GroupedEpisodesSettings()),
     "trpo": ("upslope.algorithms.trpo", "TRPO", StepsSettings()),
 }
 """The one table of shipped algorithms: name → module, class, and how it collects unless told otherwise."""
 
+FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
+FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": {**FRESH_NETWORK, "num_epochs": 10, "num_minibatches": 2}, "RLOO": FRESH_NETWORK}
+"""Settings that environments ask for, by class, where the class's own are for text: a small network starts from nothing."""
 
-def algorithm_class(name: str) -> type:
-    """The class of a shipped algorithm; raises :class:`UsageError` with the nearest name."""
+
+def relative(name: str) -> dict[str, Any]:
+    """What makes a published relative of its class (``dapo`` of GRPO); nothing for the class itself."""
+    return getattr(importlib.import_module(ALGORITHMS[name][0]), "RELATIVES", {}).get(name, {})
+
+
+def algorithm_for(name: str) -> Any:
+    """A shipped algorithm with its settings for environments; raises :class:`UsageError` with the nearest name."""
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
     module, attribute, _ = ALGORITHMS[name]
-    return getattr(importlib.import_module(module), attribute)
+    kind = getattr(importlib.import_module(module), attribute)
+    return replaced(kind(**relative(name)), FOR_CONTROL.get(attribute, {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +71,11 @@ class ControlRun:
     env_id: str
     algorithm: Any
     env: EnvSettings = field(default_factory=EnvSettings)
-    collector: StepsSettings | EpisodesSettings = field(default_factory=StepsSettings)
+    collector: CollectorSettings = field(default_factory=StepsSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     settings: RunSettings = field(default_factory=RunSettings)
+    called: str | None = None
+    """the algorithm's name where several share a class"""
 
     @classmethod
     def of(cls, algorithm: str, env_id: str, **settings: Any) -> Self:
@@ -58,20 +86,23 @@ class ControlRun:
         """
         from upslope.control.presets import preset_for
 
-        run = cls(env_id=env_id, algorithm=algorithm_class(algorithm)(), collector=ALGORITHMS[algorithm][2])
-        preset = preset_for(algorithm, env_id)
-        return run.replaced(preset.settings if preset else {}).replaced(settings)
+        run = cls(env_id=env_id, algorithm=algorithm_for(algorithm), collector=ALGORITHMS[algorithm][2], called=algorithm)
+        family = next(name for name in ALGORITHMS if ALGORITHMS[name][:2] == ALGORITHMS[algorithm][:2])
+        preset = preset_for(family, env_id)
+        return run.replaced({**preset.settings, **relative(algorithm)} if preset else {}).replaced(settings)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
         """The run that a ``config.json`` records, with ``settings`` changed."""
         name = config["algorithm"]["name"]
-        run = cls(env_id=config["env_id"], algorithm=algorithm_class(name)(), collector=ALGORITHMS[name][2])
+        run = cls(env_id=config["env_id"], algorithm=algorithm_for(name), collector=ALGORITHMS[name][2], called=name)
         return run.replaced(flat_config(config)).replaced(settings)
 
     @property
     def name(self) -> str:
         """The algorithm's name on the command line; for a class of the user's own, the class's in lower case."""
+        if self.called is not None:
+            return self.called
         kind = type(self.algorithm)
         shipped = (name for name, (module, attribute, _) in ALGORITHMS.items() if (module, attribute) == (kind.__module__, kind.__name__))
         return next(shipped, kind.__name__.lower())
@@ -128,20 +159,30 @@ class ControlRun:
             policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)
             envs.reset()
             policy.inputs(envs.observation, action_mask=envs.action_mask)
+            collect = self.make_collector(envs)
         except RunFault as fault:  # a first observation that is already wrong is no fault of the run
             envs.close()
             raise UsageError(str(fault)) from fault
         except BaseException:
             envs.close()
             raise
-        if hasattr(self.algorithm, "learn"):
-            collect: Any = control.Stream(envs, getattr(self.collector, "num_steps", 512), seed=seed)
-        elif isinstance(self.collector, StepsSettings):
-            collect = control.Steps(envs, self.collector.num_steps, seed=seed)
-        else:
-            collect = control.Episodes(envs, self.collector.num_episodes, seed=seed)
         run = self if saved is None else replace(self, policy=recorded_policy(saved))
         return Prepared(run=run, envs=envs, policy=policy, collect=collect)
+
+    def make_collector(self, envs: Any) -> Any:
+        """What plays in these environments."""
+        from upslope import control
+
+        settings, seed = self.collector, self.settings.seed
+        if hasattr(self.algorithm, "learn"):
+            return control.Stream(envs, getattr(settings, "num_steps", 512), seed=seed)
+        if isinstance(settings, StepsSettings):
+            return control.Steps(envs, settings.num_steps, seed=seed)
+        if isinstance(settings, EpisodesSettings):
+            return control.Episodes(envs, settings.num_episodes, seed=seed)
+        collect = control.GroupedEpisodes(envs, settings.group_size, max_steps=settings.max_steps, seed=seed)
+        check_groups(self.algorithm, collect)
+        return collect
 
     def make_policy(self, envs: Any) -> Any:
         """A fresh policy for these environments."""
@@ -159,10 +200,12 @@ class ControlRun:
             "normalize_reward": self.policy.normalize_reward,
             "reward_gamma": getattr(self.algorithm, "gamma", 0.99),
             "seed": self.settings.seed,
+            "critic": not isinstance(self.collector, GroupedEpisodesSettings),  # the others of a group are the baseline
         }
         if chosen.features != "network":
             names = ("features", "num_tilings", "num_tiles", "fourier_order", "feature_low", "feature_high")
-            return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, critic=not by_values, **options)
+            options["critic"] = options["critic"] and not by_values
+            return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, **options)
         if Encoder(envs.observation_space).images:
             return CNNPolicy.for_envs(envs, **sizes, **options)
         return policy_for(envs, **sizes, activation=self.policy.activation, **options)
@@ -220,7 +263,7 @@ class Prepared:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def check_minibatches(algorithm: Any, collector: StepsSettings | EpisodesSettings) -> None:
+def check_minibatches(algorithm: Any, collector: CollectorSettings) -> None:
     """The minibatches of an iteration must be of one size."""
     count = getattr(getattr(algorithm, "update", None), "num_minibatches", 1)
     if not isinstance(collector, StepsSettings):
@@ -240,6 +283,17 @@ def check_one_environment(run: ControlRun) -> None:
     count = run.collector.num_envs
     if hasattr(run.algorithm, "learn") and count != 1:
         raise UsageError(f"num_envs: {run.name} learns at every step of 1 environment, found {count}; leave the flag out")
+
+
+def check_groups(algorithm: Any, collect: Any) -> None:
+    """What group methods may ask for and environments do not have."""
+    if getattr(algorithm, "kl_coef", 0.0) > 0:
+        raise UsageError("kl_coef: it needs a reference policy, which only language models have; leave it out")
+    if getattr(algorithm, "average_over", None) == "constant" and collect.max_steps is None:
+        raise UsageError(
+            f"average_over: 'constant' divides by the longest that an episode may be, and {collect.envs.env_id!r} has no time limit; "
+            "give --max-steps, or take --average-over sequences"
+        )
 
 
 def check_device(name: str) -> Any:

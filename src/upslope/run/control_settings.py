@@ -71,6 +71,33 @@ class EpisodesSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupedEpisodesSettings:
+    """Groups of whole episodes per iteration; the episodes of a group start alike."""
+
+    group_size: int = 8
+    """whole episodes from the same start, which are compared with one another"""
+    num_groups: int = 8
+    """groups per iteration, all played side by side"""
+    max_steps: int | None = None
+    """the longest that an episode may be (none: the environment's time limit); --average-over constant divides by it"""
+
+    def __post_init__(self) -> None:
+        size, groups = self.group_size, self.num_groups
+        require(size >= 2, f"group_size: expected an integer ≥ 2, found {size}; there is nothing to compare an episode with")
+        require(groups >= 1, f"num_groups: expected an integer ≥ 1, found {groups}")
+        require(size * groups <= MOST_ENVS, f"num_groups: {groups} groups of {size} are more than {MOST_ENVS:,} environments")
+        require(self.max_steps is None or self.max_steps >= 1, f"max_steps: expected an integer ≥ 1 or none, found {self.max_steps}")
+
+    @property
+    def num_envs(self) -> int:
+        """Environments played side by side: one for each episode."""
+        return self.group_size * self.num_groups
+
+
+CollectorSettings = StepsSettings | EpisodesSettings | GroupedEpisodesSettings
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """The policy's network and distribution."""
 

@@ -67,6 +67,9 @@ def collecting(run: Any) -> str:
     if hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps
         words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
+    elif hasattr(collector, "group_size"):
+        transitions = None
+        words = f"{plural(collector.num_groups, 'group')} of {collector.group_size} whole episodes, each from one start, per iteration"
     else:
         transitions = None
         episodes = collector.num_episodes or collector.num_envs
