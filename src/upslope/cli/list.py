@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
     print_methods(ALGORITHMS)
     both = ", ".join(name for name in LANGUAGE if name in ALGORITHMS)
-    print(f"\nFor language models (upslope train ALGORITHM --model MODEL --task TASK), {both}, and:")
+    print(f"\nFor language models (upslope train ALGORITHM --model MODEL --task TASK):\n  {both}, and")
     print_methods({name: entry for name, entry in LANGUAGE.items() if name not in ALGORITHMS})
     from upslope.control.presets import PRESETS
 

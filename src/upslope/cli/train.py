@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,12 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
   upslope train grpo CartPole-v1 --group-size 8 --num-groups 8
   upslope train reinforce mytasks:make_maze --num-envs 4
 
-ALGORITHM is {algorithms}.
+{algorithms}
 ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
 Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
 
-Language models are trained by {both} with --model and --task, and by
-{language};
+{language}
 see `upslope train grpo --model tiny --help`.
 
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
@@ -86,7 +86,9 @@ def concerns_language(words: list[str]) -> bool:
 
 def introduction() -> str:
     """The page's first half."""
-    return HELP.format(algorithms=" or ".join(ALGORITHMS), both=", ".join(BOTH), language=", ".join(ONLY_LANGUAGE))
+    algorithms = f"ALGORITHM is {', '.join(ALGORITHMS)}."
+    language = f"Language models are trained by {', '.join(BOTH)} with --model and --task, and by {', '.join(ONLY_LANGUAGE)};"
+    return HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110))
 
 
 def without_algorithm(words: list[str]) -> int:
