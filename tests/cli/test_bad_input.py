@@ -41,6 +41,18 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown keyword of the environment": ([*PPO, "--env-kwargs", '{"gravty": 3}'], "gravty"),
     "keywords that are not JSON": ([*PPO, "--env-kwargs", "{gravity: 3}"], "--env-kwargs: expected a JSON object"),
     "keywords that are a list": ([*PPO, "--env-kwargs", "[1]"], "--env-kwargs: expected a JSON object"),
+    # methods that learn at every step, and linear policies
+    "trace decay above 1": (["train", "actor-critic", "CartPole-v1", "--trace-decay", "1.5"], "trace_decay: expected a number in [0, 1]"),
+    "four environments": (["train", "actor-critic", "CartPole-v1", "--num-envs", "4"], "num_envs: actor-critic learns at every step"),
+    "a discount without episodes": (
+        ["train", "continuing-actor-critic", "Pendulum-v1", "--gamma", "0.9"],
+        "not of continuing-actor-critic",
+    ),
+    "action values of a Box": (["train", "sarsa", "Pendulum-v1"], "action values need a Discrete space"),
+    "tiles without limits": ([*PPO, "--features", "tiles"], "number 1 of the observation has no limit; give 4 numbers with --feature-low"),
+    "hidden layers of a linear policy": ([*PPO, "--features", "linear", "--hidden-sizes", "8"], "hidden_sizes: linear policies have no"),
+    "limits of a network": ([*PPO, "--feature-low", "1"], "feature_low: networks have no limits"),
+    "epsilon of a softmax": ([*PPO, "--epsilon", "0.1"], "epsilon: ppo learns no action values"),
     # spaces and first observations
     "text observations": (on("text_observation"), "not supported"),
     "sequence inside a dict": (on("sequence_observation"), "not supported"),

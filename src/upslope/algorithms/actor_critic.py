@@ -66,7 +66,7 @@ class OnlineActorCritic:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuingActorCritic:
-    """The box of p. 333: no episodes and no discount; what counts is the average reward per step, R̄.
+    """The same for tasks without episodes and without a discount: the average reward per step, R̄ (Sutton & Barto, p. 333).
 
     An environment that terminates is refused. Where a recording is cut (a time limit), the true successor's value is used as
     always, the traces are cut, and R̄ goes on.

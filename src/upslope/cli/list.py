@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     for env_id, by_algorithm in PRESETS.items():
         for algorithm, preset in by_algorithm.items():
             steps = f"up to {preset.settings.get('total_steps', 0):,} steps"
-            print(f"  {env_id:<27}{algorithm:<11}{steps:<23}{preset.result}".rstrip())
+            print(f"  {env_id:<27}{algorithm:<13}{steps:<23}{preset.result}".rstrip())
     print("\n`upslope train ppo CartPole-v1 --help` shows a preset's settings.")
     return 0
 

@@ -265,8 +265,7 @@ class Prepared:
 
 def check_minibatches(algorithm: Any, collector: CollectorSettings) -> None:
     """The minibatches of an iteration must be of one size."""
-    count = getattr(getattr(algorithm, "update", None), "num_minibatches", 1)
-    if not isinstance(collector, StepsSettings):
+    if not isinstance(collector, StepsSettings) or not hasattr(algorithm, "update"):
         return
     transitions = collector.num_envs * collector.num_steps
     for name in ("num_minibatches", "num_value_minibatches"):
