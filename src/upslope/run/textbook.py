@@ -1,7 +1,7 @@
 """Sutton & Barto's experiments, many runs side by side in NumPy.
 
-Each lane of an array is one run, and does to the bit of its random numbers what the plain loops of :mod:`upslope.reference` do
-(``tests/reference/test_textbook.py`` holds each lane to them).
+Each lane of an array is one run. Given its own column of the random numbers, it is the plain loop of :mod:`upslope.reference`:
+``tests/reference/test_textbook.py`` holds it to that.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def corridor_runs(learning_rate: Array, baseline_rate: Array, num_episodes: int,
     state, episode = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
     length, rights, right_times = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
     returns = np.zeros((lanes, num_episodes + 1))  # the last column takes what comes after the last episode
-    left_to_play = lanes
-    while left_to_play:
+    unfinished = lanes
+    while unfinished:
         right = generator.random(lanes) >= p_left
         rights += right
         right_times += right * length
@@ -67,7 +67,7 @@ def corridor_runs(learning_rate: Array, baseline_rate: Array, num_episodes: int,
         p_left[over] = probability_of_left(preference[over])
         returns[over, episode[over]] = -steps
         last = over[episode[over] == num_episodes - 1]
-        left_to_play -= len(last)
+        unfinished -= len(last)
         rate[last] = rate_w[last] = 0.0
         episode[over] = np.minimum(episode[over] + 1, num_episodes)
         for tally in (state, length, rights, right_times):
