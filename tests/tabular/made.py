@@ -22,6 +22,6 @@ def case(seed, *, critic=False, **options):
 
 def equal(found, expected, tolerance=1e-10):
     """Same shape, and entries that differ by no more than ``tolerance`` times the largest (or 1)."""
-    expected = torch.as_tensor(expected, dtype=found.dtype)
+    found, expected = found.detach(), torch.as_tensor(expected, dtype=found.dtype).detach()
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))

@@ -20,7 +20,7 @@ def test_four_exact_gradients_agree_on_a_hundred_problems(gamma):
         assert float(theorem.abs().max()) > 1e-3
         equal(tabular.gradient_by_autograd(ends, policy, gamma), theorem)
         equal(tabular.gradient_by_enumeration(mdp, policy, gamma), theorem)
-        if seed % 4 == 0:
+        if seed % 10 == 0:
             equal(tabular.gradient_by_differences(ends, policy, gamma), theorem, 1e-6)
 
 
@@ -30,7 +30,7 @@ def test_without_a_horizon_three_ways_agree(gamma):
         mdp, policy = case(seed)
         theorem = tabular.gradient(mdp, policy, gamma)
         equal(tabular.gradient_by_autograd(mdp, policy, gamma), theorem)
-        if seed % 4 == 0:
+        if seed % 10 == 0:
             equal(tabular.gradient_by_differences(mdp, policy, gamma), theorem, 1e-6)
 
 

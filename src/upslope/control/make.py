@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from upslope import environments
 from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.starts import limit_of
@@ -108,6 +109,8 @@ def _registered(name: str) -> EnvSpec | None:
     """The spec with this id; without a version, the latest. A missing package of a known family is named."""
     if atari.looks_like(name):
         atari.register()
+    if name.startswith(f"{environments.NAMESPACE}/"):
+        environments.register()
     if name in gymnasium.registry:
         return gymnasium.registry[name]
     try:

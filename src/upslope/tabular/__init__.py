@@ -3,8 +3,10 @@
 Gymnasium is needed by :mod:`upslope.tabular.envs` only.
 """
 
-from upslope.tabular import exact
+from upslope.tabular import average, exact
+from upslope.tabular.ascent import ascend
 from upslope.tabular.chains import chain, policy_table
+from upslope.tabular.collect import Episodes, Steps
 from upslope.tabular.enumeration import enumerate_rollouts, expected_gradient, flat_gradient
 from upslope.tabular.gradients import (
     gradient,
@@ -14,7 +16,9 @@ from upslope.tabular.gradients import (
     product_rule,
 )
 from upslope.tabular.mdp import MDP
+from upslope.tabular.planning import policy_evaluation, policy_iteration, value_iteration
 from upslope.tabular.policies import (
+    Linear,
     Softmax,
     SoftmaxPolicy,
     Table,
@@ -23,16 +27,24 @@ from upslope.tabular.policies import (
     polynomial_policy,
     tabular_policy,
 )
+from upslope.tabular.prediction import Episode, episodes, monte_carlo, td, td_offline
 from upslope.tabular.problems import bandit, gridworld, loop, random_mdp, ring, short_corridor
 
 __all__ = [
     "MDP",
+    "Episode",
+    "Episodes",
+    "Linear",
     "Softmax",
     "SoftmaxPolicy",
+    "Steps",
     "Table",
+    "ascend",
+    "average",
     "bandit",
     "chain",
     "enumerate_rollouts",
+    "episodes",
     "exact",
     "expected_gradient",
     "flat_gradient",
@@ -43,7 +55,10 @@ __all__ = [
     "gridworld",
     "linear_policy",
     "loop",
+    "monte_carlo",
     "network_policy",
+    "policy_evaluation",
+    "policy_iteration",
     "policy_table",
     "polynomial_policy",
     "product_rule",
@@ -51,4 +66,7 @@ __all__ = [
     "ring",
     "short_corridor",
     "tabular_policy",
+    "td",
+    "td_offline",
+    "value_iteration",
 ]

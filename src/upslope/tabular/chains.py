@@ -17,7 +17,7 @@ def policy_table(mdp: MDP, policy: Any) -> Tensor:
     Raises UsageError for a table of another shape, or whose rows are no distributions.
     """
     if hasattr(policy, "probabilities"):
-        table: Tensor = policy.probabilities()
+        table: Tensor = policy.probabilities().double()
         fits = table.dim() == 2 and table.shape[0] >= mdp.num_observations and table.shape[1] == mdp.num_actions
         expected = [mdp.num_observations, mdp.num_actions]
         require(fits, f"policy: expected probabilities of shape {expected} for this mdp, found {list(table.shape)}")
@@ -26,11 +26,12 @@ def policy_table(mdp: MDP, policy: Any) -> Tensor:
         table = torch.as_tensor(policy, dtype=torch.float64)
         expected = [mdp.num_states, mdp.num_actions]
         require(list(table.shape) == expected, f"policy: expected a table {expected} by state, found {list(table.shape)}")
-    wrong = (table < 0).any(-1) | ~((table.sum(-1) - 1.0).abs() <= TOLERANCE)
+    total = table.sum(-1, keepdim=True)
+    wrong = (table < 0).any(-1) | ~((total - 1.0).abs() <= TOLERANCE).squeeze(-1)
     if bool(wrong.any()):
         s = int(wrong.nonzero()[0])
         raise UsageError(f"policy: the probabilities in state {s} are {table[s].tolist()}; they must be ≥ 0 and sum to 1")
-    return table
+    return table / total
 
 
 def chain(mdp: MDP, policy: Any) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ def value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
 def action_value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
     """``Q(s, a) = r(s, a) + γ Σ_s' p(s'|s, a) V(s')``, ``[S, A]``. Source: SB eq. 4.6."""
     v = value(mdp, policy, gamma)
-    following = (mdp.transition > 0) * v  # 0 · NaN would spoil what never leads there
-    return mdp.reward + gamma * (mdp.transition * torch.where(mdp.transition > 0, following, 0.0)).sum(-1)
+    unknown = ((mdp.transition > 0) & v.isnan()).any(-1)
+    return (mdp.reward + gamma * mdp.transition @ v.nan_to_num()).masked_fill(unknown, torch.nan)
 
 
 def advantage(mdp: MDP, policy: Any, gamma: float) -> Tensor:

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 
-TOLERANCE = 1e-9
-"""How far probabilities may sum from one: what rounding explains, and no more."""
+TOLERANCE = 1e-6
+"""How far probabilities may sum from one: what rounding to single precision explains. Within it they are divided by their sum."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
 class MDP:
     """``p(s'|s, a) = transition[s, a, s']``, ``r(s, a) = reward[s, a]``, first states drawn from ``start``.
 
-    Tensors, NumPy arrays and lists are taken; all are kept as float64. Nothing happens in a ``terminal`` state: its rows
-    are zero (a self-loop without pay is taken for that). ``time_limit`` stops the *recording* of an episode after that many
-    steps (``truncated``); where it is an end of the problem, take :meth:`unrolled`. ``observation [S]`` says what a state
-    looks like to a policy, the state's own number unless given: two states with the same observation cannot be told apart.
+    Tensors, NumPy arrays and lists are taken, whatever their precision; all are kept as float64. Nothing happens in a
+    ``terminal`` state: its rows are zero (a self-loop without pay is taken for that). ``time_limit`` stops the *recording* of
+    an episode after that many steps (``truncated``); where it is an end of the problem, take :meth:`unrolled`.
+    ``observation [S]`` says what a state looks like to a policy, the state's own number unless given: two states with the
+    same observation cannot be told apart.
 
     Raises:
         UsageError: shapes, probabilities or rewards that are none, and a start from which nothing can happen.
@@ -51,8 +52,8 @@ class MDP:
         check_start(start, terminal, transition, reward)
         require(int(observation.min()) >= 0, f"observation: expected numbers ≥ 0, found {int(observation.min())}")
         require(time_limit is None or time_limit >= 1, f"time_limit: expected an integer ≥ 1 or none, found {time_limit}")
-        transition.masked_fill_(terminal[:, None, None], 0.0)
-        values = (transition, reward, start, terminal, time_limit, observation)
+        transition = (transition / transition.sum(-1, keepdim=True)).masked_fill(terminal[:, None, None], 0.0)
+        values = (transition, reward, start / start.sum(), terminal, time_limit, observation)
         for item, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, item.name, value)
 
@@ -97,7 +98,7 @@ class MDP:
 def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     """A detached copy of an array, a list or a tensor."""
     try:
-        return torch.as_tensor(value).detach().to(dtype, copy=True)
+        return torch.as_tensor(value, dtype=dtype).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: expected an array of numbers, found {type(value).__name__} ({error})") from error
 

@@ -1,0 +1,29 @@
+"""Gradient ascent on the exact objective: what every method of this library estimates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from upslope.tabular import exact
+from upslope.tabular.gradients import gradient
+from upslope.tabular.mdp import MDP
+
+
+def ascend(mdp: MDP, policy: Any, gamma: float, *, learning_rate: float, num_steps: int) -> list[float]:
+    """``θ ← θ + α ∇J(θ)``, ``num_steps`` times, in place; returns J before each step. Source: SB eq. 13.1."""
+    history: list[float] = []
+    for _ in range(num_steps):
+        history.append(exact.objective(mdp, policy, gamma).item())
+        step = gradient(mdp, policy, gamma)
+        with torch.no_grad():
+            for parameter, change in zip(policy.parameters(), split(step, policy), strict=True):
+                parameter += learning_rate * change
+    return history
+
+
+def split(flat: torch.Tensor, policy: Any) -> list[torch.Tensor]:
+    """A flat vector ``[P]`` in the shapes of the policy's parameters."""
+    sizes = [p.numel() for p in policy.parameters()]
+    return [part.view_as(p) for part, p in zip(flat.split(sizes), policy.parameters(), strict=True)]

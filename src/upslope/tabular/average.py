@@ -1,0 +1,75 @@
+"""The average-reward setting of continuing problems: exact stationary distribution, r̄, differential values and gradient.
+
+All functions raise UsageError for a problem that ends, and where the policy's chain falls into several closed classes, so that
+r̄ depends on the start. ``policy`` and the gradients are as in :mod:`upslope.tabular.exact` and :mod:`upslope.tabular.gradients`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import require
+from upslope.tabular.chains import chain, policy_table, reachable
+from upslope.tabular.enumeration import flat_gradient
+from upslope.tabular.gradients import STEP, differences
+from upslope.tabular.mdp import MDP
+
+
+def stationary_distribution(mdp: MDP, policy: Any) -> Tensor:
+    """d with ``dᵀ P_π = dᵀ`` and ``Σ d = 1``, ``[S]``: the solution of ``dᵀ (I − P_π + 𝟙𝟙ᵀ) = 𝟙ᵀ``. Source: SB eq. 10.8."""
+    transition, _ = chain(mdp, policy)
+    check_one_class(mdp, transition)
+    ones = torch.ones(mdp.num_states, dtype=transition.dtype)
+    return torch.linalg.solve((torch.diag(ones) - transition + 1.0).T, ones)
+
+
+def objective(mdp: MDP, policy: Any) -> Tensor:
+    """``r̄ = Σ_s d(s) r_π(s)``, 0-d: the reward per step in the long run. Source: SB eq. 10.7."""
+    _, reward = chain(mdp, policy)
+    return stationary_distribution(mdp, policy) @ reward
+
+
+def value(mdp: MDP, policy: Any) -> Tensor:
+    """Differential values, ``[S]``: ``(I − P_π) V = r_π − r̄`` with ``dᵀ V = 0``, solved as ``(I − P_π + 𝟙dᵀ) V = r_π − r̄``.
+
+    Source: SB section 10.3.
+    """
+    transition, reward = chain(mdp, policy)
+    d = stationary_distribution(mdp, policy)
+    return torch.linalg.solve(torch.eye(mdp.num_states, dtype=d.dtype) - transition + d, reward - d @ reward)
+
+
+def action_value(mdp: MDP, policy: Any) -> Tensor:
+    """``Q(s, a) = r(s, a) − r̄ + Σ_s' p(s'|s, a) V(s')``, ``[S, A]``. Source: SB section 10.3."""
+    return mdp.reward - objective(mdp, policy) + mdp.transition @ value(mdp, policy)
+
+
+def gradient(mdp: MDP, policy: Any) -> Tensor:
+    """``∇r̄ = Σ_s d(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``, an equality. Source: Sutton et al. 2000, theorem 1; SB section 13.6."""
+    with torch.no_grad():
+        d, q = stationary_distribution(mdp, policy), action_value(mdp, policy)
+    return flat_gradient((d.unsqueeze(-1) * q * policy_table(mdp, policy)).sum(), policy)
+
+
+def gradient_by_autograd(mdp: MDP, policy: Any) -> Tensor:
+    """∇r̄ through the linear solve of the stationary distribution, ``[P]``."""
+    return flat_gradient(objective(mdp, policy), policy)
+
+
+def gradient_by_differences(mdp: MDP, policy: Any, step: float = STEP) -> Tensor:
+    """∇r̄ by central differences, ``[P]``; right to about 1e-9."""
+    return differences(lambda: objective(mdp, policy), policy, step)
+
+
+def check_one_class(mdp: MDP, transition: Tensor) -> None:
+    """Refuse ends, and chains whose long run depends on where they begin."""
+    require(
+        not bool(mdp.terminal.any()), "mdp: it has terminal states, and an average reward is of what never ends; take upslope.tabular.exact"
+    )
+    paths = reachable(transition)
+    closed = ~(paths & ~paths.T).any(-1)  # everything that such a state leads to leads back
+    classes = len(paths[closed].unique(dim=0))
+    require(classes == 1, f"policy: its chain falls into {classes} closed classes, so the average reward depends on the start")

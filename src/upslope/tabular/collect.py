@@ -1,0 +1,144 @@
+"""Collectors: a policy acts in a finite problem, many rows at once, and the recording is a :class:`~upslope.records.Rollout`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import RunFault, UsageError, require
+from upslope.records import Metrics, Rollout, Sample
+from upslope.tabular.mdp import MDP
+
+
+class Collector:
+    """What both share: the problem, the rows' states, and a generator for everything random."""
+
+    def __init__(self, mdp: MDP, num_rows: int, seed: int) -> None:
+        self.mdp = mdp
+        self.num_rows = num_rows
+        self.generator = torch.Generator().manual_seed(seed)
+        self.state = torch.zeros(num_rows, dtype=torch.int64)
+        self.time = torch.zeros(num_rows, dtype=torch.int64)
+
+    def begin(self, rows: Tensor) -> None:
+        """New episodes in these rows (bool ``[N]``)."""
+        first = self.draw(self.mdp.start.expand(self.num_rows, -1))
+        self.state = torch.where(rows, first, self.state)
+        self.time = self.time.masked_fill(rows, 0)
+
+    def act(self, policy: Any) -> Sample:
+        """The policy's word on what the rows look like now."""
+        return policy.sample({"observation": self.mdp.observation[self.state]}, generator=self.generator)
+
+    def step(self, action: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(reward, terminated, truncated)`` of the living rows, which move to their true successors; the others stay."""
+        mdp = self.mdp
+        reward = mdp.reward[self.state, action].where(alive, 0.0)
+        successor = self.draw(mdp.transition[self.state, action])
+        self.state = torch.where(alive, successor, self.state)
+        self.time = self.time + alive
+        terminated = alive & mdp.terminal[self.state]
+        late = torch.zeros_like(alive) if mdp.time_limit is None else self.time >= mdp.time_limit
+        return reward, terminated, alive & late & ~terminated
+
+    def draw(self, probability: Tensor) -> Tensor:
+        """One index for each row of ``[N, K]``, by inverting the cumulative distribution; never one of probability 0."""
+        cumulative = probability.cumsum(-1)
+        uniform = torch.rand(len(probability), 1, generator=self.generator, dtype=probability.dtype) * cumulative[:, -1:]
+        return (cumulative <= uniform).sum(-1).clamp(max=probability.shape[-1] - 1)
+
+
+class Episodes(Collector):
+    """``num_episodes`` whole episodes from fresh starts, one a row: an ``[N, T]`` rollout, masked behind each end.
+
+    An episode that reaches the problem's ``time_limit`` is truncated there. Raises RunFault where one is longer than
+    ``max_steps``, and UsageError for a problem that never ends.
+    """
+
+    def __init__(self, mdp: MDP, num_episodes: int = 16, *, seed: int = 0, max_steps: int = 100_000) -> None:
+        require(num_episodes >= 1, f"num_episodes: expected an integer ≥ 1, found {num_episodes}")
+        if mdp.time_limit is None and not bool(mdp.terminal.any()):
+            raise UsageError("mdp: it has no terminal state and no time_limit, so its episodes never end; collect with Steps")
+        super().__init__(mdp, num_episodes, seed)
+        self.max_steps = max_steps
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> Rollout:
+        everywhere = torch.ones(self.num_rows, dtype=torch.bool)
+        self.begin(everywhere)
+        alive, columns, seen = everywhere, [], []
+        while bool(alive.any()):
+            if len(columns) == self.max_steps:
+                raise RunFault(
+                    f"mdp: an episode did not end within {self.max_steps} steps; give the mdp a time_limit, or collect with Steps"
+                )
+            seen.append(self.mdp.observation[self.state])
+            sample = self.act(policy)
+            reward, terminated, truncated = self.step(sample.action, alive)
+            columns.append((sample, reward, terminated, truncated, alive))
+            alive = alive & ~(terminated | truncated)
+        # an ended row has stayed where it ended, so the column after any step shows that step's true successor
+        last = self.act(policy)
+        return recorded(columns, seen, [c[0].value for c in columns[1:]] + [last.value], self.mdp.time_limit)
+
+
+class Steps(Collector):
+    """``num_steps`` steps of ``num_rows`` rows, going on where the last recording stopped: ``[num_rows, num_steps]``.
+
+    A row that ended begins anew in the next column; nothing is masked.
+    """
+
+    def __init__(self, mdp: MDP, num_rows: int = 8, num_steps: int = 32, *, seed: int = 0) -> None:
+        require(num_rows >= 1 and num_steps >= 1, f"num_rows, num_steps: expected integers ≥ 1, found {num_rows} and {num_steps}")
+        super().__init__(mdp, num_rows, seed)
+        self.num_steps = num_steps
+        self.begin(torch.ones(num_rows, dtype=torch.bool))
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> Rollout:
+        alive, columns, seen, after = torch.ones(self.num_rows, dtype=torch.bool), [], [], []
+        first_step = self.time
+        for _ in range(self.num_steps):
+            seen.append(self.mdp.observation[self.state])
+            sample = self.act(policy)
+            reward, terminated, truncated = self.step(sample.action, alive)
+            columns.append((sample, reward, terminated, truncated, alive))
+            after.append(None if sample.value is None else self.act(policy).value)
+            self.begin(terminated | truncated)
+        return recorded(columns, seen, after, None, first_step)
+
+
+def recorded(
+    columns: list[tuple[Sample, Tensor, Tensor, Tensor, Tensor]],
+    seen: list[Tensor],
+    after: list[Tensor | None],
+    max_steps: int | None,
+    first_step: Tensor | None = None,
+) -> Rollout:
+    """Columns ``(sample, reward, terminated, truncated, mask)`` side by side; ``after`` holds the successors' values."""
+    samples, *flags = zip(*columns, strict=True)
+    reward, terminated, truncated, mask = (torch.stack(column, -1) for column in flags)
+    values, successors = ([v for v in column if v is not None] for column in ([s.value for s in samples], after))
+    return Rollout(
+        inputs={"observation": torch.stack(seen, -1), "action": torch.stack([s.action for s in samples], -1)},
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        mask=mask,
+        behavior_log_prob=torch.stack([s.log_prob for s in samples], -1),
+        value=torch.stack(values, -1) if values else None,
+        next_value=torch.stack(successors, -1) if successors else None,
+        first_step=first_step,
+        max_steps=max_steps,
+        metrics=episode_metrics(reward, terminated | truncated, mask, whole=first_step is None),
+    )
+
+
+def episode_metrics(reward: Tensor, ended: Tensor, mask: Tensor, *, whole: bool) -> Metrics:
+    """Number of episodes that ended, and where every row is one whole episode their mean return and length."""
+    metrics: Metrics = {"num_episodes": float(ended.sum())}
+    if whole:
+        return metrics | {"episode_return": float(reward.sum(-1).mean()), "episode_length": float(mask.sum(-1).double().mean())}
+    return metrics | {"reward_mean": float(reward.mean())}

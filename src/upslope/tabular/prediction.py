@@ -1,0 +1,105 @@
+"""Learning values from experience (SB chapters 5, 6 and 12): Monte Carlo, TD(0) and TD(λ), as in the boxes of the book.
+
+Each takes episodes and a value per observation to begin with (zeros unless given), and returns new values, ``[O]``. A truncated
+episode goes on with the value of what it last saw; a terminated one is worth nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.tabular.chains import check_gamma
+from upslope.tabular.collect import Episodes
+from upslope.tabular.mdp import MDP, as_tensor
+
+
+@dataclass(frozen=True)
+class Episode:
+    """``S_0, R_1, S_1, …, R_T, S_T``: T + 1 observations and T rewards."""
+
+    observations: list[int]
+    rewards: list[float]
+    terminated: bool
+
+
+def episodes(mdp: MDP, policy: Any, num_episodes: int, *, seed: int = 0) -> list[Episode]:
+    """Sampled episodes, each to its end or to the time limit."""
+    collect = Episodes(mdp, num_episodes, seed=seed)
+    rollout = collect(policy)
+    last, lengths = mdp.observation[collect.state].tolist(), rollout.mask.sum(-1).tolist()
+    columns = (rollout.inputs["observation"].tolist(), rollout.reward.tolist(), rollout.terminated.any(-1).tolist())
+    return [Episode([*seen[:n], end], pay[:n], over) for seen, pay, over, end, n in zip(*columns, last, lengths, strict=True)]
+
+
+def monte_carlo(data: Iterable[Episode], num_observations: int, gamma: float, *, first_visit: bool = True) -> Tensor:
+    """Mean return after each observation's first visit in an episode, or after every visit; NaN where there was none.
+
+    Source: SB section 5.1. A truncated episode ends with what was paid so far, so problems should terminate.
+    """
+    check_gamma(gamma)
+    total, count = np.zeros(num_observations), np.zeros(num_observations)
+    for episode in data:
+        credit = 0.0
+        for t in reversed(range(len(episode.rewards))):
+            credit = episode.rewards[t] + gamma * credit
+            state = episode.observations[t]
+            if not first_visit or state not in episode.observations[:t]:
+                total[state] += credit
+                count[state] += 1
+    return torch.from_numpy(np.divide(total, count, out=np.full(num_observations, np.nan), where=count > 0))
+
+
+def td(
+    data: Iterable[Episode], num_observations: int, gamma: float, *, trace_lambda: float = 0.0, learning_rate: float, value: Any = None
+) -> Tensor:
+    """TD(λ) with accumulating traces, on-line: ``δ = R + γ V(S′) − V(S)``, ``z ← γλ z + 1_S``, ``V ← V + α δ z``.
+
+    λ = 0 is TD(0). Source: SB section 6.1 and the box of section 12.2 on a table.
+    """
+    v = begin(num_observations, gamma, value)
+    for episode in data:
+        trace = np.zeros(num_observations)
+        for t in range(len(episode.rewards)):
+            trace *= gamma * trace_lambda
+            trace[episode.observations[t]] += 1.0
+            v += learning_rate * td_error(episode, t, v, gamma) * trace
+    return torch.from_numpy(v)
+
+
+def td_offline(
+    data: Iterable[Episode], num_observations: int, gamma: float, *, trace_lambda: float, learning_rate: float, value: Any = None
+) -> Tensor:
+    """The off-line λ-return algorithm: ``V(S_t) ← V(S_t) + α (G^λ_t − V(S_t))`` for all t, once the episode is over.
+
+    ``G^λ_t = R + γ ((1 − λ) V(S′) + λ G^λ_{t+1})`` with V held fixed; λ = 1 is constant-α every-visit Monte Carlo.
+    Source: SB eq. 12.3 and 12.4.
+    """
+    v = begin(num_observations, gamma, value)
+    for episode in data:
+        change, credit = np.zeros(num_observations), 0.0 if episode.terminated else v[episode.observations[-1]]
+        for t in reversed(range(len(episode.rewards))):
+            last = t == len(episode.rewards) - 1
+            after = credit if last else (1.0 - trace_lambda) * v[episode.observations[t + 1]] + trace_lambda * credit
+            credit = episode.rewards[t] + gamma * after
+            change[episode.observations[t]] += learning_rate * (credit - v[episode.observations[t]])
+        v += change
+    return torch.from_numpy(v)
+
+
+def td_error(episode: Episode, t: int, v: np.ndarray[Any, Any], gamma: float) -> float:
+    """``R_{t+1} + γ V(S_{t+1}) − V(S_t)``, with V = 0 after a termination."""
+    over = episode.terminated and t == len(episode.rewards) - 1
+    after = 0.0 if over else v[episode.observations[t + 1]]
+    return episode.rewards[t] + gamma * after - v[episode.observations[t]]
+
+
+def begin(num_observations: int, gamma: float, value: Any) -> np.ndarray[Any, Any]:
+    """A copy of the values to begin with."""
+    check_gamma(gamma)
+    return np.zeros(num_observations) if value is None else as_tensor("value", value).numpy()

@@ -1,0 +1,71 @@
+"""The average-reward setting: three gradients agree, and the ring has the optimum that it says it has."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.tabular.made import case, equal
+from upslope import UsageError, tabular
+from upslope.tabular import average, exact
+
+
+def test_three_exact_gradients_agree_on_a_hundred_problems():
+    for seed in range(100):
+        mdp, policy = case(seed, end=0.0)
+        theorem = average.gradient(mdp, policy)
+        assert float(theorem.abs().max()) > 1e-5
+        equal(average.gradient_by_autograd(mdp, policy), theorem)
+        if seed % 10 == 0:
+            equal(average.gradient_by_differences(mdp, policy), theorem, 1e-6)
+
+
+def test_values_fit_together():
+    for seed in range(10):
+        mdp, policy = case(seed, end=0.0)
+        with torch.no_grad():
+            transition, reward = tabular.chain(mdp, policy)
+            d, v, r = average.stationary_distribution(mdp, policy), average.value(mdp, policy), average.objective(mdp, policy)
+            equal(d @ transition, d)
+            equal(d.sum(), 1.0)
+            equal(v, reward - r + transition @ v)
+            equal(d @ v, 0.0)
+            equal((tabular.policy_table(mdp, policy) * average.action_value(mdp, policy)).sum(-1), v)
+
+
+def test_the_discounted_problem_tends_to_it():
+    """``(1 − γ) J_γ → r̄`` and ``V_γ − r̄ / (1 − γ) → V`` up to a constant, as γ → 1; the error is of order 1 − γ."""
+    mdp, policy = case(3, end=0.0)
+    with torch.no_grad():
+        equal(1e-7 * exact.objective(mdp, policy, 1.0 - 1e-7), average.objective(mdp, policy), 1e-6)
+        v, limit = exact.value(mdp, policy, 1.0 - 1e-7), average.value(mdp, policy)
+        equal(v - v[0], limit - limit[0], 1e-5)
+
+
+@pytest.mark.parametrize("num_states,slip", [(2, 0.0), (3, 0.1), (4, 0.3)])
+def test_the_rings_optimum(num_states, slip):
+    """Of all deterministic policies, going everywhere is the best and earns what the docstring says."""
+    ring = tabular.ring(num_states, slip=slip)
+    earned = {}
+    for choice in itertools.product((0, 1), repeat=num_states):
+        table = torch.eye(2, dtype=torch.float64)[list(choice)]
+        if sum(choice) >= num_states - 1:  # with two resting states the long run depends on the start
+            earned[choice] = float(average.objective(ring, table))
+    assert max(earned, key=earned.get) == (1,) * num_states
+    assert earned[(1,) * num_states] == pytest.approx((1.0 - slip) / num_states, abs=1e-12)
+
+
+def test_a_mixture_earns_less_than_the_optimum():
+    ring = tabular.ring()
+    for p in (0.3, 0.9, 0.999):
+        assert float(average.objective(ring, [[1.0 - p, p]] * 5)) < 0.18
+
+
+def test_what_has_no_average_reward_says_so():
+    with pytest.raises(UsageError, match="mdp: it has terminal states"):
+        average.objective(tabular.short_corridor(), torch.full((4, 2), 0.5))
+    resting = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
+    with pytest.raises(UsageError, match="policy: its chain falls into 5 closed classes"):
+        average.objective(tabular.ring(), resting)
+    resting[:4] = torch.tensor([0.0, 1.0])
+    assert float(average.objective(tabular.ring(), resting)) == pytest.approx(0.05, abs=1e-12)  # transient states do no harm

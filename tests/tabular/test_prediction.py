@@ -1,0 +1,96 @@
+"""Values learned from experience: exact on cases worked by hand, and near the exact values after much of it."""
+
+import math
+
+import pytest
+import torch
+
+from tests.tabular.made import case, equal
+from upslope import tabular
+from upslope.tabular import Episode, exact
+
+TWICE = [Episode([0, 1, 0, 2], [1.0, 2.0, 4.0], terminated=True)]
+
+
+def test_first_and_every_visit_by_hand():
+    """State 0 is visited with 7 and with 4 to come."""
+    equal(tabular.monte_carlo(TWICE, 2, 1.0), [7.0, 6.0], 0.0)
+    equal(tabular.monte_carlo(TWICE, 2, 1.0, first_visit=False), [5.5, 6.0], 0.0)
+    equal(tabular.monte_carlo(TWICE, 2, 0.5), [1.0 + 1.0 + 1.0, 4.0], 0.0)
+    assert math.isnan(tabular.monte_carlo(TWICE, 4, 1.0)[3])
+
+
+def test_td_by_hand():
+    # V(0) ← ½ · 1; V(1) ← ½ (2 + ½); V(0) ← ½ + ½ (4 − ½)
+    equal(tabular.td(TWICE, 3, 1.0, learning_rate=0.5), [2.25, 1.25, 0.0], 0.0)
+    # λ = 1: the traces are 1; 1, 1; 2, 1 and the errors 1; 2 + ½ − 0; 4 − 7/4
+    equal(tabular.td(TWICE, 3, 1.0, trace_lambda=1.0, learning_rate=0.5), [1.75 + 2.25, 1.25 + 1.125, 0.0], 0.0)
+
+
+def test_traces_fade_by_gamma_times_lambda():
+    line = [Episode([0, 1, 2], [0.0, 1.0], terminated=True)]
+    equal(tabular.td(line, 3, 0.5, trace_lambda=0.4, learning_rate=1.0), [0.2, 1.0, 0.0])
+
+
+def test_a_truncated_episode_goes_on_and_a_terminated_one_does_not():
+    start = [0.0, 10.0]
+    for terminated, expected in ((True, 1.0), (False, 10.0)):
+        one = [Episode([0, 1], [1.0], terminated=terminated)]
+        equal(tabular.td(one, 2, 0.9, learning_rate=1.0, value=start), [expected, 10.0])
+        equal(tabular.td_offline(one, 2, 0.9, trace_lambda=0.7, learning_rate=1.0, value=start), [expected, 10.0])
+    assert start == [0.0, 10.0]
+
+
+def offline_td(data, value, gamma, trace_lambda, learning_rate):
+    """The backward view with V fixed during the episode: traces and TD errors, added up at its end."""
+    v = torch.tensor(value, dtype=torch.float64)
+    for episode in data:
+        trace, change = torch.zeros_like(v), torch.zeros_like(v)
+        for t, reward in enumerate(episode.rewards):
+            here, there = episode.observations[t], episode.observations[t + 1]
+            over = episode.terminated and t == len(episode.rewards) - 1
+            trace = gamma * trace_lambda * trace
+            trace[here] += 1.0
+            change += learning_rate * (reward + gamma * (0.0 if over else v[there]) - v[here]) * trace
+        v = v + change
+    return v
+
+
+@pytest.mark.parametrize("trace_lambda", [0.0, 0.6, 1.0])
+def test_the_two_views_of_lambda_are_one(trace_lambda):
+    mdp, policy = case(1, time_limit=6)
+    data = tabular.episodes(mdp, policy, 20, seed=0)
+    assert {episode.terminated for episode in data} == {True, False}
+    value = [0.3, -0.2, 0.5, 0.0]
+    found = tabular.td_offline(data, 4, 0.9, trace_lambda=trace_lambda, learning_rate=0.1, value=value)
+    equal(found, offline_td(data, value, 0.9, trace_lambda, 0.1), 1e-12)
+
+
+def test_offline_lambda_one_is_monte_carlo():
+    """One episode, step size 1 / visits: every-visit Monte Carlo."""
+    found = tabular.td_offline(TWICE, 3, 0.9, trace_lambda=1.0, learning_rate=0.5)
+    equal(found[:1], tabular.monte_carlo(TWICE, 1 + 1, 0.9, first_visit=False)[:1], 1e-12)
+
+
+def test_all_come_near_the_exact_values():
+    """4000 episodes; the bound is some standard errors of their mean return, about 2 / √4000, and the step's own noise."""
+    mdp, policy = case(1, end=0.8)
+    with torch.no_grad():
+        v = exact.value(mdp, policy, 0.9)
+    data = tabular.episodes(mdp, policy, 4000, seed=0)
+    assert all(episode.terminated for episode in data)
+    found = {
+        "first": tabular.monte_carlo(data, 3, 0.9),
+        "every": tabular.monte_carlo(data, 3, 0.9, first_visit=False),
+    }
+    for name, rate in {"td0": 0.0, "td-lambda": 0.8}.items():
+        value = None
+        for step_size in (0.05, 0.01, 0.003):
+            value = tabular.td(data, 4, 0.9, trace_lambda=rate, learning_rate=step_size, value=value)
+        found[name] = value[:3]
+    offline = None
+    for step_size in (0.05, 0.01, 0.003):
+        offline = tabular.td_offline(data, 4, 0.9, trace_lambda=0.8, learning_rate=step_size, value=offline)
+    found["offline"] = offline[:3]
+    for name, value in found.items():
+        assert float((value - v[:3]).abs().max()) < 0.15, name
