@@ -19,5 +19,6 @@ def test_importing_upslope_loads_nothing_heavy():
 
 
 def test_the_core_loads_no_world():
-    code = "import sys; from upslope import PPO, tabular, train, testing; tabular.MDP; print([m for m in ('gymnasium', 'matplotlib', 'numba') if m in sys.modules])"
+    names = "('gymnasium', 'matplotlib', 'numba')"
+    code = f"import sys; from upslope import PPO, tabular, train, testing; tabular.MDP; print([m for m in {names} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
