@@ -26,7 +26,7 @@ class TokenLogProb(torch.autograd.Function):
         for rows in chunks(len(targets), weight.shape[0]):
             log_p, _ = log_softmax(hidden[rows], weight, bias, scale, cap)
             log_prob[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
-            entropy[rows] = entropy_of(log_p)
+            entropy[rows] = -log_p.exp().mul_(finite_(log_p)).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, entropy)
         ctx.scale, ctx.cap = scale, cap
         ctx.set_materialize_grads(False)
@@ -35,20 +35,24 @@ class TokenLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         to_log_prob, to_entropy = gradients
+        if to_log_prob is None and to_entropy is None:
+            return (None,) * 6
         hidden, weight, bias, targets, entropy = ctx.saved_tensors
         to_hidden = torch.zeros_like(hidden)
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = None if bias is None else torch.zeros_like(bias)
         for rows in chunks(len(targets), weight.shape[0]):
             log_p, slope = log_softmax(hidden[rows], weight, bias, ctx.scale, ctx.cap)
-            p = log_p.exp()
-            grad = torch.zeros_like(p)
+            p, grad = log_p.exp(), None
             if to_entropy is not None:
-                grad = p * (log_p.clamp(min=torch.finfo(log_p.dtype).min) + entropy[rows, None]) * -to_entropy[rows, None]
+                grad = finite_(log_p).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
-                grad = grad.sub_(p.mul_(up)).scatter_add_(1, targets[rows, None], up)
-            grad = (grad * ctx.scale if slope is None else grad * slope * ctx.scale).to(hidden.dtype)
+                own = p.mul_(-up).scatter_add_(1, targets[rows, None], up)
+                grad = own if grad is None else grad.add_(own)
+            assert grad is not None  # one of the two asked for it
+            grad = grad if slope is None else grad.mul_(slope)
+            grad = (grad if ctx.scale == 1.0 else grad.mul_(ctx.scale)).to(hidden.dtype)
             if to_bias is not None:
                 to_bias += grad.sum(0)
             torch.mm(grad, weight, out=to_hidden[rows])
@@ -73,9 +77,9 @@ def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: floa
     return (logits if scale == 1.0 else logits * scale).log_softmax(-1), slope
 
 
-def entropy_of(log_p: Tensor) -> Tensor:
-    """``−Σ p log p`` ``[rows]``; a probability of 0 adds nothing."""
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+def finite_(log_p: Tensor) -> Tensor:
+    """Log-probabilities of −∞ made finite, in place: times a probability of 0 they then add nothing."""
+    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
 
 
 def chunks(rows: int, vocabulary: int) -> list[slice]:

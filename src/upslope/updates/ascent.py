@@ -8,9 +8,10 @@ Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixe
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -59,7 +60,7 @@ class AscentState:
     def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """One gradient per target from one per parameter; zeros where the objective does not reach."""
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
-        return own_memory(filled) if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
+        return filled if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,26 +147,24 @@ class Ascent:
         self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
-        gradients: list[Tensor] = []
         totals: defaultdict[str, Tensor] = defaultdict(lambda: part.weight.new_zeros(()))
-        for piece in micro_batches(part, self.micro_batch_size):
-            objective, metrics = algorithm.objective(policy, piece)
-            if not math.isfinite(objective.item()):
-                raise Diverged(diagnosis(state, part, policy))
-            log_ratio = metrics.pop("log_ratio", None)
-            if first and log_ratio is not None:
-                check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item())
-            # the only minus sign: Adam minimizes
-            found: Sequence[Tensor | None] = torch.autograd.grad(-objective, state.parameters, allow_unused=True)
-            pieces = state.gather(found)
-            if piece is part:
-                return pieces, {"objective": objective.detach(), **metrics}
-            gradients = [a.add_(b) for a, b in zip(gradients, pieces, strict=True)] if gradients else pieces
-            totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over unmasked steps, or over pairs
-            share = piece.num_units / part.num_units if part.unit == "pair" else int(piece.mask.sum()) / int(part.mask.sum())
-            for name, value in metrics.items():
-                totals[name] = totals[name] + value * share
-        return gradients, totals
+        with gradients_of(state.parameters) as gradients:
+            for piece in micro_batches(part, self.micro_batch_size):
+                objective, metrics = algorithm.objective(policy, piece)
+                if not math.isfinite(objective.item()):
+                    raise Diverged(diagnosis(state, part, policy))
+                log_ratio = metrics.pop("log_ratio", None)
+                if first and log_ratio is not None:
+                    check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item())
+                # the only minus sign: Adam minimizes
+                torch.autograd.backward(-objective, inputs=state.parameters)
+                if piece is part:
+                    return state.gather(gradients()), {"objective": objective.detach(), **metrics}
+                totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over steps, or over pairs
+                share = piece.num_units / part.num_units if part.unit == "pair" else int(piece.mask.sum()) / int(part.mask.sum())
+                for name, value in metrics.items():
+                    totals[name] = totals[name] + value * share
+            return state.gather(gradients()), totals
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
         """Clip the global norm, move the targets; returns the norm before clipping. Nothing moves where it is not finite."""
@@ -188,15 +187,17 @@ def trainable(policy: nn.Module, flat: FlatParameters | None) -> tuple[nn.Parame
     return parameters
 
 
-def own_memory(gradients: list[Tensor]) -> list[Tensor]:
-    """The gradients as tensors that may be changed in place: autograd may hand out one tensor twice, or an expanded one."""
-    seen: set[int] = set()
-    found: list[Tensor] = []
-    for g in gradients:
-        shared = g.data_ptr() in seen or not g.is_contiguous()
-        seen.add(g.data_ptr())
-        found.append(g.clone(memory_format=torch.contiguous_format) if shared else g)
-    return found
+@contextlib.contextmanager
+def gradients_of(parameters: Sequence[nn.Parameter]) -> Generator[Callable[[], list[Tensor | None]]]:
+    """Backward passes inside this block add up in ``p.grad``, in place; what stood there before is put back after it."""
+    before = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        yield lambda: [p.grad for p in parameters]
+    finally:
+        for p, gradient in zip(parameters, before, strict=True):
+            p.grad = gradient
 
 
 def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """All parameters of a small module in one contiguous buffer, so that an optimizer step is one operation.
 
-This serves dense, untied, single-device float32 modules; :meth:`FlatParameters.of` answers None for every other one,
-and the update then uses the parameters where they are (sharded, low-rank and tied models among them).
+This serves dense, untied, single-device float32 modules of some million parameters at most; :meth:`FlatParameters.of` answers
+None for every other one, and the update then uses the parameters where they are (sharded, low-rank and tied models among them).
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+LARGEST = 1 << 24
+"""Parameters beyond which one buffer saves nothing that counts, and a second copy of the gradients costs memory that does."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class FlatParameters:
         parameters = tuple(p for p in module.parameters() if p.requires_grad)
         names = [name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
         plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.layout == torch.strided for p in parameters)
-        if not parameters or not plain or len(names) != len(parameters) or len({p.device for p in parameters}) != 1:
+        small = sum(p.numel() for p in parameters) <= LARGEST
+        if not parameters or not plain or not small or len(names) != len(parameters) or len({p.device for p in parameters}) != 1:
             return None
         flat = cls(torch.cat([p.detach().reshape(-1) for p in parameters]), parameters)
         flat.bind()
