@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("upslope.cli.train", "train a policy: upslope train ppo CartPole-v1"),
     "evaluate": ("upslope.cli.evaluate", "measure a trained policy on fresh episodes or held-out problems"),
     "play": ("upslope.cli.play", "record what a policy does as a GIF or an mp4"),
+    "record": ("upslope.cli.record", "write what a policy does into a file of steps, to learn from off-policy"),
     "plot": ("upslope.cli.plot", "draw the learning curves of one or several runs"),
     "chat": ("upslope.cli.chat", "talk to a trained language model"),
     "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),

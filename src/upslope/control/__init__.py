@@ -1,17 +1,20 @@
 """Gymnasium environments and policies for them: make, collect, evaluate."""
 
 from upslope.control.collect import Episodes, GroupedEpisodes, Steps
+from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs, Step
 from upslope.control.evaluate import EvaluationResult, Evaluator, evaluate
 from upslope.control.heads import Distribution, Head, head_for
 from upslope.control.make import make
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, RunningMoments
 from upslope.control.policy import ActorCritic, CNNPolicy, LinearPolicy, MLPPolicy, policy_for, policy_from_description
+from upslope.control.recorded import RandomPolicy, Recorded, record
 from upslope.control.stream import Stream
 
 __all__ = [
     "ActorCritic",
     "CNNPolicy",
+    "Dataset",
     "Distribution",
     "Envs",
     "Episodes",
@@ -22,6 +25,8 @@ __all__ = [
     "LinearPolicy",
     "MLPPolicy",
     "ObservationNormalizer",
+    "RandomPolicy",
+    "Recorded",
     "RewardNormalizer",
     "RunningMoments",
     "Step",
@@ -32,4 +37,5 @@ __all__ = [
     "make",
     "policy_for",
     "policy_from_description",
+    "record",
 ]

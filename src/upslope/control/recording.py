@@ -25,7 +25,7 @@ def method(policy: Any, name: str) -> Any:
 
 
 def encode(
-    policy: Any, envs: Envs, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False
+    policy: Any, envs: Any, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False
 ) -> dict[str, Tensor]:
     """A batch of raw observations as the policy's inputs; a policy without ``inputs`` gets one float tensor ``observation``."""
     if (inputs := method(policy, "inputs")) is not None:
@@ -210,22 +210,35 @@ class Recording:
         final = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
         final["action"] = inputs["action"][:, -1]
         extended = {name: torch.cat([tensor, final[name].unsqueeze(1)], 1) for name, tensor in inputs.items()}
-        values = value_of(policy, extended)
-        if values is None:
-            return None, None
-        value, next_value = values[:, :-1].contiguous(), values[:, 1:].contiguous()
-        if self.successors:  # their observations were replaced by those of the next episode
-            index = torch.from_numpy(np.concatenate([indices for _, indices, _ in self.successors])).to(values.device)
-            column = torch.tensor([t for t, indices, _ in self.successors for _ in indices], device=values.device)
-            legal = inputs.get("action_mask")  # nothing is known of a successor's, and a value does not ask
-            masks = [None if legal is None else np.ones((len(rows), legal.shape[-1]), np.bool_) for _, rows, _ in self.successors]
-            encoded = [encode(policy, envs, seen, action_mask=mask) for (*_, seen), mask in zip(self.successors, masks, strict=True)]
-            after = {name: torch.cat([item[name] for item in encoded]).unsqueeze(1) for name in encoded[0]}
-            after["action"] = inputs["action"][index, column].unsqueeze(1)
-            result = value_of(policy, after)
-            assert result is not None
-            next_value[index, column] = result.squeeze(1)
-        return value, next_value
+        if not self.successors:
+            return values_and_next(policy, extended)
+        index = torch.from_numpy(np.concatenate([indices for _, indices, _ in self.successors])).to(final["action"].device)
+        column = torch.tensor([t for t, indices, _ in self.successors for _ in indices], device=index.device)
+        legal = inputs.get("action_mask")  # nothing is known of a successor's, and a value does not ask
+        masks = [None if legal is None else np.ones((len(rows), legal.shape[-1]), np.bool_) for _, rows, _ in self.successors]
+        encoded = [encode(policy, envs, seen, action_mask=mask) for (*_, seen), mask in zip(self.successors, masks, strict=True)]
+        after = {name: torch.cat([item[name] for item in encoded]) for name in encoded[0]}
+        return values_and_next(policy, extended, (index, column), after)
+
+
+def values_and_next(
+    policy: Any, extended: dict[str, Tensor], at: tuple[Tensor, Tensor] | None = None, after: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """``(value, next_value)``, each ``[N, T]``, from inputs ``[N, T + 1, …]``: the next column's value, but for replaced successors.
+
+    Those stood at rows and columns ``at`` and have the inputs ``after [K, …]``.
+    """
+    values = value_of(policy, extended)
+    if values is None:
+        return None, None
+    value, next_value = values[:, :-1].contiguous(), values[:, 1:].contiguous()
+    if at is not None and after is not None:  # their observations were replaced by those of the next episode
+        inputs = {name: tensor.unsqueeze(1) for name, tensor in after.items()}
+        inputs["action"] = extended["action"][at].unsqueeze(1)
+        result = value_of(policy, inputs)
+        assert result is not None
+        next_value[at] = result.squeeze(1)
+    return value, next_value
 
 
 def value_of(policy: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:

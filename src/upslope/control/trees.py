@@ -55,6 +55,25 @@ def leaf_spaces(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
             yield f"[{key!r}]{path}", leaf
 
 
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Array]]:
+    """The arrays of a tree with the path to each, as :func:`leaf_spaces` writes it."""
+    if isinstance(tree, (dict, tuple)):
+        parts: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, part in parts:
+            yield from leaves(part, f"{path}[{key!r}]")
+    else:
+        yield path, np.asarray(tree)
+
+
+def from_leaves(space: Space[Any], leaf: Callable[[str], Array], path: str = "") -> Any:
+    """The tree of a space from its arrays by their paths."""
+    if isinstance(space, spaces.Dict):
+        return {name: from_leaves(part, leaf, f"{path}[{name!r}]") for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(from_leaves(part, leaf, f"{path}[{i}]") for i, part in enumerate(space.spaces))
+    return leaf(path)
+
+
 def all_finite(array: Array) -> bool:
     """Whether no number is NaN or infinite; counting is several times as quick as ``.all()`` on the few numbers of a step."""
     return bool(np.count_nonzero(np.isfinite(array)) == array.size)

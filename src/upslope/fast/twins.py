@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from upslope import functional as F
-from upslope.algorithms import A2C, GRPO, PPO, REINFORCE, RLOO
+from upslope.algorithms import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient
 from upslope.fast import layout as at
 from upslope.fast.dense import DensePolicy, DenseUpdate
 from upslope.fast.descent import CompiledDescent
@@ -91,12 +91,19 @@ def rloo_objective(algorithm: RLOO) -> Objective | None:
     return Objective(surrogate=surrogate, value=False, entropy_coef=algorithm.entropy_coef, bounds=F.clip_bounds(algorithm.clip_range))
 
 
+def off_policy_objective(algorithm: OffPolicyGradient) -> Objective:
+    """``OffPolicyGradient.objective`` in numbers."""
+    value_coef = algorithm.value_coef if algorithm.critic else 0.0
+    return Objective(surrogate=at.IMPORTANCE, value=algorithm.critic, value_coef=value_coef, entropy_coef=algorithm.entropy_coef)
+
+
 OBJECTIVES: dict[Callable[..., Any], Callable[[Any], Objective | None]] = {
     PPO.objective: ppo_objective,
     A2C.objective: a2c_objective,
     REINFORCE.objective: reinforce_objective,
     GRPO.objective: grpo_objective,
     RLOO.objective: rloo_objective,
+    OffPolicyGradient.objective: off_policy_objective,
 }
 """The shipped objectives that the kernels know; a subclass that overrides ``objective`` is not among them."""
 

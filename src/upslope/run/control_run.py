@@ -15,6 +15,7 @@ from typing import Any, Self
 from upslope.errors import RunFault, UsageError, require, unknown
 from upslope.run.control_settings import (
     CollectorSettings,
+    DataSettings,
     EnvSettings,
     EpisodesSettings,
     GroupedEpisodesSettings,
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
     "npg": ("upslope.algorithms.trpo", "NPG", StepsSettings()),
     "actor-critic": ("upslope.algorithms.actor_critic", "OnlineActorCritic", StepsSettings(num_envs=1, num_steps=512)),
     "continuing-actor-critic": ("upslope.algorithms.actor_critic", "ContinuingActorCritic", StepsSettings(num_envs=1, num_steps=512)),
+    "off-policy": ("upslope.algorithms.off_policy", "OffPolicyGradient", DataSettings(num_steps=32)),
     "ppo": ("upslope.algorithms.ppo", "PPO", StepsSettings()),
     "sarsa": ("upslope.algorithms.sarsa", "SARSA", StepsSettings(num_envs=1, num_steps=512)),
     "reinforce": ("upslope.algorithms.reinforce", "REINFORCE", EpisodesSettings()),
@@ -147,9 +149,10 @@ class ControlRun:
         from upslope import control
 
         seed = self.settings.seed
+        data = self.data()
         envs = control.make(
             self.env_id,
-            self.collector.num_envs,
+            self.collector.num_envs if data is None else 1,
             seed,
             vectorization=self.env.vectorization,
             env_kwargs=self.env.env_kwargs,
@@ -159,7 +162,9 @@ class ControlRun:
             policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)
             envs.reset()
             policy.inputs(envs.observation, action_mask=envs.action_mask)
-            collect = self.make_collector(envs)
+            collect = self.make_collector(envs) if data is None else data
+            if data is not None:
+                data.check(policy)
         except RunFault as fault:  # a first observation that is already wrong is no fault of the run
             envs.close()
             raise UsageError(str(fault)) from fault
@@ -183,6 +188,15 @@ class ControlRun:
         collect = control.GroupedEpisodes(envs, settings.group_size, max_steps=settings.max_steps, seed=seed)
         check_groups(self.algorithm, collect)
         return collect
+
+    def data(self) -> Any:
+        """The recorded steps to learn from, where the collector names a file of them."""
+        if not isinstance(self.collector, DataSettings) or self.collector.data is None:
+            return None
+        from upslope.control import Recorded
+
+        scale, seed = self.env.reward_scale, self.settings.seed
+        return Recorded(self.collector.data, num_rows=self.collector.num_rows, reward_scale=scale, seed=seed)
 
     def make_policy(self, envs: Any) -> Any:
         """A fresh policy for these environments."""
@@ -265,7 +279,7 @@ class Prepared:
 
 def check_minibatches(algorithm: Any, collector: CollectorSettings) -> None:
     """The minibatches of an iteration must be of one size."""
-    if not isinstance(collector, StepsSettings) or not hasattr(algorithm, "update"):
+    if not isinstance(collector, StepsSettings) or getattr(collector, "data", None) is not None or not hasattr(algorithm, "update"):
         return
     transitions = collector.num_envs * collector.num_steps
     for name in ("num_minibatches", "num_value_minibatches"):

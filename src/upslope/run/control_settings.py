@@ -54,6 +54,21 @@ class StepsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSettings(StepsSettings):
+    """Steps that were recorded in a file, or as many of each environment per iteration as the others take."""
+
+    data: Path | None = None
+    """learn from the steps in this file of `upslope record`; the environment is played for evaluation only"""
+    num_rows: int | None = None
+    """rows of the data per iteration, shuffled anew in each pass (none: all of them)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_rows is None or self.data is not None, "num_rows: it counts rows of a file; say which with --data FILE")
+        require(self.num_rows is None or self.num_rows >= 1, f"num_rows: expected an integer ≥ 1 or none, found {self.num_rows}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodesSettings:
     """Whole episodes per iteration."""
 

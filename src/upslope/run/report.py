@@ -64,7 +64,10 @@ def collecting(run: Any) -> str:
         rates = f"learning rate {run.algorithm.learning_rate:g}" + ("" if critic is None else f" (critic {critic:g})")
         return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}, {rates}"
     environments = plural(collector.num_envs, "environment")
-    if hasattr(collector, "num_steps"):
+    if getattr(collector, "data", None) is not None:
+        transitions = None
+        words = f"{'all' if collector.num_rows is None else collector.num_rows} rows of {collector.data} per iteration"
+    elif hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps
         words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
     elif hasattr(collector, "group_size"):

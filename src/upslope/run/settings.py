@@ -104,7 +104,7 @@ def plain_value(value: Any, owner: type, name: str) -> Any:
     return Path(value) if name in PATHS and isinstance(value, str) else value
 
 
-PATHS = ("init", "pairs")
+PATHS = ("init", "pairs", "data")
 """Settings that are paths and text in JSON."""
 
 

@@ -1,0 +1,91 @@
+"""``upslope record RUN --out FILE``: steps of a policy as a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, kind_of, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError, require
+from upslope.run.control_settings import MOST_ROWS, EnvSettings, check_num_envs
+from upslope.run.load import Run
+
+FLAGS = (
+    Flag("out", PATH, None, "file to write; it must not exist yet"),
+    Flag("steps", INTEGER, 50_000, "steps to record, rounded up to as many of each environment; reset steps are among them"),
+    Flag("num_envs", INTEGER, 8, "environments played side by side: the rows of the data"),
+    Flag("seed", INTEGER, 0, "of the environments and of the actions"),
+    Flag("random", SWITCH, False, "record uniformly random actions; the command then names an environment instead of a run"),
+    Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
+    Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
+    Flag("env_kwargs", kind_of(dict[str, Any], EnvSettings, "env_kwargs"), None, "keyword arguments for the environment, as a JSON object"),
+)
+
+HELP = """\
+usage: upslope record RUN --out FILE [flags]
+       upslope record ENV_ID --random --out FILE [flags]
+
+Play with sampled actions and write every step into a safetensors file: observations, actions and their log-probabilities,
+rewards, ends. Another policy can learn from it.
+
+  upslope record runs/ppo-CartPole-v1-0 --steps 50000 --out steps.safetensors
+  upslope train off-policy CartPole-v1 --data steps.safetensors
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, play, write, say what was recorded."""
+    if "--help" in words or "-h" in words:
+        print(HELP + "\n" + section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    given = {flag.name: flag.default for flag in FLAGS} | values
+    if not plain:
+        raise UsageError(
+            "record: expected RUN, a run folder, or ENV_ID --random; try: upslope record CartPole-v1 --random --out steps.safetensors"
+        )
+    require(1 <= given["steps"] <= MOST_ROWS, f"--steps: expected an integer from 1 to {MOST_ROWS}, found {given['steps']}")
+    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+    check_num_envs(given["num_envs"])
+    check_new(given["out"])
+    env, policy, kwargs, behavior = behavior_of(plain[0], given)
+    from upslope import control
+
+    with control.make(env, given["num_envs"], given["seed"], env_kwargs=kwargs) as envs:
+        data = control.record(
+            envs,
+            control.RandomPolicy(envs) if policy is None else policy,
+            -(-given["steps"] // given["num_envs"]),
+            seed=given["seed"],
+            about={"env_kwargs": kwargs, "behavior": behavior},
+        )
+    data.save(given["out"])
+    episodes, mean = data.episodes()
+    returned = "none from start to end" if mean is None else f"{episodes:,} of them from start to end, mean return {mean:.1f}"
+    print(f"{data.num_steps:,} steps of {behavior} in {envs.env_id}; episodes: {returned}")
+    print(f"wrote {given['out']}\n\ntry next:\n  upslope train off-policy {env} --data {given['out']}")
+    return 0
+
+
+def check_new(path: Path | None) -> None:
+    """The file must be named, must not exist, and its folder must."""
+    if path is None:
+        raise UsageError("--out: expected the file to write, found nothing")
+    if path.exists():
+        raise UsageError(f"--out: {path} exists; name another file or remove it")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--out: there is no folder {path.absolute().parent}; make it first")
+
+
+def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, Any] | None, str]:
+    """``(environment, policy, env_kwargs, words)``; no policy means random actions."""
+    if given["random"]:
+        require(not given["best"] and given["env"] is None, "--random: it needs no run, so leave out --best and --env")
+        return name, None, given["env_kwargs"], "random actions"
+    run = Run.load(name)
+    if run.world == "language":
+        raise UsageError(f"record: {name} holds a language model; it records the policies of environments")
+    policy = run.best_policy if given["best"] else run.policy
+    kwargs = run.config["env"]["env_kwargs"] if given["env_kwargs"] is None else given["env_kwargs"]
+    return run.environment(given["env"]), policy.frozen(), kwargs, f"{run.algorithm}, seed {run.config['settings'].get('seed', 0)}"

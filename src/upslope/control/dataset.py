@@ -1,0 +1,243 @@
+"""Steps that some policy took, in one safetensors file: what it holds, and the checks that everything read from one passes.
+
+==============================  ==================================================================================================
+``observation [N, T + 1, …]``   as the environment gave it, N rows side by side; the last one is what followed the row's last step.
+                                Parts of a Dict or Tuple: ``observation['camera']``, ``observation[0]``
+``action [N, T, …]``            as sampled, counted from 0 where discrete (see :mod:`upslope.control.head`)
+``behavior_log_prob [N, T]``    log-probability of the action under the policy that took it
+``reward [N, T]``               as the environment gave it, unscaled
+``terminated``, ``truncated``   ``[N, T]``, boolean
+``mask [N, T]``                 False at reset steps; may be left out
+``first_step [N]``              steps that each row's first episode had behind it; may be left out: 0
+``successor [K, …]``            where an episode's end was followed by the next one's start, the observation between them, and
+``successor_at [K, 2]``         its row and column; both may be left out
+``action_mask [N, T + 1, n]``   legal actions, where the environment says them
+==============================  ==================================================================================================
+
+The header holds one JSON object under ``upslope``: the format's version, the spaces, and what is known of the recording. Nothing in
+a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+from upslope import functional as F
+from upslope.control import trees
+from upslope.control.heads import head_for
+from upslope.control.spaces import space_from_json, space_to_json
+from upslope.errors import RunFault, UsageError
+
+DATASET_VERSION = 1
+STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")
+"""The fields of shape ``[N, T]``."""
+AXES = {"observation": 2, "successor": 1}
+"""How many leading axes are not the observation's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A recording by a behavior policy; see the module for the ``tensors``. Checked when it is made.
+
+    ``head`` is the class of the head that drew the actions: for a Box it says what a stored action is. ``about`` is free JSON.
+
+    Raises:
+        UsageError: fields are missing, disagree in length, or hold what no recording can.
+    """
+
+    tensors: Mapping[str, Tensor]
+    observation_space: Space[Any]
+    action_space: Space[Any]
+    head: str | None = None
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        reward = self.tensors.get("reward")
+        if reward is not None:
+            defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
+            object.__setattr__(self, "tensors", {**defaults, **self.tensors})
+        check(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read a file; raises :class:`UsageError` that names it and says what is wrong, in one line."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"data: there is no file {path}" if not path.exists() else f"data: {path} is a folder; name the file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"data: {path} is no safetensors file ({' '.join(str(error).split())}); `upslope record` writes one"
+            ) from error
+        try:
+            return cls.of(tensors, header)
+        except UsageError as error:
+            raise UsageError(f"data: {path}: {error}") from error
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Dataset:
+        """From what a file holds."""
+        try:
+            about = json.loads(header["upslope"])
+            version, observation, action = about["format_version"], about.pop("observation_space"), about.pop("action_space")
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(
+                "it is no data set, for its header has no 'upslope' with version and spaces; `upslope record` writes one"
+            ) from None
+        if not isinstance(version, int) or version > DATASET_VERSION:
+            raise UsageError(f"written by a newer upslope (format {version}, this one reads up to {DATASET_VERSION}); upgrade upslope")
+        names = {"observation_space": space_from_json(observation), "action_space": space_from_json(action)}
+        return cls(tensors=tensors, head=about.pop("head", None), about=about, **names)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file under a temporary name and rename it; raises :class:`RunFault` where that fails."""
+        from safetensors.torch import save
+
+        path = Path(path)
+        header = {
+            **self.about,
+            "format_version": DATASET_VERSION,
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "head": self.head,
+        }
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            temporary.write_bytes(
+                save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"upslope": json.dumps(header)})
+            )
+            temporary.replace(path)
+        except OSError as error:
+            raise RunFault(f"cannot write {path}: {error.strerror or error}") from error
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.tensors["reward"].shape
+        return rows, columns
+
+    @property
+    def num_steps(self) -> int:
+        """Real decisions."""
+        return int(self.tensors["mask"].sum())
+
+    def episodes(self) -> tuple[int, float | None]:
+        """How many episodes are in it from start to end, and their mean undiscounted return."""
+        x = self.tensors
+        returns = F.episode_returns(x["reward"].double(), x["terminated"], x["truncated"], 1.0, x["mask"])
+        ended = (x["terminated"] | x["truncated"]) & x["mask"]
+        first = (ended.long().cumsum(1) == 1) & ended & (x["first_step"] > 0).unsqueeze(1)  # those began before the recording
+        found = returns[ended & ~first]
+        return len(found), float(found.mean()) if len(found) else None
+
+    def tree(self, name: str, rows: Tensor | None = None) -> Any:
+        """``observation`` or ``successor`` (some rows of it) as a batch of the environment's, rows and columns along one axis."""
+
+        def leaf(path: str) -> Any:
+            tensor = self.tensors[name + path]
+            return (tensor if rows is None else tensor[rows]).flatten(0, AXES[name] - 1).numpy()
+
+        return trees.from_leaves(self.observation_space, leaf)
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def check(data: Dataset) -> None:
+    """Everything that must hold of a recording; raises :class:`UsageError` with the first thing that does not."""
+    tensors, paths = data.tensors, [path for path, _ in trees.leaf_spaces(data.observation_space)]
+    needed = [*(f"observation{path}" for path in paths), "action", "behavior_log_prob", "reward", "terminated", "truncated"]
+    needed += [f"successor{path}" for path in paths] if "successor_at" in tensors else []
+    if missing := [name for name in needed if name not in tensors]:
+        raise UsageError(f"fields are missing: {', '.join(missing)}")
+    check_shapes(data)
+    check_numbers(data)
+    try:
+        F.check_masked_rows(*(tensors[name] for name in ("reward", "terminated", "truncated", "mask")))
+        for name in ("observation", *(("successor",) if "successor_at" in tensors else ())):
+            tree, count = data.tree(name), math.prod(tensors[f"{name}{paths[0]}"].shape[: AXES[name]])
+            trees.checked(tree, data.observation_space, count)
+    except ValueError as error:
+        raise UsageError(str(error).replace("in environment", "in row")) from error
+    if not bool(tensors["mask"].any()):
+        raise UsageError("mask: every step is masked, so there is nothing to learn from")
+
+
+def check_shapes(data: Dataset) -> None:
+    """Every tensor has the rows and columns of the rewards, and the features of its space."""
+    tensors = data.tensors
+    lead = tuple(tensors["reward"].shape)
+    if len(lead) != 2:
+        raise UsageError(f"reward: expected shape [rows, steps], found {list(lead)}")
+    rows, columns = lead
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(STEPS, lead)
+    expected |= {"first_step": (rows,), "action": (*lead, *head_for(data.action_space).stored_shape)}
+    count = len(tensors["successor_at"]) if "successor_at" in tensors else 0
+    for path, space in trees.leaf_spaces(data.observation_space):
+        expected[f"observation{path}"] = (rows, columns + 1, *(space.shape or ()))
+        if count:
+            expected[f"successor{path}"] = (count, *(space.shape or ()))
+    expected |= {"successor_at": (count, 2)} if "successor_at" in tensors else {}
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise UsageError(f"{name}: expected shape {list(shape)}, found {list(tensors[name].shape)} (rewards are {list(lead)})")
+    if "action_mask" in tensors and tuple(tensors["action_mask"].shape[:2]) != (rows, columns + 1):
+        raise UsageError(
+            f"action_mask: expected shape {[rows, columns + 1]} and one column an action, found {list(tensors['action_mask'].shape)}"
+        )
+    for name in ("terminated", "truncated", "mask", "action_mask"):
+        if name in tensors and tensors[name].dtype is not torch.bool:
+            raise UsageError(f"{name}: expected dtype bool, found {str(tensors[name].dtype).removeprefix('torch.')}")
+
+
+def check_numbers(data: Dataset) -> None:
+    """No number is NaN or infinite, and every action is one that the behavior policy can have taken."""
+    tensors, mask = data.tensors, data.tensors["mask"]
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~tensor.isfinite()
+        if tensor.shape[:2] == mask.shape:
+            wrong &= mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2))
+        if bool(wrong.any()):
+            where = tuple(int(i) for i in wrong.nonzero()[0])
+            hint = "; an action that was taken has a probability above 0" if name == "behavior_log_prob" else ""
+            raise UsageError(f"{name}: expected finite numbers, found {float(tensor[where])} at index {list(where)}{hint}")
+    if not isinstance(data.action_space, spaces.Box):
+        largest = float(tensors["behavior_log_prob"][mask].max()) if bool(mask.any()) else 0.0
+        if largest > 1e-4:
+            raise UsageError(f"behavior_log_prob: expected logarithms of probabilities, at most 0, found {largest:g}")
+        check_actions(data)
+    if "successor_at" in tensors:
+        at, limit = tensors["successor_at"], torch.tensor(mask.shape)
+        if at.is_floating_point() or bool(((at < 0) | (at >= limit)).any()):
+            raise UsageError(f"successor_at: expected rows and columns within {list(mask.shape)}")
+
+
+def check_actions(data: Dataset) -> None:
+    """Discrete actions are counted from 0 and within their space."""
+    action, space = data.tensors["action"], data.action_space
+    if action.is_floating_point():
+        raise UsageError(f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
+    count: Any = space.n if isinstance(space, spaces.Discrete) else space.nvec if isinstance(space, spaces.MultiDiscrete) else 2
+    wrong = (action < 0) | (action >= torch.as_tensor(np.asarray(count).reshape(-1) if action.dim() > 2 else count))
+    wrong &= data.tensors["mask"].reshape(*data.shape, *[1] * (action.dim() - 2))
+    if bool(wrong.any()):
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        raise UsageError(f"action: {int(action[where])} at index {list(where)} is outside {space}, counted from 0")

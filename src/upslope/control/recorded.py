@@ -1,0 +1,187 @@
+"""Recording what a policy does into a :class:`~upslope.control.dataset.Dataset`, and collecting rollouts from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from upslope.control import trees
+from upslope.control.dataset import Dataset
+from upslope.control.envs import Envs
+from upslope.control.head import Head
+from upslope.control.heads import Gaussian, head_for
+from upslope.control.recording import Recording, check_spaces, encode, values_and_next
+from upslope.control.spaces import Space, short, spaces_of
+from upslope.errors import UsageError, require
+from upslope.records import Rollout, Sample
+
+
+class RandomPolicy:
+    """Uniform over what the action space allows, and the action mask; a Box needs bounds on both sides."""
+
+    def __init__(self, envs: Any) -> None:
+        space: Space = spaces_of(envs)[1]
+        self.head: Head = head_for(space)
+        if isinstance(space, spaces.Box) and not space.is_bounded():
+            raise UsageError(f"action space {short(space)}: without bounds there is no uniform distribution")
+
+    def inputs(self, observation: Any, *, action_mask: Any = None, update: Any = False) -> dict[str, Tensor]:
+        """The number of rows is all that it looks at; ``action_mask`` as the policies take it."""
+        rows = len(next(leaf for _, leaf in trees.leaves(observation)))
+        inputs = {"row": torch.zeros(rows, max(1, self.head.num_parameters))}
+        return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(np.asarray(action_mask, dtype=np.bool_))}
+
+    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+        """A uniform action for each row."""
+        head, rows = self.head, inputs["row"]
+        if isinstance(head, Gaussian):
+            low, high = torch.tensor(head.low), torch.tensor(head.high)
+            action = low + (high - low) * torch.rand(len(rows), head.dim, generator=generator)
+            return Sample(action=action, log_prob=(-(high - low).log().sum()).expand(len(rows)))
+        mask = inputs.get("action_mask")
+        action = head.sample(rows, generator, mask)
+        return Sample(action=action, log_prob=head.log_prob(rows, action, mask))
+
+
+@torch.no_grad()
+def record(envs: Envs, policy: Any, num_steps: int, *, seed: int = 0, about: Mapping[str, Any] | None = None) -> Dataset:
+    """Play ``num_steps`` steps of every environment from fresh starts and keep what was seen, done and got: one row an environment.
+
+    The policy does not learn on the way; a policy with running moments should be :meth:`frozen`. ``about`` is written into the header.
+    """
+    require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
+    check_spaces(policy, envs)
+    envs.reset()
+    recording = Recording(envs, policy, torch.Generator().manual_seed(seed))
+    observations, legal = [trees.tree_map(np.copy, envs.observation)], [envs.action_mask]
+    for _ in range(num_steps):
+        recording.add(envs.step(recording.act()))
+        observations.append(trees.tree_map(np.copy, envs.observation))
+        legal.append(envs.action_mask)
+    columns = {path: np.stack([dict(trees.leaves(tree))[path] for tree in observations], 1) for path, _ in trees.leaves(observations[0])}
+    tensors = {f"observation{path}": torch.from_numpy(array) for path, array in columns.items()}
+    tensors |= {"action": torch.stack(recording.action, 1).cpu(), "behavior_log_prob": torch.stack(recording.log_prob, 1).cpu()}
+    for name in ("reward", "terminated", "truncated", "mask"):
+        tensors[name] = torch.from_numpy(np.stack(getattr(recording, name), 1))
+    tensors["reward"] = tensors["reward"].float()
+    tensors["first_step"] = torch.from_numpy(recording.first_step)
+    if recording.successors:
+        at = [(int(index), t) for t, indices, _ in recording.successors for index in indices]
+        tensors["successor_at"] = torch.tensor(at)
+        parts = [dict(trees.leaves(seen)) for *_, seen in recording.successors]
+        tensors |= {f"successor{path}": torch.from_numpy(np.concatenate([part[path] for part in parts])) for path in parts[0]}
+    if any(mask is not None for mask in legal):  # before the first one that was given, all was legal
+        like = next(mask for mask in legal if mask is not None)
+        tensors["action_mask"] = torch.from_numpy(np.stack([np.ones_like(like) if mask is None else mask for mask in legal], 1))
+    head = getattr(policy, "head", None)
+    return Dataset(
+        tensors=tensors,
+        observation_space=envs.observation_space,
+        action_space=envs.action_space,
+        head=type(head).__name__ if isinstance(head, Head) else None,
+        about={"env_id": envs.env_id, "seed": seed, **(about or {})},
+    )
+
+
+class Recorded:
+    """A collector that plays nothing: rollouts from a data set, all of its rows or ``num_rows`` of them, shuffled anew in each pass.
+
+    The critic's values are the learner's own, of each step's true successor. ``behavior_log_prob`` is that of whoever recorded, so
+    an algorithm has to weigh the steps (:class:`~upslope.OffPolicyGradient`). Running moments of the observations are taken from the
+    whole data set, once, where the policy has none yet.
+
+    Raises:
+        UsageError: the file is no data set, or does not fit the policy.
+    """
+
+    def __init__(self, data: Dataset | str | Path, *, num_rows: int | None = None, reward_scale: float = 1.0, seed: int = 0) -> None:
+        self.data = data if isinstance(data, Dataset) else Dataset.load(data)
+        rows = self.data.shape[0]
+        require(
+            num_rows is None or 1 <= num_rows <= rows, f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows}"
+        )
+        self.num_rows, self.reward_scale = num_rows or rows, reward_scale
+        self.generator = torch.Generator().manual_seed(seed)
+        self.left = torch.arange(0)
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> Rollout:
+        self.check(policy)
+        self._fill_moments(policy)
+        data, rows = self.data, self._rows()
+        tensors = {name: tensor[rows] for name, tensor in data.tensors.items() if not name.startswith("successor")}
+        shape = tensors["reward"].shape
+        legal = None if (mask := tensors.get("action_mask")) is None else mask.flatten(0, 1).numpy()
+        encoded = self._encode(policy, data.tree("observation", rows), legal)
+        extended = {name: tensor.reshape(shape[0], shape[1] + 1, *tensor.shape[1:]) for name, tensor in encoded.items()}
+        device = next(iter(extended.values())).device
+        action = tensors["action"].to(device)
+        inputs = {name: tensor[:, :-1].contiguous() for name, tensor in extended.items()} | {"action": action}
+        extended["action"] = torch.cat([action, action[:, -1:]], 1)
+        value, next_value = values_and_next(policy, extended, *self._successors(policy, rows, legal))
+        return Rollout(
+            inputs=inputs,
+            reward=tensors["reward"].to(device) * self.reward_scale,
+            terminated=tensors["terminated"].to(device),
+            truncated=tensors["truncated"].to(device),
+            mask=tensors["mask"].to(device),
+            behavior_log_prob=tensors["behavior_log_prob"].to(device),
+            first_step=tensors["first_step"].to(device),
+            value=value,
+            next_value=next_value,
+        )
+
+    def _rows(self) -> Tensor:
+        """The rows of this iteration; every row comes once before any comes again."""
+        count = self.data.shape[0]
+        if self.num_rows == count:
+            return torch.arange(count)
+        while len(self.left) < self.num_rows:
+            self.left = torch.cat([self.left, torch.randperm(count, generator=self.generator)])
+        rows, self.left = self.left[: self.num_rows], self.left[self.num_rows :]
+        return rows
+
+    def _successors(self, policy: Any, rows: Tensor, legal: Any) -> tuple[Any, Any]:
+        """Where in these rows a true successor was replaced, and its inputs; see :func:`values_and_next`."""
+        if "successor_at" not in self.data.tensors:
+            return None, None
+        at = self.data.tensors["successor_at"]
+        here, which = (rows.unsqueeze(1) == at[:, 0]).nonzero(as_tuple=True)
+        if len(which) == 0:
+            return None, None
+        mask = None if legal is None else np.ones((len(which), legal.shape[-1]), np.bool_)
+        after = self._encode(policy, self.data.tree("successor", which), mask)
+        return (here, at[which, 1]), after
+
+    def _encode(self, policy: Any, observation: Any, legal: Any) -> dict[str, Tensor]:
+        return encode(policy, self, observation, action_mask=legal)
+
+    @property
+    def observation_space(self) -> Any:
+        return self.data.observation_space
+
+    def check(self, policy: Any) -> None:
+        """Refuse a policy for other spaces or with other actions than the data's; raises :class:`UsageError`."""
+        for kind in ("observation_space", "action_space"):
+            made, here = getattr(policy, kind, None), getattr(self.data, kind)
+            if isinstance(made, spaces.Space) and made != here:
+                where = self.data.about.get("env_id", "an environment")
+                raise UsageError(f"data: it was recorded in {where} with {kind} {short(here)}, the policy is for {short(made)}")
+        head = getattr(policy, "head", None)
+        if isinstance(head, Gaussian) and self.data.head not in (None, type(head).__name__):
+            raise UsageError(
+                f"data: its actions were drawn by {self.data.head}, the policy draws by {type(head).__name__}; take the same --distribution"
+            )
+        if getattr(policy, "reward_normalizer", None) is not None:
+            raise UsageError("normalize_reward: recorded rewards have no running scale; leave it off and say --reward-scale")
+
+    def _fill_moments(self, policy: Any) -> None:
+        normalizer = getattr(policy, "observation_normalizer", None)
+        if normalizer is not None and float(normalizer.moments.count) == 0:
+            encode(policy, self, self.data.tree("observation"), update=True)
