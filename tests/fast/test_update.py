@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.fast.cases import close, make_batch, make_policy, twice, vector
-from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, Ascent, Diverged, RunFault
+from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, Ascent, Diverged, OffPolicyGradient, RunFault
 from upslope import functional as F
+from upslope.algorithms.off_policy import per_step
 from upslope.fast import update
 from upslope.fast.twins import compiled_update
 from upslope.fast.update import CompiledUpdate
@@ -110,6 +111,14 @@ def test_a_ratio_of_sequences_is_not_compiled():
     policy = make_policy()
     assert compiled_update(GRPO(ratio=F.sequence_mean_ratio), policy) is None
     assert compiled_update(GRPO(kl_coef=0.1), policy) is None and compiled_update(RLOO(kl_coef=0.1), policy) is not None
+
+
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_off_policy(head):
+    policy = make_policy(head)
+    assert_equal_twins(OffPolicyGradient(update=SEVERAL, entropy_coef=0.02), policy, [make_batch(policy)])
+    blind = OffPolicyGradient(estimator=per_step, baseline=False, update=SEVERAL)
+    assert_equal_twins(blind, policy, [replace(make_batch(policy), returns=None)])
 
 
 def test_without_a_critic():

@@ -42,9 +42,7 @@ def main(words: list[str]) -> int:
     plain, values = parse(words, FLAGS, positionals=1)
     given = {flag.name: flag.default for flag in FLAGS} | values
     if not plain:
-        raise UsageError(
-            "record: expected RUN, a run folder, or ENV_ID --random; try: upslope record CartPole-v1 --random --out steps.safetensors"
-        )
+        raise UsageError("record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE")
     require(1 <= given["steps"] <= MOST_ROWS, f"--steps: expected an integer from 1 to {MOST_ROWS}, found {given['steps']}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     check_num_envs(given["num_envs"])

@@ -81,6 +81,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
             "475 in 43,407 steps (median), 5 of 5 seeds",
         ),
+        "off-policy": Preset(
+            {
+                "num_envs": 8,
+                "num_steps": 128,
+                "num_minibatches": 64,
+                "learning_rate": 1e-3,
+                "trace_lambda": 0.95,
+                "total_steps": 1_500_000,
+            },
+            "",
+        ),
     },
     "Acrobot-v1": {
         "ppo": Preset(

@@ -33,7 +33,7 @@ class RandomPolicy:
 
     def inputs(self, observation: Any, *, action_mask: Any = None, update: Any = False) -> dict[str, Tensor]:
         """The number of rows is all that it looks at; ``action_mask`` as the policies take it."""
-        rows = len(next(leaf for _, leaf in trees.leaves(observation)))
+        rows = len(next(trees.leaves(observation)))
         inputs = {"row": torch.zeros(rows, max(1, self.head.num_parameters))}
         return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(np.asarray(action_mask, dtype=np.bool_))}
 
@@ -64,8 +64,8 @@ def record(envs: Envs, policy: Any, num_steps: int, *, seed: int = 0, about: Map
         recording.add(envs.step(recording.act()))
         observations.append(trees.tree_map(np.copy, envs.observation))
         legal.append(envs.action_mask)
-    columns = {path: np.stack([dict(trees.leaves(tree))[path] for tree in observations], 1) for path, _ in trees.leaves(observations[0])}
-    tensors = {f"observation{path}": torch.from_numpy(array) for path, array in columns.items()}
+    seen = [dict(trees.named_leaves(tree)) for tree in observations]
+    tensors = {f"observation{path}": torch.from_numpy(np.stack([parts[path] for parts in seen], 1)) for path in seen[0]}
     tensors |= {"action": torch.stack(recording.action, 1).cpu(), "behavior_log_prob": torch.stack(recording.log_prob, 1).cpu()}
     for name in ("reward", "terminated", "truncated", "mask"):
         tensors[name] = torch.from_numpy(np.stack(getattr(recording, name), 1))
@@ -74,7 +74,7 @@ def record(envs: Envs, policy: Any, num_steps: int, *, seed: int = 0, about: Map
     if recording.successors:
         at = [(int(index), t) for t, indices, _ in recording.successors for index in indices]
         tensors["successor_at"] = torch.tensor(at)
-        parts = [dict(trees.leaves(seen)) for *_, seen in recording.successors]
+        parts = [dict(trees.named_leaves(after)) for *_, after in recording.successors]
         tensors |= {f"successor{path}": torch.from_numpy(np.concatenate([part[path] for part in parts])) for path in parts[0]}
     if any(mask is not None for mask in legal):  # before the first one that was given, all was legal
         like = next(mask for mask in legal if mask is not None)

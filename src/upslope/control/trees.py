@@ -55,12 +55,12 @@ def leaf_spaces(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
             yield f"[{key!r}]{path}", leaf
 
 
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Array]]:
+def named_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Array]]:
     """The arrays of a tree with the path to each, as :func:`leaf_spaces` writes it."""
     if isinstance(tree, (dict, tuple)):
         parts: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, part in parts:
-            yield from leaves(part, f"{path}[{key!r}]")
+            yield from named_leaves(part, f"{path}[{key!r}]")
     else:
         yield path, np.asarray(tree)
 
