@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SARSA,
         SFT,
         TRPO,
+        AllActions,
         ContinuingActorCritic,
         OffPolicyGradient,
         OnlineActorCritic,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 # name → (module, attribute); loaded on first use, so that `import upslope` costs nothing that is not needed
 _EXPORTS: dict[str, tuple[str, str | None]] = {
     "A2C": ("upslope.algorithms", "A2C"),
+    "AllActions": ("upslope.algorithms", "AllActions"),
     "Ascent": ("upslope.updates", "Ascent"),
     "Batch": ("upslope.records", "Batch"),
     "ContinuingActorCritic": ("upslope.algorithms", "ContinuingActorCritic"),
@@ -90,6 +92,7 @@ __all__ = [
     "SARSA",
     "SFT",
     "TRPO",
+    "AllActions",
     "Ascent",
     "Batch",
     "ContinuingActorCritic",

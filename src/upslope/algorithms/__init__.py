@@ -2,6 +2,7 @@
 
 from upslope.algorithms.a2c import A2C
 from upslope.algorithms.actor_critic import ContinuingActorCritic, OnlineActorCritic
+from upslope.algorithms.all_actions import AllActions
 from upslope.algorithms.dpo import DPO
 from upslope.algorithms.grpo import GRPO
 from upslope.algorithms.kto import KTO
@@ -46,6 +47,7 @@ __all__ = [
     "SARSA",
     "SFT",
     "TRPO",
+    "AllActions",
     "ContinuingActorCritic",
     "OffPolicyGradient",
     "OnlineActorCritic",

@@ -48,7 +48,7 @@ ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
 """The one table of shipped algorithms: name → module, class, and how it collects unless told otherwise."""
 
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
-FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": {**FRESH_NETWORK, "num_epochs": 10, "num_minibatches": 2}, "RLOO": FRESH_NETWORK}
+FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": FRESH_NETWORK, "RLOO": FRESH_NETWORK}
 """Settings that environments ask for, by class, where the class's own are for text: a small network starts from nothing."""
 
 
