@@ -18,6 +18,8 @@ TASKS = {
     "CartPole-v1 ppo": (range(5), ["--until-return", "475"], 475.0),
     "CartPole-v1 a2c": (range(5), ["--until-return", "475"], 475.0),
     "CartPole-v1 reinforce": (range(5), ["--until-return", "475"], 475.0),
+    "CartPole-v1 actor-critic": (range(5), ["--until-return", "475"], 475.0),
+    "CartPole-v1 sarsa": (range(5), ["--until-return", "475"], 475.0),
     "Pendulum-v1 ppo": (range(5), ["--until-return", "-200"], -200.0),
     "Acrobot-v1 ppo": (range(3), [], -100.0),
     "LunarLander-v3 ppo": (range(3), [], 200.0),

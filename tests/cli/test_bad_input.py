@@ -51,7 +51,6 @@ CASES: dict[str, tuple[list[str], str]] = {
     "action values of a Box": (["train", "sarsa", "Pendulum-v1"], "action values need a Discrete space"),
     "tiles without limits": ([*PPO, "--features", "tiles"], "number 1 of the observation has no limit; give 4 numbers with --feature-low"),
     "hidden layers of a linear policy": ([*PPO, "--features", "linear", "--hidden-sizes", "8"], "hidden_sizes: linear policies have no"),
-    "limits of a network": ([*PPO, "--feature-low", "1"], "feature_low: networks have no limits"),
     "epsilon of a softmax": ([*PPO, "--epsilon", "0.1"], "epsilon: ppo learns no action values"),
     # spaces and first observations
     "text observations": (on("text_observation"), "not supported"),

@@ -14,13 +14,11 @@ RUNS = {
     "continuing": ["continuing-actor-critic", "Pendulum-v1", "--features", "fourier"],
     "action values": ["sarsa", "MountainCar-v0", "--features", "tiles", "--epsilon", "0.2"],
 }
-NO_LIMITS = ["--feature-low", "none", "--feature-high", "none"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_trained_and_loaded(name: str, cli: Command) -> None:
-    words = [*RUNS[name], *(NO_LIMITS if "CartPole-v1" in RUNS[name] else [])]
-    said = good(cli("train", *words, *SHORT)).out
+    said = good(cli("train", *RUNS[name], *SHORT)).out
     assert "1 environment, an update at every step" in said
     run = Run.load("run")
     assert run.summary is not None and run.summary["total_steps"] == 100 and run.algorithm == RUNS[name][0]

@@ -50,6 +50,17 @@ ATARI: Values = {
     "total_steps": 10_000_000,
 }
 
+CARTPOLE_TILES: Values = {
+    "features": "tiles",
+    "num_tilings": 8,
+    "num_tiles": 6,
+    "feature_low": (-2.4, -3.0, -0.21, -3.5),
+    "feature_high": (2.4, 3.0, 0.21, 3.5),
+    "gamma": 0.99,
+    "total_steps": 60_000,
+}
+"""CartPole's velocities have no limits of their own."""
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "CartPole-v1": {
         "ppo": Preset(
@@ -77,6 +88,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "475 in 24,602 steps (median), 5 of 5 seeds",
         ),
+        "actor-critic": Preset(
+            {
+                **CARTPOLE_TILES,
+                "learning_rate": 0.003,
+                "value_learning_rate": 0.05,
+                "trace_decay": 0.8,
+                "value_trace_decay": 0.8,
+                "discount_weight": False,
+            },
+        ),
+        "sarsa": Preset({**CARTPOLE_TILES, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.02}),
         "reinforce": Preset(
             {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
             "475 in 43,407 steps (median), 5 of 5 seeds",

@@ -150,10 +150,8 @@ class PolicySettings:
             all(1 <= size <= MOST_UNITS for size in sizes),
             f"hidden_sizes: expected integers from 1 to {MOST_UNITS}, found {' '.join(map(str, sizes))}",
         )
-        network = self.features == "network"
-        require(network or not sizes, "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
-        for name in ("feature_low", "feature_high"):
-            require(not network or getattr(self, name) is None, f"{name}: networks have no limits; take --features tiles or fourier")
+        linear = self.features != "network"
+        require(not (linear and sizes), "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
 
 
