@@ -208,6 +208,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
 FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
 """By the beginning of the environment's id."""
 
+SAMPLED = ("upslope/ShortCorridor-v0",)
+"""Tasks whose best policy is random: its most likely action alone never arrives, so evaluations sample."""
+
 
 def preset_for(algorithm: str, env_id: str) -> Preset | None:
     """The preset of an algorithm on a task, or of the task's family; an id without a version means the listed one."""

@@ -86,9 +86,10 @@ class ControlRun:
         Raises:
             UsageError: an unknown algorithm or setting (with the nearest name), or a value that is not allowed.
         """
-        from upslope.control.presets import preset_for
+        from upslope.control.presets import SAMPLED, preset_for
 
         run = cls(env_id=env_id, algorithm=algorithm_for(algorithm), collector=ALGORITHMS[algorithm][2], called=algorithm)
+        run = run.replaced({"eval_sample": env_id in SAMPLED})
         family = next(name for name in ALGORITHMS if ALGORITHMS[name][:2] == ALGORITHMS[algorithm][:2])
         preset = preset_for(family, env_id)
         return run.replaced({**preset.settings, **relative(algorithm)} if preset else {}).replaced(settings)
@@ -270,7 +271,11 @@ class Prepared:
 
         settings = self.run.settings
         return Evaluator(
-            self.run.env_id, episodes=settings.eval_episodes, seed=1_000_000 * (settings.seed + 1), env_kwargs=self.run.env.env_kwargs
+            self.run.env_id,
+            episodes=settings.eval_episodes,
+            seed=1_000_000 * (settings.seed + 1),
+            greedy=not settings.eval_sample,
+            env_kwargs=self.run.env.env_kwargs,
         )
 
 

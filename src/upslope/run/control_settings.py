@@ -164,11 +164,13 @@ class RunSettings:
     total_steps: int = 1_000_000
     """environment steps after which the run ends, rounded up to whole iterations"""
     until_return: float | None = None
-    """stop once the greedy policy's mean return over fresh episodes is at least this, twice in a row"""
+    """stop once the evaluated (greedy) policy's mean return over fresh episodes is at least this, twice in a row"""
     eval_every: int | None = None
-    """steps between greedy evaluations; the best policy is kept (none: 2048 with --until-return, else never)"""
+    """steps between evaluations; the best policy is kept (none: 2048 with --until-return, else never)"""
     eval_episodes: int = 20
     """fresh episodes per evaluation, and for the final result"""
+    eval_sample: bool = False
+    """evaluations draw actions instead of taking the most likely one: for tasks whose best policy is random"""
     device: str = "cpu"
     """where the policy lives: cpu, cuda, cuda:1, mps"""
     init: Path | None = None

@@ -39,7 +39,7 @@ def smoothed(values: Array, share: float = 0.05) -> Array:
 
 
 def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = None) -> None:
-    """Write the learning curve of one run: returns of training episodes, their running mean, greedy evaluations."""
+    """Write the learning curve of one run: returns of training episodes, their running mean, evaluations."""
     x, y = series(rows, "episode_return")
     lines = [
         Line(x, y, PALETTE[0], "training episodes", width=1.2, faint=True),
@@ -47,7 +47,7 @@ def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = 
     ]
     points = series(rows, "evaluation_return")
     if len(points[0]):
-        lines.append(Line(*points, PALETTE[1], "greedy evaluation", width=1.4, marks=True))
+        lines.append(Line(*points, PALETTE[1], "evaluation", width=1.4, marks=True))
     levels = [] if solved_at is None else [(solved_at, f"solved: {solved_at:g}")]
     save(draw([Panel(title, STEPS, RETURN, lines, levels)]), path)
 

@@ -110,13 +110,13 @@ def passes(epochs: int, minibatches: int, transitions: int | None) -> str:
 def stopping(settings: Any) -> str:
     """When the run ends."""
     words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
-    every = settings.eval_every
+    every, how = settings.eval_every, "sampled" if settings.eval_sample else "greedy"
     if settings.until_return is not None:
         goal = f"returns {settings.until_return:g} or more over {plural(settings.eval_episodes, 'fresh episode')}, twice in a row"
-        return f"{words}; ends once the greedy policy {goal} (checked every {plural(every, 'step')})"
+        return f"{words}; ends once the {how} policy {goal} (checked every {plural(every, 'step')})"
     if every is not None:
         episodes = plural(settings.eval_episodes, "fresh episode")
-        return f"{words}; greedy evaluation on {episodes} every {plural(every, 'step')}, the best policy is kept"
+        return f"{words}; {how} evaluation on {episodes} every {plural(every, 'step')}, the best policy is kept"
     return words
 
 
@@ -297,7 +297,8 @@ def result_words(summary: Mapping[str, Any], folder: Any) -> str:
     if summary.get("return_mean") is not None:
         low, high = summary["return_interval"]
         lines.append(
-            f"the greedy policy returns {summary['return_mean']:.1f} on average over {plural(summary['episodes'], 'fresh episode')} "
+            f"the {summary['evaluated']} policy returns {summary['return_mean']:.1f} on average over "
+            f"{plural(summary['episodes'], 'fresh episode')} "
             f"(95 % interval {low:.1f} to {high:.1f})"
         )
     lines.append(

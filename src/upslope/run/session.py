@@ -176,7 +176,7 @@ class Session:
         return self.solved or self.signal is not None
 
     def _evaluate(self, policy: Any) -> dict[str, float]:
-        """A greedy evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
+        """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
         mean = self._fresh_episodes(policy).return_mean
         if not self.evaluations or mean > max(self.evaluations):
             self._save(policy, "best_policy")
@@ -249,6 +249,7 @@ class Session:
             "return_std": None if result is None else result.return_std,
             "return_interval": None if result is None else list(result.return_interval),
             "length_mean": None if result is None else result.length_mean,
+            "evaluated": "sampled" if self.run_config.settings.eval_sample else "greedy",
             "episodes": 0 if result is None else result.episodes,
             "best_return": max(self.evaluations, default=None),
             "solved": solved,
