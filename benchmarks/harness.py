@@ -21,6 +21,7 @@ PEERS = FOLDER / "peers"
 OURS = FOLDER.parent / ".venv" / "bin"
 PEER_PACKAGES = {
     "sb3": ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"),
+    "sb3-contrib": ("sb3-contrib", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"),
     "rejax": ("rejax", "jax", "jaxlib", "flax", "gymnax", "distrax", "numpy"),
     "cleanrl": ("torch", "gymnasium", "tensorboard", "numpy"),
     "trl": ("trl", "transformers", "torch", "accelerate", "numpy"),

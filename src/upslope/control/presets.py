@@ -61,6 +61,63 @@ CARTPOLE_TILES: Values = {
 }
 """CartPole's velocities have no limits of their own."""
 
+NATURAL: Values = {
+    "num_envs": 8,
+    "num_steps": 128,
+    "num_value_epochs": 20,
+    "num_value_minibatches": 4,
+    "value_learning_rate": 1e-3,
+    "damping": 1e-3,
+    "max_kl": 0.02,
+    "gamma": 0.99,
+    "gae_lambda": 0.98,
+    "total_steps": 100_000,
+}
+"""TRPO and NPG on small tasks with discrete actions."""
+
+TRPO_ACROBOT: Values = NATURAL | {
+    "num_envs": 16,
+    "num_value_epochs": 10,
+    "num_value_minibatches": 16,
+    "damping": 0.01,
+    "gae_lambda": 0.95,
+    "normalize_observation": True,
+}
+
+TRPO_PENDULUM: Values = {
+    "num_envs": 10,
+    "num_steps": 200,
+    "num_cg_steps": 15,
+    "num_value_epochs": 20,
+    "num_value_minibatches": 20,
+    "value_learning_rate": 2e-3,
+    "damping": 0.01,
+    "max_kl": 0.03,
+    "gamma": 0.95,
+    "gae_lambda": 0.9,
+    "activation": "relu",
+    "log_std": 0.7,
+    "reward_scale": 0.1,
+    "total_steps": 200_000,
+}
+
+TRPO_CHEETAH: Values = {
+    "num_envs": 16,
+    "num_steps": 128,
+    "num_cg_steps": 25,
+    "num_value_epochs": 20,
+    "num_value_minibatches": 16,
+    "value_learning_rate": 1e-3,
+    "damping": 0.1,
+    "max_kl": 0.04,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "normalize_observation": True,
+    "normalize_reward": True,
+    "total_steps": 1_000_000,
+}
+"""As rl-baselines3-zoo has them, but for 16 environments × 128 steps in place of 2 × 1024."""
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "CartPole-v1": {
         "ppo": Preset(
@@ -122,6 +179,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"group_size": 8, "num_groups": 2, "learning_rate": 1e-2, "total_steps": 200_000},
             "475 in 28,954 steps (median), 5 of 5 seeds",
         ),
+        "trpo": Preset(NATURAL),
+        "npg": Preset({**NATURAL, "max_kl": 0.01}),
     },
     "Acrobot-v1": {
         "ppo": Preset(
@@ -150,6 +209,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "return −81, 1 seed",
         ),
+        "trpo": Preset(TRPO_ACROBOT),
+        "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}),
     },
     "Pendulum-v1": {
         "ppo": Preset(
@@ -168,6 +229,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "−200 in 13,940 steps (median), 5 of 5 seeds",
         ),
+        "trpo": Preset(TRPO_PENDULUM),
+        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}),
     },
     "LunarLander-v3": {
         "ppo": Preset(
@@ -204,6 +267,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         )
     },
 }
+PRESETS["HalfCheetah-v5"]["trpo"] = Preset(TRPO_CHEETAH)
 
 FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
 """By the beginning of the environment's id."""

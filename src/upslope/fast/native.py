@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upslope.fast import kernels, policy_kernels
+from upslope.fast import kernels, policy_kernels, value_kernels
 
-SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "expressions", "translate")
+SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "value_kernels", "expressions", "translate")
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
@@ -34,12 +34,14 @@ class Library(NamedTuple):
     step: Callable[..., None]
     evaluate: Callable[..., None]
     pull_back: Callable[..., None]
+    fit: Callable[..., None]
     engine: Any
 
 
 def entry_points() -> tuple[Callable[..., None], ...]:
     """The kernels that Python calls, in the order of :class:`Library`."""
-    return kernels.update, kernels.differentiate, kernels.descend, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back
+    updates = kernels.update, kernels.differentiate, kernels.descend
+    return *updates, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back, value_kernels.fit
 
 
 @cache
@@ -131,5 +133,4 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
         types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
-    update, differentiate, descend, step, evaluate, pull_back = map(entry, entry_points())
-    return Library(update, differentiate, descend, step, evaluate, pull_back, engine)
+    return Library(*map(entry, entry_points()), engine=engine)

@@ -6,6 +6,7 @@
 - The same policy with a user's own surrogate, or with a KL penalty: forward and backward of the networks by hand, the objective
   in plain torch (:mod:`upslope.fast.dense`).
 - A user's own network under a shipped head with a shipped objective: head and objective compiled (:mod:`upslope.fast.objective`).
+- The critic's fit of TRPO and NPG on the MLP policy: every epoch and minibatch in one call (:mod:`upslope.fast.natural`).
 - Everything else: clip and Adam in one call (:mod:`upslope.fast.descent`).
 - An own update, parameters that do not lie in one buffer, and everything where LLVM is not installed: the readable twins themselves.
 """
@@ -22,12 +23,13 @@ from upslope.fast import layout as at
 from upslope.fast.dense import DensePolicy, DenseUpdate
 from upslope.fast.descent import CompiledDescent
 from upslope.fast.native import library
+from upslope.fast.natural import CompiledNatural
 from upslope.fast.objective import Objective, ObjectiveUpdate
 from upslope.fast.plan import anatomy, head_of, identity
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledUpdate
 from upslope.records import Metrics, Surrogate
-from upslope.updates import Ascent
+from upslope.updates import Ascent, NaturalGradient, TrustRegion
 
 SURROGATES = (
     (F.importance_weighted, at.IMPORTANCE),
@@ -144,10 +146,19 @@ def objective_update(algorithm: Any, policy: Any) -> ObjectiveUpdate | None:
     return None if describe is None or found is None or kernels is None else ObjectiveUpdate(kernels, describe, *found)
 
 
+def natural_update(policy: Any) -> CompiledNatural | None:
+    """The natural-gradient update with the critic's fit compiled; None where there is no such twin."""
+    parts = anatomy(policy)
+    kernels = None if parts is None or not parts.critic else library()
+    return None if parts is None or kernels is None else CompiledNatural(kernels, parts)
+
+
 def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics]:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects."""
     if (compiled := compiled_update(algorithm, policy)) is not None:
         return compiled
+    if type(algorithm.update) in (NaturalGradient, TrustRegion):
+        return natural_update(policy) or algorithm.update
     kernels = library() if type(algorithm.update) is Ascent else None
     if kernels is None:
         return algorithm.update

@@ -35,6 +35,7 @@ class CompiledUpdate:
 
     def __init__(self, library: Library, parts: Anatomy, describe: Callable[[Any], Objective | None]) -> None:
         self.library, self.parts, self.describe = library, parts, describe
+        self.kernel = library.update
         self.plan: Plan | None = None
 
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
@@ -65,7 +66,7 @@ class CompiledUpdate:
         started = state.num_updates
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
-            self.library.update(
+            self.kernel(
                 *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data),
                 *(options.ctypes.data, addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, len(chunk), minibatches),
                 results.ctypes.data,
@@ -80,14 +81,18 @@ class CompiledUpdate:
 
     def prepared(self, state: AscentState) -> Plan:
         """The plan for the state's parameters, made anew where they have moved."""
+        return self.planned(state, self.parts)
+
+    def planned(self, state: AscentState, parts: Anatomy) -> Plan:
+        """The plan for these parts, which must be all that the state holds."""
         flat = state.flat
-        if flat is None or len(flat.parameters) != len(self.parts.parameters) or flat.data.device.type != "cpu":
+        if flat is None or len(flat.parameters) != len(parts.parameters) or flat.data.device.type != "cpu":
             raise NotCompiled
         base = flat.data.data_ptr()
         if self.plan is None or self.plan.base != base:
-            if any(p is not q for p, q in zip(flat.parameters, self.parts.parameters, strict=True)):
+            if any(p is not q for p, q in zip(flat.parameters, parts.parameters, strict=True)):
                 raise NotCompiled
-            self.plan = Plan(self.parts, base, flat.data.numel())
+            self.plan = Plan(parts, base, flat.data.numel())
         return self.plan
 
     def options(self, objective: Objective, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:

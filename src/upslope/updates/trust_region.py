@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +78,15 @@ class NaturalStep(ABC):
         flat = FlatParameters.of(policy)
         return NaturalState(trainable(policy, flat), flat, seed)
 
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
-        """One step of the policy and one fit of the critic, on one batch."""
+    def __call__(
+        self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState, *, ascend: Callable[..., Metrics] | None = None
+    ) -> Metrics:
+        """One step of the policy and one fit of the critic, on one batch; ``ascend`` is a fast twin of the critic's :class:`Ascent`."""
         state.check()
         batch = batch.by_unit()
         if batch.num_units == 0:  # nothing but reset steps was recorded
             return {}
-        return self.climb(algorithm, policy, batch, state) | self.fit(policy, batch, state)
+        return self.climb(algorithm, policy, batch, state) | self.fit(policy, batch, state, ascend)
 
     # ----------------------------------------------------------------------------------------------------- the policy
 
@@ -119,24 +122,16 @@ class NaturalStep(ABC):
 
     # ----------------------------------------------------------------------------------------------------- the critic
 
-    def fit(self, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
+    def fit(self, policy: Any, batch: Batch, state: NaturalState, ascend: Callable[..., Metrics] | None = None) -> Metrics:
         """The critic's epochs on one batch; of the policy's parameters none moves."""
         if batch.returns is None or self.num_value_epochs == 0:
             return {}
         if state.critic is None:
             state.critic = self.critic_state(policy, batch, state)
-        metrics = self.ascent(ValueFit(), policy, batch, state.critic)
+        epochs, parts = self.num_value_epochs, self.num_value_minibatches
+        ascent = Ascent(learning_rate=self.value_learning_rate, num_epochs=epochs, num_minibatches=parts, max_grad_norm=None)
+        metrics = (ascend or ascent)(ValueFit(update=ascent), policy, batch, state.critic)
         return {"value_error": metrics["value_error"]}
-
-    @property
-    def ascent(self) -> Ascent:
-        """How the critic moves."""
-        return Ascent(
-            learning_rate=self.value_learning_rate,
-            num_epochs=self.num_value_epochs,
-            num_minibatches=self.num_value_minibatches,
-            max_grad_norm=None,
-        )
 
     def critic_state(self, policy: Any, batch: Batch, state: NaturalState) -> AscentState:
         """Adam's state for the parameters that the value depends on and the distribution does not."""
@@ -245,6 +240,8 @@ class Line:
 @dataclass(frozen=True)
 class ValueFit:
     """The critic's part as an algorithm of its own: its objective is ``−(V − R)²``."""
+
+    update: Ascent
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted and summed; reports the mean error."""
