@@ -51,11 +51,11 @@ def test_a_return_that_is_not_finite():
     policy = make_policy()
     batch = make_batch(policy, masked=0.0, zero_weight=0.0)
     batch = replace(batch, returns=batch.returns / 0)
-    messages = []
-    for choose in (fast_update, lambda algorithm, _: algorithm.update):
-        algorithm = TRPO()
+    algorithm, messages = TRPO(), []
+    for compiled, own in zip((True, False), twice(policy), strict=True):
+        run = fast_update(algorithm, own) if compiled else algorithm.update
         with pytest.raises(Diverged) as caught:
-            choose(algorithm, policy)(algorithm, policy, batch, algorithm.update.start(policy, seed=0))
+            run(algorithm, own, batch, algorithm.update.start(own, seed=0))
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and "returns is not finite" in messages[0]
 
