@@ -97,7 +97,7 @@ class OnlineState:
 def gradients(policy: Any, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
     """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's own formula where it has one, else by autograd."""
     by_hand: Any = getattr(policy, "gradients", None)
-    found = by_hand(inputs, action, parameters) if callable(by_hand) else None
+    found: Any = by_hand(inputs, action, parameters) if callable(by_hand) else None
     if found is not None:
         return found
     new = policy.evaluate(**inputs, action=action)
