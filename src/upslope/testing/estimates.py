@@ -1,0 +1,176 @@
+"""One estimate of a gradient: an algorithm's two equations, or a function, run on one recording."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError, require
+from upslope.records import Batch, Rollout
+from upslope.testing.contract import ContractError
+from upslope.testing.probes import Probe, rows
+
+OFF: dict[str, Any] = {
+    "normalize_advantage": False,
+    "scale_advantage": False,
+    "entropy_coef": 0.0,
+    "kl_coef": 0.0,
+    "reference_kl_coef": 0.0,
+    "adaptive_kl": None,
+}
+"""Settings that add something to ∇J or scale it by what the whole batch holds: off while expectations are compared with ∇J."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient for the policy's preferences ``[P]`` and its critic ``[C]``; ``value`` where a number was differentiated."""
+
+    gradient: Tensor
+    critic: Tensor
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Over all batches of ``size`` rows: the mean ``[P]`` and the total variance of an estimate."""
+
+    mean: Tensor
+    variance: float
+    size: int
+
+
+class Estimator:
+    """Runs what a user gave: an algorithm (``estimate`` and ``objective``), or ``function(policy, rollout)``.
+
+    A function returns a number to be differentiated, one such number for each row (they are averaged), or a gradient for all of
+    ``policy.parameters()``, flat or as a sequence. If it has a parameter ``gamma`` it is given the discount factor.
+
+    Raises:
+        UsageError: it raises, or returns something else or nothing that depends on the policy.
+    """
+
+    def __init__(self, estimator: Any, gamma: float | None = None, group: bool = False) -> None:
+        self.given = estimator
+        self.is_algorithm = hasattr(estimator, "estimate") and hasattr(estimator, "objective")
+        self.name = type(estimator).__name__ if self.is_algorithm else getattr(estimator, "__name__", type(estimator).__name__)
+        require(
+            not isinstance(estimator, type) and (self.is_algorithm or callable(estimator)),
+            f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}",
+        )
+        self.takes_gamma = not self.is_algorithm and "gamma" in parameters_of(estimator)
+        own = getattr(estimator, "gamma", None) if self.is_algorithm else None
+        self.gamma = float(own if own is not None else gamma if gamma is not None else 0.9 if self.takes_gamma else 1.0)
+        self.group = group
+        self.leak: str | None = None
+        """what in an algorithm's batch was found to carry gradient"""
+        self.not_finite: str | None = None
+        """the recording on which the gradient was not finite"""
+
+    def plain(self) -> Estimator:
+        """The same without bonuses, penalties and scaling by the batch, where these are settings (:data:`OFF`)."""
+        if not (self.is_algorithm and is_dataclass(self.given)):
+            return self
+        names = {f.name for f in fields(self.given) if f.init}
+        changes = {name: value for name, value in OFF.items() if name in names and getattr(self.given, name) != value}
+        return Estimator(replace(self.given, **changes), self.gamma, self.group) if changes else self  # pyright: ignore[reportArgumentType]
+
+    def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
+        try:
+            found = self._algorithm(policy, rollout) if self.is_algorithm else self._function(policy, rollout)
+        except (UsageError, ContractError):
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UsageError(
+                f"{self.name}: raised {type(error).__name__} ({text}) on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"
+            ) from error
+        gradient, critic = self._gradient(policy, rollout, found)
+        if not bool(gradient.isfinite().all()):
+            self.not_finite = f"on a rollout of shape {list(rollout.mask.shape)}, rewards {rollout.reward[rollout.mask].tolist()}"
+            gradient = torch.zeros_like(gradient)
+        value = float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None
+        return Estimate(gradient, critic, value)
+
+    def _algorithm(self, policy: Any, rollout: Rollout) -> Tensor:
+        batch = self.given.estimate(policy, rollout)
+        require(isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)")
+        for item in ("advantage", "returns", "weight"):
+            if isinstance(x := getattr(batch, item), Tensor) and x.requires_grad:
+                self.leak = item
+        batch = batch.by_unit()
+        if batch.num_units == 0:
+            return nothing(policy)
+        return self.value(policy, batch)
+
+    def value(self, policy: Any, batch: Batch) -> Tensor:
+        """The objective of a batch or a part of one, 0-d."""
+        found = self.given.objective(policy, batch)
+        pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)  # pyright: ignore[reportUnknownArgumentType]
+        require(pair, f"{self.name}.objective: expected (value, metrics), found {describe(found)}")
+        value: Tensor = found[0]
+        require(
+            value.dim() == 0, f"{self.name}.objective: expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)"
+        )
+        return value
+
+    def _function(self, policy: Any, rollout: Rollout) -> Any:
+        return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
+
+    def _gradient(self, policy: Any, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
+        parameters = list(policy.parameters())
+        count = sum(p.numel() for p in parameters)
+        expected = (
+            f"expected a number to differentiate, one for each row {list(rollout.mask.shape[:-1])}, or a gradient for the {count} parameters"
+        )
+        if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
+            fits = [x.shape for x in found] == [p.shape for p in parameters]
+            require(fits, f"{self.name}: {expected}, found tensors of shapes {[list(x.shape) for x in found]}")
+            found = torch.cat([x.detach().reshape(-1) for x in found])
+        require(isinstance(found, Tensor), f"{self.name}: {expected}, found {describe(found)}")
+        own = sum(p.numel() for p in policy.preferences.parameters())
+        if not found.requires_grad and found.shape == (count,):
+            return found[:own].double(), found[own:].double()
+        require(
+            found.shape in (torch.Size(), rollout.mask.shape[:-1], rollout.mask.shape[-2:-1]), f"{self.name}: {expected}, found {describe(found)}"
+        )
+        require(found.requires_grad, f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate")
+        flat = [
+            (torch.zeros_like(p) if g is None else g).reshape(-1)
+            for g, p in zip(torch.autograd.grad(found.mean(), parameters, allow_unused=True), parameters, strict=True)
+        ]
+        whole = torch.cat(flat)
+        return whole[:own], whole[own:]
+
+    def moments(self, probe: Probe, size: int) -> Moments:
+        """The exact mean and variance over all batches of ``size`` rows; batches without a finite estimate count as 0."""
+        mean, square = torch.zeros(probe.score.shape[-1], dtype=torch.float64), 0.0
+        for index, probability in probe.batches(size):
+            gradient = self(probe.policy, rows(probe.rollout, index, self.group)).gradient
+            mean += probability * gradient
+            square += probability * float(gradient @ gradient)
+        return Moments(mean, square - float(mean @ mean), size)
+
+
+def nothing(policy: Any) -> Tensor:
+    """An objective of no steps."""
+    return sum((0.0 * p.sum() for p in policy.parameters()), torch.zeros(()))  # pyright: ignore[reportReturnType]
+
+
+def describe(found: Any) -> str:
+    """What something is, in a few words."""
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {list(found.shape)}"
+    return f"the class {found.__name__}; give an instance" if isinstance(found, type) else f"an object of type {type(found).__name__}"
+
+
+def parameters_of(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's parameters; none where it has no signature."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []

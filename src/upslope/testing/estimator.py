@@ -1,0 +1,162 @@
+"""Hold an estimator of the policy gradient against the exact gradient, and name the law that it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from upslope.algorithms import GRPO, RLOO
+from upslope.errors import require, unknown
+from upslope.testing import batches, stages
+from upslope.testing.contract import cosine
+from upslope.testing.estimates import Estimator, Moments
+from upslope.testing.laws import LAWS, reason
+from upslope.testing.mistakes import target
+from upslope.testing.report import EstimatorReport, Finding
+from upslope.testing.stages import Case, Found, case_of
+
+
+SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
+"""What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
+
+
+def check_estimator(
+    estimator: Any,
+    *,
+    gamma: float | None = None,
+    group: bool | None = None,
+    off_policy: bool | None = None,
+    whole_episodes: bool | None = None,
+    by_design: Collection[str] = (),
+) -> EstimatorReport:
+    r"""Compare an estimator's exact expectation with ∇J on small problems, and name the law of :data:`LAWS` that it breaks.
+
+    ``estimator`` is an algorithm, whose estimate is the gradient of ``objective(policy, estimate(policy, rollout))`` at the policy
+    itself, or a function ``(policy, rollout)``, with ``gamma`` as a third parameter if it discounts. It returns a number to
+    differentiate (to be maximized), one for each row, or a gradient for all of ``policy.parameters()``.
+
+    :math:`E[\hat g] = \sum_{\tau_1 \ldots \tau_B} P(\tau_1) \cdots P(\tau_B)\, \hat g(\tau_1, \ldots, \tau_B)` is a finite sum here.
+    It is compared with ∇J from the policy gradient theorem, undiscounted and with γ, up to a positive factor; where it differs, with
+    the expectation that each known mistake would have. Other laws are tried directly: padding, the order of rows, micro-batches, another
+    behavior policy, truncations. Advantages scaled by the batch, bonuses and KL terms of an algorithm are switched off for the
+    expectations (their settings are fields) and on for the rest.
+
+    Args:
+        estimator: an instance of an algorithm, or a function.
+        gamma: discount factor that a function uses (1, or 0.9 where it takes it as a parameter); an algorithm has its own.
+        group: recordings are groups of rows from the same start, ``[1, G, T]`` (GRPO and RLOO unless given).
+        off_policy: it corrects for another behavior policy (None: if it reacts to ``behavior_log_prob``).
+        whole_episodes: it is for rows of one whole episode each, so neither truncations nor episodes in a row are tried
+            (None: functions and group methods see one episode in a row).
+        by_design: laws that are broken on purpose.
+
+    Raises:
+        UsageError: it raises, returns another shape or something that does not depend on the policy, or a law's name is unknown.
+
+    Source: Sutton et al. 2000, theorem 1; Nota & Thomas 2020 for γ^t; Pardo et al. 2018 for truncations.
+    """
+    for law in by_design:
+        if law not in LAWS:
+            raise unknown("law", law, LAWS)
+    require(gamma is None or 0.0 <= gamma <= 1.0, f"gamma: expected a number in [0, 1], found {gamma}")
+    group = isinstance(estimator, GRPO | RLOO) if group is None else group
+    full = Estimator(estimator, gamma, group)
+    case = case_of(full, off_policy)
+    moments = case.plain.moments(case.main, case.size)
+    if case.scale_free and not group:
+        form, found, notes = stages.scaled(case)
+    else:
+        form, found, notes = stages.main_expectation(case, moments.mean)
+    checked = ["expectation"]
+    if any(law == "wrong sign" for law, _ in found):
+        case = replace(case, sign=-1.0)
+    more, remarks, names = further(case, form, whole_episodes)
+    findings = [
+        Finding(law, numbers, "as you said" if law in by_design else reason(estimator, law))
+        for law, numbers in first_causes([*more, *found]).items()
+    ]
+    return report(case, moments, tuple(findings), [*notes, *remarks], [*checked, *names])
+
+
+def first_causes(found: list[Found]) -> dict[str, str]:
+    """Each law once, without what another one explains."""
+    laws = dict(reversed(found))
+    if "ratio inverted" in laws:
+        laws.pop("wrong sign", None)
+    if len(laws) > 1:
+        laws.pop("biased by no known law", None)
+    return dict(reversed(laws.items()))
+
+
+def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[list[Found], list[str], list[str]]:
+    """Every check beyond the first expectation: findings, notes, and the names of what was checked."""
+    found: list[Found] = []
+    notes: list[str] = []
+    names: list[str] = []
+
+    def run(name: str, results: Any) -> None:
+        names.append(name)
+        found.extend(results)
+
+    algorithm = case.full.is_algorithm
+    if case.full.leak is not None:
+        found.append(("advantage carries gradient", f"batch.{case.full.leak} requires grad"))
+    run("critic's gradient", batches.critic(case))
+    run("padding", stages.padding(case))
+    run("order of rows", batches.order(case))
+    if algorithm:
+        run("micro-batches", batches.micro_batches(case))
+    run("reference policy", stages.reference(case))
+    if case.scale_free:
+        notes.append("divided by the spread of the batch or the group: the scale is lost, and the direction is what is compared")
+    else:
+        run("group mean", stages.group_scale(case))
+    if case.uses_behavior:
+        run("another policy's steps", stages.another_policy(case))
+    if case.plain.not_finite or case.full.not_finite:
+        found.append(("not finite", case.plain.not_finite or case.full.not_finite or ""))
+    if form is None or (case.scale_free and not case.group) or any(law in SPOIL_LENGTHS for law, _ in found):
+        return found, notes, names
+    results, remarks = stages.lengths(case, form)
+    notes += remarks
+    run("lengths", results)
+    if not whole_episodes:
+        if case.uses_critic:
+            run("truncation", stages.cut_short(case, form))
+        else:
+            notes.append("there is no critic: a truncated episode is scored as it stands")
+        if algorithm and not case.group:
+            run("episodes in a row", batches.several_in_a_row(case))
+            run("episodes under way", batches.started_before(case, form))
+    return found, notes, names
+
+
+def report(case: Case, moments: Moments, findings: tuple[Finding, ...], notes: list[str], checked: list[str]) -> EstimatorReport:
+    """Numbers and findings together; everything in units of the nearest objective's gradient."""
+    forms = ("undiscounted",) if case.gamma == 1.0 else ("undiscounted", "discounted")
+    gradient = {form: target(case.main, form) for form in forms}
+    scale = {form: float(moments.mean @ g / (g @ g)) for form, g in gradient.items()}
+    bias = {form: float((moments.mean / scale[form] - g).norm()) if scale[form] else float("inf") for form, g in gradient.items()}
+    nearest = min(forms, key=lambda form: bias[form])
+    unit = abs(scale[nearest]) or 1.0
+    variance = moments.variance / unit**2
+    error = float((moments.mean / unit - gradient[nearest]).square().sum())
+    rows = len(case.main.probability)
+    return EstimatorReport(
+        name=case.full.name,
+        objective=nearest,
+        gamma=case.gamma,
+        batch_size=moments.size,
+        method=f"by enumeration of {rows} trajectories" + (f" in batches of {moments.size}" if moments.size > 1 else ""),
+        scale=scale[nearest],
+        expectation=moments.mean,
+        gradient=gradient,
+        bias=bias,
+        cosine={form: cosine(moments.mean, g) for form, g in gradient.items()},
+        variance=variance,
+        mean_squared_error=variance + error,
+        findings=findings,
+        notes=tuple(notes),
+        checked=tuple(checked),
+    )

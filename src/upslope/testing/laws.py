@@ -1,0 +1,101 @@
+"""The laws by name, each with one line, and which of them a shipped method breaks on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from upslope.algorithms import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, OffPolicyGradient
+from upslope.algorithms import off_policy as off
+from upslope.algorithms.grpo import ADVANTAGES
+from upslope.algorithms.reinforce import full_trajectory, to_go
+from upslope.functional import leave_one_out
+
+LAWS = {
+    "missing discount weight": "γ^t is missing: each step is discounted from itself on but counts in full, which is the gradient of no objective; "
+    "multiply by F.discount_weight, or take gamma = 1",
+    "discount applied twice": "γ is applied twice: to the returns and once more; discount each reward once, by its distance from t",
+    "discount restarted": "γ^t restarts inside an episode: count t from the episode's start, which rollout.first_step knows",
+    "wrong sign": "it points down: the library maximizes, and the update rule holds the one minus sign",
+    "truncation taken for termination": "what follows a truncation counts as 0: there the recording stops, not the problem; add γ V(next state)",
+    "termination taken for truncation": "the value of a terminal state is bootstrapped: after a termination nothing follows; multiply it by 1 − terminated",
+    "ends do not cut": "episodes in one row run into each other: terminated | truncated cuts every recursion and restarts γ^t",
+    "off by one": "each action is credited with the return of the step after it: G_t begins with the reward of step t",
+    "reward of the next step": "δ_t takes the reward of step t + 1: it is r_t + γ V(s_{t+1}) − V(s_t), with the reward that followed a_t",
+    "later rewards left out": "an action is not credited with the rewards after the next one: the return is summed backwards from the end",
+    "temporal-difference sign": "the critic's signs in δ are the wrong way round: δ_t = r_t + γ V(s_{t+1}) − V(s_t)",
+    "log-probabilities shifted": "log-probabilities and advantages are one step apart: that of step t belongs to the action taken at t",
+    "baseline depends on the action": "the baseline contains what the action decides: subtract only what is known before it, V(s_t) say",
+    "advantage carries gradient": "the advantage is differentiated as well: detach it, and the values in it",
+    "group mean without G/(G-1)": "the mean holds the row's own score, which shrinks the gradient by (G − 1)/G; take F.leave_one_out",
+    "k1 in the objective": "the KL term has gradient 0 in expectation: log π − log π_ref as a loss teaches nothing; take k2 or k3, or put k1 in the reward",
+    "padding leaks": "masked entries or their number change the estimate: hide them with torch.where and count with the mask",
+    "entropy on masked steps": "the entropy of masked steps is counted: weight it with the mask like everything else",
+    "mean of micro-batch means": "the parts' means are averaged, or not added: long and short parts would have to weigh the same; "
+    "use weights over the whole batch and add the parts up",
+    "normalized per micro-batch": "each part of the batch is normalized by itself: normalize once, over the whole batch",
+    "length bias": "each row is divided by its own length, which prefers short good rows and long bad ones; divide by a constant",
+    "importance weight missing": "steps of another policy count as its own: multiply by π(a|s) / b(a|s)",
+    "ratio inverted": "the importance ratio is upside down: it is π(a|s) / b(a|s), the policy over the one that acted",
+    "clip on the wrong side": "the clip takes the gradient from steps that moved the wrong way: for A > 0 it acts above 1 + ε, for A < 0 below 1 − ε",
+    "not finite": "the estimate is not finite: rows that are all alike have no spread to divide by, and masked entries must be hidden before exp",
+    "biased by no known law": "its expectation is the gradient of no objective, and none of the known mistakes explains it",
+}
+"""Name → what is wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """A law that a shipped method breaks on purpose: which settings do, and why."""
+
+    law: str
+    applies: Callable[[Any], bool]
+    why: str
+
+
+def no_weight(algorithm: Any) -> bool:
+    """Whether a method with γ < 1 leaves γ^t out."""
+    return (
+        isinstance(algorithm, A2C | PPO | NPG)
+        or (isinstance(algorithm, REINFORCE) and algorithm.returns is to_go)
+        or (isinstance(algorithm, OffPolicyGradient) and algorithm.estimator in (off.vtrace, off.per_step))
+    )
+
+
+def own_mean(algorithm: Any) -> bool:
+    """Whether a group's mean holds the row's own score."""
+    function = getattr(algorithm, "advantage", None)
+    function = getattr(function, "func", function)
+    return isinstance(algorithm, GRPO) and function in ADVANTAGES.values() and function is not leave_one_out
+
+
+BY_DESIGN = (
+    Design("missing discount weight", no_weight, "left out as in every implementation: later steps keep their weight (Nota & Thomas 2020)"),
+    Design(
+        "discount restarted",
+        lambda a: isinstance(a, REINFORCE) and a.returns is full_trajectory,
+        "the full-trajectory form is of whole episodes, counted from their first recorded step",
+    ),
+    Design(
+        "length bias",
+        lambda a: isinstance(a, GRPO | RLOO) and a.average_over == "sequences",
+        "average_over='sequences' is the paper's; 'constant' has no such bias",
+    ),
+    Design(
+        "group mean without G/(G-1)",
+        own_mean,
+        "the group's plain mean is the paper's; only the step size shrinks",
+    ),
+    Design(
+        "importance weight missing",
+        lambda a: isinstance(a, OffPolicyGradient) and a.estimator in off.CAPPED and a.ratio_cap is not None,
+        "weights are cut at ratio_cap: bounded variance for some bias (Ionides 2008; Espeholt et al. 2018)",
+    ),
+)
+"""What shipped methods do on purpose; a finding that stands here breaks nothing."""
+
+
+def reason(algorithm: Any, law: str) -> str | None:
+    """Why a shipped algorithm breaks this law on purpose, or None."""
+    return next((design.why for design in BY_DESIGN if design.law == law and design.applies(algorithm)), None)

@@ -1,0 +1,156 @@
+"""Problems so small that every trajectory can be listed, each sensitive to other laws.
+
+Their policy is a softmax table with fixed, uneven preferences; its critic knows the exact values, and holds junk for terminal
+states, which nobody may look at. Masked steps show a terminal state, so whatever leaks from them moves parameters of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import combinations_with_replacement
+from math import factorial, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope import tabular
+from upslope.records import Rollout
+from upslope.tabular import MDP, SoftmaxPolicy, exact
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Every trajectory ``[N, T]`` of a problem with its probability ``[N]``, and ``∇ log π`` of each step ``[N, T, P]``."""
+
+    mdp: MDP
+    policy: SoftmaxPolicy
+    gamma: float
+    rollout: Rollout
+    probability: Tensor
+    score: Tensor
+    gradients: dict[float, Tensor]
+    """the exact ∇J for the preferences ``[P]``, by the policy gradient theorem, with γ and with 1"""
+
+    def expectation(self, credit: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``Σ_τ P(τ) Σ_t ∇log π_t · credit_t · weight_t`` with both ``[N, T]``: ``[P]``."""
+        shown = (credit if weight is None else credit * weight).where(self.rollout.mask, 0.0)
+        return torch.einsum("n,nt,ntp->p", self.probability, shown, self.score)
+
+    def batches(self, size: int) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Every batch of ``size`` trajectories, whatever their order, with its probability."""
+        for index in combinations_with_replacement(range(len(self.probability)), size):
+            orders = factorial(size) // prod(factorial(k) for k in Counter(index).values())
+            yield index, orders * prod(float(self.probability[i]) for i in index)
+
+
+def rows(rollout: Rollout, index: Sequence[int], group: bool, **changes: Any) -> Rollout:
+    """The recording of these trajectories, ``[B, T]``, or as one group ``[1, B, T]``."""
+    at = torch.as_tensor(index)
+
+    def pick(x: Tensor) -> Tensor:
+        return x[at].unsqueeze(0) if group else x[at]
+
+    return replace(mapped(rollout, pick), unit="group" if group else "step", **changes)
+
+
+def mapped(rollout: Rollout, change: Callable[[Tensor], Tensor], **changes: Any) -> Rollout:
+    """The recording with every tensor changed."""
+    tensors = {f.name: change(x) for f in fields(rollout) if isinstance(x := getattr(rollout, f.name), Tensor)}
+    return replace(rollout, inputs={name: change(x) for name, x in rollout.inputs.items()}, **{**tensors, **changes})
+
+
+def tree(levels: Sequence[Sequence[tuple[float, int]]], ends: int, time_limit: int | None = None) -> MDP:
+    """A problem with two actions: ``levels[s] = ((reward, next), (reward, next))``; the last ``ends`` states are terminal."""
+    n = len(levels) + ends
+    transition, reward = torch.zeros(n, 2, n, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
+    for s, actions in enumerate(levels):
+        for a, (pay, successor) in enumerate(actions):
+            transition[s, a, successor] = 1.0
+            reward[s, a] = pay
+    start = torch.eye(n, dtype=torch.float64)[0]
+    return MDP(transition, reward, start, torch.arange(n) >= len(levels), time_limit)
+
+
+def steps() -> MDP:
+    """Three decisions, always; two terminal states."""
+    return tree(
+        [((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 4)), ((-0.8, 4), (0.5, 3)), ((1.3, 5), (-0.2, 6)), ((0.4, 6), (-1.0, 5))],
+        ends=2,
+    )
+
+
+def truncated() -> MDP:
+    """Two decisions are recorded; then it has ended, or goes on where no decision matters and a last reward is paid."""
+    tails = [((pay, 6), (pay, 6)) for pay in (1.7, -0.9, 0.6)]
+    return tree([((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 6)), ((-0.8, 4), (0.5, 5)), *tails], ends=1, time_limit=2)
+
+
+def ragged() -> MDP:
+    """One decision or two; rewards that sum to 0 or 1, so that the spread of two rows is always the same."""
+    return tree([((1.0, 2), (0.4, 1)), ((-0.4, 3), (0.6, 2))], ends=2)
+
+
+def scored() -> MDP:
+    """Two decisions, always, and a sum of rewards that is 0 or 1."""
+    return tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.3, 4)), ((0.2, 3), (1.2, 4))], ends=2)
+
+
+def arms() -> MDP:
+    """One decision in one of two states; in each another one pays 1, the other nothing."""
+    return replace_start(tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1), [0.5, 0.5, 0.0])
+
+
+def bandit() -> MDP:
+    """One decision that pays 1 or nothing."""
+    return tree([((1.0, 1), (0.0, 1))], ends=1)
+
+
+def choices() -> MDP:
+    """One decision in one of two states: the first pays 1, the second −1, whatever is done."""
+    return replace_start(tree([((1.0, 2), (1.0, 2)), ((-1.0, 2), (-1.0, 2))], ends=1), [0.5, 0.5, 0.0])
+
+
+def replace_start(mdp: MDP, start: Sequence[float]) -> MDP:
+    """The same problem with other first states."""
+    return MDP(mdp.transition, mdp.reward, list(start), mdp.terminal, mdp.time_limit)
+
+
+def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe:
+    """List a problem's trajectories. ``drift``: another policy acted, its log-probabilities about that far from the policy's.
+
+    Listed once and kept; everybody gets a policy of their own.
+    """
+    kept = listed(problem, gamma, drift)
+    return replace(kept, policy=deepcopy(kept.policy))
+
+
+@cache
+@torch.no_grad()
+def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
+    """:func:`probe`, computed."""
+    mdp = problem()
+    policy = tabular.tabular_policy(mdp, critic=True)
+    table, values = policy.parameters()
+    table.copy_(0.9 * torch.sin(1.7 * torch.arange(table.numel(), dtype=torch.float64) + 0.4).view_as(table))
+    junk = 1.5 + 0.8 * torch.arange(len(values), dtype=torch.float64)
+    values.copy_(exact.value(mdp, policy, gamma).where(~mdp.terminal, junk).unsqueeze(-1))
+    rollout, probability = tabular.enumerate_rollouts(mdp, policy)
+    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
+    if drift:
+        before = table.clone()
+        table += drift * torch.cos(2.3 * torch.arange(table.numel(), dtype=torch.float64)).view_as(table)
+        acted, probability = tabular.enumerate_rollouts(mdp, policy)
+        table.copy_(before)
+        rollout = replace(rollout, behavior_log_prob=acted.behavior_log_prob)
+    state = torch.nn.functional.one_hot(rollout.inputs["observation"], len(table)).double()
+    action = torch.nn.functional.one_hot(rollout.inputs["action"], table.shape[1]).double()
+    chosen = action - policy.probabilities()[rollout.inputs["observation"]]
+    score = (state.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(-2) * rollout.mask.unsqueeze(-1)
+    with torch.enable_grad():
+        gradients = {g: tabular.gradient(mdp, policy, g)[: table.numel()] for g in {gamma, 1.0}}
+    return Probe(mdp, policy, gamma, rollout, probability, score, gradients)

@@ -1,0 +1,109 @@
+"""What :func:`upslope.testing.check_estimator` found, to be read by people and by programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from upslope.testing.contract import ContractError
+from upslope.testing.laws import LAWS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken law; ``by_design`` is the reason where it is broken on purpose, ``numbers`` what was seen."""
+
+    law: str
+    numbers: str = ""
+    by_design: str | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.law}: {self.by_design or LAWS[self.law]}"
+        return f"{text} ({self.numbers})" if self.numbers else text
+
+
+@dataclass(frozen=True)
+class EstimatorReport:
+    """Expectation, bias, variance and the laws that an estimator breaks.
+
+    ``bias`` and ``cosine`` are against each objective's exact gradient, after the estimator was divided by the ``scale`` that fits
+    best: an average over steps is a fraction of ∇J and no less right. ``variance`` and ``mean_squared_error`` are in the same units,
+    of one batch of ``batch_size`` episodes, the error against ``objective``, the nearest.
+    """
+
+    name: str
+    objective: str
+    gamma: float
+    batch_size: int
+    method: str
+    scale: float
+    expectation: Tensor
+    gradient: dict[str, Tensor]
+    bias: dict[str, float]
+    cosine: dict[str, float]
+    variance: float
+    mean_squared_error: float
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    checked: tuple[str, ...] = field(default=())
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """The laws that are broken, and not on purpose."""
+        return tuple(f for f in self.findings if f.by_design is None)
+
+    @property
+    def law(self) -> str | None:
+        """The first broken law's name."""
+        return self.broken[0].law if self.broken else None
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expectation points along the nearest objective's gradient."""
+        return self.bias[self.objective] <= 1e-7 and self.scale > 0
+
+    def raise_for_law(self) -> EstimatorReport:
+        """The report itself, or :class:`ContractError` with the laws that are broken."""
+        if self.broken:
+            raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)))
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "law": self.law,
+            "findings": [{"law": f.law, "meaning": LAWS[f.law], "numbers": f.numbers, "by_design": f.by_design} for f in self.findings],
+            "notes": list(self.notes),
+            "checked": list(self.checked),
+            "objective": self.objective,
+            "gamma": self.gamma,
+            "method": self.method,
+            "batch_size": self.batch_size,
+            "scale": self.scale,
+            "bias": self.bias,
+            "cosine": self.cosine,
+            "variance": self.variance,
+            "mean_squared_error": self.mean_squared_error,
+            "expectation": self.expectation.tolist(),
+        }
+
+    def __str__(self) -> str:
+        bias = " · ".join(f"{name} {size(self.bias[name])} (cosine {self.cosine[name]:.6f})" for name in self.bias)
+        lines = [
+            f"{self.name}, gamma = {self.gamma:g}: " + ("breaks " + ", ".join(f.law for f in self.broken) if self.broken else "every law holds"),
+            f"  expectation  {self.method}; {self.scale:.4g} × the gradient of {self.objective} J",
+            f"  bias         {bias}",
+            f"  variance     {self.variance:.4g} for a batch of {self.batch_size}, mean squared error {self.mean_squared_error:.4g}",
+        ]
+        lines += [f"  BROKEN       {f}" for f in self.broken]
+        lines += [f"  by design    {f}" for f in self.findings if f.by_design is not None]
+        lines += [f"  note         {note}" for note in self.notes]
+        return "\n".join([*lines, f"  checked      {', '.join(self.checked)}"])
+
+
+def size(bias: float) -> str:
+    """A bias, 0 where it is rounding."""
+    return "0" if bias < 1e-9 else f"{bias:.3g}"

@@ -1,0 +1,275 @@
+"""The single checks of an estimator: each changes one thing and knows what a correct estimator makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError
+from upslope.functional import categorical_entropy
+from upslope.records import Rollout
+from upslope.testing import probes
+from upslope.testing.contract import EXACT, factor, same
+from upslope.testing.estimates import Estimator
+from upslope.testing.mistakes import FORMS, by_length, of_another_policy, on_truncated_episodes, on_whole_episodes, target
+from upslope.testing.probes import Probe, mapped, probe, rows
+
+Found = tuple[str, str]
+"""A law's name, and the numbers that show it."""
+SCALED = 1e-4
+"""Spread with an eps beside it (F.group_relative) is proportional to the rewards up to that eps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An estimator and what is known about it before it is judged."""
+
+    full: Estimator
+    plain: Estimator
+    main: Probe
+    lambdas: tuple[float, ...]
+    independent: bool
+    """rows do not see each other, so that batches of one row say it all"""
+    scale_free: bool
+    """twice the reward gives the same estimate: it divides by a spread"""
+    uses_critic: bool
+    uses_behavior: bool
+    sign: float = 1.0
+    """−1 once it has been found to point down"""
+
+    @property
+    def group(self) -> bool:
+        return self.full.group
+
+    @property
+    def gamma(self) -> float:
+        return self.full.gamma
+
+    @property
+    def size(self) -> int:
+        return 1 if self.independent else 2
+
+    def mean(self, probe: Probe, size: int) -> Tensor:
+        """The exact expectation on a problem, turned up if it points down."""
+        return self.sign * self.plain.moments(probe, size).mean
+
+
+def case_of(full: Estimator, off_policy: bool | None) -> Case:
+    """Look at an estimator from outside: what does it react to?"""
+    plain, group = full.plain(), full.group
+    main = probe(probes.scored if group else probes.steps, full.gamma)
+    sample = rows(main.rollout, (0, 1, 2) if group else (0, 3, 5), group)
+    first = plain(main.policy, sample).gradient
+    if not torch.equal(first, plain(main.policy, sample).gradient):
+        raise UsageError(f"{full.name}: two calls on the same rollout differ; draw random numbers from a generator seeded inside the call")
+    noise = torch.cos(torch.arange(sample.reward.numel(), dtype=torch.float64)).view_as(sample.reward)
+    assert sample.value is not None and sample.next_value is not None
+
+    def reacts(**changes: Tensor) -> bool:
+        return not same(plain(main.policy, replace(sample, **changes)).gradient, first)
+
+    double = replace(sample, reward=2 * sample.reward, value=2 * sample.value, next_value=2 * sample.next_value)
+    own = [getattr(full.given, name, None) for name in ("gae_lambda", "trace_lambda")]
+    return Case(
+        full,
+        plain,
+        main,
+        lambdas=tuple(dict.fromkeys([x for x in own if isinstance(x, float)] + [1.0, 0.0, 0.95])),
+        independent=not group and separate(plain, main),
+        scale_free=bool(first.norm() > 0) and same(plain(main.policy, double).gradient, first, SCALED),
+        uses_critic=reacts(value=sample.value + noise, next_value=sample.next_value - noise),
+        uses_behavior=reacts(behavior_log_prob=sample.behavior_log_prob + 0.01 * noise) if off_policy is None else off_policy,
+    )
+
+
+def separate(plain: Estimator, main: Probe) -> bool:
+    """Whether the estimate of two rows is the sum or the mean of the estimates of one."""
+    try:
+        pieces = [plain(main.policy, rows(main.rollout, (i,), False)).gradient for i in (1, 6)]
+    except UsageError:
+        return False
+    both = plain(main.policy, rows(main.rollout, (1, 6), False)).gradient
+    total = pieces[0] + pieces[1]
+    return bool(total.norm() > 0) and (same(both, total) or same(both, total / 2))
+
+
+def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found], list[str]]:
+    """What the expectation on whole episodes of equal length is the gradient of, and the mistake that explains it if of nothing."""
+    for form in FORMS:
+        c = factor(mean, target(case.main, form))
+        if c is None:
+            continue
+        seen = f"expectation {c:.4g} × the gradient"
+        found = [("wrong sign", seen)] if c < 0 else []
+        if form == "unweighted":
+            found.append(("missing discount weight", f"gamma = {case.gamma:g}"))
+        return form, found, []
+    everything = list(case.main.batches(case.size))
+    singles = [case.plain(case.main.policy, rows(case.main.rollout, i, case.group)).gradient.norm() for i, _ in everything[:4]]
+    if bool(mean.norm() <= EXACT * max(singles)):
+        return None, [("baseline depends on the action", "its expectation is 0: what the action was worth is taken away again")], []
+    for law, prediction in on_whole_episodes(case.main, case.lambdas):
+        c = factor(mean, prediction)
+        if c is not None and c > 0:
+            return None, [(law, "its expectation is exactly that mistake's")], []
+    if (note := with_entropy(case, mean)) is not None:
+        return note[0], [], [note[1]]
+    if not case.independent and not case.group and (form := with_batch_mean(case, mean)) is not None:
+        return form, [], ["the batch's own mean is subtracted, which holds each step's own return: a bias of the order 1 / steps in the batch"]
+    return None, [("biased by no known law", "")], []
+
+
+def with_entropy(case: Case, mean: Tensor) -> tuple[str, str] | None:
+    """Whether the expectation is a gradient and an entropy bonus."""
+    p = case.main
+    table = next(p.policy.preferences.parameters())
+    entropy = categorical_entropy(table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
+    (bonus,) = torch.autograd.grad((p.probability.unsqueeze(-1) * entropy).sum(), table)
+    for form in FORMS[:2]:
+        columns = torch.stack([target(p, form), bonus.reshape(-1)], -1)
+        fit = torch.linalg.lstsq(columns, mean.unsqueeze(-1)).solution.squeeze(-1)
+        if same(columns @ fit, mean) and bool(fit[0] > 0):
+            return form, f"with an entropy bonus of {float(fit[1] / fit[0]):.3g} for each 1 of ∇J"
+    return None
+
+
+def with_batch_mean(case: Case, mean: Tensor) -> str | None:
+    """Whether the mean return of all steps in the batch is the baseline."""
+    from upslope.testing.mistakes import returns, weights
+
+    p = case.main
+    for form in FORMS:
+        gamma, weight = weights(p, form)
+        g, predicted = returns(p, gamma), torch.zeros_like(mean)
+        for index, probability in p.batches(case.size):
+            at = torch.tensor(index)
+            predicted += probability * torch.einsum("nt,ntp->p", (g[at] - g[at].mean()) * weight[at], p.score[at])
+        if (c := factor(mean, predicted)) is not None and c > 0:
+            return form
+    return None
+
+
+def group_scale(case: Case) -> Iterator[Found]:
+    """Three rows of one decision: averaged or added up, an estimate is 1 or 3 times ∇J; with the group's own mean, 2/3 of that."""
+    if case.scale_free or case.independent:
+        return
+    arms = probe(probes.bandit, 1.0)
+    c = factor(case.mean(arms, 3), target(arms, "undiscounted"))
+    if c is not None and any(abs(1.5 * c - whole) < 1e-7 for whole in (1.0, 3.0)):
+        yield "group mean without G/(G-1)", f"{c:.4g} × ∇J for G = 3"
+
+
+def lengths(case: Case, form: str) -> tuple[list[Found], list[str]]:
+    """Rows of one step and of two: only a constant divisor leaves ∇J as it is."""
+    p = probe(probes.ragged, case.gamma)
+    mean = case.mean(p, 2)
+    if (c := factor(mean, target(p, form))) is not None and c > 0:
+        return [], []
+    for prediction in by_length(p, form, "sequences", case.lambdas, case.group):
+        if (c := factor(mean, prediction, SCALED if case.scale_free else EXACT)) is not None and c > 0:
+            return [("length bias", "rows of 1 and 2 steps weigh the same")], []
+    for prediction in by_length(p, form, "steps", case.lambdas, case.group):
+        if (c := factor(mean, prediction, SCALED if case.scale_free else EXACT)) is not None and c > 0:
+            return [], ["averaged over the batch's steps: where lengths differ a ratio, with a bias of the order 1 / batch"]
+    return [("biased by no known law", "where episodes differ in length")], []
+
+
+def cut_short(case: Case, form: str) -> Iterator[Found]:
+    """Recordings that stop before their episodes do."""
+    p = probe(probes.truncated, case.gamma)
+    mean = case.mean(p, case.size)
+    if (c := factor(mean, target(p, form))) is not None and c > 0:
+        return
+    for law, prediction in on_truncated_episodes(p, form, case.lambdas):
+        if (c := factor(mean, prediction)) is not None and c > 0:
+            yield law, "where a recording stops before its episode"
+            return
+    yield "biased by no known law", "where a recording stops before its episode"
+
+
+def another_policy(case: Case) -> Iterator[Found]:
+    """One decision that another policy took; near enough for no clip to act."""
+    p = probe(probes.arms, case.gamma, drift=1e-4)
+    mean = case.mean(p, case.size)
+    if (c := factor(mean, target(p, "undiscounted"))) is None or c < 0:
+        for law, prediction in of_another_policy(p):
+            if (c := factor(mean, prediction)) is not None and c > 0:
+                yield law, "steps of another policy"
+                break
+        else:
+            if c is None:
+                yield "biased by no known law", "on steps of another policy"
+    yield from clip_side(case)
+
+
+def clip_side(case: Case) -> Iterator[Found]:
+    """A good action that has become rarer, a bad one that has become more frequent: both must still be moved."""
+    p = probe(probes.choices, 1.0)
+    sample = rows(p.rollout, (0, 2), case.group)
+    assert sample.value is not None
+    sample = replace(sample, value=torch.zeros_like(sample.value), next_value=torch.zeros_like(sample.value))
+
+    def moved(ratios: tuple[float, float]) -> Tensor:
+        shift = torch.tensor(ratios, dtype=torch.float64).log().view_as(sample.behavior_log_prob)
+        return case.plain(p.policy, replace(sample, behavior_log_prob=sample.behavior_log_prob - shift)).gradient.view(-1, 2).norm(dim=-1)[:2]
+
+    if bool((moved((1.0, 1.0)) == 0).any()):
+        return
+    if bool((moved((0.5, 2.0)) == 0).any()):
+        yield "clip on the wrong side", "no gradient for A > 0 at ratio 0.5, or for A < 0 at ratio 2"
+
+
+def reference(case: Case) -> Iterator[Found]:
+    """Another reference policy that moves the objective's value has to move its gradient, too."""
+    p = case.main
+    sample = rows(p.rollout, (0, 1, 2), case.group)
+    assert sample.reference_log_prob is not None
+    noise = torch.cos(torch.arange(sample.reward.numel(), dtype=torch.float64)).view_as(sample.reward)
+    near, far = (case.full(p.policy, replace(sample, reference_log_prob=sample.reference_log_prob - x * noise)) for x in (0.1, 0.4))
+    moves = near.value is not None and far.value is not None and abs(near.value - far.value) > EXACT
+    if moves and same(near.gradient, far.gradient):
+        yield "k1 in the objective", "the reference moves the objective and not its gradient"
+
+
+def padding(case: Case) -> Iterator[Found]:
+    """Other things in masked columns, and more of them, change nothing."""
+    p = probe(probes.ragged, case.gamma)
+    clean = rows(p.rollout, (0, 1, 2, 0), case.group, max_steps=6)
+
+    def stuffed(x: Tensor) -> Tensor:
+        return torch.cat([x, x[..., -1:], x[..., -1:], x[..., -1:]], -1)
+
+    dirty = mapped(clean, stuffed)
+    mask = clean.mask
+    hole = torch.cat([~mask, torch.ones_like(dirty.mask[..., : dirty.mask.shape[-1] - mask.shape[-1]])], -1)
+    dirty = replace(
+        dirty,
+        inputs={"observation": dirty.inputs["observation"].masked_fill(hole, 3), "action": dirty.inputs["action"].masked_fill(hole, 0)},
+        mask=dirty.mask & ~hole,
+        reward=dirty.reward.masked_fill(hole, 0.0),
+        terminated=dirty.terminated & ~hole,
+        truncated=dirty.truncated & ~hole,
+        **{name: getattr(dirty, name).masked_fill(hole, 0.37) for name in ("value", "next_value", "behavior_log_prob", "reference_log_prob")},
+    )
+    other = replace(dirty, inputs={**dirty.inputs, "action": dirty.inputs["action"].masked_fill(hole, 1)})
+    a, b, c = (case.full(p.policy, x).gradient for x in (clean, dirty, other))
+    if same(a, b) and same(a, c):
+        return
+    leaked, leaked_by_other = (x.view(-1, 2)[3] for x in (b, c))
+    of_actions = not same(leaked, leaked_by_other) or bool(leaked.norm() == 0)  # an entropy does not ask for the action
+    change = float((a - b).norm() / a.norm().clamp(min=1e-12))
+    yield "padding leaks" if of_actions else "entropy on masked steps", f"three masked columns more change it by {change:.2g} of its length"
+
+
+def scaled(case: Case) -> tuple[str | None, list[Found], list[str]]:
+    """For what is divided by the batch's spread: on one decision with two outcomes the spread of two rows is constant."""
+    p = probe(probes.arms, case.gamma)
+    mean = case.mean(p, 2)
+    c = factor(mean, target(p, "undiscounted"), SCALED)
+    note = ["expectations on several steps are not compared: the spread of a batch depends on what is in it"]
+    if c is None:
+        return None, [("biased by no known law", "on one decision")], note
+    return "undiscounted", [("wrong sign", f"expectation {c:.4g} × the gradient")] if c < 0 else [], note

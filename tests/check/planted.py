@@ -1,0 +1,385 @@
+"""Estimators with one error each, as people write them, and sound ones beside them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from upslope import A2C, GRPO, PPO, REINFORCE, OffPolicyGradient
+from upslope import functional as F
+from upslope.algorithms.reinforce import to_go
+from upslope.records import Batch
+
+LAW = {}
+"""Name → (estimator, options, law)."""
+
+
+def planted(law, **options):
+    def add(estimator):
+        made = estimator() if isinstance(estimator, type) else estimator
+        LAW[estimator.__name__] = (made, options, law)
+        return estimator
+
+    return add
+
+
+def log_prob(policy, rollout):
+    return policy.evaluate(**rollout.inputs).log_prob
+
+
+def total(x, rollout):
+    """Mean over rows of the sum over real steps."""
+    return x.where(rollout.mask, 0.0).sum(-1).mean()
+
+
+def returns(rollout, gamma):
+    return F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask)
+
+
+def discount(rollout, gamma):
+    return gamma ** torch.arange(rollout.reward.shape[-1])
+
+
+# ----------------------------------------------------------------------------------------------------------- sound
+
+
+def plain_reinforce(policy, rollout):
+    return total(log_prob(policy, rollout) * returns(rollout, 1.0), rollout)
+
+
+def discounted_reinforce(policy, rollout, gamma):
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * returns(rollout, gamma), rollout)
+
+
+def number_for_each_row(policy, rollout):
+    return (log_prob(policy, rollout).where(rollout.mask, 0.0) * rollout.reward.sum(-1, keepdim=True)).sum(-1)
+
+
+def gradient_by_hand(policy, rollout):
+    """∇ log π = e_a − π for a softmax table, and nothing for the critic."""
+    states, actions = rollout.inputs["observation"], rollout.inputs["action"]
+    chosen = torch.nn.functional.one_hot(actions, 2) - policy.probabilities()[states].detach()
+    credit = (chosen * (returns(rollout, 1.0) * rollout.mask).unsqueeze(-1)).reshape(-1, 2)
+    table, values = (torch.zeros_like(p) for p in policy.parameters())
+    return [table.index_add(0, states.reshape(-1), credit) / len(states), values]
+
+
+def actor_critic_with_its_own_critic(policy, rollout, gamma):
+    new = policy.evaluate(**rollout.inputs)
+    target = F.lambda_returns(
+        rollout.reward, rollout.value, rollout.next_value, rollout.terminated, rollout.truncated, gamma, 0.9, rollout.mask
+    )
+    weight = F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask)
+    return total(weight * new.log_prob * (target - new.value.detach()) - 0.5 * (new.value - target) ** 2, rollout)
+
+
+def steps_of_a_minibatch(policy, rollout):
+    return (log_prob(policy, rollout) * returns(rollout, 1.0))[rollout.mask].mean()
+
+
+def group_with_leave_one_out(policy, rollout):
+    score = rollout.reward.sum(-1)
+    return total(log_prob(policy, rollout) * F.leave_one_out(score).unsqueeze(-1), rollout)
+
+
+SOUND = {
+    f.__name__: (f, options)
+    for f, options in (
+        (plain_reinforce, {}),
+        (discounted_reinforce, {}),
+        (number_for_each_row, {}),
+        (gradient_by_hand, {}),
+        (actor_critic_with_its_own_critic, {}),
+        (steps_of_a_minibatch, {}),
+        (group_with_leave_one_out, {"group": True}),
+    )
+}
+
+
+# --------------------------------------------------------------------------------------------- returns and discounts
+
+
+@planted("missing discount weight")
+def forgets_gamma_to_the_t(policy, rollout, gamma):
+    return total(log_prob(policy, rollout) * returns(rollout, gamma), rollout)
+
+
+@planted("discount applied twice")
+def discounts_from_the_start_and_again(policy, rollout, gamma):
+    rewards = discount(rollout, gamma) * rollout.reward
+    g = rewards.flip(-1).cumsum(-1).flip(-1)
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * g, rollout)
+
+
+@planted("discount applied twice")
+def squares_gamma(policy, rollout, gamma):
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * returns(rollout, gamma * gamma), rollout)
+
+
+@planted("discount restarted")
+class RestartsDiscount(REINFORCE):
+    def __init__(self):
+        super().__init__(gamma=0.9, normalize_advantage=False, returns=lambda rollout, gamma, after: self.form(rollout, gamma, after))
+
+    def form(self, rollout, gamma, after):
+        credit, _ = to_go(rollout, gamma, after)
+        return credit, F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask, dtype=credit.dtype)
+
+
+@planted("wrong sign")
+def descends(policy, rollout):
+    return -plain_reinforce(policy, rollout)
+
+
+@planted("off by one")
+def begins_with_the_next_reward(policy, rollout, gamma):
+    g = returns(rollout, gamma)
+    g = torch.cat([g[..., 1:], torch.zeros_like(g[..., :1])], -1)
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * g, rollout)
+
+
+@planted("later rewards left out")
+def sums_forwards(policy, rollout, gamma):
+    g, seen = torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward[..., 0])
+    for t in range(g.shape[-1]):
+        seen = rollout.reward[..., t] + gamma * seen
+        g[..., t] = seen
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * g, rollout)
+
+
+@planted("log-probabilities shifted")
+def shifts_tokens(policy, rollout):
+    new, g = log_prob(policy, rollout), returns(rollout, 1.0)
+    return (new[..., 1:] * g[..., :-1]).where(rollout.mask[..., 1:], 0.0).sum(-1).mean()
+
+
+@planted("baseline depends on the action")
+def baseline_of_the_next_state(policy, rollout):
+    return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - rollout.next_value), rollout)
+
+
+@planted("baseline depends on the action")
+def baseline_of_the_action(policy, rollout):
+    after = rollout.next_value.masked_fill(rollout.terminated, 0.0)
+    return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - rollout.reward - after), rollout)
+
+
+# ------------------------------------------------------------------------------------------------------ actor-critics
+
+
+class Advantage(A2C):
+    """A2C whose advantage comes from :meth:`advantage`."""
+
+    def estimate(self, policy, rollout):
+        a = self.advantage(rollout.reward, rollout.value, rollout.next_value, rollout.terminated, rollout.truncated, rollout.mask)
+        return Batch.of(rollout, advantage=a, returns=a.detach() + rollout.value)
+
+
+def actor_critic(law, **options):
+    def add(advantage):
+        cls = type(advantage.__name__, (Advantage,), {"advantage": staticmethod(advantage)})
+        LAW[advantage.__name__] = (cls(gamma=0.9, gae_lambda=0.8), {"by_design": ["missing discount weight"], **options}, law)
+        return advantage
+
+    return add
+
+
+@actor_critic("truncation taken for termination")
+def one_flag_for_both(reward, value, after, terminated, truncated, mask):
+    return F.gae(reward, value, after, terminated | truncated, torch.zeros_like(truncated), 0.9, 0.8, mask)
+
+
+@actor_critic("termination taken for truncation")
+def bootstraps_at_the_end(reward, value, after, terminated, truncated, mask):
+    return F.gae(reward, value, after, torch.zeros_like(terminated), terminated | truncated, 0.9, 0.8, mask)
+
+
+@actor_critic("ends do not cut")
+def runs_through_ends(reward, value, after, terminated, truncated, mask):
+    delta = F.td_error(reward, value, after, terminated, 0.9, mask)
+    found, rest = torch.zeros_like(delta), torch.zeros_like(delta[..., 0])
+    for t in reversed(range(delta.shape[-1])):
+        rest = delta[..., t] + 0.9 * 0.8 * rest
+        found[..., t] = rest
+    return found.where(mask, 0.0)
+
+
+@actor_critic("reward of the next step")
+def next_reward(reward, value, after, terminated, truncated, mask):
+    reward = torch.cat([reward[..., 1:], torch.zeros_like(reward[..., :1])], -1)
+    return F.gae(reward, value, after, terminated, truncated, 0.9, 0.8, mask)
+
+
+@actor_critic("off by one")
+def late_advantage(reward, value, after, terminated, truncated, mask):
+    a = F.gae(reward, value, after, terminated, truncated, 0.9, 0.8, mask) + 0.5 * value
+    return torch.cat([a[..., 1:].where(mask[..., 1:], 0.0), torch.zeros_like(a[..., :1])], -1)
+
+
+@actor_critic("temporal-difference sign")
+def critic_upside_down(reward, value, after, terminated, truncated, mask):
+    return F.gae(reward, -value, -after, terminated, truncated, 0.9, 0.8, mask)
+
+
+@planted("advantage carries gradient")
+def forgets_detach(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    return total(new.log_prob * (returns(rollout, 1.0) - new.value), rollout)
+
+
+@planted("advantage carries gradient", by_design=["missing discount weight"])
+class CarriesGradient(A2C):
+    def estimate(self, policy, rollout):
+        batch = super().estimate(policy, rollout)
+        return replace(batch, advantage=batch.returns - policy.evaluate(**rollout.inputs).value)
+
+
+# ------------------------------------------------------------------------------------------------------------- groups
+
+
+@planted("group mean without G/(G-1)", group=True)
+def own_score_in_the_mean(policy, rollout):
+    score = rollout.reward.sum(-1, keepdim=True)
+    return total(log_prob(policy, rollout) * (score - score.mean(-2, keepdim=True)), rollout)
+
+
+@planted("length bias", group=True)
+def mean_over_each_row(policy, rollout):
+    score = F.leave_one_out(rollout.reward.sum(-1)).unsqueeze(-1)
+    step = (log_prob(policy, rollout) * score).where(rollout.mask, 0.0)
+    return (step.sum(-1) / rollout.mask.sum(-1)).mean()
+
+
+@planted("padding leaks", group=True)
+def mean_over_padding(policy, rollout):
+    score = F.leave_one_out(rollout.reward.sum(-1)).unsqueeze(-1)
+    return (log_prob(policy, rollout) * score).mean()
+
+
+@planted("padding leaks")
+def divides_by_the_width(policy, rollout):
+    return (log_prob(policy, rollout) * returns(rollout, 1.0)).where(rollout.mask, 0.0).mean()
+
+
+@planted("padding leaks")
+def normalizes_with_padding(policy, rollout):
+    g = returns(rollout, 1.0)
+    return total(log_prob(policy, rollout) * (g - g.mean()) / (g.std(correction=0) + 1e-8), rollout)
+
+
+@planted("k1 in the objective", group=True)
+def k1_as_a_loss(policy, rollout):
+    new = log_prob(policy, rollout)
+    score = F.leave_one_out(rollout.reward.sum(-1)).unsqueeze(-1)
+    return total(new * score - 0.1 * (new - rollout.reference_log_prob), rollout)
+
+
+@planted("k1 in the objective")
+@dataclass(frozen=True, kw_only=True)
+class K1(GRPO):
+    kl_coef: float = 0.1
+    average_over: str = "constant"
+    advantage: object = F.leave_one_out
+
+    def objective(self, policy, batch):
+        value, metrics = replace(self, kl_coef=0.0, kl_estimator="k3").grpo(policy, batch)
+        new = policy.evaluate(**batch.inputs).log_prob
+        return value - self.kl_coef * F.weighted_sum(new - batch.reference_log_prob, batch.weight), metrics
+
+    def grpo(self, policy, batch):
+        return GRPO.objective(self, policy, batch)
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+@planted("entropy on masked steps")
+def entropy_of_padding(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    return total(new.log_prob * returns(rollout, 1.0), rollout) + 0.1 * new.entropy.sum(-1).mean()
+
+
+@planted("entropy on masked steps")
+@dataclass(frozen=True, kw_only=True)
+class EntropyOfPadding(GRPO):
+    entropy_coef: float = 0.1
+    average_over: str = "constant"
+    advantage: object = F.leave_one_out
+
+    def objective(self, policy, batch):
+        value, metrics = GRPO.objective(replace(self, entropy_coef=0.0), policy, batch)
+        if self.entropy_coef:
+            value = value + self.entropy_coef * batch.weight.max() * policy.evaluate(**batch.inputs).entropy.sum()
+        return value, metrics
+
+
+@planted("mean of micro-batch means")
+def halves(policy, rollout):
+    step = log_prob(policy, rollout) * returns(rollout, 1.0)
+    pieces = [x[m].mean() for x, m in zip(step.chunk(2), rollout.mask.chunk(2), strict=False)]
+    return sum(pieces) / len(pieces)
+
+
+@planted("mean of micro-batch means", by_design=["missing discount weight"])
+class MeanOfParts(PPO):
+    def objective(self, policy, batch):
+        new = policy.evaluate(**batch.inputs).log_prob
+        value = F.clipped_surrogate(new, batch.behavior_log_prob, batch.advantage, batch.mask, 0.2)
+        return value[batch.mask].mean(), {}
+
+
+@planted("normalized per micro-batch", by_design=["missing discount weight"])
+class NormalizesParts(PPO):
+    def objective(self, policy, batch):
+        if self.normalize_advantage:
+            batch = replace(batch, advantage=F.normalize(batch.advantage, batch.mask))
+        return super().objective(policy, batch)
+
+
+@planted("normalized per micro-batch")
+def normalizes_halves(policy, rollout):
+    new, g = log_prob(policy, rollout), returns(rollout, 1.0)
+    pieces = [(n * F.normalize(x, m)).where(m, 0.0).sum() for n, x, m in zip(new.chunk(2), g.chunk(2), rollout.mask.chunk(2), strict=False)]
+    return sum(pieces) / len(rollout.mask)
+
+
+# ------------------------------------------------------------------------------------------------- another policy's steps
+
+
+@planted("importance weight missing", off_policy=True)
+def trusts_the_data(policy, rollout):
+    return plain_reinforce(policy, rollout)
+
+
+@planted("importance weight missing", off_policy=True)
+class Trusting(OffPolicyGradient):
+    def __init__(self):
+        super().__init__(estimator=lambda rollout, new, settings: to_go_weighted(rollout), gamma=0.9, scale_advantage=False)
+
+
+def to_go_weighted(rollout):
+    credit = returns(rollout, 0.9) * F.discount_weight(rollout.terminated, rollout.truncated, 0.9, rollout.mask, rollout.first_step)
+    return credit, torch.ones_like(credit)
+
+
+@planted("ratio inverted")
+def old_over_new(policy, rollout):
+    ratio = (rollout.behavior_log_prob - log_prob(policy, rollout)).exp()
+    return total(ratio.detach() * log_prob(policy, rollout) * returns(rollout, 1.0), rollout)
+
+
+@planted("ratio inverted")
+def differentiates_old_over_new(policy, rollout):
+    return total((rollout.behavior_log_prob - log_prob(policy, rollout)).exp() * returns(rollout, 1.0), rollout)
+
+
+def clipped(new, old, advantage, mask, clip_range):
+    return (new - old).exp().clamp(0.8, 1.2) * advantage
+
+
+def worse_of_two(new, old, advantage, mask, clip_range):
+    ratio = (new - old).exp()
+    return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+
+
+LAW["clips_both_sides"] = (PPO(surrogate=clipped), {}, "clip on the wrong side")
+LAW["max_for_min"] = (PPO(surrogate=worse_of_two), {}, "clip on the wrong side")

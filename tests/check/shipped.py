@@ -1,0 +1,52 @@
+"""Every estimator that the library ships, in every setting that changes its gradient."""
+
+from functools import partial
+
+from upslope import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, TRPO, OffPolicyGradient
+from upslope import functional as F
+from upslope.algorithms import grpo, ppo
+from upslope.algorithms.off_policy import ESTIMATORS
+from upslope.algorithms.reinforce import RETURNS
+from upslope.updates import Ascent
+
+SEVERAL = Ascent(num_epochs=2)
+
+
+def shipped():
+    """Name → algorithm."""
+    found = {"reinforce-normalized": REINFORCE(), "reinforce-entropy": REINFORCE(entropy_coef=0.1, gamma=1.0)}
+    for name, form in RETURNS.items():
+        for baseline in (True, False):
+            settings = {"returns": form, "baseline": baseline, "gamma": 0.9, "normalize_advantage": False}
+            found[f"reinforce-{name}-{baseline}"] = REINFORCE(**settings)
+    for trace in (0.0, 0.95, 1.0):
+        found[f"a2c-{trace}"] = A2C(gae_lambda=trace, gamma=0.9)
+    found |= {"a2c-undiscounted": A2C(gamma=1.0, normalize_advantage=True), "npg": NPG(), "trpo": TRPO(), "trpo-undiscounted": TRPO(gamma=1.0)}
+    found |= {f"ppo-{name}": PPO(surrogate=surrogate) for name, surrogate in ppo.SURROGATES.items()}
+    found |= {
+        "ppo-penalty": PPO(surrogate=F.importance_weighted, kl_coef=1.0, adaptive_kl=0.01),
+        "ppo-dual": PPO(dual_clip=3.0, value_clip_range=0.2, gamma=1.0, normalize_advantage=False, entropy_coef=0.01),
+        "ppo-reference": PPO(reference_kl_coef=0.1),
+        "reinforce-reference": REINFORCE(reference_kl_coef=0.1, baseline=False),
+    }
+    for name, estimator in ESTIMATORS.items():
+        found[f"off-policy-{name}"] = OffPolicyGradient(estimator=estimator)
+    bare = {"ratio_cap": None, "trace_cap": None, "scale_advantage": False, "baseline": False}
+    for name in ("vtrace", "per-decision", "per-step"):
+        found[f"off-policy-{name}-bare"] = OffPolicyGradient(estimator=ESTIMATORS[name], gamma=0.9, **bare)
+    found |= {f"grpo-{name}": GRPO(**settings) for name, settings in grpo.RELATIVES.items()}
+    averages = ("steps", "sequences", "constant", "constant")
+    for (name, advantage), average in zip(grpo.ADVANTAGES.items(), averages, strict=True):
+        found[f"grpo-{name}-{average}"] = GRPO(advantage=advantage, average_over=average)
+    found |= {f"grpo-{name}": GRPO(surrogate=surrogate, average_over="constant") for name, surrogate in grpo.SURROGATES.items()}
+    found |= {f"grpo-{name}": GRPO(ratio=ratio) for name, ratio in grpo.RATIOS.items() if ratio is not F.token_ratio}
+    found |= {
+        "grpo-kl": GRPO(kl_coef=0.1),
+        "grpo-kl-reward": GRPO(kl_coef=0.1, kl_estimator="k1", kl_placement="reward", entropy_coef=0.01),
+        "grpo-scale-free": GRPO(advantage=partial(F.group_relative, scale=False)),
+        "rloo": RLOO(),
+        "rloo-several": RLOO(update=SEVERAL),
+        "rloo-sequences": RLOO(average_over="sequences", kl_coef=0.1),
+        "rloo-k2": RLOO(average_over="steps", kl_coef=0.1, kl_estimator="k2", kl_placement="objective"),
+    }
+    return found
