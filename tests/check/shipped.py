@@ -21,7 +21,12 @@ def shipped():
             found[f"reinforce-{name}-{baseline}"] = REINFORCE(**settings)
     for trace in (0.0, 0.95, 1.0):
         found[f"a2c-{trace}"] = A2C(gae_lambda=trace, gamma=0.9)
-    found |= {"a2c-undiscounted": A2C(gamma=1.0, normalize_advantage=True), "npg": NPG(), "trpo": TRPO(), "trpo-undiscounted": TRPO(gamma=1.0)}
+    found |= {
+        "a2c-undiscounted": A2C(gamma=1.0, normalize_advantage=True),
+        "npg": NPG(),
+        "trpo": TRPO(),
+        "trpo-undiscounted": TRPO(gamma=1.0),
+    }
     found |= {f"ppo-{name}": PPO(surrogate=surrogate) for name, surrogate in ppo.SURROGATES.items()}
     found |= {
         "ppo-penalty": PPO(surrogate=F.importance_weighted, kl_coef=1.0, adaptive_kl=0.01),

@@ -1,5 +1,7 @@
 """check_estimator names what is wrong with an estimator, and is silent about what the library ships."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,3 +41,100 @@ def test_sound_estimators_break_nothing(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_shipped_estimator_breaks_a_law(name):
     assert check_estimator(SHIPPED[name]).raise_for_law().broken == ()
+
+
+def test_the_report_compares_with_each_objective():
+    report = check_estimator(REINFORCE(gamma=0.9, baseline=False, normalize_advantage=False))
+    assert report.objective == "undiscounted" and not report.unbiased and report.law is None
+    assert report.bias["undiscounted"] < report.bias["discounted"] and report.cosine["undiscounted"] > 0.999
+    assert report.mean_squared_error == pytest.approx(report.variance + report.bias["undiscounted"] ** 2, rel=1e-6)
+    assert [finding.law for finding in report.findings] == ["missing discount weight"] and "by design" in str(report)
+    again = check_estimator(LAW["forgets_gamma_to_the_t"][0], by_design=["missing discount weight"])
+    assert again.law is None and again.findings[0].by_design == "as you said"
+    assert torch.allclose(again.expectation, 3 * report.expectation, rtol=1e-6)  # a mean over three steps, and a sum
+    assert check_estimator(LAW["forgets_gamma_to_the_t"][0], gamma=1.0).findings == ()
+
+
+def test_causality_lowers_the_variance():
+    def full_trajectory(policy, rollout):
+        return total(log_prob(policy, rollout) * rollout.reward.sum(-1, keepdim=True), rollout)
+
+    def from_each_step_on(policy, rollout):
+        return total(log_prob(policy, rollout) * returns(rollout, 1.0), rollout)
+
+    whole, rest = check_estimator(full_trajectory), check_estimator(from_each_step_on)
+    assert whole.findings == rest.findings == () and whole.variance > 1.2 * rest.variance
+
+
+def test_whole_batch_scaling_and_bonuses_are_notes():
+    def normalized(policy, rollout):
+        return total(log_prob(policy, rollout) * F.normalize(returns(rollout, 1.0), rollout.mask), rollout)
+
+    def with_bonus(policy, rollout):
+        new = policy.evaluate(**rollout.inputs)
+        return total(new.log_prob * returns(rollout, 1.0) + 0.1 * new.entropy, rollout)
+
+    def batch_mean(policy, rollout):
+        g = returns(rollout, 1.0)
+        return total(log_prob(policy, rollout) * (g - g[rollout.mask].mean()), rollout)
+
+    for function, note in ((normalized, "spread"), (with_bonus, "entropy bonus of 0.1"), (batch_mean, "own mean is subtracted")):
+        report = check_estimator(function)
+        assert report.findings == () and any(note in line for line in report.notes), str(report)
+
+
+def test_what_no_known_mistake_explains():
+    def odd(policy, rollout):
+        return total(log_prob(policy, rollout) * returns(rollout, 1.0) ** 2, rollout)
+
+    assert check_estimator(odd).law == "biased by no known law"
+
+
+def divided_by_nothing(policy, rollout):
+    g = returns(rollout, 1.0)
+    return total(log_prob(policy, rollout) * (g - g.mean()) / g.std(), rollout)
+
+
+def test_no_spread():
+    assert "not finite" in [finding.law for finding in check_estimator(divided_by_nothing).broken]
+
+
+def raises(policy, rollout):
+    raise KeyError("observation_2")
+
+
+def random(policy, rollout):
+    return log_prob(policy, rollout).mean() * torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (raises, {}, r"raises: raised KeyError \('observation_2'\) on a rollout of shape \[3, 3\], unit 'step'"),
+        (lambda policy, rollout: 3.0, {}, "expected a number to differentiate, .* found an object of type float"),
+        (lambda policy, rollout: rollout.reward, {}, r"found a tensor of shape \[3, 3\]"),
+        (lambda policy, rollout: rollout.reward.sum(), {}, "does not depend on the policy's parameters"),
+        (lambda policy, rollout: [rollout.reward], {}, r"found tensors of shapes \[\[3, 3\]\]"),
+        (random, {}, "two calls on the same rollout differ"),
+        (PPO, {}, "found the class PPO; give an instance"),
+        (7, {}, "found an object of type int"),
+        (PPO(), {"by_design": ["missing gamma"]}, "unknown law 'missing gamma'"),
+        (PPO(), {"group": True, "gamma": 2.0}, "gamma: expected a number in"),
+    ],
+)
+def test_bad_input_is_one_line(estimator, options, message):
+    with pytest.raises(UsageError, match=message) as error:
+        check_estimator(estimator, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_the_designs_are_of_laws():
+    assert {design.law for design in BY_DESIGN} <= set(LAWS)
+
+
+def test_the_page_lists_the_laws():
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8").replace("\\|", "|")
+    for law, meaning in LAWS.items():
+        assert f"| {law} | {meaning} |" in page
+    for design in BY_DESIGN:
+        assert f"| {design.law} | {design.why} |" in page

@@ -61,7 +61,10 @@ def started_before(case: Case, form: str) -> Iterator[Found]:
     sample = rows(p.rollout, (0, 3, 5), False)
     fresh, late = (case.plain(p.policy, replace(sample, first_step=torch.full((3,), n))).gradient for n in (0, 2))
     if not same(late, case.gamma**2 * fresh):
-        yield "discount restarted", f"an episode with two steps behind it weighs {float(late.norm() / fresh.norm()):.3g}, not γ² = {case.gamma**2:.3g}"
+        yield (
+            "discount restarted",
+            f"an episode with two steps behind it weighs {float(late.norm() / fresh.norm()):.3g}, not γ² = {case.gamma**2:.3g}",
+        )
 
 
 def several_in_a_row(case: Case) -> Iterator[Found]:
@@ -88,5 +91,3 @@ def critic(case: Case) -> Iterator[Found]:
         if factor(found, predicted) is not None:
             yield "advantage carries gradient", "the critic is moved by −log π"
             return
-
-

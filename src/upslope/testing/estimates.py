@@ -85,9 +85,9 @@ class Estimator:
         except (UsageError, ContractError):
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
+            text, shape = " ".join(str(error).split()), list(rollout.mask.shape)
             raise UsageError(
-                f"{self.name}: raised {type(error).__name__} ({text}) on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"
+                f"{self.name}: raised {type(error).__name__} ({text}) on a rollout of shape {shape}, unit {rollout.unit!r}"
             ) from error
         gradient, critic = self._gradient(policy, rollout, found)
         if not bool(gradient.isfinite().all()):
@@ -98,7 +98,9 @@ class Estimator:
 
     def _algorithm(self, policy: Any, rollout: Rollout) -> Tensor:
         batch = self.given.estimate(policy, rollout)
-        require(isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)")
+        require(
+            isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
+        )
         for item in ("advantage", "returns", "weight"):
             if isinstance(x := getattr(batch, item), Tensor) and x.requires_grad:
                 self.leak = item
@@ -114,7 +116,8 @@ class Estimator:
         require(pair, f"{self.name}.objective: expected (value, metrics), found {describe(found)}")
         value: Tensor = found[0]
         require(
-            value.dim() == 0, f"{self.name}.objective: expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)"
+            value.dim() == 0,
+            f"{self.name}.objective: expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)",
         )
         return value
 
@@ -123,28 +126,25 @@ class Estimator:
 
     def _gradient(self, policy: Any, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
         parameters = list(policy.parameters())
-        count = sum(p.numel() for p in parameters)
-        expected = (
-            f"expected a number to differentiate, one for each row {list(rollout.mask.shape[:-1])}, or a gradient for the {count} parameters"
-        )
+        count, own = sum(p.numel() for p in parameters), parameters[0].numel()
+        batch = rollout.mask.shape[:-1]
+        expected = f"expected a number to differentiate, one for each row {list(batch)}, or a gradient for the {count} parameters"
         if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
             fits = [x.shape for x in found] == [p.shape for p in parameters]
             require(fits, f"{self.name}: {expected}, found tensors of shapes {[list(x.shape) for x in found]}")
             found = torch.cat([x.detach().reshape(-1) for x in found])
-        require(isinstance(found, Tensor), f"{self.name}: {expected}, found {describe(found)}")
-        own = sum(p.numel() for p in policy.preferences.parameters())
-        if not found.requires_grad and found.shape == (count,):
-            return found[:own].double(), found[own:].double()
-        require(
-            found.shape in (torch.Size(), rollout.mask.shape[:-1], rollout.mask.shape[-2:-1]), f"{self.name}: {expected}, found {describe(found)}"
-        )
-        require(found.requires_grad, f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate")
-        flat = [
-            (torch.zeros_like(p) if g is None else g).reshape(-1)
-            for g, p in zip(torch.autograd.grad(found.mean(), parameters, allow_unused=True), parameters, strict=True)
-        ]
-        whole = torch.cat(flat)
-        return whole[:own], whole[own:]
+        if not isinstance(found, Tensor):
+            raise UsageError(f"{self.name}: {expected}, found {describe(found)}")
+        if found.requires_grad or found.shape != (count,):
+            require(found.shape in (torch.Size(), batch, batch[-1:]), f"{self.name}: {expected}, found {describe(found)}")
+            require(
+                found.requires_grad,
+                f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate",
+            )
+            gradients = torch.autograd.grad(found.mean(), parameters, allow_unused=True)
+            pairs = zip(gradients, parameters, strict=True)
+            found = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+        return found[:own].double(), found[own:].double()
 
     def moments(self, probe: Probe, size: int) -> Moments:
         """The exact mean and variance over all batches of ``size`` rows; batches without a finite estimate count as 0."""

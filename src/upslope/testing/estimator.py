@@ -16,7 +16,6 @@ from upslope.testing.mistakes import target
 from upslope.testing.report import EstimatorReport, Finding
 from upslope.testing.stages import Case, Found, case_of
 
-
 SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
 """What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
 
@@ -110,7 +109,7 @@ def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[
     run("reference policy", stages.reference(case))
     if case.scale_free:
         notes.append("divided by the spread of the batch or the group: the scale is lost, and the direction is what is compared")
-    else:
+    elif form is not None:
         run("group mean", stages.group_scale(case))
     if case.uses_behavior:
         run("another policy's steps", stages.another_policy(case))

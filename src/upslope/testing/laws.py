@@ -13,13 +13,14 @@ from upslope.algorithms.reinforce import full_trajectory, to_go
 from upslope.functional import leave_one_out
 
 LAWS = {
-    "missing discount weight": "γ^t is missing: each step is discounted from itself on but counts in full, which is the gradient of no objective; "
-    "multiply by F.discount_weight, or take gamma = 1",
+    "missing discount weight": "γ^t is missing: returns are discounted, and the steps they belong to are not, which is the gradient of "
+    "no objective; multiply by F.discount_weight, or take gamma = 1",
     "discount applied twice": "γ is applied twice: to the returns and once more; discount each reward once, by its distance from t",
     "discount restarted": "γ^t restarts inside an episode: count t from the episode's start, which rollout.first_step knows",
     "wrong sign": "it points down: the library maximizes, and the update rule holds the one minus sign",
-    "truncation taken for termination": "what follows a truncation counts as 0: there the recording stops, not the problem; add γ V(next state)",
-    "termination taken for truncation": "the value of a terminal state is bootstrapped: after a termination nothing follows; multiply it by 1 − terminated",
+    "truncation taken for termination": "what follows a truncation counts as 0: only the recording stops there; add γ V(next state)",
+    "termination taken for truncation": "a terminal state's value is bootstrapped: nothing follows it; multiply the value by 1 − "
+    "terminated",
     "ends do not cut": "episodes in one row run into each other: terminated | truncated cuts every recursion and restarts γ^t",
     "off by one": "each action is credited with the return of the step after it: G_t begins with the reward of step t",
     "reward of the next step": "δ_t takes the reward of step t + 1: it is r_t + γ V(s_{t+1}) − V(s_t), with the reward that followed a_t",
@@ -29,17 +30,20 @@ LAWS = {
     "baseline depends on the action": "the baseline contains what the action decides: subtract only what is known before it, V(s_t) say",
     "advantage carries gradient": "the advantage is differentiated as well: detach it, and the values in it",
     "group mean without G/(G-1)": "the mean holds the row's own score, which shrinks the gradient by (G − 1)/G; take F.leave_one_out",
-    "k1 in the objective": "the KL term has gradient 0 in expectation: log π − log π_ref as a loss teaches nothing; take k2 or k3, or put k1 in the reward",
+    "k1 in the objective": "the KL term has gradient 0 in expectation: log π − log π_ref as a loss teaches nothing; take k2 or k3, or "
+    "put k1 in the reward",
     "padding leaks": "masked entries or their number change the estimate: hide them with torch.where and count with the mask",
     "entropy on masked steps": "the entropy of masked steps is counted: weight it with the mask like everything else",
-    "mean of micro-batch means": "the parts' means are averaged, or not added: long and short parts would have to weigh the same; "
-    "use weights over the whole batch and add the parts up",
+    "mean of micro-batch means": "the means of parts are averaged, or do not add up: long and short parts weigh the same; take weights "
+    "over the whole batch and add the parts",
     "normalized per micro-batch": "each part of the batch is normalized by itself: normalize once, over the whole batch",
     "length bias": "each row is divided by its own length, which prefers short good rows and long bad ones; divide by a constant",
     "importance weight missing": "steps of another policy count as its own: multiply by π(a|s) / b(a|s)",
     "ratio inverted": "the importance ratio is upside down: it is π(a|s) / b(a|s), the policy over the one that acted",
-    "clip on the wrong side": "the clip takes the gradient from steps that moved the wrong way: for A > 0 it acts above 1 + ε, for A < 0 below 1 − ε",
-    "not finite": "the estimate is not finite: rows that are all alike have no spread to divide by, and masked entries must be hidden before exp",
+    "clip on the wrong side": "the clip takes the gradient from steps that moved the wrong way: for A > 0 it acts above 1 + ε only, for "
+    "A < 0 below 1 − ε only",
+    "not finite": "the estimate is not finite: rows that are all alike have no spread to divide by, and masked entries are hidden "
+    "before exp",
     "biased by no known law": "its expectation is the gradient of no objective, and none of the known mistakes explains it",
 }
 """Name → what is wrong, and what to do."""

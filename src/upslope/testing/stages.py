@@ -10,11 +10,10 @@ from torch import Tensor
 
 from upslope.errors import UsageError
 from upslope.functional import categorical_entropy
-from upslope.records import Rollout
 from upslope.testing import probes
 from upslope.testing.contract import EXACT, factor, same
 from upslope.testing.estimates import Estimator
-from upslope.testing.mistakes import FORMS, by_length, of_another_policy, on_truncated_episodes, on_whole_episodes, target
+from upslope.testing.mistakes import FORMS, by_length, of_another_policy, on_truncated_episodes, on_whole_episodes, returns, target, weights
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 Found = tuple[str, str]
@@ -115,15 +114,19 @@ def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found],
         c = factor(mean, prediction)
         if c is not None and c > 0:
             return None, [(law, "its expectation is exactly that mistake's")], []
-    if (note := with_entropy(case, mean)) is not None:
-        return note[0], [], [note[1]]
-    if not case.independent and not case.group and (form := with_batch_mean(case, mean)) is not None:
-        return form, [], ["the batch's own mean is subtracted, which holds each step's own return: a bias of the order 1 / steps in the batch"]
+    if (bonus := with_entropy(case, mean)) is not None:
+        return None, [], [f"with an entropy bonus of {bonus:.3g} for each 1 of ∇J"]
+    if not case.independent and not case.group and with_batch_mean(case, mean):
+        return (
+            None,
+            [],
+            ["the batch's own mean is subtracted, which holds each step's own return: a bias of the order 1 / steps in the batch"],
+        )
     return None, [("biased by no known law", "")], []
 
 
-def with_entropy(case: Case, mean: Tensor) -> tuple[str, str] | None:
-    """Whether the expectation is a gradient and an entropy bonus."""
+def with_entropy(case: Case, mean: Tensor) -> float | None:
+    """The weight of an entropy bonus beside ∇J, where the two explain the expectation."""
     p = case.main
     table = next(p.policy.preferences.parameters())
     entropy = categorical_entropy(table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
@@ -132,14 +135,12 @@ def with_entropy(case: Case, mean: Tensor) -> tuple[str, str] | None:
         columns = torch.stack([target(p, form), bonus.reshape(-1)], -1)
         fit = torch.linalg.lstsq(columns, mean.unsqueeze(-1)).solution.squeeze(-1)
         if same(columns @ fit, mean) and bool(fit[0] > 0):
-            return form, f"with an entropy bonus of {float(fit[1] / fit[0]):.3g} for each 1 of ∇J"
+            return float(fit[1] / fit[0])
     return None
 
 
-def with_batch_mean(case: Case, mean: Tensor) -> str | None:
+def with_batch_mean(case: Case, mean: Tensor) -> bool:
     """Whether the mean return of all steps in the batch is the baseline."""
-    from upslope.testing.mistakes import returns, weights
-
     p = case.main
     for form in FORMS:
         gamma, weight = weights(p, form)
@@ -148,8 +149,8 @@ def with_batch_mean(case: Case, mean: Tensor) -> str | None:
             at = torch.tensor(index)
             predicted += probability * torch.einsum("nt,ntp->p", (g[at] - g[at].mean()) * weight[at], p.score[at])
         if (c := factor(mean, predicted)) is not None and c > 0:
-            return form
-    return None
+            return True
+    return False
 
 
 def group_scale(case: Case) -> Iterator[Found]:
@@ -214,7 +215,9 @@ def clip_side(case: Case) -> Iterator[Found]:
 
     def moved(ratios: tuple[float, float]) -> Tensor:
         shift = torch.tensor(ratios, dtype=torch.float64).log().view_as(sample.behavior_log_prob)
-        return case.plain(p.policy, replace(sample, behavior_log_prob=sample.behavior_log_prob - shift)).gradient.view(-1, 2).norm(dim=-1)[:2]
+        return (
+            case.plain(p.policy, replace(sample, behavior_log_prob=sample.behavior_log_prob - shift)).gradient.view(-1, 2).norm(dim=-1)[:2]
+        )
 
     if bool((moved((1.0, 1.0)) == 0).any()):
         return
@@ -252,7 +255,10 @@ def padding(case: Case) -> Iterator[Found]:
         reward=dirty.reward.masked_fill(hole, 0.0),
         terminated=dirty.terminated & ~hole,
         truncated=dirty.truncated & ~hole,
-        **{name: getattr(dirty, name).masked_fill(hole, 0.37) for name in ("value", "next_value", "behavior_log_prob", "reference_log_prob")},
+        **{
+            name: getattr(dirty, name).masked_fill(hole, 0.37)
+            for name in ("value", "next_value", "behavior_log_prob", "reference_log_prob")
+        },
     )
     other = replace(dirty, inputs={**dirty.inputs, "action": dirty.inputs["action"].masked_fill(hole, 1)})
     a, b, c = (case.full(p.policy, x).gradient for x in (clean, dirty, other))

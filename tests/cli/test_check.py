@@ -1,0 +1,55 @@
+"""``upslope check``: exit code 0 where every law holds, 1 with the name of one that does not, 2 for what cannot be checked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import Command, good
+
+
+def test_a_broken_law_is_named(cli: Command) -> None:
+    answer = cli("check", "own_check:reinforce")
+    assert answer.code == 1 and answer.err == ""
+    assert "BROKEN       missing discount weight: γ^t is missing" in answer.out
+    fields = json.loads(cli("check", "own_check:reinforce", "--json").out)
+    assert fields["law"] == "missing discount weight" and fields["findings"][0]["meaning"].startswith("γ^t is missing")
+    assert fields["bias"].keys() == {"undiscounted", "discounted"} and fields["check"] == "own_check:reinforce"
+
+
+def test_what_holds(cli: Command) -> None:
+    assert "every law holds" in good(cli("check", "own_check:reinforce", "--gamma", "1")).out
+    assert json.loads(good(cli("check", "own_check:reinforce", "--by-design", "missing discount weight", "--json")).out)["law"] is None
+    assert "by design" in good(cli("check", "own_check:grpo")).out
+    assert "every law of a surrogate holds" in good(cli("check", "upslope.functional:clipped_surrogate")).out
+
+
+def test_a_surrogate(cli: Command) -> None:
+    answer = cli("check", "own_check:reduced")
+    assert answer.code == 1 and answer.out.startswith("BROKEN  surrogate: expected one value per step")
+    assert cli("check", "own_check:reduced", "--json").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "expected module:name, found nothing"),
+        (("own_check",), "expected module:name, found own_check"),
+        (("no_such_module:f",), "no module named 'no_such_module'"),
+        (("own_check:reinforc",), "unknown name in module own_check 'reinforc': did you mean 'reinforce'?"),
+        (("own_check:number",), "expected an algorithm or a function"),
+        (("own_check:falls_over",), "falls_over: raised ZeroDivisionError (by 0) on a rollout of shape"),
+        (("own_check:NeedsMore",), "NeedsMore cannot be made without arguments"),
+        (("own_check:reduced", "--gamma", "0.9"), "--gamma: a surrogate has no such setting"),
+        (("own_check:reinforce", "--by-design", "gama"), "unknown law 'gama'"),
+        (("own_check:reinforce", "--kind", "polcy"), "--kind: unknown value 'polcy'"),
+    ],
+)
+def test_bad_input(cli: Command, words: tuple[str, ...], message: str) -> None:
+    answer = cli("check", *words)
+    assert answer.code == 2 and answer.out == "" and message in answer.err and answer.err.count("\n") == 1
+
+
+def test_help(cli: Command) -> None:
+    assert "--off-policy" in good(cli("check", "--help")).out
