@@ -179,8 +179,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"group_size": 8, "num_groups": 2, "learning_rate": 1e-2, "total_steps": 200_000},
             "475 in 28,954 steps (median), 5 of 5 seeds",
         ),
-        "trpo": Preset(NATURAL),
-        "npg": Preset({**NATURAL, "max_kl": 0.01}),
+        "trpo": Preset(NATURAL, "475 in 19,249 steps (median), 5 of 5 seeds"),
+        "npg": Preset({**NATURAL, "max_kl": 0.01}, "475 in 13,129 steps (median), 5 of 5 seeds"),
     },
     "Acrobot-v1": {
         "ppo": Preset(
@@ -229,7 +229,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "−200 in 13,940 steps (median), 5 of 5 seeds",
         ),
-        "trpo": Preset(TRPO_PENDULUM),
+        "trpo": Preset(TRPO_PENDULUM, "−200 in 19,910 steps (median), 3 of 3 seeds"),
         "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}),
     },
     "LunarLander-v3": {
