@@ -117,6 +117,22 @@ TRPO_CHEETAH: Values = {
     "total_steps": 1_000_000,
 }
 """As rl-baselines3-zoo has them, but for 16 environments × 128 steps in place of 2 × 1024."""
+GROUPS_ON_ACROBOT: Values = {
+    "group_size": 8,
+    "num_groups": 4,
+    "learning_rate": 1e-2,
+    "normalize_observation": True,
+    "total_steps": 300_000,
+}
+GROUPS_ON_PENDULUM: Values = {
+    "group_size": 8,
+    "num_groups": 4,
+    "num_minibatches": 2,
+    "num_epochs": 4,
+    "learning_rate": 3e-3,
+    "activation": "relu",
+    "total_steps": 1_000_000,
+}
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "CartPole-v1": {
@@ -183,6 +199,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "npg": Preset({**NATURAL, "max_kl": 0.01}, "475 in 13,129 steps (median), 5 of 5 seeds"),
     },
     "Acrobot-v1": {
+        "grpo": Preset({**GROUPS_ON_ACROBOT, "average_over": "constant"}, "−100 in 77,350 steps (median), 3 of 3 seeds"),
+        "rloo": Preset(GROUPS_ON_ACROBOT, "−100 in 97,179 steps, 1 seed"),
         "ppo": Preset(
             {
                 "num_envs": 16,
@@ -213,6 +231,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}),
     },
     "Pendulum-v1": {
+        "grpo": Preset({**GROUPS_ON_PENDULUM, "average_over": "constant"}, "−200 in 550,400 steps, 1 seed"),
+        "rloo": Preset(GROUPS_ON_PENDULUM, "−200 in 652,800 steps, 1 seed"),
         "ppo": Preset(
             {
                 "num_envs": 10,
