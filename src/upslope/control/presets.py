@@ -53,11 +53,10 @@ ATARI: Values = {
 CARTPOLE_TILES: Values = {
     "features": "tiles",
     "num_tilings": 8,
-    "num_tiles": 6,
     "feature_low": (-2.4, -3.0, -0.21, -3.5),
     "feature_high": (2.4, 3.0, 0.21, 3.5),
     "gamma": 0.99,
-    "total_steps": 60_000,
+    "total_steps": 100_000,
 }
 """CartPole's velocities have no limits of their own."""
 
@@ -164,14 +163,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "actor-critic": Preset(
             {
                 **CARTPOLE_TILES,
+                "num_tiles": 6,
                 "learning_rate": 0.003,
                 "value_learning_rate": 0.05,
                 "trace_decay": 0.8,
                 "value_trace_decay": 0.8,
                 "discount_weight": False,
             },
+            "475 in 34,816 steps (median), 5 of 5 seeds",
         ),
-        "sarsa": Preset({**CARTPOLE_TILES, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.02}),
+        "sarsa": Preset({**CARTPOLE_TILES, "num_tiles": 4, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.05}),
         "reinforce": Preset(
             {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
             "475 in 43,407 steps (median), 5 of 5 seeds",
