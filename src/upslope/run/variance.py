@@ -1,0 +1,264 @@
+"""How good a gradient estimator is at a fixed policy: several of them on the same samples, held to one reference.
+
+Every estimate is made by the code that trains, ``Algorithm.estimate`` and ``Algorithm.objective``. The samples are estimated once, all
+together, as an update does it; then the objective of each unit (an episode, or a group of them) is differentiated alone, as an update
+does with micro-batches: the gradients of the units add up to that of the batch. With ``g_k`` the gradient of unit k, of G episodes:
+
+    mean = Σ_k g_k / K        variance = G · Σ_k ‖g_k − mean‖² / (K − 1)        bias = ‖mean − reference‖
+
+**Scale.** Weights are multiplied by one number, so that a step's mean weight is 1/N: an episode counts by 1/N and its steps are summed,
+as FORMULAS writes every estimator. How they are averaged (``average_over``) is kept beyond that.
+
+**What looks at the whole batch** (normalized advantages) ties the units together, by an amount of order 1/N.
+
+Left out: the variance of what an optimizer makes of a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upslope.errors import RunFault, UsageError, require
+from upslope.records import Rollout
+from upslope.tabular import flat_gradient
+
+RESAMPLES = 1000
+"""Of the bootstrap."""
+BLOCKS = 64
+"""Parts that a sampled reference is split into; its own noise is known from how they differ."""
+TIMINGS = 3
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was found about one estimator; intervals are 95 % of a bootstrap over units."""
+
+    estimator: str
+    variance: float
+    """trace of the covariance of the gradient from one episode"""
+    variance_interval: Interval
+    relative_variance: float
+    """variance over the squared length of the mean gradient: the number of episodes whose noise is as long as their signal"""
+    bias: float
+    """length of mean gradient − reference"""
+    bias_by_chance: float
+    """what an unbiased estimator's would exceed in 5 % of cases, because samples (and a sampled reference) are finite"""
+    cosine: float
+    """of the angle between mean gradient and reference"""
+    cosine_interval: Interval
+    effective_sample_size: float | None
+    """share of the steps that the importance weights are worth, for estimators that have such weights"""
+    seconds: float
+    """of one estimate, objective and gradient on all samples, the best of three"""
+
+    @property
+    def biased(self) -> bool:
+        """Whether the distance from the reference is more than chance explains."""
+        return self.bias > self.bias_by_chance
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The gradient that estimators are held to: ``parts [B, P]``, independent estimates of it, or the exact one as a single row."""
+
+    parts: Tensor
+
+    @classmethod
+    def exact(cls, gradient: Tensor) -> Reference:
+        """A gradient ``[P]`` without noise."""
+        return cls(gradient.detach().double().unsqueeze(0))
+
+    @classmethod
+    def sampled(cls, algorithm: Any, policy: Any, rollout: Rollout) -> Reference:
+        """The mean over a large batch of whole episodes, independent of the samples; its noise is taken into account."""
+        count = len(rollout.mask) - len(rollout.mask) % min(BLOCKS, len(rollout.mask))
+        return cls(unit_gradients(algorithm, policy, first(rollout, count), units=min(BLOCKS, count)))
+
+    @property
+    def gradient(self) -> Tensor:
+        """``[P]``."""
+        return self.parts.mean(0)
+
+
+def measure(estimators: Mapping[str, Any], policy: Any, rollout: Rollout, reference: Reference, *, seed: int = 0) -> list[Measurement]:
+    """Every estimator (name → algorithm) on the same whole episodes at the same policy, in the order given.
+
+    ``rollout`` has one episode a row, ``[N, T]``, or groups of episodes, ``[groups, G, T]``, which share a start; then a unit is
+    a group for all of them, and episodes are compared within it by those algorithms that do so. The policy is left as it is. With
+    an off-policy ``rollout``, taken by another policy, estimators without importance weights are estimates of something else.
+
+    Raises:
+        UsageError: fewer than 2 units, rows that are no whole episodes, or an estimator that cannot work with these samples.
+        RunFault: a gradient that is not finite.
+    """
+    check_episodes(rollout)
+    rng = np.random.default_rng(seed)
+    return [measure_one(name, algorithm, policy, rollout, reference, rng) for name, algorithm in estimators.items()]
+
+
+def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, reference: Reference, rng: np.random.Generator) -> Measurement:
+    """One row of the table."""
+    try:
+        gradients = unit_gradients(algorithm, policy, rollout, units=len(rollout.mask))
+    except UsageError as error:
+        raise UsageError(f"estimator {name!r}: {error}") from error
+    if not bool(gradients.isfinite().all()):
+        raise RunFault(f"estimator {name!r}: its gradient is not finite on {int((~gradients.isfinite()).any(1).sum())} units")
+    found = Moments(gradients, reference.parts)
+    episodes = rollout.mask[..., 0].numel()
+    plain, resampled = equal(len(gradients)), bootstrap(len(gradients), rng)
+    of_parts = equal(len(reference.parts))
+    moved = bootstrap(len(reference.parts), rng) - of_parts  # of an exact reference: 0
+    scale = episodes / len(gradients)
+    variance = float(found.variance(plain)[0]) * scale
+    signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
+    return Measurement(
+        estimator=name,
+        variance=variance,
+        variance_interval=interval(found.variance(resampled) * scale),
+        relative_variance=variance / signal if signal > 0 else math.inf,
+        bias=float(found.distance(plain, of_parts)[0]),
+        bias_by_chance=float(np.quantile(found.distance(resampled - plain, moved), 0.95)),
+        cosine=float(found.cosine(plain)[0]),
+        cosine_interval=interval(found.cosine(resampled)),
+        effective_sample_size=sample_size(algorithm, policy, rollout),
+        seconds=min(timed(lambda: unit_gradients(algorithm, policy, rollout, units=1)) for _ in range(TIMINGS)),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+def unit_gradients(algorithm: Any, policy: Any, rollout: Rollout, *, units: int) -> Tensor:
+    """The gradient of each of ``units`` equal parts along the first axis, ``[units, P]``, float64; their mean is the whole batch's."""
+    batch = algorithm.estimate(policy, rollout)
+    steps, total = int(batch.mask.sum()), float(batch.weight.sum())
+    episodes = rollout.mask[..., 0].numel()
+    scale = units * steps / (total * episodes) if total > 0 else 0.0
+    batch = replace(batch, weight=batch.weight * scale)
+    parts = torch.arange(len(batch.mask)).tensor_split(units)
+    found = [flat_gradient(algorithm.objective(policy, batch.select(part))[0], policy).double() for part in parts]
+    return torch.stack(found)
+
+
+def sample_size(algorithm: Any, policy: Any, rollout: Rollout) -> float | None:
+    """The share of the steps that the algorithm itself says its weights are worth."""
+    size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
+    return None if size is None else size / rollout.num_steps
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+# ------------------------------------------------------------------------------------------------------------ rollouts
+
+
+def first(rollout: Rollout, count: int) -> Rollout:
+    """The first rows (or groups)."""
+    return changed(rollout, lambda tensor: tensor[:count])
+
+
+def changed(rollout: Rollout, change: Callable[[Tensor], Tensor]) -> Rollout:
+    """The same change made to every tensor."""
+    tensors: dict[str, Any] = {f.name: change(t) for f in fields(rollout) if isinstance(t := getattr(rollout, f.name), Tensor)}
+    return replace(rollout, inputs={name: change(t) for name, t in rollout.inputs.items()}, **tensors)
+
+
+def joined(rollouts: list[Rollout]) -> Rollout:
+    """Rollouts below each other, shorter ones masked behind their end."""
+    longest = max(rollout.mask.shape[-1] for rollout in rollouts)
+    axis = rollouts[0].mask.dim() - 1
+
+    def padded(tensor: Tensor) -> Tensor:
+        if tensor.dim() <= axis:  # first_step
+            return tensor
+        shape = list(tensor.shape)
+        shape[axis] = longest - shape[axis]
+        return torch.cat([tensor, tensor.new_zeros(shape)], axis)
+
+    wide = [changed(rollout, padded) for rollout in rollouts]
+    names = [f.name for f in fields(Rollout) if isinstance(getattr(wide[0], f.name), Tensor)]
+    tensors: dict[str, Any] = {name: torch.cat([getattr(rollout, name) for rollout in wide]) for name in names}
+    inputs = {name: torch.cat([rollout.inputs[name] for rollout in wide]) for name in wide[0].inputs}
+    return replace(wide[0], inputs=inputs, metrics={}, **tensors)
+
+
+def check_episodes(rollout: Rollout) -> None:
+    """Refuse what has no variance, and rows that are not one whole episode each."""
+    units = len(rollout.mask)
+    require(units >= 2, f"samples: expected at least 2 {'groups' if rollout.unit == 'group' else 'episodes'}, found {units}")
+    ends = ((rollout.terminated | rollout.truncated) & rollout.mask).sum(-1)
+    wrong = (ends != 1).nonzero()
+    if len(wrong):
+        row = tuple(int(i) for i in wrong[0])
+        raise UsageError(f"rollout: row {row} holds {int(ends[row])} ends, expected 1: collect whole episodes, one in each row")
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+class Moments:
+    """Lengths, angles and distances of resampled means, from inner products: vectors ``[K, P]`` may be long, K and B are small."""
+
+    def __init__(self, vectors: Tensor, parts: Tensor) -> None:
+        self.gram, self.cross, self.parts = ((x @ y.T).numpy() for x, y in ((vectors, vectors), (vectors, parts), (parts, parts)))
+
+    def length(self, weight: Array) -> Array:
+        """``‖Σ_k w_k g_k‖`` for each row of weights ``[R, K]``."""
+        return root(quadratic(weight, self.gram))
+
+    def variance(self, weight: Array) -> Array:
+        """``K/(K − 1) · (Σ_k w_k ‖g_k‖² − ‖Σ_k w_k g_k‖²)``: for equal weights the trace of the sample covariance."""
+        count = len(self.gram)
+        return (weight @ np.diag(self.gram) - quadratic(weight, self.gram)) * count / (count - 1)
+
+    def cosine(self, weight: Array) -> Array:
+        """Between weighted mean and reference; NaN where one of them is 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weight @ self.cross.mean(1)) / (self.length(weight) * root(self.parts.mean()))
+
+    def distance(self, weight: Array, of_parts: Array) -> Array:
+        """``‖Σ_k w_k g_k − Σ_b u_b r_b‖`` for each row of both."""
+        mixed = ((weight @ self.cross) * of_parts).sum(1)
+        return root(quadratic(weight, self.gram) - 2.0 * mixed + quadratic(of_parts, self.parts))
+
+
+def quadratic(weight: Array, gram: Array) -> Array:
+    """``wᵀ S w`` for each row."""
+    return ((weight @ gram) * weight).sum(1)
+
+
+def root(x: Any) -> Any:
+    """Of a number that rounding may have made negative."""
+    return np.sqrt(np.maximum(x, 0.0))
+
+
+def equal(count: int) -> Array:
+    """The weights of the plain mean, as one row."""
+    return np.full((1, count), 1.0 / count)
+
+
+def bootstrap(count: int, rng: np.random.Generator) -> Array:
+    """The weights of resampled means, ``[RESAMPLES, count]`` (Efron & Tibshirani 1993, section 6)."""
+    return rng.multinomial(count, equal(count)[0], size=RESAMPLES) / count
+
+
+def interval(values: Array) -> Interval:
+    """The middle 95 %."""
+    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return float(low), float(high)

@@ -1,0 +1,90 @@
+"""What ``upslope variance`` found: a table for the terminal, ``variance.png`` and ``variance.json``."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope._version import __version__
+from upslope.run.chart import save
+from upslope.run.dots import Dots, draw_dots
+from upslope.run.folder import RunFolder, default_path
+from upslope.run.variance import Measurement
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table: a row for each estimator, and what they were held to."""
+
+    run: Any
+    rows: tuple[Measurement, ...]
+    targets: tuple[str, ...]
+    """for whose gradient each is unbiased"""
+    reference: str
+    reference_length: float
+    num_steps: int
+    seconds: float
+
+    def text(self) -> str:
+        """For the terminal."""
+        run = self.run
+        taker = f", weighted ones on samples of {run.behavior}" if run.behavior else ""
+        lines = [
+            f"{run.env_id}, {run.policy} policy, γ = {run.gamma:g}: {len(self.rows)} estimators on the same {run.samples:,} episodes "
+            f"({self.num_steps:,} steps{taker})",
+            f"reference: gradient of the {run.objective} J, {self.reference}, length {self.reference_length:.4g}",
+            "",
+        ]
+        table = [("estimator", "variance (95 %)", "relative", "bias (by chance)", "cosine (95 %)", "ESS", "ms", "unbiased for")]
+        for row, target in zip(self.rows, self.targets, strict=True):
+            table.append(
+                (
+                    row.estimator,
+                    f"{row.variance:.4g} ({row.variance_interval[0]:.4g} to {row.variance_interval[1]:.4g})",
+                    f"{row.relative_variance:.3g}",
+                    f"{row.bias:.3g} ({row.bias_by_chance:.3g}){' *' if row.biased else ''}",
+                    f"{row.cosine:.3f} ({row.cosine_interval[0]:.3f} to {row.cosine_interval[1]:.3f})",
+                    "" if row.effective_sample_size is None else f"{row.effective_sample_size:.1%}",
+                    f"{1000 * row.seconds:.1f}",
+                    target,
+                )
+            )
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines += [
+            "",
+            "variance: of one episode, trace of the covariance. relative: over the squared length of the mean: so many episodes hold as",
+            "much noise as signal. bias: distance from the reference; by chance: 5 % of unbiased ones would show more; *: this one does.",
+        ]
+        return "\n".join(lines)
+
+    def fields(self) -> dict[str, Any]:
+        """For ``variance.json``."""
+        rows = [asdict(row) | {"biased": row.biased, "unbiased_for": target} for row, target in zip(self.rows, self.targets, strict=True)]
+        return {
+            **asdict(self.run),
+            "reference": self.reference,
+            "reference_length": self.reference_length,
+            "num_steps": self.num_steps,
+            "rows": rows,
+            "seconds": round(self.seconds, 3),
+            "versions": {"upslope": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def write(self, out: Path | None) -> Path:
+        """``variance.png`` and ``variance.json`` in ``out`` (none: ``runs/variance-TASK-SEED``); returns the folder."""
+        names = [row.estimator for row in self.rows]
+        variance = Dots("variance of one episode", [(row.variance, *row.variance_interval) for row in self.rows], logarithmic=True)
+        bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
+        cosine = Dots("cosine with the reference", [(row.cosine, *row.cosine_interval) for row in self.rows])
+        title = (
+            f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, gamma = {self.run.gamma:g}"  # the font has no γ
+        )
+        with RunFolder.create(out, default_path("variance", self.run.env_id, self.run.seed)) as folder:
+            save(draw_dots(title, names, [variance, bias, cosine]), folder.path / "variance.png")
+            folder.write_json("variance.json", self.fields())
+        return folder.path

@@ -1,0 +1,245 @@
+"""``upslope variance``: estimators by name, measured in an environment at a fixed policy, as a table, a picture and a JSON file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope import environments, tabular
+from upslope import functional as F
+from upslope.algorithms import REINFORCE
+from upslope.algorithms.reinforce import to_go_discounted
+from upslope.errors import require
+from upslope.records import Rollout
+from upslope.run.estimators import DEFAULT, ESTIMATORS, estimator_of
+from upslope.run.load import Run
+from upslope.run.variance import Measurement, Reference, first, joined, measure
+from upslope.run.variance_report import Comparison
+from upslope.updates.fisher import reached
+
+Objective = Literal["discounted", "undiscounted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceRun:
+    """Everything that decides what is measured; :meth:`run` measures."""
+
+    env_id: str
+    estimators: tuple[str, ...] = DEFAULT
+    policy: str = "fresh"
+    """a run folder, or fresh: the policy that a run would begin with"""
+    behavior: str | None = None
+    """who takes the samples of estimators with importance weights: a run folder, or uniform (none: the policy itself)"""
+    samples: int = 256
+    """episodes that every estimator sees"""
+    group_size: int = 8
+    """episodes from the same start that group estimators compare"""
+    reference_samples: int | None = None
+    """episodes behind the reference, where it is not exact (none: four times the samples)"""
+    critic_samples: int = 64
+    """episodes that the critic is fitted on first (0: it stays as it is)"""
+    gamma: float = 0.99
+    """discount factor"""
+    objective: Objective = "discounted"
+    """whose gradient is the reference"""
+    seed: int = 0
+    """of environments, policy and actions"""
+
+    def __post_init__(self) -> None:
+        require(len(self.estimators) > 0, f"--estimators: expected at least one of {', '.join(ESTIMATORS)}")
+        chosen = [estimator_of(name)[0] for name in self.estimators]
+        twice = [name for name in self.estimators if self.estimators.count(name) > 1]
+        require(not twice, f"--estimators: {twice[0] if twice else ''} is named twice")
+        require(self.samples >= 2, f"--samples: expected an integer ≥ 2, found {self.samples}; one sample has no variance")
+        require(0.0 <= self.gamma <= 1.0, f"--gamma: expected a number in [0, 1], found {self.gamma}")
+        require(self.objective in ("discounted", "undiscounted"), f"--objective: discounted or undiscounted, found {self.objective!r}")
+        require(self.critic_samples >= 0, f"--critic-samples: expected an integer ≥ 0, found {self.critic_samples}")
+        count = self.reference_samples
+        require(count is None or count >= 2, f"--reference-samples: expected an integer ≥ 2, found {count}")
+        require(self.seed >= 0, f"--seed: expected an integer ≥ 0, found {self.seed}")
+        if any(item.grouped for item in chosen):
+            size = self.group_size
+            require(size >= 2, f"--group-size: expected an integer ≥ 2, found {size}")
+            require(
+                self.samples % size == 0 and self.samples >= 2 * size,
+                f"--samples: expected a multiple of the group size {size}, at least {2 * size}, found {self.samples}",
+            )
+        require(
+            self.behavior is None or any(item.weighted for item in chosen),
+            "--behavior: it takes the samples of estimators with importance weights, and none is among them; add off-policy-per-decision",
+        )
+
+    def run(self) -> Comparison:
+        """Sample, fit the critic, find the reference, measure.
+
+        Raises:
+            UsageError: whatever cannot work, in one line.
+        """
+        from upslope import control
+
+        started = time.perf_counter()
+        chosen = {name: estimator_of(name) for name in self.estimators}
+        grouped = any(item.grouped for item, _ in chosen.values())
+        lanes = min(self.samples, LANES)
+        envs = control.make(self.env_id, lanes - lanes % self.group_size if grouped else lanes, self.seed)
+        with envs:
+            policy = self.make_policy(envs)
+            alone = control.Episodes(envs, seed=self.seed)
+            collect = control.GroupedEpisodes(envs, self.group_size, seed=self.seed) if grouped else alone
+            critics = [name for name, (item, _) in chosen.items() if item.critic]
+            if critics and self.critic_samples:
+                others = episodes(collect, policy, self.critic_samples)
+                require(others.value is not None, f"--estimators: {critics[0]} needs a critic, and the policy has none; leave it out")
+                fit_critic(policy, others, self.gamma)
+            reference, kind = self.reference(policy, collect)
+            rollout = episodes(collect, policy, self.samples)
+            away = rollout if self.behavior is None else episodes(collect, ActsAs(self.make_behavior(envs), policy), self.samples)
+        found: dict[str, Measurement] = {}
+        for weighted, samples in ((False, rollout), (True, away)):
+            algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
+            rows = measure(algorithms, policy, samples, reference, seed=self.seed) if algorithms else []
+            found |= {row.estimator: row for row in rows}
+        return Comparison(
+            run=self,
+            rows=tuple(found[name] for name in chosen),
+            targets=tuple(item.target for item, _ in chosen.values()),
+            reference=kind,
+            reference_length=float(reference.gradient.norm()),
+            num_steps=rollout.num_steps,
+            seconds=time.perf_counter() - started,
+        )
+
+    def make_policy(self, envs: Any) -> Any:
+        """A copy of a run's policy, or a fresh one: linear in what a Discrete observation is, a network of anything else."""
+        from gymnasium.spaces import Discrete
+
+        from upslope import control
+
+        if self.policy != "fresh":
+            return control_policy(self.policy, "--policy").frozen().requires_grad_(True)
+        if isinstance(envs.observation_space, Discrete):
+            return control.LinearPolicy.for_envs(envs, features="linear", seed=self.seed)
+        return control.policy_for(envs, seed=self.seed)
+
+    def make_behavior(self, envs: Any) -> Any:
+        """Who takes the samples of estimators with importance weights."""
+        from upslope import control
+
+        return control.RandomPolicy(envs) if self.behavior == "uniform" else control_policy(str(self.behavior), "--behavior").frozen()
+
+    def reference(self, policy: Any, collect: Any) -> tuple[Reference, str]:
+        """The exact gradient where the environment is a finite problem, else that of a large batch of its own."""
+        gamma = self.gamma if self.objective == "discounted" else 1.0
+        mdp = finite_problem(self.env_id)
+        if mdp is not None and self.reference_samples is None:
+            return Reference.exact(tabular.gradient(mdp, Tabulated(policy, mdp), gamma)), "exact"
+        count = self.reference_samples or 4 * self.samples
+        rollout = episodes(collect, policy, count)
+        algorithm = REINFORCE(
+            gamma=gamma, returns=to_go_discounted, baseline=rollout.value is not None, normalize_advantage=False, value_coef=0.0
+        )
+        return Reference.sampled(algorithm, policy, rollout), f"{count:,} other episodes"
+
+
+LANES = 64
+"""Environments played side by side at most, unless a group is larger."""
+
+
+# ---------------------------------------------------------------------------------------------- policies and episodes
+
+
+def control_policy(path: str, flag: str) -> Any:
+    """The final policy of a run in an environment."""
+    run = Run.load(path)
+    require(run.world == "control", f"{flag}: {path} trained a language model; take a run in an environment")
+    return run.policy
+
+
+class ActsAs:
+    """Acts as ``behavior`` does; what is recorded is what ``policy`` sees of it, and what it expects."""
+
+    def __init__(self, behavior: Any, policy: Any) -> None:
+        self.behavior, self.policy, self.head = behavior, policy, behavior.head
+        self.seen: dict[str, Tensor] = {}
+
+    def inputs(self, observation: Any, *, action_mask: Any = None, update: Any = False) -> dict[str, Tensor]:
+        """The policy's inputs; the behavior's own are kept for :meth:`sample`."""
+        self.seen = self.behavior.inputs(observation, action_mask=action_mask)
+        return self.policy.inputs(observation, action_mask=action_mask)
+
+    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Any:
+        """The behavior's action and its log-probability."""
+        return self.behavior.sample(self.seen, generator=generator)
+
+    def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The policy's own."""
+        return self.policy.value(inputs)
+
+    def evaluate(self, **inputs: Tensor) -> Any:
+        """The policy's own."""
+        return self.policy.evaluate(**inputs)
+
+
+class Tabulated:
+    """A policy over the observations of a finite problem as the table that :mod:`upslope.tabular` asks for."""
+
+    def __init__(self, policy: Any, mdp: tabular.MDP) -> None:
+        self.policy, self.mdp = policy, mdp
+        self.parameters = policy.parameters
+
+    def probabilities(self) -> Tensor:
+        """``π(a|o)``, ``[O, A]``, differentiable."""
+        inputs = self.policy.inputs(np.arange(self.mdp.num_observations))
+        actions = torch.arange(self.mdp.num_actions).unsqueeze(1).expand(-1, self.mdp.num_observations)
+        return torch.stack([self.policy.evaluate(**inputs, action=action).log_prob for action in actions], -1).exp()
+
+
+def finite_problem(env_id: str) -> tabular.MDP | None:
+    """The problem behind an environment of :mod:`upslope.tabular.envs`; None for any other."""
+    if not env_id.startswith(environments.NAMESPACE + "/"):
+        return None
+    import gymnasium
+
+    environments.register()
+    return getattr(gymnasium.make(env_id).unwrapped, "mdp", None)
+
+
+def episodes(collect: Any, policy: Any, count: int) -> Rollout:
+    """``count`` whole episodes, one a row, from as many recordings as that takes; groups are kept whole."""
+    played = -(-count // collect.num_envs)
+    rollout = joined([collect(policy) for _ in range(played)])
+    return first(rollout, -(-count * len(rollout.mask) // (played * collect.num_envs)))
+
+
+def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
+    """Least squares of the value on the returns to go, by L-BFGS; parameters that the distribution depends on are left alone.
+
+    Raises :class:`UsageError` for a critic without a parameter of its own.
+    """
+    returns = F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.next_value)
+    found, everything = policy.evaluate(**rollout.inputs), list(policy.parameters())
+    actor = {id(p) for p in reached(found.log_prob, everything)}
+    critic = [p for p in reached(found.value, everything) if id(p) not in actor]
+    require(
+        len(critic) > 0, "--policy: its critic shares every parameter with its actor, so it cannot be fitted alone; say --critic-samples 0"
+    )
+    optimizer = torch.optim.LBFGS(critic, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def error() -> Tensor:
+        mean = F.squared_error(policy.evaluate(**rollout.inputs).value, returns, rollout.mask).sum() / rollout.num_steps
+        for parameter, gradient in zip(critic, torch.autograd.grad(mean, critic), strict=True):
+            parameter.grad = gradient
+        return mean
+
+    optimizer.step(error)
+    for parameter in critic:
+        parameter.grad = None
+
+
+FIT_STEPS = 50
