@@ -38,6 +38,7 @@ def test_twins(update, head, activation, unit, shape):
         # and once more: the moments go on; the policy has moved, so its words are those of now
         again = replace(batches[0], behavior_log_prob=own.evaluate(**batches[0].inputs).log_prob.detach().where(batches[0].mask, 0.0))
         outcomes.append((own, state, metrics, run(algorithm, own, again, state)))
+        assert not compiled or run.fit.plan is not None, "the kernel was never called"
     (ours, our_state, *our_metrics), (theirs, their_state, *their_metrics) = outcomes
     assert not close(vector(ours), before, atol=1e-3)
     assert close(vector(ours), vector(theirs), atol=4e-6)  # Adam divides a gradient by its own size, and with it the rounding near 0

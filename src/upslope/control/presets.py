@@ -81,6 +81,7 @@ TRPO_ACROBOT: Values = NATURAL | {
     "damping": 0.01,
     "gae_lambda": 0.95,
     "normalize_observation": True,
+    "total_steps": 300_000,
 }
 
 TRPO_PENDULUM: Values = {
