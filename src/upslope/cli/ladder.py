@@ -1,0 +1,50 @@
+"""``upslope ladder TASK``: from REINFORCE to GRPO on one task, rung by rung, on one page."""
+
+from __future__ import annotations
+
+import json
+
+from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
+from upslope.cli.help import section
+from upslope.errors import UsageError
+from upslope.run.ladder import ladder
+from upslope.run.ladder_rungs import TASKS
+
+FLAGS = (
+    Flag("budget", INTEGER, None, "environment steps of each run (none: the task's own)"),
+    Flag("seeds", INTEGER, 5, "runs of each rung, with seeds 0, 1, …"),
+    Flag("out", PATH, None, "folder for index.html, ladder.png and ladder.json (none: runs/ladder-TASK)"),
+    Flag("json", SWITCH, False, "print the numbers as one JSON object and nothing else"),
+    Flag("quiet", SWITCH, False, "print nothing"),
+)
+
+HELP = """\
+usage: upslope ladder TASK [flags]
+
+REINFORCE, rewards to go, baseline, actor–critic, traces, TRPO, PPO, RLOO, GRPO: each rung changes one formula, all have the same
+budget and the same seeds. One page shows learning curves, gradient noise, seconds and the formula that changed.
+
+{tasks}
+
+  upslope ladder bandit
+  upslope ladder CartPole-v1 --seeds 3 --budget 20000
+"""
+
+
+def main(words: list[str]) -> int:
+    """Parse, climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
+    if "--help" in words or "-h" in words:
+        print(HELP.format(tasks="\n".join(f"  {name:<13}{task.budget:>6,} steps: {task.title}" for name, task in TASKS.items())))
+        print(section("Flags:", FLAGS))
+        return 0
+    plain, values = parse(words, FLAGS, positionals=1)
+    if not plain:
+        raise UsageError(f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit")
+    silent = values.get("quiet", False) or values.get("json", False)
+    options = {name: values[name] for name in ("budget", "seeds", "out") if name in values}
+    found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **options)
+    if values.get("json"):
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    elif not silent:
+        print(f"page: {found['folder']}/index.html · picture: ladder.png · numbers: ladder.json · {found['seconds']:.1f} s")
+    return 0 if found["status"] == "finished" else 130

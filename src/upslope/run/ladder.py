@@ -1,0 +1,165 @@
+"""``upslope ladder``: the rungs of :mod:`upslope.run.ladder_rungs` on one task, with the same budget and the same seeds, on one page.
+
+Each rung is the run that ``upslope train`` makes of its settings. The folder holds ``index.html``, ``ladder.png`` and
+``ladder.json``; page and numbers are written after each rung, so whatever ends a ladder, its finished rungs are kept.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope._version import __version__
+from upslope.errors import require, unknown
+from upslope.run.chart import Line, Panel, draw, save
+from upslope.run.curve import bootstrap_band
+from upslope.run.folder import RunFolder, check_free
+from upslope.run.ladder_page import interval, page
+from upslope.run.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
+from upslope.run.ladder_runs import POINTS, Climb, climb, grid
+from upslope.run.ladder_style import COLORS
+
+TAIL = POINTS // 10
+"""The last points, over which a run's result is averaged."""
+SMALLEST, MOST_SEEDS = 100, 1000
+
+
+# --------------------------------------------------------------------------------------------------------- the ladder
+
+
+def ladder(
+    task: str, *, budget: int | None = None, seeds: int = 5, out: Path | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Climb every rung and write the folder (``runs/ladder-TASK`` unless ``out`` is given); returns what ``ladder.json`` holds.
+
+    Ctrl-C ends it after what is finished; ``status`` is then ``"interrupted"``. ``say`` is given a line for each rung.
+    Raises :class:`UsageError` for an unknown task, a budget or a number of seeds that cannot be, a folder that is not free.
+    """
+    from upslope.run.ladder_noise import noises
+
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    what = TASKS[task]
+    budget = what.budget if budget is None else budget
+    require(budget >= SMALLEST, f"--budget: expected at least {SMALLEST} environment steps, found {budget}")
+    require(1 <= seeds <= MOST_SEEDS, f"--seeds: expected an integer from 1 to {MOST_SEEDS}, found {seeds}")
+    if out is not None:
+        check_free(out)
+    fields: dict[str, Any] = {
+        "task": task,
+        "env_id": what.env_id,
+        "budget": budget,
+        "seeds": seeds,
+        "status": "running",
+        "best_return": what.best,
+        "gradient": {"episodes": what.episodes, "repeats": what.repeats, "steps": None},
+        "steps": grid(budget).tolist(),
+        "rungs": [],
+        "versions": versions(),
+    }
+    started = time.perf_counter()
+    with RunFolder.create(out, Path("runs") / f"ladder-{task}") as folder:
+        fields["folder"] = str(folder.path)
+        try:
+            say(f"{what.title}: {budget:,} steps × {seeds} seeds × {len(RUNGS)} rungs, into {folder.path}")
+            fields["gradient"]["steps"], noise = noises(what, RUNGS)
+            for rung in RUNGS:
+                climbs = [climb(what, rung, seed, budget) for seed in range(seeds)]
+                fields["rungs"].append(found_on(what, rung, climbs, noise[rung.key], budget))
+                say(line(fields["rungs"][-1]))
+                write(folder, fields)
+            fields["status"] = "finished"
+        except KeyboardInterrupt:
+            fields["status"] = "interrupted"
+        fields["seconds"] = round(time.perf_counter() - started, 2)
+        write(folder, fields)
+        if fields["rungs"]:
+            save(picture(what, fields), folder.path / "ladder.png")
+    return fields
+
+
+def found_on(task: Task, rung: Rung, climbs: list[Climb], noise: dict[str, Any], budget: int) -> dict[str, Any]:
+    """Everything that is known of a rung, for ``ladder.json`` and the page."""
+    table = np.stack([c.returns for c in climbs])
+    low, high = bootstrap_band(table)
+    last = table[:, -TAIL:].mean(1)
+    ends = bootstrap_band(last[:, None])
+    return {
+        "key": rung.key,
+        "name": rung.name,
+        "command": command(task, rung, budget),
+        "curve": {"mean": table.mean(0).tolist(), "low": low.tolist(), "high": high.tolist(), "each": table.tolist()},
+        "final": {"mean": float(last.mean()), "low": float(ends[0][0]), "high": float(ends[1][0]), "each": last.tolist()},
+        "gradient": noise,
+        "seconds": {"median": statistics.median(c.seconds for c in climbs), "each": [c.seconds for c in climbs]},
+        "file": rung.file,
+        "test": rung.test,
+    }
+
+
+def command(task: Task, rung: Rung, budget: int) -> str:
+    """The same run from the command line."""
+    words = ["upslope", "train", rung.algorithm, task.env_id]
+    for name, value in {**settings_for(task, rung), "total_steps": budget}.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", flag_value(value)]
+    return " ".join(words)
+
+
+def flag_value(value: Any) -> str:
+    """A setting as the words behind its flag."""
+    if isinstance(value, dict):
+        import json
+
+        return f"'{json.dumps(value)}'"
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def line(rung: dict[str, Any]) -> str:
+    """A rung in one line of the terminal."""
+    variance = rung["gradient"]["relative_variance"]
+    noise = "" if variance is None else f"   gradient noise {variance:8.3g}"
+    return f"{rung['name']:<24} return {interval(rung['final']):<26}{noise}   {rung['seconds']['median']:.2f} s"
+
+
+def write(folder: RunFolder, fields: dict[str, Any]) -> None:
+    """Numbers and page, as far as the ladder is."""
+    folder.write_json("ladder.json", fields)
+    folder.write_bytes("index.html", page(fields, folder.path).encode())
+
+
+def picture(task: Task, fields: dict[str, Any]) -> Any:
+    """The learning curves of all rungs, with the project's own chart."""
+    x = np.array(fields["steps"])
+    lines = []
+    for rung, color in zip(fields["rungs"], COLORS, strict=False):
+        mean, low, high = (np.maximum(rung["curve"][name], task.floor) for name in ("mean", "low", "high"))
+        red, green, blue = bytes.fromhex(color[0][1:])
+        name = rung["name"].replace("–", "-")  # the font has no dash
+        lines.append(Line(x, mean, (red, green, blue), name, width=2.0, low=low, high=high))
+    title = f"The ladder on {fields['task']}, {fields['seeds']} seeds"
+    panel = Panel(title, "environment steps", "return (mean, 95 % interval)", lines, [(task.best, f"best: {task.best:.4g}")])
+    return draw([panel], size=(1000, 620))
+
+
+def versions() -> dict[str, str]:
+    """What computed the ladder."""
+    import gymnasium
+    import torch
+
+    return {
+        "upslope": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gymnasium": gymnasium.__version__,
+        "numpy": np.__version__,
+    }

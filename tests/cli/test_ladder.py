@@ -1,0 +1,243 @@
+"""``upslope ladder``: the page and its numbers, what is kept after Ctrl-C, and what cannot be asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Command, good
+from upslope.cli import train
+from upslope.run import ladder, ladder_noise, ladder_page, ladder_runs
+from upslope.run.control_run import ControlRun
+from upslope.run.ladder_rungs import RUNGS, TASKS, settings_for
+
+ROOT = Path(__file__).parents[2]
+VOID = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes; an end tag that closes nothing, or something else, is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a very small ladder."""
+    folder = tmp_path_factory.mktemp("ladder") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=60))
+        lines: list[str] = []
+        ladder.ladder("bandit", budget=200, seeds=2, out=folder, say=lines.append)
+    assert len(lines) == 1 + len(RUNGS) and all(rung.name in line for rung, line in zip(RUNGS, lines[1:], strict=True))
+    return folder
+
+
+def test_the_page_stands_alone_and_holds_every_curve(climbed: Path) -> None:
+    text = (climbed / "index.html").read_text()
+    page = Page(text)
+    curves = [a["d"] or "" for tag, a in page.tags if tag == "path" and (a["class"] or "").startswith("curve")]
+    assert len(curves) == 3 * len(RUNGS)  # a wide picture, a narrow one, and a card for each
+    assert all(d.count("L") == ladder.POINTS - 1 and "nan" not in d for d in curves)
+    assert not {tag for tag, _ in page.tags} & {"script", "img", "iframe", "object"} and "http" not in text and "url(" not in text
+    assert [a["href"] for tag, a in page.tags if tag == "link"] == ["data:,"]
+    with Image.open(climbed / "ladder.png") as picture:
+        assert picture.size == (1000, 620)
+
+
+def test_every_link_leads_to_a_file_that_holds_what_it_names(climbed: Path) -> None:
+    links = [a["href"] or "" for tag, a in Page((climbed / "index.html").read_text()).tags if tag == "a"]
+    assert len(links) == 2 * len(RUNGS)
+    for link in links:
+        address = urlparse(link)
+        file = (climbed / unquote(address.path)).resolve()
+        assert address.scheme == "" and file.is_file() and file.is_relative_to(ROOT)
+        if address.fragment:
+            assert f"def {address.fragment.removeprefix(':~:text=def%20')}(" in file.read_text()
+    assert ladder_page.link("tests/no_such.py::test_x", climbed) == "<code>tests/no_such.py :: test_x</code>"
+
+
+def test_the_numbers(climbed: Path) -> None:
+    found = json.loads((climbed / "ladder.json").read_text())
+    assert found["status"] == "finished" and [rung["key"] for rung in found["rungs"]] == [rung.key for rung in RUNGS]
+    by_key = {rung["key"]: rung for rung in found["rungs"]}
+    for rung in found["rungs"]:
+        curve = np.array([rung["curve"][name] for name in ("low", "mean", "high")])
+        assert curve.shape == (3, ladder.POINTS) and (np.diff(curve, axis=0) >= -1e-12).all()
+        assert np.allclose(np.mean(rung["curve"]["each"], 0), curve[1], atol=1e-12)
+        assert rung["seconds"]["median"] > 0 and min(TASKS["bandit"].floor, 2.9) <= rung["final"]["mean"] <= 5.6
+    for one, other in (("reinforce", "to-go"), ("actor-critic", "traces")):  # one decision: nothing to go, nothing to trace
+        assert by_key[one]["curve"] == by_key[other]["curve"] and by_key[one]["gradient"] == by_key[other]["gradient"]
+    # the same episodes, the same critic: one decision's TD error, its generalized advantage and return − V are one number
+    exact = [by_key[key]["gradient"]["exact_share"] for key in ("baseline", "actor-critic", "trpo", "ppo")]
+    assert np.ptp(exact) < 1e-6  # float32
+    for key in ("reinforce", "baseline", "rloo"):  # five standard errors: unbiased
+        gradient = by_key[key]["gradient"]
+        assert abs(gradient["exact_share"] - 1.0) < 5.0 * gradient["exact_share_error"]
+    assert by_key["reinforce"]["gradient"]["variance"] > 10 * by_key["baseline"]["gradient"]["variance"]
+
+
+def test_options_and_the_free_folder(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=3))
+    monkeypatch.setattr(ladder, "RUNGS", RUNGS[2:3])
+    words = ("ladder", "bandit", "--budget", "100", "--seeds", "1")
+    out = good(cli(*words)).out
+    assert out.count("\n") == 3 and "Baseline" in out and "runs/ladder-bandit/index.html" in out
+    found = json.loads(good(cli(*words, "--json")).out)
+    assert found["folder"] == "runs/ladder-bandit-2" and len(found["rungs"]) == 1
+    assert good(cli(*words, "--quiet")).out == ""
+
+
+def test_ctrl_c_keeps_the_finished_rungs(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ladder.climb
+
+    def interrupted(task: Any, rung: Any, *rest: Any) -> Any:
+        if rung.key == "baseline":
+            raise KeyboardInterrupt
+        return real(task, rung, *rest)
+
+    monkeypatch.setattr(ladder, "climb", interrupted)
+    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=3))
+    answer = cli("ladder", "bandit", "--budget", "100", "--seeds", "1", "--out", "here")
+    assert answer.code == 130 and answer.err == "" and "here/index.html" in answer.out
+    found = json.loads(Path("here/ladder.json").read_text())
+    assert found["status"] == "interrupted" and [rung["key"] for rung in found["rungs"]] == ["reinforce", "to-go"]
+    text = Path("here/index.html").read_text()
+    Page(text)
+    assert "2 of 9 rungs are finished" in text and Path("here/ladder.png").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[Any] = []
+    monkeypatch.setattr(train, "run", lambda name, env_id, flags, values, output: typed.append(ControlRun.of(name, env_id, **values)) or 0)
+    for rung in RUNGS:
+        words = shlex.split(ladder.command(TASKS[task], rung, 1234))
+        assert words[:2] == ["upslope", "train"] and train.main(words[2:]) == 0
+        settings = {**settings_for(TASKS[task], rung), "total_steps": 1234}
+        assert typed[-1] == ControlRun.of(rung.algorithm, TASKS[task].env_id, **settings)
+
+
+def test_tasks_begin_where_they_say() -> None:
+    """The corridor at p(right) = 0.05, worth 2 (p − 2) / (p (1 − p)) with a critic that says the mean over visits; the bandit level."""
+    policy = ladder_noise.measured_policy(TASKS["corridor"])
+    table = ladder_runs.table_of(ladder_runs.problem_of(TASKS["corridor"]), policy)
+    assert table[:, 1].tolist() == pytest.approx([0.05] * 4, rel=1e-6)  # float32 preferences
+    assert ladder_runs.exact_return(TASKS["corridor"], policy) == pytest.approx(2.0 * (0.05 - 2.0) / (0.05 * 0.95), rel=1e-5)  # likewise
+    policy = ladder_noise.measured_policy(TASKS["bandit"])
+    mean = np.mean(TASKS["bandit"].shared["env_kwargs"]["means"])
+    assert ladder_runs.exact_return(TASKS["bandit"], policy) == pytest.approx(mean)
+    assert policy.network.critic[0].item() == pytest.approx(mean, rel=1e-6)  # float32
+
+
+def test_the_exact_gradient_of_the_corridor() -> None:
+    """dJ/dp · p (1 − p) by hand, for the preference of right; that of left is its negative."""
+    task, p = TASKS["corridor"], 0.05
+    policy = ladder_noise.measured_policy(task)
+    slope = (2.0 * p * (1.0 - p) - 2.0 * (p - 2.0) * (1.0 - 2.0 * p)) / (p * (1.0 - p)) ** 2
+    found = ladder_noise.exact_gradient(task, policy, [policy.network.actor])
+    assert found.tolist() == pytest.approx([-slope * p * (1.0 - p), slope * p * (1.0 - p)], rel=1e-5)  # float32 preferences
+
+
+def test_noise_of_known_gradients() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.array([3.0, 4.0]) + rng.normal(size=(100_000, 2)) * [1.0, 2.0]
+    found = ladder_noise.noise(rows, np.array([6.0, 8.0]))
+    assert found["relative_variance"] == pytest.approx(5.0 / 25.0, rel=0.02)  # 100,000 draws
+    assert found["exact_share"] == pytest.approx(0.5, abs=5 * found["exact_share_error"])
+    assert ladder_noise.noise(np.array([[1.0], [-1.0]]), None) == {"variance": 2.0, "relative_variance": None}
+
+
+def test_a_curve_at_equal_distances() -> None:
+    steps, returns = np.array([0.0, 10.0, 15.0, 600.0, 900.0]), np.array([np.nan, 1.0, 3.0, 8.0, 99.0])
+    curve = ladder_runs.resampled(steps, returns, 600)
+    assert curve[0] == 1.0 and curve[1] == 3.0 and curve[-1] == 8.0  # ends at 10, 20 and 600; what came after the budget is cut
+    assert curve[30] == pytest.approx(3.0 + 5.0 * (310.0 - 15.0) / 585.0)
+    assert np.isnan(ladder_runs.resampled(steps[:1], returns[:1], 600)).all()
+
+
+def test_words_follow_the_numbers() -> None:
+    def rung(mean: float, low: float, high: float, noise: float | None, **gradient: float) -> dict[str, Any]:
+        final = {"mean": mean, "low": low, "high": high}
+        return {"final": final, "gradient": {"relative_variance": noise, **gradient}, "seconds": {"median": 2.0}}
+
+    found = {"gradient": {"repeats": 60}}
+    better = ladder_page.compared(rung(5.0, 4.0, 6.0, 10.0), rung(1.0, 0.5, 1.5, 40.0), found)
+    assert better == (
+        "Ends at 5 [4, 6], the rung before at 1: more; gradient noise 10, 0.25 × that of the rung before; 2.00 s, 1 × the time."
+    )
+    assert ": less;" in ladder_page.compared(rung(1.0, 0.5, 1.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
+    assert "the intervals overlap" in ladder_page.compared(rung(1.0, 0.5, 4.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
+    assert "does not stand out of its noise in 60 estimates" in ladder_page.compared(rung(1.0, 0.5, 1.5, None), None, found)
+    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, exact_share=0.5, exact_share_error=0.1), False).startswith("Biased")
+    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, exact_share=0.9, exact_share_error=0.1), False).startswith("Without bias")
+    assert ladder_page.number(-11.656) == "−11.66" and ladder_page.number(math.nan) == "–"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "ladder: expected TASK, one of bandit, corridor, CartPole-v1"),
+        (["cartpole"], "unknown task 'cartpole': did you mean 'CartPole-v1'?"),
+        (["coridor"], "unknown task 'coridor': did you mean 'corridor'?"),
+        (["Pendulum-v1"], "unknown task 'Pendulum-v1': "),
+        (["bandit", "corridor"], "unexpected 'corridor'"),
+        (["bandit", "--budget", "0"], "--budget: expected at least 100 environment steps, found 0"),
+        (["bandit", "--budget", "lots"], "--budget: expected an integer, found 'lots'"),
+        (["bandit", "--seeds", "0"], "--seeds: expected an integer from 1 to 1000, found 0"),
+        (["bandit", "--seeds", "1001"], "--seeds: expected an integer from 1 to 1000, found 1001"),
+        (["bandit", "--out", "full"], "--out: full exists and is not empty"),
+        (["bandit", "--out", "full/file"], "--out: full/file is a file, not a folder"),
+        (["bandit", "--steps", "3"], "unknown flag '--steps'"),
+    ],
+)
+def test_bad_input(cli: Command, words: list[str], message: str) -> None:
+    Path("full").mkdir()
+    Path("full/file").touch()
+    answer = cli("ladder", *words)
+    assert answer.code == 2 and answer.out == "" and answer.err.startswith(f"upslope: {message}") and answer.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_help_names_every_task(cli: Command) -> None:
+    out = good(cli("ladder", "--help")).out
+    assert all(name in out for name in TASKS) and "--budget" in out
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+def test_a_browser_draws_every_curve_without_a_word(climbed: Path, tmp_path: Path) -> None:
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    options = [*quiet.split(), "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+    found = subprocess.run(["chromium", *options, (climbed / "index.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and "CONSOLE" not in found.stderr
+    assert len(re.findall(r'<path class="curve r\d" d="M[\d. L-]+"', found.stdout)) == 3 * len(RUNGS)
