@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from upslope import A2C, GRPO, PPO, REINFORCE, OffPolicyGradient
+from upslope import A2C, GRPO, PPO, REINFORCE, AllActions, OffPolicyGradient
 from upslope import functional as F
 from upslope.algorithms.reinforce import to_go
 from upslope.records import Batch
@@ -81,6 +81,12 @@ def group_with_leave_one_out(policy, rollout):
     return total(log_prob(policy, rollout) * F.leave_one_out(score).unsqueeze(-1), rollout)
 
 
+def every_action(policy, rollout, gamma):
+    """The library's all-actions gradient with the exact action values."""
+    algorithm = AllActions(q=lambda inputs: policy.action_values[inputs["observation"]], state_discount=gamma)
+    return algorithm.objective(policy, algorithm.estimate(policy, rollout))[0]
+
+
 SOUND = {
     f.__name__: (f, options)
     for f, options in (
@@ -91,6 +97,7 @@ SOUND = {
         (actor_critic_with_its_own_critic, {}),
         (steps_of_a_minibatch, {}),
         (group_with_leave_one_out, {"group": True}),
+        (every_action, {}),
     )
 }
 

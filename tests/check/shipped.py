@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from upslope import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, TRPO, OffPolicyGradient
+from upslope import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, TRPO, ContinuingActorCritic, OffPolicyGradient, OnlineActorCritic
 from upslope import functional as F
 from upslope.algorithms import grpo, ppo
 from upslope.algorithms.off_policy import ESTIMATORS
@@ -34,17 +34,19 @@ def shipped():
         "ppo-reference": PPO(reference_kl_coef=0.1),
         "reinforce-reference": REINFORCE(reference_kl_coef=0.1, baseline=False),
     }
+    for trace in (0.0, 0.7, 1.0):
+        found[f"actor-critic-{trace}"] = OnlineActorCritic(gamma=0.9, trace_decay=trace)
+    found["actor-critic-continuing"] = ContinuingActorCritic(trace_decay=0.5)
+    found["actor-critic-unweighted"] = OnlineActorCritic(gamma=0.9, discount_weight=False)
     for name, estimator in ESTIMATORS.items():
         found[f"off-policy-{name}"] = OffPolicyGradient(estimator=estimator)
     bare = {"ratio_cap": None, "trace_cap": None, "scale_advantage": False, "baseline": False}
     for name in ("vtrace", "per-decision", "per-step"):
         found[f"off-policy-{name}-bare"] = OffPolicyGradient(estimator=ESTIMATORS[name], gamma=0.9, **bare)
     found |= {f"grpo-{name}": GRPO(**settings) for name, settings in grpo.RELATIVES.items()}
-    averages = ("steps", "sequences", "constant", "constant")
-    for (name, advantage), average in zip(grpo.ADVANTAGES.items(), averages, strict=True):
-        found[f"grpo-{name}-{average}"] = GRPO(advantage=advantage, average_over=average)
-    found |= {f"grpo-{name}": GRPO(surrogate=surrogate, average_over="constant") for name, surrogate in grpo.SURROGATES.items()}
-    found |= {f"grpo-{name}": GRPO(ratio=ratio) for name, ratio in grpo.RATIOS.items() if ratio is not F.token_ratio}
+    for (name, advantage), surrogate in zip(grpo.ADVANTAGES.items(), grpo.SURROGATES.values(), strict=True):
+        found[f"grpo-{name}"] = GRPO(advantage=advantage, surrogate=surrogate, average_over="constant")
+    found |= {f"grpo-{name}": GRPO(ratio=ratio) for name, ratio in grpo.RATIOS.items()}
     found |= {
         "grpo-kl": GRPO(kl_coef=0.1),
         "grpo-kl-reward": GRPO(kl_coef=0.1, kl_estimator="k1", kl_placement="reward", entropy_coef=0.01),

@@ -1,6 +1,8 @@
 """What tests of ``upslope check`` name on the command line."""
 
-from upslope import GRPO
+import torch
+
+from upslope import GRPO, PPO, tabular
 from upslope import functional as F
 
 
@@ -21,6 +23,18 @@ def falls_over(policy, rollout):
 class NeedsMore(GRPO):
     def __init__(self, size):
         super().__init__()
+
+
+class Mean(PPO):
+    """Forgets the weights."""
+
+    def objective(self, policy, batch):
+        value, metrics = super().objective(policy, batch)
+        return value / batch.weight.sum(), metrics
+
+
+def a_policy():
+    return tabular.tabular_policy(tabular.bandit()), {"observation": torch.zeros(2, 1, dtype=torch.int64)}
 
 
 grpo = GRPO()

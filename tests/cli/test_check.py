@@ -27,8 +27,15 @@ def test_what_holds(cli: Command) -> None:
 
 def test_a_surrogate(cli: Command) -> None:
     answer = cli("check", "own_check:reduced")
-    assert answer.code == 1 and answer.out.startswith("BROKEN  surrogate: expected one value per step")
+    assert answer.code == 1 and "BROKEN       surrogate: expected one value per step" in answer.out
     assert cli("check", "own_check:reduced", "--json").code == 1
+
+
+def test_an_algorithm_and_a_policy(cli: Command) -> None:
+    answer = cli("check", "own_check:Mean")
+    assert answer.code == 1 and "BROKEN       algorithm: the objective ignores batch.weight" in answer.out
+    assert json.loads(good(cli("check", "own_check:grpo", "--json")).out)["kind"] == "algorithm"
+    assert "every law of a policy holds" in good(cli("check", "own_check:a_policy")).out
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,7 @@ def test_a_surrogate(cli: Command) -> None:
         (("own_check:number",), "expected an algorithm or a function"),
         (("own_check:falls_over",), "falls_over: raised ZeroDivisionError (by 0) on a rollout of shape"),
         (("own_check:NeedsMore",), "NeedsMore cannot be made without arguments"),
+        (("own_check:grpo", "--kind", "policy"), "name a function that returns (policy, inputs)"),
         (("own_check:reduced", "--gamma", "0.9"), "--gamma: a surrogate has no such setting"),
         (("own_check:reinforce", "--by-design", "gama"), "unknown law 'gama'"),
         (("own_check:reinforce", "--kind", "polcy"), "--kind: unknown value 'polcy'"),

@@ -13,9 +13,9 @@ from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.settings import load_object
 
-KINDS = ("estimator", "surrogate")
+KINDS = ("estimator", "surrogate", "algorithm", "policy")
 FLAGS = (
-    Flag("kind", one_of(KINDS), None, "what it is (none: told from its parameters)"),
+    Flag("kind", one_of(KINDS), None, "what it is (none: told from what it has); an algorithm is an estimator and more"),
     Flag("gamma", REAL, None, "discount factor that a function uses; an algorithm has its own (none: 1, or 0.9 for a parameter gamma)"),
     Flag("group", SWITCH, None, "recordings are groups of rows from the same start (none: GRPO and RLOO)"),
     Flag("off_policy", SWITCH, None, "it corrects for another behavior policy (none: if it reacts to behavior_log_prob)"),
@@ -29,7 +29,8 @@ usage: upslope check module:name [flags]
 
 Compute an estimator's exact expectation on small problems, compare it with the exact policy gradient, and name the law that it
 breaks. `name` is an algorithm (a class or an instance), a function (policy, rollout) or (policy, rollout, gamma) that returns a
-number to differentiate or a gradient, or a surrogate (log_prob, behavior_log_prob, advantage, mask, clip_range).
+number to differentiate or a gradient, a surrogate (log_prob, behavior_log_prob, advantage, mask, clip_range), or a function without
+parameters that returns a policy and its inputs: (policy, {"observation": ...}).
 Exit code 0: every law holds, 1: one is broken, 2: it cannot be checked.
 
   upslope check my_module:estimator
@@ -57,33 +58,56 @@ def main(words: list[str]) -> int:
 
 
 def kind_of(target: Any) -> str:
-    """Told from the shape of it."""
-    if hasattr(target, "estimate"):
-        return "estimator"
+    """Told from what it has."""
+    if hasattr(target, "estimate") and hasattr(target, "objective"):
+        return "algorithm"
     try:
         names = list(inspect.signature(target).parameters)
     except (TypeError, ValueError):
-        names = []
-    return "surrogate" if "behavior_log_prob" in names or "advantage" in names else "estimator"
+        names = ["?"]
+    if "behavior_log_prob" in names or "advantage" in names:
+        return "surrogate"
+    return "policy" if not names and not isinstance(target, type) else "estimator"
 
 
 def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """``(fields with law, text)``."""
     from upslope import testing
 
-    if kind == "surrogate":
-        unused = [name for name in options if name != "kind"]
-        if unused:
-            raise UsageError(f"--{unused[0].replace('_', '-')}: a surrogate has no such setting")
-        try:
-            testing.check_surrogate(target)
-        except testing.ContractError as error:
-            return {"law": str(error)}, f"BROKEN  {error}"
-        return {"law": None}, f"{getattr(target, '__name__', 'surrogate')}: every law of a surrogate holds"
     if isinstance(target, type):
-        try:
-            target = target()
-        except TypeError as error:
-            raise UsageError(f"check: {target.__name__} cannot be made without arguments ({error}); name an instance") from error
+        target = made(target)
+    name = getattr(target, "__name__", type(target).__name__)
+    try:
+        if kind in ("surrogate", "policy"):
+            for option in options:
+                raise UsageError(f"--{option.replace('_', '-')}: a {kind} has no such setting")
+        if kind == "surrogate":
+            testing.check_surrogate(target)
+        elif kind == "policy":
+            testing.check_policy(*policy_and_inputs(target))
+        elif kind == "algorithm":
+            testing.check_algorithm(target, group=options.get("group"))
+    except testing.ContractError as error:
+        return {"law": str(error)}, f"{name}: breaks its contract\n  BROKEN       {error}"
+    if kind in ("surrogate", "policy"):
+        return {"law": None}, f"{name}: every law of a {kind} holds"
     report = testing.check_estimator(target, **options)
     return report.as_dict(), str(report)
+
+
+def made(target: type) -> Any:
+    """An instance with every default."""
+    try:
+        return target()
+    except TypeError as error:
+        raise UsageError(f"check: {target.__name__} cannot be made without arguments ({error}); name an instance") from error
+
+
+def policy_and_inputs(target: Any) -> tuple[Any, Any]:
+    """What a function without parameters returned, or a pair itself."""
+    found = target() if callable(target) and not hasattr(target, "sample") else target
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise UsageError(
+            "check: a policy is checked on its inputs; name a function that returns (policy, inputs), such as (policy, {'observation': …})"
+        )
+    return found

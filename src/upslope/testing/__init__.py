@@ -1,9 +1,20 @@
 """Contract tests for what users write themselves: surrogates, estimators, policies, algorithms."""
 
+from upslope.testing.algorithm import check_algorithm
 from upslope.testing.contract import ContractError
 from upslope.testing.estimator import check_estimator
 from upslope.testing.laws import LAWS
+from upslope.testing.policy import check_policy
 from upslope.testing.report import EstimatorReport, Finding
 from upslope.testing.surrogate import check_surrogate
 
-__all__ = ["LAWS", "ContractError", "EstimatorReport", "Finding", "check_estimator", "check_surrogate"]
+__all__ = [
+    "LAWS",
+    "ContractError",
+    "EstimatorReport",
+    "Finding",
+    "check_algorithm",
+    "check_estimator",
+    "check_policy",
+    "check_surrogate",
+]

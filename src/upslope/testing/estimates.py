@@ -14,6 +14,7 @@ from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 from upslope.testing.contract import ContractError
 from upslope.testing.probes import Probe, rows
+from upslope.testing.stream import online_update
 
 OFF: dict[str, Any] = {
     "normalize_advantage": False,
@@ -45,7 +46,7 @@ class Moments:
 
 
 class Estimator:
-    """Runs what a user gave: an algorithm (``estimate`` and ``objective``), or ``function(policy, rollout)``.
+    """Runs what a user gave: an algorithm (``estimate`` and ``objective``, or ``learn``), or ``function(policy, rollout)``.
 
     A function returns a number to be differentiated, one such number for each row (they are averaged), or a gradient for all of
     ``policy.parameters()``, flat or as a sequence. If it has a parameter ``gamma`` it is given the discount factor.
@@ -57,13 +58,16 @@ class Estimator:
     def __init__(self, estimator: Any, gamma: float | None = None, group: bool = False) -> None:
         self.given = estimator
         self.is_algorithm = hasattr(estimator, "estimate") and hasattr(estimator, "objective")
-        self.name = type(estimator).__name__ if self.is_algorithm else getattr(estimator, "__name__", type(estimator).__name__)
+        self.is_online = hasattr(estimator, "learn") and hasattr(estimator, "learning_rate")
+        known = self.is_algorithm or self.is_online
+        self.name = type(estimator).__name__ if known else getattr(estimator, "__name__", type(estimator).__name__)
         require(
-            not isinstance(estimator, type) and (self.is_algorithm or callable(estimator)),
+            not isinstance(estimator, type) and (known or callable(estimator)),
             f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}",
         )
+        self.is_continuing = self.is_online and not hasattr(estimator, "gamma")
         self.takes_gamma = not self.is_algorithm and "gamma" in parameters_of(estimator)
-        own = getattr(estimator, "gamma", None) if self.is_algorithm else None
+        own = getattr(estimator, "gamma", None) if known else None
         self.gamma = float(own if own is not None else gamma if gamma is not None else 0.9 if self.takes_gamma else 1.0)
         self.group = group
         self.leak: str | None = None
@@ -81,7 +85,7 @@ class Estimator:
 
     def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
         try:
-            found = self._algorithm(policy, rollout) if self.is_algorithm else self._function(policy, rollout)
+            found = self._found(policy, rollout)
         except (UsageError, ContractError):
             raise
         except Exception as error:
@@ -121,7 +125,11 @@ class Estimator:
         )
         return value
 
-    def _function(self, policy: Any, rollout: Rollout) -> Any:
+    def _found(self, policy: Any, rollout: Rollout) -> Any:
+        if self.is_algorithm:
+            return self._algorithm(policy, rollout)
+        if self.is_online:
+            return online_update(self.given, policy, rollout)
         return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
 
     def _gradient(self, policy: Any, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
-from upslope.testing import batches, stages
-from upslope.testing.contract import cosine
+from upslope.testing import batches, other_policies, probes, stages
+from upslope.testing.contract import cosine, factor
 from upslope.testing.estimates import Estimator, Moments
 from upslope.testing.laws import LAWS, reason
 from upslope.testing.mistakes import target
@@ -33,10 +35,12 @@ def check_estimator(
 
     ``estimator`` is an algorithm, whose estimate is the gradient of ``objective(policy, estimate(policy, rollout))`` at the policy
     itself, or a function ``(policy, rollout)``, with ``gamma`` as a third parameter if it discounts. It returns a number to
-    differentiate (to be maximized), one for each row, or a gradient for all of ``policy.parameters()``.
+    differentiate (to be maximized), one for each row, or a gradient for all of ``policy.parameters()``. Of a method that learns at
+    every step (``learn``) the updates of an episode are kept apart and added up.
 
     :math:`E[\hat g] = \sum_{\tau_1 \ldots \tau_B} P(\tau_1) \cdots P(\tau_B)\, \hat g(\tau_1, \ldots, \tau_B)` is a finite sum here.
-    It is compared with ∇J from the policy gradient theorem, undiscounted and with γ, up to a positive factor; where it differs, with
+    It is compared with ∇J from the policy gradient theorem, undiscounted, with γ, and (γ = 1, with a critic) of the average reward of a
+    task without end, up to a positive factor; where it differs, with
     the expectation that each known mistake would have. Other laws are tried directly: padding, the order of rows, micro-batches, another
     behavior policy, truncations. Advantages scaled by the batch, bonuses and KL terms of an algorithm are switched off for the
     expectations (their settings are fields) and on for the rest.
@@ -61,6 +65,8 @@ def check_estimator(
     require(gamma is None or 0.0 <= gamma <= 1.0, f"gamma: expected a number in [0, 1], found {gamma}")
     group = isinstance(estimator, GRPO | RLOO) if group is None else group
     full = Estimator(estimator, gamma, group)
+    if full.is_continuing:
+        return continuing_report(full, by_design)
     case = case_of(full, off_policy)
     moments = case.plain.moments(case.main, case.size)
     if case.scale_free and not group:
@@ -106,13 +112,13 @@ def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[
     run("order of rows", batches.order(case))
     if algorithm:
         run("micro-batches", batches.micro_batches(case))
-    run("reference policy", stages.reference(case))
+    run("reference policy", other_policies.reference(case))
     if case.scale_free:
         notes.append("divided by the spread of the batch or the group: the scale is lost, and the direction is what is compared")
     elif form is not None:
         run("group mean", stages.group_scale(case))
     if case.uses_behavior:
-        run("another policy's steps", stages.another_policy(case))
+        run("another policy's steps", other_policies.another_policy(case))
     if case.plain.not_finite or case.full.not_finite:
         found.append(("not finite", case.plain.not_finite or case.full.not_finite or ""))
     if form is None or (case.scale_free and not case.group) or any(law in SPOIL_LENGTHS for law, _ in found):
@@ -132,30 +138,56 @@ def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[
 
 
 def report(case: Case, moments: Moments, findings: tuple[Finding, ...], notes: list[str], checked: list[str]) -> EstimatorReport:
-    """Numbers and findings together; everything in units of the nearest objective's gradient."""
+    """Numbers and findings together."""
     forms = ("undiscounted",) if case.gamma == 1.0 else ("undiscounted", "discounted")
-    gradient = {form: target(case.main, form) for form in forms}
-    scale = {form: float(moments.mean @ g / (g @ g)) for form, g in gradient.items()}
-    bias = {form: float((moments.mean / scale[form] - g).norm()) if scale[form] else float("inf") for form, g in gradient.items()}
-    nearest = min(forms, key=lambda form: bias[form])
+    pairs = {form: (moments.mean, target(case.main, form)) for form in forms}
+    if case.uses_critic and case.gamma == 1.0 and not case.group:
+        pairs["average reward"] = stages.average_reward(case.plain, case.size)
+    method = f"by enumeration of {len(case.main.probability)} trajectories" + (f" in batches of {moments.size}" if moments.size > 1 else "")
+    return compared(case.full, moments, pairs, method, findings, tuple(notes), tuple(checked))
+
+
+def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorReport:
+    """Of a method for tasks without end, whose one objective is the average reward."""
+    p = probes.continuing()
+    moments = full.moments(p, 1)
+    c = factor(moments.mean, p.gradients[1.0])
+    law = "biased by no known law" if c is None else "wrong sign"
+    findings = () if c is not None and c > 0 else (Finding(law, "", "as you said" if law in by_design else None),)
+    method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
+    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, (), ("expectation",))
+
+
+def compared(
+    full: Estimator,
+    moments: Moments,
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    method: str,
+    findings: tuple[Finding, ...],
+    notes: tuple[str, ...],
+    checked: tuple[str, ...],
+) -> EstimatorReport:
+    """A report from ``objective → (expectation, exact gradient)``; everything in units of the nearest objective's gradient."""
+    scale = {form: float(mean @ g / (g @ g)) for form, (mean, g) in pairs.items()}
+    bias = {form: float((mean / scale[form] - g).norm()) if scale[form] else float("inf") for form, (mean, g) in pairs.items()}
+    nearest = min((form for form in pairs if pairs[form][0] is moments.mean), key=lambda form: bias[form])
     unit = abs(scale[nearest]) or 1.0
     variance = moments.variance / unit**2
-    error = float((moments.mean / unit - gradient[nearest]).square().sum())
-    rows = len(case.main.probability)
+    error = float((moments.mean / unit - pairs[nearest][1]).square().sum())
     return EstimatorReport(
-        name=case.full.name,
+        name=full.name,
         objective=nearest,
-        gamma=case.gamma,
+        gamma=full.gamma,
         batch_size=moments.size,
-        method=f"by enumeration of {rows} trajectories" + (f" in batches of {moments.size}" if moments.size > 1 else ""),
+        method=method,
         scale=scale[nearest],
         expectation=moments.mean,
-        gradient=gradient,
+        gradient={form: g for form, (_, g) in pairs.items()},
         bias=bias,
-        cosine={form: cosine(moments.mean, g) for form, g in gradient.items()},
+        cosine={form: cosine(mean, g) for form, (mean, g) in pairs.items()},
         variance=variance,
         mean_squared_error=variance + error,
         findings=findings,
-        notes=tuple(notes),
-        checked=tuple(checked),
+        notes=notes,
+        checked=checked,
     )

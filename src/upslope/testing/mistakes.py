@@ -107,19 +107,12 @@ def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
         yield "importance weight missing", probe.expectation(credit * ratio.clamp(max=1.0))
 
 
-def by_length(probe: Probe, form: str, average_over: F.AverageOver, lambdas: Sequence[float], group: bool) -> Iterator[Tensor]:
-    """Expectations over batches of two rows whose steps are averaged over ``steps`` or ``sequences``, for several baselines."""
+def by_length(probe: Probe, average_over: F.AverageOver) -> Tensor:
+    """The expectation over groups of two, each row's score less the other's, steps averaged over ``steps`` or ``sequences``, ``[P]``."""
     r = probe.rollout
-    gamma, weight = weights(probe, form)
-    assert r.value is not None and r.next_value is not None
-    score = r.reward.sum(-1, keepdim=True).expand_as(r.reward)
-    g = returns(probe, gamma)
-    advantages = [F.gae(r.reward, r.value, r.next_value, r.terminated, r.truncated, gamma, trace, r.mask) for trace in lambdas]
-    whole = F.episode_returns(r.reward, r.terminated, r.truncated, gamma, r.mask, r.next_value)
     index, probability = zip(*probe.batches(2), strict=True)
     at = torch.tensor(index)  # [batches, 2]
+    score = r.reward.sum(-1)[at]
     share = torch.stack([F.average_weight(mask, average_over, dtype=torch.float64) for mask in r.mask[at]])
-    share = share * torch.tensor(probability, dtype=torch.float64)[:, None, None]
-    for credit in [score] if group else [g, whole, whole - r.value, *advantages]:
-        chosen = credit[at] - credit[at.flip(-1)] if group else credit[at] * weight[at]
-        yield torch.einsum("bnt,bntp->p", chosen * share, probe.score[at])
+    credit = (score - score.flip(-1)).unsqueeze(-1) * share
+    return torch.einsum("b,bnt,bntp->p", torch.tensor(probability, dtype=torch.float64), credit, probe.score[at])

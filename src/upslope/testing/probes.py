@@ -20,7 +20,7 @@ from torch import Tensor
 
 from upslope import tabular
 from upslope.records import Rollout
-from upslope.tabular import MDP, SoftmaxPolicy, exact
+from upslope.tabular import MDP, SoftmaxPolicy, Table, average, exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +129,22 @@ def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe
     return replace(kept, policy=deepcopy(kept.policy))
 
 
+class ProbePolicy(SoftmaxPolicy):
+    """A softmax table that knows its exact action values, for estimators that are given a q̂: ``action_values [O, A]``."""
+
+    action_values: Tensor
+
+
 @cache
 @torch.no_grad()
 def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
     """:func:`probe`, computed."""
     mdp = problem()
-    policy = tabular.tabular_policy(mdp, critic=True)
+    policy = uneven(mdp)
     table, values = policy.parameters()
-    table.copy_(0.9 * torch.sin(1.7 * torch.arange(table.numel(), dtype=torch.float64) + 0.4).view_as(table))
     junk = 1.5 + 0.8 * torch.arange(len(values), dtype=torch.float64)
     values.copy_(exact.value(mdp, policy, gamma).where(~mdp.terminal, junk).unsqueeze(-1))
+    policy.action_values = exact.action_value(mdp, policy, gamma)
     rollout, probability = tabular.enumerate_rollouts(mdp, policy)
     rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
     if drift:
@@ -147,10 +153,46 @@ def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
         acted, probability = tabular.enumerate_rollouts(mdp, policy)
         table.copy_(before)
         rollout = replace(rollout, behavior_log_prob=acted.behavior_log_prob)
-    state = torch.nn.functional.one_hot(rollout.inputs["observation"], len(table)).double()
-    action = torch.nn.functional.one_hot(rollout.inputs["action"], table.shape[1]).double()
-    chosen = action - policy.probabilities()[rollout.inputs["observation"]]
-    score = (state.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(-2) * rollout.mask.unsqueeze(-1)
     with torch.enable_grad():
         gradients = {g: tabular.gradient(mdp, policy, g)[: table.numel()] for g in {gamma, 1.0}}
-    return Probe(mdp, policy, gamma, rollout, probability, score, gradients)
+    return Probe(mdp, policy, gamma, rollout, probability, scores(policy, rollout), gradients)
+
+
+@cache
+@torch.no_grad()
+def continuing() -> Probe:
+    """Two states for ever, recorded for two steps from the stationary distribution; rewards less their average, differential values.
+
+    ``gradients[1.0]`` is that of the average reward.
+    """
+    endless = tree([((1.0, 1), (0.2, 0)), ((-0.5, 0), (0.8, 1))], ends=0)
+    policy = uneven(endless)
+    table, values = policy.parameters()
+    values.copy_(average.value(endless, policy).unsqueeze(-1))
+    policy.action_values = average.action_value(endless, policy)
+    start, reward = average.stationary_distribution(endless, policy), endless.reward - average.objective(endless, policy)
+    mdp = MDP(endless.transition, reward, start, endless.terminal, time_limit=2)
+    rollout, probability = tabular.enumerate_rollouts(mdp, policy)
+    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
+    with torch.enable_grad():
+        gradients = {1.0: average.gradient(endless, policy)[: table.numel()]}
+    return Probe(mdp, policy, 1.0, rollout, probability, scores(policy, rollout), gradients)
+
+
+def uneven(mdp: MDP) -> ProbePolicy:
+    """A table with fixed preferences of different size, and a critic."""
+    size = mdp.num_observations
+    policy = ProbePolicy(Table(size, mdp.num_actions), num_observations=size, value=Table(size, 1))
+    table, _ = policy.parameters()
+    with torch.no_grad():
+        table.copy_(0.9 * torch.sin(1.7 * torch.arange(table.numel(), dtype=torch.float64) + 0.4).view_as(table))
+    return policy
+
+
+def scores(policy: SoftmaxPolicy, rollout: Rollout) -> Tensor:
+    """``∂ log π_t / ∂ table``: ``e_a − π`` in the row of the state, ``[N, T, P]``; 0 where masked."""
+    states = rollout.inputs["observation"]
+    probability = policy.probabilities()
+    chosen = torch.nn.functional.one_hot(rollout.inputs["action"], probability.shape[1]).double() - probability[states]
+    state = torch.nn.functional.one_hot(states, len(probability)).double()
+    return (state.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(-2) * rollout.mask.unsqueeze(-1)

@@ -92,10 +92,11 @@ class EstimatorReport:
 
     def __str__(self) -> str:
         bias = " · ".join(f"{name} {size(self.bias[name])} (cosine {self.cosine[name]:.6f})" for name in self.bias)
+        found = f"{self.scale:.4g} × the gradient of the {self.objective}" + ("" if self.objective.endswith("reward") else " J")
         lines = [
             f"{self.name}, gamma = {self.gamma:g}: "
             + ("breaks " + ", ".join(f.law for f in self.broken) if self.broken else "every law holds"),
-            f"  expectation  {self.method}; {'' if self.unbiased else 'nearest to '}{self.scale:.4g} × the gradient of {self.objective} J",
+            f"  expectation  {self.method}; {'' if self.unbiased else 'nearest to '}{found}",
             f"  bias         {bias}",
             f"  variance     {self.variance:.4g} for a batch of {self.batch_size}, mean squared error {self.mean_squared_error:.4g}",
         ]

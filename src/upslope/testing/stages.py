@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from upslope import functional as F
 from upslope.errors import UsageError
-from upslope.functional import categorical_entropy
 from upslope.testing import probes
 from upslope.testing.contract import EXACT, factor, same
 from upslope.testing.estimates import Estimator
-from upslope.testing.mistakes import FORMS, by_length, of_another_policy, on_truncated_episodes, on_whole_episodes, returns, target, weights
+from upslope.testing.mistakes import FORMS, by_length, on_truncated_episodes, on_whole_episodes, returns, target, weights
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 Found = tuple[str, str]
@@ -70,6 +71,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
     def reacts(**changes: Tensor) -> bool:
         return not same(plain(main.policy, replace(sample, **changes)).gradient, first)
 
+    other = replace(sample, reward=sample.reward + noise.where(sample.mask, 0.0))
     double = replace(sample, reward=2 * sample.reward, value=2 * sample.value, next_value=2 * sample.next_value)
     own = [getattr(full.given, name, None) for name in ("gae_lambda", "trace_lambda")]
     return Case(
@@ -78,8 +80,10 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
         main,
         lambdas=tuple(dict.fromkeys([x for x in own if isinstance(x, float)] + [1.0, 0.0, 0.95])),
         independent=not group and separate(plain, main),
-        scale_free=bool(first.norm() > 0) and same(plain(main.policy, double).gradient, first, SCALED),
-        uses_critic=reacts(value=sample.value + noise, next_value=sample.next_value - noise),
+        scale_free=bool(first.norm() > 0)
+        and same(plain(main.policy, double).gradient, first, SCALED)
+        and not same(plain(main.policy, other).gradient, first, SCALED),
+        uses_critic=full.is_online or reacts(value=sample.value + noise, next_value=sample.next_value - noise),
         uses_behavior=reacts(behavior_log_prob=sample.behavior_log_prob + 0.01 * noise) if off_policy is None else off_policy,
     )
 
@@ -92,7 +96,12 @@ def separate(plain: Estimator, main: Probe) -> bool:
         return False
     both = plain(main.policy, rows(main.rollout, (1, 6), False)).gradient
     total = pieces[0] + pieces[1]
-    return bool(total.norm() > 0) and (same(both, total) or same(both, total / 2))
+    return bool(total.norm() > 0) and separately(both, total)
+
+
+def separately(both: Tensor, total: Tensor) -> bool:
+    """Whether the estimate of two rows is the sum of the single ones, or their mean."""
+    return same(both, total) or same(both, total / 2)
 
 
 def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found], list[str]]:
@@ -129,7 +138,7 @@ def with_entropy(case: Case, mean: Tensor) -> float | None:
     """The weight of an entropy bonus beside ∇J, where the two explain the expectation."""
     p = case.main
     table = next(p.policy.preferences.parameters())
-    entropy = categorical_entropy(table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
+    entropy = F.categorical_entropy(table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
     (bonus,) = torch.autograd.grad((p.probability.unsqueeze(-1) * entropy).sum(), table)
     for form in FORMS[:2]:
         columns = torch.stack([target(p, form), bonus.reshape(-1)], -1)
@@ -166,16 +175,45 @@ def group_scale(case: Case) -> Iterator[Found]:
 def lengths(case: Case, form: str) -> tuple[list[Found], list[str]]:
     """Rows of one step and of two: only a constant divisor leaves ∇J as it is."""
     p = probe(probes.ragged, case.gamma)
+    average = averaged_rows(case, p, form) if case.independent else averaged_group(case, p, form)
+    if average == "constant":
+        return [], []
+    if average == "sequences":
+        return [("length bias", "rows of 1 and 2 steps weigh the same")], []
+    if average == "steps":
+        return [], ["averaged over the batch's steps: where lengths differ a ratio, with a bias of the order 1 / batch"]
+    return [("biased by no known law", "where episodes differ in length")], []
+
+
+def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
+    """Of rows that do not see each other: how are they weighed, alone and in pairs, so that the expectation is what it ought to be?"""
+    length = p.rollout.mask.sum(-1, keepdim=True)
+    single = torch.stack([case.plain(p.policy, rows(p.rollout, (i,), False)).gradient for i in range(len(length))])
+    pairs = [torch.tensor(pair) for pair in ((0, 1), (1, 2))]
+    both = [case.plain(p.policy, rows(p.rollout, pair.tolist(), False)).gradient for pair in pairs]
+
+    def right(x: Tensor) -> bool:
+        c = factor(case.sign * p.probability @ x, target(p, form))
+        return c is not None and c > 0
+
+    if right(single):
+        return "constant" if all(separately(y, single[pair].sum(0)) for y, pair in zip(both, pairs, strict=True)) else None
+    if not right(length * single):
+        return None
+    by_steps = [(length * single)[pair].sum(0) / length[pair].sum() for pair in pairs]
+    return "steps" if all(map(same, both, by_steps)) else "sequences"
+
+
+def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:
+    """Of rows that are compared with each other: which average has this expectation?"""
     mean = case.mean(p, 2)
     if (c := factor(mean, target(p, form))) is not None and c > 0:
-        return [], []
-    for prediction in by_length(p, form, "sequences", case.lambdas, case.group):
-        if (c := factor(mean, prediction, SCALED if case.scale_free else EXACT)) is not None and c > 0:
-            return [("length bias", "rows of 1 and 2 steps weigh the same")], []
-    for prediction in by_length(p, form, "steps", case.lambdas, case.group):
-        if (c := factor(mean, prediction, SCALED if case.scale_free else EXACT)) is not None and c > 0:
-            return [], ["averaged over the batch's steps: where lengths differ a ratio, with a bias of the order 1 / batch"]
-    return [("biased by no known law", "where episodes differ in length")], []
+        return "constant"
+    for average in ("sequences", "steps"):
+        c = factor(mean, by_length(p, average), SCALED if case.scale_free else EXACT)
+        if c is not None and c > 0:
+            return average
+    return None
 
 
 def cut_short(case: Case, form: str) -> Iterator[Found]:
@@ -189,52 +227,6 @@ def cut_short(case: Case, form: str) -> Iterator[Found]:
             yield law, "where a recording stops before its episode"
             return
     yield "biased by no known law", "where a recording stops before its episode"
-
-
-def another_policy(case: Case) -> Iterator[Found]:
-    """One decision that another policy took; near enough for no clip to act."""
-    p = probe(probes.arms, case.gamma, drift=1e-4)
-    mean = case.mean(p, case.size)
-    if (c := factor(mean, target(p, "undiscounted"))) is None or c < 0:
-        for law, prediction in of_another_policy(p):
-            if (c := factor(mean, prediction)) is not None and c > 0:
-                yield law, "steps of another policy"
-                break
-        else:
-            if c is None:
-                yield "biased by no known law", "on steps of another policy"
-    yield from clip_side(case)
-
-
-def clip_side(case: Case) -> Iterator[Found]:
-    """A good action that has become rarer, a bad one that has become more frequent: both must still be moved."""
-    p = probe(probes.choices, 1.0)
-    sample = rows(p.rollout, (0, 2), case.group)
-    assert sample.value is not None
-    sample = replace(sample, value=torch.zeros_like(sample.value), next_value=torch.zeros_like(sample.value))
-
-    def moved(ratios: tuple[float, float]) -> Tensor:
-        shift = torch.tensor(ratios, dtype=torch.float64).log().view_as(sample.behavior_log_prob)
-        return (
-            case.plain(p.policy, replace(sample, behavior_log_prob=sample.behavior_log_prob - shift)).gradient.view(-1, 2).norm(dim=-1)[:2]
-        )
-
-    if bool((moved((1.0, 1.0)) == 0).any()):
-        return
-    if bool((moved((0.5, 2.0)) == 0).any()):
-        yield "clip on the wrong side", "no gradient for A > 0 at ratio 0.5, or for A < 0 at ratio 2"
-
-
-def reference(case: Case) -> Iterator[Found]:
-    """Another reference policy that moves the objective's value has to move its gradient, too."""
-    p = case.main
-    sample = rows(p.rollout, (0, 1, 2), case.group)
-    assert sample.reference_log_prob is not None
-    noise = torch.cos(torch.arange(sample.reward.numel(), dtype=torch.float64)).view_as(sample.reward)
-    near, far = (case.full(p.policy, replace(sample, reference_log_prob=sample.reference_log_prob - x * noise)) for x in (0.1, 0.4))
-    moves = near.value is not None and far.value is not None and abs(near.value - far.value) > EXACT
-    if moves and same(near.gradient, far.gradient):
-        yield "k1 in the objective", "the reference moves the objective and not its gradient"
 
 
 def padding(case: Case) -> Iterator[Found]:
@@ -279,3 +271,9 @@ def scaled(case: Case) -> tuple[str | None, list[Found], list[str]]:
     if c is None:
         return None, [("biased by no known law", "on one decision")], note
     return "undiscounted", [("wrong sign", f"expectation {c:.4g} × the gradient")] if c < 0 else [], note
+
+
+def average_reward(full: Estimator, size: int) -> tuple[Tensor, Tensor]:
+    """``(expectation, ∇r̄)`` on a task without end, started from its stationary distribution."""
+    p = probes.continuing()
+    return full.moments(replace(p, policy=deepcopy(p.policy)), size).mean, p.gradients[1.0]
