@@ -1,4 +1,4 @@
-"""Every example and every Python block of the README runs."""
+"""Every example, every Python block of the README and every page of the documentation that holds some runs."""
 
 import os
 import re
@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def blocks(page):
+    """The Python code of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+BLOCKS = blocks(ROOT / "README.md")
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if blocks(page)]
 
 
 def run(arguments, folder):
@@ -27,10 +35,16 @@ ELSEWHERE = {"ppo_on_text"}
     "example", sorted(p for p in (ROOT / "examples").glob("*.py") if p.stem not in ELSEWHERE), ids=lambda path: path.stem
 )
 def test_example(example, tmp_path):
-    assert len(example.read_text().splitlines()) <= 60
+    assert len(example.read_text().splitlines()) < 60
     assert run([str(example)], tmp_path).strip()
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_block(number, tmp_path):
     run(["-c", BLOCKS[number]], tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_page_of_the_documentation(page, tmp_path):
+    """A page is one program: its blocks go on where the last one stopped."""
+    run(["-c", "\n".join(blocks(page))], tmp_path)
