@@ -173,7 +173,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "475 in 34,816 steps (median), 5 of 5 seeds",
         ),
-        "sarsa": Preset({**CARTPOLE_TILES, "num_tiles": 4, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.05}),
+        "sarsa": Preset(
+            {**CARTPOLE_TILES, "num_tiles": 4, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.05},
+            "475 in 38,912 steps (median), 5 of 5 seeds",
+        ),
         "reinforce": Preset(
             {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
             "475 in 43,407 steps (median), 5 of 5 seeds",
