@@ -19,7 +19,9 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Command, good
+from upslope import tabular
 from upslope.cli import train
+from upslope.errors import Diverged
 from upslope.run import ladder, ladder_noise, ladder_page, ladder_runs
 from upslope.run.control_run import ControlRun
 from upslope.run.ladder_rungs import RUNGS, TASKS, settings_for
@@ -56,7 +58,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a very small ladder."""
     folder = tmp_path_factory.mktemp("ladder") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=60))
+        patch.setitem(TASKS, "bandit", replace(TASKS["bandit"], episodes=512))
         lines: list[str] = []
         ladder.ladder("bandit", budget=200, seeds=2, out=folder, say=lines.append)
     assert len(lines) == 1 + len(RUNGS) and all(rung.name in line for rung, line in zip(RUNGS, lines[1:], strict=True))
@@ -97,18 +99,17 @@ def test_the_numbers(climbed: Path) -> None:
         assert np.allclose(np.mean(rung["curve"]["each"], 0), curve[1], atol=1e-12)
         assert rung["seconds"]["median"] > 0 and min(TASKS["bandit"].floor, 2.9) <= rung["final"]["mean"] <= 5.6
     for one, other in (("reinforce", "to-go"), ("actor-critic", "traces")):  # one decision: nothing to go, nothing to trace
-        assert by_key[one]["curve"] == by_key[other]["curve"] and by_key[one]["gradient"] == by_key[other]["gradient"]
-    # the same episodes, the same critic: one decision's TD error, its generalized advantage and return − V are one number
-    exact = [by_key[key]["gradient"]["exact_share"] for key in ("baseline", "actor-critic", "trpo", "ppo")]
-    assert np.ptp(exact) < 1e-6  # float32
-    for key in ("reinforce", "baseline", "rloo"):  # five standard errors: unbiased
-        gradient = by_key[key]["gradient"]
-        assert abs(gradient["exact_share"] - 1.0) < 5.0 * gradient["exact_share_error"]
+        assert by_key[one]["curve"] == by_key[other]["curve"]
+        assert all(by_key[one]["gradient"][name] == by_key[other]["gradient"][name] for name in ("variance", "bias", "cosine"))
+    # the same episodes and critic: one decision's TD error, its generalized advantage and return − V are one number
+    same = [by_key[key]["gradient"]["variance"] for key in ("baseline", "actor-critic", "trpo", "ppo")]
+    assert np.ptp(same) < 1e-5 * same[0]  # float32
+    assert not any(by_key[key]["gradient"]["biased"] for key in ("reinforce", "baseline", "rloo"))
     assert by_key["reinforce"]["gradient"]["variance"] > 10 * by_key["baseline"]["gradient"]["variance"]
 
 
 def test_options_and_the_free_folder(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=3))
+    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], episodes=16))
     monkeypatch.setattr(ladder, "RUNGS", RUNGS[2:3])
     words = ("ladder", "bandit", "--budget", "100", "--seeds", "1")
     out = good(cli(*words)).out
@@ -118,20 +119,24 @@ def test_options_and_the_free_folder(cli: Command, monkeypatch: pytest.MonkeyPat
     assert good(cli(*words, "--quiet")).out == ""
 
 
-def test_ctrl_c_keeps_the_finished_rungs(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "end, code, status", [(KeyboardInterrupt(), 130, "interrupted"), (Diverged("diverged: advantage is not finite"), 1, "failed")]
+)
+def test_finished_rungs_are_kept(end: BaseException, code: int, status: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the ladder: Ctrl-C, or a rung that fails."""
     real = ladder.climb
 
-    def interrupted(task: Any, rung: Any, *rest: Any) -> Any:
+    def ends(task: Any, rung: Any, *rest: Any) -> Any:
         if rung.key == "baseline":
-            raise KeyboardInterrupt
+            raise end
         return real(task, rung, *rest)
 
-    monkeypatch.setattr(ladder, "climb", interrupted)
-    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], repeats=3))
+    monkeypatch.setattr(ladder, "climb", ends)
+    monkeypatch.setitem(TASKS, "bandit", replace(TASKS["bandit"], episodes=16))
     answer = cli("ladder", "bandit", "--budget", "100", "--seeds", "1", "--out", "here")
-    assert answer.code == 130 and answer.err == "" and "here/index.html" in answer.out
+    assert answer.code == code and answer.err == ("" if code == 130 else f"upslope: {end}\n")
     found = json.loads(Path("here/ladder.json").read_text())
-    assert found["status"] == "interrupted" and [rung["key"] for rung in found["rungs"]] == ["reinforce", "to-go"]
+    assert found["status"] == status and [rung["key"] for rung in found["rungs"]] == ["reinforce", "to-go"]
     text = Path("here/index.html").read_text()
     Page(text)
     assert "2 of 9 rungs are finished" in text and Path("here/ladder.png").exists()
@@ -149,33 +154,27 @@ def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_tasks_begin_where_they_say() -> None:
-    """The corridor at p(right) = 0.05, worth 2 (p − 2) / (p (1 − p)) with a critic that says the mean over visits; the bandit level."""
-    policy = ladder_noise.measured_policy(TASKS["corridor"])
+    """The corridor at p(right) = 0.05, worth 2 (p − 2) / (p (1 − p)); the bandit level."""
+    policy, p = ladder_noise.measured_policy(TASKS["corridor"]), 0.05
     table = ladder_runs.table_of(ladder_runs.problem_of(TASKS["corridor"]), policy)
-    assert table[:, 1].tolist() == pytest.approx([0.05] * 4, rel=1e-6)  # float32 preferences
-    assert ladder_runs.exact_return(TASKS["corridor"], policy) == pytest.approx(2.0 * (0.05 - 2.0) / (0.05 * 0.95), rel=1e-5)  # likewise
+    assert table[:, 1].tolist() == pytest.approx([p] * 4, rel=1e-6)  # float32 preferences
+    assert ladder_runs.exact_return(TASKS["corridor"], policy) == pytest.approx(2.0 * (p - 2.0) / (p * (1.0 - p)), rel=1e-5)  # likewise
     policy = ladder_noise.measured_policy(TASKS["bandit"])
-    mean = np.mean(TASKS["bandit"].shared["env_kwargs"]["means"])
-    assert ladder_runs.exact_return(TASKS["bandit"], policy) == pytest.approx(mean)
-    assert policy.network.critic[0].item() == pytest.approx(mean, rel=1e-6)  # float32
+    assert ladder_runs.exact_return(TASKS["bandit"], policy) == pytest.approx(np.mean(TASKS["bandit"].shared["env_kwargs"]["means"]))
 
 
-def test_the_exact_gradient_of_the_corridor() -> None:
-    """dJ/dp · p (1 − p) by hand, for the preference of right; that of left is its negative."""
-    task, p = TASKS["corridor"], 0.05
-    policy = ladder_noise.measured_policy(task)
-    slope = (2.0 * p * (1.0 - p) - 2.0 * (p - 2.0) * (1.0 - 2.0 * p)) / (p * (1.0 - p)) ** 2
-    found = ladder_noise.exact_gradient(task, policy, [policy.network.actor])
-    assert found.tolist() == pytest.approx([-slope * p * (1.0 - p), slope * p * (1.0 - p)], rel=1e-5)  # float32 preferences
-
-
-def test_noise_of_known_gradients() -> None:
-    rng = np.random.default_rng(0)
-    rows = np.array([3.0, 4.0]) + rng.normal(size=(100_000, 2)) * [1.0, 2.0]
-    found = ladder_noise.noise(rows, np.array([6.0, 8.0]))
-    assert found["relative_variance"] == pytest.approx(5.0 / 25.0, rel=0.02)  # 100,000 draws
-    assert found["exact_share"] == pytest.approx(0.5, abs=5 * found["exact_share_error"])
-    assert ladder_noise.noise(np.array([[1.0], [-1.0]]), None) == {"variance": 2.0, "relative_variance": None}
+def test_the_corridor_tells_bias_from_noise() -> None:
+    """One value w for states that look alike: δ is −1 on the way and −1 − w at the end, so one step's gradient is −w ∇log π(right)."""
+    task, p = replace(TASKS["corridor"], episodes=128), 0.05
+    _, found = ladder_noise.noises(task, [rung for rung in RUNGS if rung.key in ("baseline", "actor-critic", "traces")])
+    mdp, table = tabular.short_corridor(), [[1.0 - p, p]] * 4
+    w = (tabular.exact.on_policy_distribution(mdp, table, 1.0) * tabular.exact.value(mdp, table, 1.0)).sum().item()
+    slope = (2.0 * p * (1.0 - p) - 2.0 * (p - 2.0) * (1.0 - 2.0 * p)) / (p * (1.0 - p))  # dJ/dp · p (1 − p): of the preference of right
+    one_step = found["actor-critic"]
+    assert abs(one_step["bias"] - abs(-w * (1.0 - p) / slope - 1.0)) < 0.05  # w is fitted on 64 episodes
+    assert one_step["biased"] == (one_step["bias"] > one_step["bias_by_chance"])
+    assert not found["baseline"]["biased"] and not found["traces"]["biased"]  # λ = 1: Monte Carlo
+    assert one_step["relative_variance"] < 0.1 * found["baseline"]["relative_variance"]
 
 
 def test_a_curve_at_equal_distances() -> None:
@@ -187,20 +186,23 @@ def test_a_curve_at_equal_distances() -> None:
 
 
 def test_words_follow_the_numbers() -> None:
-    def rung(mean: float, low: float, high: float, noise: float | None, **gradient: float) -> dict[str, Any]:
+    def rung(mean: float, low: float, high: float, noise: float | None, **gradient: Any) -> dict[str, Any]:
         final = {"mean": mean, "low": low, "high": high}
         return {"final": final, "gradient": {"relative_variance": noise, **gradient}, "seconds": {"median": 2.0}}
 
-    found = {"gradient": {"repeats": 60}}
+    found = {"gradient": {"episodes": 60}}
     better = ladder_page.compared(rung(5.0, 4.0, 6.0, 10.0), rung(1.0, 0.5, 1.5, 40.0), found)
     assert better == (
         "Ends at 5 [4, 6], the rung before at 1: more; gradient noise 10, 0.25 × that of the rung before; 2.00 s, 1 × the time."
     )
     assert ": less;" in ladder_page.compared(rung(1.0, 0.5, 1.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
     assert "the intervals overlap" in ladder_page.compared(rung(1.0, 0.5, 4.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
-    assert "does not stand out of its noise in 60 estimates" in ladder_page.compared(rung(1.0, 0.5, 1.5, None), None, found)
-    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, exact_share=0.5, exact_share_error=0.1), False).startswith("Biased")
-    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, exact_share=0.9, exact_share_error=0.1), False).startswith("Without bias")
+    assert "does not stand out of its noise in 60 episodes" in ladder_page.compared(rung(1.0, 0.5, 1.5, None), None, found)
+    known = {"bias": 0.25, "bias_by_chance": 0.125, "cosine": 0.9}
+    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0), False) == ""
+    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=True, **known), False).startswith("Biased here: its mean is off by 0.25 of")
+    assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=False, **known), False).startswith("No bias to be seen")
+    assert "cosine to the exact one is 0.9" in ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=True, **known), True)
     assert ladder_page.number(-11.656) == "−11.66" and ladder_page.number(math.nan) == "–"
 
 

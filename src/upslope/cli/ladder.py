@@ -7,6 +7,7 @@ import json
 from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
+from upslope.run.folder import finite
 from upslope.run.ladder import ladder
 from upslope.run.ladder_rungs import TASKS
 
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     options = {name: values[name] for name in ("budget", "seeds", "out") if name in values}
     found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **options)
     if values.get("json"):
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(finite(found), ensure_ascii=False))
     elif not silent:
         print(f"page: {found['folder']}/index.html · picture: ladder.png · numbers: ladder.json · {found['seconds']:.1f} s")
     return 0 if found["status"] == "finished" else 130

@@ -30,9 +30,6 @@ TAIL = POINTS // 10
 SMALLEST, MOST_SEEDS = 100, 1000
 
 
-# --------------------------------------------------------------------------------------------------------- the ladder
-
-
 def ladder(
     task: str, *, budget: int | None = None, seeds: int = 5, out: Path | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -58,7 +55,7 @@ def ladder(
         "seeds": seeds,
         "status": "running",
         "best_return": what.best,
-        "gradient": {"episodes": what.episodes, "repeats": what.repeats, "steps": None},
+        "gradient": {"episodes": what.episodes, "steps": None},
         "steps": grid(budget).tolist(),
         "rungs": [],
         "versions": versions(),
@@ -77,10 +74,14 @@ def ladder(
             fields["status"] = "finished"
         except KeyboardInterrupt:
             fields["status"] = "interrupted"
-        fields["seconds"] = round(time.perf_counter() - started, 2)
-        write(folder, fields)
-        if fields["rungs"]:
-            save(picture(what, fields), folder.path / "ladder.png")
+        except BaseException:
+            fields["status"] = "failed"
+            raise
+        finally:
+            fields["seconds"] = round(time.perf_counter() - started, 2)
+            write(folder, fields)
+            if fields["rungs"]:
+                save(picture(what, fields), folder.path / "ladder.png")
     return fields
 
 

@@ -1,121 +1,75 @@
-"""How noisy each rung's gradient is, and where it points: many estimates at one policy that stands still.
+"""How noisy each rung's gradient is, and where the gradient is known how biased: :mod:`upslope.run.variance` at one policy for all rungs.
 
-Every estimate takes the same number of whole episodes; rungs that do not compare groups see the very same ones. The gradient is
-that of the rung's own ``estimate`` and ``objective`` for the actor's parameters, summed over steps and divided by the number of
-episodes, so that an unbiased one estimates ∇J of an episode.
+The policy is the one that the runs of a tabular task begin with, else one that PPO has trained for a while. Its critic is fitted on
+episodes of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from upslope.records import Rollout
-from upslope.run.chart import Array
 from upslope.run.ladder_rungs import RUNGS, Rung, Task, settings_for
-from upslope.run.ladder_runs import prepared_for, problem_of, table_of
+from upslope.run.ladder_runs import prepared_for, problem_of
+from upslope.run.variance import Measurement, Reference, measure
 
 SEED = 100_000
 """Far from the seeds of the runs."""
-GROUP, LONGEST = 8, 1000
-"""Episodes that are compared with one another, and more steps than any of them has."""
 HALFWAY = 6_000
 """Steps of PPO that make the policy to measure at, where a fresh one would show nothing."""
+LANES, LONGEST = 64, 1000
+"""Episodes played side by side, and more steps than any of them has."""
 
 
 def measured_policy(task: Task) -> Any:
-    """Where the gradients are taken: where a tabular task begins, with the exact critic; else after some thousand steps of PPO."""
+    """Where the gradients are taken."""
     from upslope.run.train import train
-    from upslope.tabular import exact
 
-    ppo = next(rung for rung in RUNGS if rung.key == "ppo")
-    prepared = prepared_for(task, ppo, SEED)
-    policy: Any = prepared.policy
-    if task.problem:
-        with torch.no_grad():
-            mdp = problem_of(task)
-            table = table_of(mdp, policy)
-            visits, value = exact.on_policy_distribution(mdp, table, 1.0), exact.value(mdp, table, 1.0)
-            share = torch.zeros(len(policy.network.critic), dtype=torch.float64).index_add(0, mdp.observation, visits)
-            total = torch.zeros_like(share).index_add(0, mdp.observation, visits * value)
-            policy.network.critic.copy_(total / share.clamp(min=1e-300))  # states that look alike share their mean
-    else:
-        train(prepared.run.algorithm, policy, prepared.collect, total_steps=HALFWAY, seed=SEED)
-    prepared.close()
-    return policy
-
-
-def noises(task: Task, rungs: Sequence[Rung]) -> tuple[float, dict[str, dict[str, Any]]]:
-    """Mean environment steps of an estimate, and for each rung :func:`noise` of its gradients."""
-    from upslope import control
-
-    policy = measured_policy(task)
-    parameters = [p for name, p in policy.named_parameters() if "actor" in name]
-    estimators = {rung.key: estimator_of(task, rung) for rung in rungs}
-    found: dict[str, list[Array]] = {rung.key: [] for rung in rungs}
-    kwargs = task.shared.get("env_kwargs")
-    plain = control.make(task.env_id, task.episodes, SEED, env_kwargs=kwargs)
-    alike = control.make(task.env_id, task.episodes, SEED, env_kwargs=kwargs)
-    num_steps = 0
+    prepared = prepared_for(task, next(rung for rung in RUNGS if rung.key == "ppo"), SEED)
     try:
-        episodes = control.Episodes(plain, seed=SEED)
-        group = control.GroupedEpisodes(alike, GROUP, max_steps=LONGEST, seed=SEED)
-        for _ in range(task.repeats):
-            rollout, compared = episodes(policy), group(policy)
-            num_steps += rollout.num_steps
-            for rung in rungs:
-                seen = compared if rung.algorithm in ("rloo", "grpo") else rollout
-                found[rung.key].append(gradient(estimators[rung.key], policy, parameters, seen, None if rung.own_scale else task.episodes))
+        if not task.problem:
+            train(prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=HALFWAY, seed=SEED)
     finally:
-        plain.close()
-        alike.close()
-    exact = exact_gradient(task, policy, parameters) if task.problem else None
-    return num_steps / task.repeats, {key: noise(np.stack(rows), exact) for key, rows in found.items()}
+        prepared.close()
+    return prepared.policy
 
 
-def estimator_of(task: Task, rung: Rung) -> Any:
-    """The rung's algorithm, or the batch method that adds up what one that learns at every step does."""
-    from upslope.run.control_run import ControlRun
-
+def estimator_name(task: Task, rung: Rung) -> str:
+    """What ``upslope variance`` calls the rung's estimator: ``a2c:0.8``."""
     settings = settings_for(task, rung)
-    if rung.measured is not None:
-        return ControlRun.of("a2c", task.env_id, **rung.measured(settings)).algorithm
-    return ControlRun.of(rung.algorithm, task.env_id, **settings).algorithm
+    trace = settings.get("trace_decay", settings.get("gae_lambda"))
+    return rung.estimator if trace is None else f"{rung.estimator}:{trace:g}"
 
 
-def gradient(algorithm: Any, policy: Any, parameters: list[Any], rollout: Rollout, episodes: int | None) -> Array:
-    """One estimate as a flat vector; ``episodes`` replaces the batch's weights by one over their number."""
-    batch = algorithm.estimate(policy, rollout)
-    if episodes is not None:
-        batch = replace(batch, weight=batch.mask / episodes)
-    objective, _ = algorithm.objective(policy, batch)
-    pieces = torch.autograd.grad(objective, parameters)
-    return torch.cat([piece.reshape(-1) for piece in pieces]).double().numpy()
+def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Environment steps of all episodes, and for each rung what ``ladder.json`` holds of its gradient."""
+    from upslope import control, tabular
+    from upslope.run.estimators import estimator_of
+    from upslope.run.variance_run import Tabulated, episodes, fit_critic
+
+    policy, gamma = measured_policy(task), task.shared["gamma"]
+    names = {rung.key: estimator_name(task, rung) for rung in rungs}
+    chosen = {name: estimator_of(name) for name in names.values()}
+    algorithms = {name: item.make(gamma, trace) for name, (item, trace) in chosen.items()}
+    with control.make(task.env_id, LANES, SEED, env_kwargs=task.shared.get("env_kwargs")) as envs:
+        collect = control.GroupedEpisodes(envs, task.group_size, max_steps=LONGEST, seed=SEED)
+        fit_critic(policy, episodes(collect, policy, LANES), gamma)
+        rollout = episodes(collect, policy, task.episodes)
+    if task.problem:
+        mdp = problem_of(task)
+        reference = Reference.exact(tabular.gradient(mdp, Tabulated(policy, mdp), gamma))
+    else:  # nothing to be held to: only variances are kept
+        reference = Reference.sampled(next(iter(algorithms.values())), policy, rollout)
+    rows = {row.estimator: row for row in measure(algorithms, policy, rollout, reference, seed=SEED)}
+    length = float(reference.gradient.norm()) if task.problem else None
+    return rollout.num_steps, {key: found_in(rows[name], length) for key, name in names.items()}
 
 
-def exact_gradient(task: Task, policy: Any, parameters: list[Any]) -> Array:
-    """∇J through the linear solve (:func:`upslope.tabular.gradient_by_autograd`), for the actor's parameters."""
-    from upslope.tabular import exact
-
-    mdp = problem_of(task)
-    (found,) = torch.autograd.grad(exact.objective(mdp, table_of(mdp, policy), 1.0), parameters)
-    return found.reshape(-1).double().numpy()
-
-
-def noise(rows: Array, exact: Array | None) -> dict[str, Any]:
-    """Of estimates ``[K, P]``: ``tr Cov(ĝ) / |E ĝ|²``, and the share of ∇J in them, ``⟨E ĝ, ∇J⟩ / |∇J|²``, which is 1 without bias.
-
-    |E ĝ|² is estimated without bias, as ``|mean|² − tr Cov / K``; where that is not positive, the relative variance is not known.
-    """
-    count, mean = len(rows), rows.mean(0)
-    variance = float(rows.var(0, ddof=1).sum())
-    signal = float(mean @ mean) - variance / count
-    found: dict[str, Any] = {"variance": variance, "relative_variance": variance / signal if signal > 0 else None}
-    if exact is not None:
-        shares = rows @ exact / (exact @ exact)
-        found |= {"exact_share": float(shares.mean()), "exact_share_error": float(shares.std(ddof=1) / count**0.5)}
+def found_in(row: Measurement, length: float | None) -> dict[str, Any]:
+    """A measurement's numbers; bias in lengths of the exact gradient, where there is one."""
+    noise = row.relative_variance if math.isfinite(row.relative_variance) else None  # no signal to be seen
+    found: dict[str, Any] = {"estimator": row.estimator, "variance": row.variance, "relative_variance": noise}
+    if length is not None:
+        found |= {"bias": row.bias / length, "bias_by_chance": row.bias_by_chance / length, "cosine": row.cosine, "biased": row.biased}
     return found

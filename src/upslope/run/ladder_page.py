@@ -20,9 +20,6 @@ from upslope.run.ladder_style import style
 
 Found = Mapping[str, Any]
 
-TOLD_APART = 3.0
-"""Standard errors beyond which a share of the exact gradient is called biased."""
-
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 
@@ -133,7 +130,7 @@ def compared(rung: Found, before: Found | None, found: Found) -> str:
         verdict = "more" if end["low"] > other["high"] else "less" if end["high"] < other["low"] else "the intervals overlap"
         words = [f"Ends at {interval(end)}, the rung before at {number(other['mean'])}: {verdict}"]
     if noise is None:
-        words.append(f"the gradient's mean does not stand out of its noise in {found['gradient']['repeats']} estimates")
+        words.append(f"the gradient does not stand out of its noise in {found['gradient']['episodes']:,} episodes")
     else:
         against = "" if before is None or not before["gradient"]["relative_variance"] else before["gradient"]["relative_variance"]
         words.append(f"gradient noise {number(noise)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
@@ -142,16 +139,15 @@ def compared(rung: Found, before: Found | None, found: Found) -> str:
 
 
 def bias(rung: Found, own_scale: bool) -> str:
-    """How much of the exact gradient the mean holds, where that is known."""
-    share, error = rung["gradient"].get("exact_share"), rung["gradient"].get("exact_share_error", 0.0)
-    if share is None:
+    """How far the mean gradient is from the exact one, where that is known."""
+    found = rung["gradient"]
+    if "bias" not in found:
         return ""
-    told = f"{share:.3f} ± {error:.3f}".replace("-", "−")
     if own_scale:
-        return f"Along the exact gradient its mean is {told} times as long: it has a scale of its own."
-    if abs(share - 1.0) > TOLD_APART * error:
-        return f"Biased here: its mean is {told} times the exact gradient, where 1 is without bias."
-    return f"Without bias as far as can be seen: its mean is {told} times the exact gradient."
+        return f"Its gradient has a scale of its own; its cosine to the exact one is {number(found['cosine'])}."
+    by, chance = number(found["bias"]), number(found["bias_by_chance"])
+    off = f"its mean is off by {by} of the exact gradient's length, where chance explains {chance}"
+    return f"Biased here: {off}." if found["biased"] else f"No bias to be seen: {off}."
 
 
 def link(path: str, folder: Path) -> str:
@@ -204,17 +200,17 @@ def method(found: Found) -> str:
     """How everything was measured, in plain words."""
     task, gradient = TASKS[found["task"]], found["gradient"]
     curves = "the policy's exact expected return" if task.problem else "returns of training episodes"
-    where = "where the runs begin, with the exact critic" if task.problem else "one that PPO has trained for some thousand steps"
+    where = "where the runs begin" if task.problem else "one that PPO has trained for some thousand steps"
     begin = f" Every run begins at p(right) = {1 / (1 + task.odds):.2f}, which the commands do not set." if task.odds != 1 else ""
     noise = (
-        f"<p><em>Gradient noise</em> is tr Cov(<i>ĝ</i>) / |E <i>ĝ</i>|², the variance of one estimate over the squared length of its"
-        f" mean, from {gradient['repeats']} estimates of {gradient['episodes']} episodes ({number(gradient['steps'])} steps on average)"
-        f" at one policy that stands still: {where}. A lower one needs fewer samples; {number(100.0)} means that 100 such estimates"
-        " have to be averaged before signal and noise are equally large. TRPO and PPO are measured at their first step, where both"
-        " are the gradient of generalized advantages; what they change is how far it is followed. The actor–critics are measured"
-        " with parameters held still over the same episodes.</p>"
+        "<p><em>Gradient noise</em> is the variance of the gradient from one episode over the squared length of its mean: the number of"
+        " episodes that have to be averaged before noise and signal are equally large. All rungs are measured on the same"
+        f" {gradient['episodes']:,} episodes ({number(gradient['steps'])} steps, groups of {task.group_size}) at one policy that stands"
+        f" still, {where}, with a critic fitted on other episodes. The actor–critics count with all their steps of an episode added up;"
+        " TRPO and PPO with their first step, which is the gradient of generalized advantages for both: what they change is how far it"
+        " is followed.</p>"
     )
-    exact = "<p>The gradient is known exactly here, so bias is told as well.</p>" if task.problem else ""
+    exact = "<p>The exact gradient is known here, so bias is told as well.</p>" if task.problem else ""
     return (
         f"<p><em>Curves</em> are {curves}: mean over {found['seeds']} seeds with a 95 % bootstrap interval of whole runs; <em>return at"
         f" the end</em> is that of the last tenth of the budget. All rungs have the same seeds and {found['budget']:,} environment steps"

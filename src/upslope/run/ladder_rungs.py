@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ class Task:
     """A problem, the budget of one run in environment steps, and how its runs are looked at.
 
     ``problem`` names the function of :mod:`upslope.tabular.problems` where everything is known exactly; ``odds`` are those of
-    the first action where the policy begins. Returns below ``floor`` are cut off in pictures. A gradient is estimated from
-    ``episodes`` episodes, ``repeats`` times. ``shared`` settings are those of every rung.
+    the first action where the policy begins. Returns below ``floor`` are cut off in pictures. Gradients are measured on ``episodes``
+    episodes in groups of ``group_size``. ``shared`` settings are those of every rung.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Task:
     best: float
     floor: float
     episodes: int
-    repeats: int
     shared: Values
     problem: str = ""
     odds: float = 1.0
+    group_size: int = 8
 
 
 TASKS = {
@@ -44,8 +44,7 @@ TASKS = {
         budget=2_000,
         best=max(MEANS),
         floor=min(MEANS),
-        episodes=16,
-        repeats=400,
+        episodes=4_096,
         shared={"env_kwargs": {"means": list(MEANS)}, "gamma": 1.0, "features": "linear"},
         problem="bandit",
     ),
@@ -53,11 +52,10 @@ TASKS = {
         name="corridor",
         env_id="upslope/ShortCorridor-v0",
         title="the short corridor: three states that look the same, and left and right switched in the middle one",
-        budget=20_000,
+        budget=10_000,
         best=-(6.0 + 4.0 * 2.0**0.5),
         floor=-90.0,
-        episodes=16,
-        repeats=100,
+        episodes=1_024,
         shared={"gamma": 1.0, "features": "linear"},
         problem="short_corridor",
         odds=LEFT_FIRST,
@@ -69,8 +67,7 @@ TASKS = {
         budget=40_000,
         best=500.0,
         floor=0.0,
-        episodes=16,
-        repeats=60,
+        episodes=512,
         shared={"gamma": 0.99},
     ),
 }
@@ -81,8 +78,8 @@ TASKS = {
 class Rung:
     """One method: the formula that changed (HTML, the new part in ``<b>``), what it buys and costs, file and test, settings by task.
 
-    ``measured`` are settings of ``a2c`` whose gradient is the sum of the rung's steps while parameters stand still, for methods
-    that learn at every step and so have no batch to differentiate.
+    ``estimator`` is what :mod:`upslope.run.estimators` calls its gradient, without λ. Of methods that learn at every step it is the sum
+    of their steps while parameters stand still, which is A2C's with the same λ; of TRPO and PPO it is the first step's.
     """
 
     key: str
@@ -93,9 +90,9 @@ class Rung:
     costs: str
     file: str
     test: str
+    estimator: str
     settings: Values
     tuned: Mapping[str, Values]
-    measured: Callable[[Values], Values] | None = None
     own_scale: bool = False
     coincides: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -114,11 +111,6 @@ TILES: Values = {
 }
 TABLE: Values = {"num_steps": 64}
 ONE_DECISION = "An episode is one decision here, so this is the same estimator as the rung before."
-
-
-def every_step(settings: Values) -> Values:
-    """The batch method whose gradient is the sum of an online actor–critic's steps: A2C with the same λ."""
-    return {"gamma": settings["gamma"], "gae_lambda": settings.get("trace_decay", 0.0), "normalize_advantage": False}
 
 
 def rate(num_envs: int, learning_rate: float, **others: Any) -> Values:
@@ -141,8 +133,9 @@ RUNGS = (
         "Every action answers for all rewards of its episode, also for those that came before it.",
         "src/upslope/algorithms/reinforce.py",
         "tests/tabular/test_gradients.py::test_the_unbiased_rows",
+        "reinforce-full-trajectory",
         {**PLAIN, "returns": "full-trajectory", "baseline": False},
-        {"bandit": rate(16, 0.1), "corridor": rate(8, 0.03), "CartPole-v1": rate(8, 0.005)},
+        {"bandit": rate(16, 0.1), "corridor": rate(8, 0.1), "CartPole-v1": rate(8, 0.005)},
     ),
     Rung(
         "to-go",
@@ -153,8 +146,9 @@ RUNGS = (
         "Nothing.",
         "src/upslope/algorithms/reinforce.py",
         "tests/core/test_algorithms.py::test_the_four_return_forms",
+        "reinforce-to-go",
         {**PLAIN, "returns": "to-go", "baseline": False},
-        {"bandit": rate(16, 0.1), "corridor": rate(8, 0.03), "CartPole-v1": rate(8, 0.005)},
+        {"bandit": rate(16, 0.1), "corridor": rate(8, 0.1), "CartPole-v1": rate(8, 0.005)},
         coincides={"bandit": ONE_DECISION},
     ),
     Rung(
@@ -166,6 +160,7 @@ RUNGS = (
         "A second function to learn.",
         "src/upslope/algorithms/reinforce.py",
         "tests/tabular/test_gradients.py::test_a_baseline_changes_nothing_in_expectation",
+        "reinforce-to-go-baseline",
         {**PLAIN, "returns": "to-go", "baseline": True},
         {"bandit": rate(16, 0.1), "corridor": rate(8, 0.1), "CartPole-v1": rate(8, 0.005)},
     ),
@@ -178,13 +173,13 @@ RUNGS = (
         "Believes its critic: where V is wrong, or states look alike, the gradient is biased.",
         "src/upslope/algorithms/actor_critic.py",
         "tests/core/test_actor_critic.py::test_one_step_is_the_box",
+        "a2c",
         {"trace_decay": 0.0, "value_trace_decay": 0.0},
         {
             "bandit": {**TABLE, "learning_rate": 0.1, "value_learning_rate": 0.1},
             "corridor": {**TABLE, "learning_rate": 0.001, "value_learning_rate": 0.02},
             "CartPole-v1": {**TILES, "learning_rate": 0.003, "value_learning_rate": 0.05},
         },
-        measured=every_step,
     ),
     Rung(
         "traces",
@@ -196,13 +191,13 @@ RUNGS = (
         "More noise than one step, and a number to choose.",
         "src/upslope/algorithms/actor_critic.py",
         "tests/core/test_actor_critic.py::test_traces_are_the_box",
+        "a2c",
         {},
         {
             "bandit": {**TABLE, "learning_rate": 0.1, "value_learning_rate": 0.1, "trace_decay": 0.8, "value_trace_decay": 0.8},
             "corridor": {**TABLE, "learning_rate": 0.002, "value_learning_rate": 0.02, "trace_decay": 1.0, "value_trace_decay": 1.0},
             "CartPole-v1": {**TILES, "learning_rate": 0.003, "value_learning_rate": 0.05, "trace_decay": 0.8, "value_trace_decay": 0.8},
         },
-        measured=every_step,
         coincides={"bandit": ONE_DECISION},
     ),
     Rung(
@@ -214,7 +209,8 @@ RUNGS = (
         "Fisher products and a line search for one step on each batch.",
         "src/upslope/algorithms/trpo.py",
         "tests/core/test_trust_region.py::test_no_accepted_step_of_a_training_leaves_the_region",
-        {"normalize_advantage": False},
+        "a2c",
+        {"normalize_advantage": False, "gae_lambda": 0.95},
         {
             "bandit": {"num_envs": 16, "num_steps": 4, "max_kl": 0.05, "value_learning_rate": 0.1, "num_value_minibatches": 1},
             "corridor": {"num_envs": 8, "num_steps": 64, "max_kl": 0.02, "gae_lambda": 1.0, "value_learning_rate": 1.0},
@@ -232,11 +228,12 @@ RUNGS = (
         "The bound is gone: the clip stops pushing, it does not hold back.",
         "src/upslope/algorithms/ppo.py",
         "tests/functional/test_surrogates.py::test_the_clip_by_hand",
-        PLAIN,
+        "ppo",
+        {**PLAIN, "gae_lambda": 0.95},
         {
             "bandit": rate(16, 0.1, num_steps=4, num_minibatches=1, num_epochs=4),
             "corridor": rate(8, 0.03, num_steps=64, num_minibatches=4, num_epochs=4, gae_lambda=1.0),
-            "CartPole-v1": rate(8, 0.003, num_steps=32, num_minibatches=4, num_epochs=10, gamma=0.98),
+            "CartPole-v1": rate(8, 0.001, num_steps=32, num_minibatches=4, num_epochs=10, gamma=0.98),
         },
     ),
     Rung(
@@ -248,8 +245,9 @@ RUNGS = (
         "One number for a whole episode, so an action answers for all of it again.",
         "src/upslope/algorithms/rloo.py",
         "tests/functional/test_statistics.py::test_leave_one_out_is_unbiased_and_the_group_mean_shrinks",
+        "rloo",
         {"max_grad_norm": None},
-        {"bandit": groups(8, 2, 0.1, max_steps=1), "corridor": groups(8, 1, 0.1, max_steps=1000), "CartPole-v1": groups(8, 2, 0.01)},
+        {"bandit": groups(8, 2, 0.2, max_steps=1), "corridor": groups(8, 1, 0.1, max_steps=1000), "CartPole-v1": groups(8, 2, 0.02)},
     ),
     Rung(
         "grpo",
@@ -260,8 +258,9 @@ RUNGS = (
         "Dividing by the spread is another objective: easy and hard starts weigh more than those in between.",
         "src/upslope/algorithms/grpo.py",
         "tests/core/test_one_decision.py::test_dividing_by_the_spread_is_the_bandit_with_scaled_rewards",
+        "grpo",
         {"max_grad_norm": None, "average_over": "sequences"},
-        {"bandit": groups(8, 2, 0.1), "corridor": groups(8, 1, 0.1), "CartPole-v1": groups(8, 4, 0.02)},
+        {"bandit": groups(8, 2, 0.2), "corridor": groups(8, 1, 0.1), "CartPole-v1": groups(8, 4, 0.02)},
         own_scale=True,
     ),
 )
