@@ -345,6 +345,7 @@ def test_every_option_is_in_the_description() -> None:
         "activation": "relu",
         "critic": False,
         "distribution": "squashed",
+        "epsilon": None,
         "state_dependent_std": True,
         "log_std": -0.5,
         "normalize_observation": True,
