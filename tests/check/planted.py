@@ -166,8 +166,8 @@ def baseline_of_the_next_state(policy, rollout):
 
 @planted("baseline depends on the action")
 def baseline_of_the_action(policy, rollout):
-    after = rollout.next_value.masked_fill(rollout.terminated, 0.0)
-    return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - rollout.reward - after), rollout)
+    q = policy.action_values[rollout.inputs["observation"], rollout.inputs["action"]]
+    return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - q), rollout)
 
 
 # ------------------------------------------------------------------------------------------------------ actor-critics
@@ -227,6 +227,37 @@ def critic_upside_down(reward, value, after, terminated, truncated, mask):
     return F.gae(reward, -value, -after, terminated, truncated, 0.9, 0.8, mask)
 
 
+def unknown_decay(law):
+    """A function whose λ nobody was told."""
+
+    def add(advantage):
+        def estimator(policy, rollout, gamma):
+            weight = F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask)
+            return total(weight * log_prob(policy, rollout) * advantage(rollout, gamma, 0.37), rollout)
+
+        LAW[advantage.__name__] = (estimator, {}, law)
+        return advantage
+
+    return add
+
+
+@unknown_decay("truncation taken for termination")
+def one_flag(r, gamma, trace):
+    ended = r.terminated | r.truncated
+    return F.gae(r.reward, r.value, r.next_value, ended, torch.zeros_like(ended), gamma, trace, r.mask)
+
+
+@unknown_decay("discount applied twice")
+def gamma_squared_in_the_td_error(r, gamma, trace):
+    return F.gae(r.reward, r.value, r.next_value, r.terminated, r.truncated, gamma * gamma, trace, r.mask)
+
+
+@unknown_decay("off by one")
+def advantage_of_the_step_after(r, gamma, trace):
+    a = F.gae(r.reward, r.value, r.next_value, r.terminated, r.truncated, gamma, trace, r.mask)
+    return torch.cat([a[..., 1:], torch.zeros_like(a[..., :1])], -1)
+
+
 @planted("advantage carries gradient")
 def forgets_detach(policy, rollout):
     new = policy.evaluate(**rollout.inputs)
@@ -271,6 +302,17 @@ def divides_by_the_width(policy, rollout):
 def normalizes_with_padding(policy, rollout):
     g = returns(rollout, 1.0)
     return total(log_prob(policy, rollout) * (g - g.mean()) / (g.std(correction=0) + 1e-8), rollout)
+
+
+@planted("wrong sign", group=True)
+def descends_in_groups(policy, rollout):
+    return -total(log_prob(policy, rollout) * F.group_relative(rollout.reward.sum(-1)).unsqueeze(-1), rollout)
+
+
+@planted("ratio inverted", group=True)
+def inverted_in_groups(policy, rollout):
+    ratio = (rollout.behavior_log_prob - log_prob(policy, rollout).detach()).exp()
+    return total(ratio * log_prob(policy, rollout) * F.group_relative(rollout.reward.sum(-1)).unsqueeze(-1), rollout)
 
 
 @planted("k1 in the objective", group=True)

@@ -4,6 +4,7 @@ from upslope.testing.algorithm import check_algorithm
 from upslope.testing.contract import ContractError
 from upslope.testing.estimator import check_estimator
 from upslope.testing.laws import LAWS
+from upslope.testing.measure import Measured, measure_estimator
 from upslope.testing.policy import check_policy
 from upslope.testing.report import EstimatorReport, Finding
 from upslope.testing.surrogate import check_surrogate
@@ -13,8 +14,10 @@ __all__ = [
     "ContractError",
     "EstimatorReport",
     "Finding",
+    "Measured",
     "check_algorithm",
     "check_estimator",
     "check_policy",
     "check_surrogate",
+    "measure_estimator",
 ]

@@ -134,7 +134,7 @@ class Estimator:
 
     def _gradient(self, policy: Any, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
         parameters = list(policy.parameters())
-        count, own = sum(p.numel() for p in parameters), parameters[0].numel()
+        count, own = sum(p.numel() for p in parameters), sum(p.numel() for p in policy.preferences.parameters())
         batch = rollout.mask.shape[:-1]
         expected = f"expected a number to differentiate, one for each row {list(batch)}, or a gradient for the {count} parameters"
         if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):

@@ -89,6 +89,8 @@ def first_causes(found: list[Found]) -> dict[str, str]:
     laws = dict(reversed(found))
     if "ratio inverted" in laws:
         laws.pop("wrong sign", None)
+    if "k1 in the objective" in laws:  # off-policy it needs a weight, too
+        laws.pop("importance weight missing", None)
     if len(laws) > 1:
         laws.pop("biased by no known law", None)
     return dict(reversed(laws.items()))
@@ -169,7 +171,8 @@ def compared(
 ) -> EstimatorReport:
     """A report from ``objective → (expectation, exact gradient)``; everything in units of the nearest objective's gradient."""
     scale = {form: float(mean @ g / (g @ g)) for form, (mean, g) in pairs.items()}
-    bias = {form: float((mean / scale[form] - g).norm()) if scale[form] else float("inf") for form, (mean, g) in pairs.items()}
+    scale = {form: c if abs(c) > 1e-9 else 0.0 for form, c in scale.items()}
+    bias = {form: float((mean / (scale[form] or 1.0) - g).norm()) for form, (mean, g) in pairs.items()}
     nearest = min((form for form in pairs if pairs[form][0] is moments.mean), key=lambda form: bias[form])
     unit = abs(scale[nearest]) or 1.0
     variance = moments.variance / unit**2

@@ -6,12 +6,13 @@ wrong with them, and a mistake can be recognized without knowing how the estimat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
+from upslope.testing.contract import factor
 from upslope.testing.probes import Probe
 
 FORMS = ("undiscounted", "discounted", "unweighted")
@@ -49,50 +50,91 @@ def earlier(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], -1)
 
 
-def on_whole_episodes(probe: Probe, lambdas: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
-    """``(law, expectation)`` of every known mistake that shows where all episodes end by themselves."""
-    r = probe.rollout
-    never = torch.zeros_like(r.terminated)
-    assert r.value is not None and r.next_value is not None
-    value, after = r.value, r.next_value.masked_fill(r.terminated, 0.0)
+def explained(probe: Probe, mean: Tensor) -> str | None:
+    """The known mistake that has this expectation where all episodes end by themselves, or None."""
     for form in FORMS:
-        gamma, weight = weights(probe, form)
-        g = returns(probe, gamma)
-
-        def mean(credit: Tensor, weight: Tensor = weight) -> Tensor:
-            return probe.expectation(credit, weight)
-
-        yield "discount applied twice", mean(returns(probe, gamma**2))
-        yield "discount applied twice", mean(g, weight * probe.gamma ** torch.arange(g.shape[1], dtype=g.dtype))
-        yield "off by one", mean(later(g))
-        yield "log-probabilities shifted", mean(earlier(g))
-        yield "log-probabilities shifted", mean(earlier(g), earlier(weight))
-        yield "later rewards left out", mean(r.reward)
-        yield "baseline depends on the action", mean(g - after)
-        yield "baseline depends on the action", mean(g - r.next_value)
-        yield "baseline depends on the action", mean(g - later(g))
-        for trace in lambdas:
-            shifted = F.gae(later(r.reward), value, after, r.terminated, r.truncated, gamma, trace, r.mask)
-            open_ended = F.gae(r.reward, value, r.next_value, never, r.terminated, gamma, trace, r.mask)
-            signs = F.gae(r.reward, -value, -after, r.terminated, r.truncated, gamma, trace, r.mask)
-            late = F.gae(r.reward, value, after, r.terminated, r.truncated, gamma, trace, r.mask)
-            yield "reward of the next step", mean(shifted)
-            yield "termination taken for truncation", mean(open_ended)
-            yield "temporal-difference sign", mean(signs)
-            yield "off by one", mean(later(late))
+        for law, prediction in of_returns(probe, form):
+            if (c := factor(mean, prediction)) is not None and c > 0:
+                return law
+    for form in FORMS:
+        for law, by_decay in of_advantages(probe, form):
+            if at_some_decay(mean, by_decay):
+                return law
+    return None
 
 
-def on_truncated_episodes(probe: Probe, form: str, lambdas: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
-    """``(law, expectation)`` where some recordings stop before the episode does."""
-    gamma, weight = weights(probe, form)
+def of_returns(probe: Probe, form: str) -> Iterator[tuple[str, Tensor]]:
+    """``(law, expectation)`` of mistakes in what an action is credited with."""
     r = probe.rollout
-    assert r.value is not None and r.next_value is not None
-    ended, none = r.terminated | r.truncated, torch.zeros_like(r.truncated)
-    for trace in lambdas:
-        cut = F.gae(r.reward, r.value, r.next_value, ended, none, gamma, trace, r.mask)
-        open_ended = F.gae(r.reward, r.value, r.next_value, none, ended, gamma, trace, r.mask)
-        yield "truncation taken for termination", probe.expectation(cut, weight)
-        yield "termination taken for truncation", probe.expectation(open_ended, weight)
+    gamma, weight = weights(probe, form)
+    g, after = returns(probe, gamma), successors(probe)
+    assert r.next_value is not None
+
+    def mean(credit: Tensor, weight: Tensor = weight) -> Tensor:
+        return probe.expectation(credit, weight)
+
+    yield "discount applied twice", mean(returns(probe, gamma**2))
+    yield "discount applied twice", mean(g, weight * probe.gamma ** torch.arange(g.shape[1], dtype=g.dtype))
+    yield "off by one", mean(later(g))
+    yield "log-probabilities shifted", mean(earlier(g))
+    yield "log-probabilities shifted", mean(earlier(g), earlier(weight))
+    yield "later rewards left out", mean(r.reward)
+    yield "baseline depends on the action", mean(g - after)
+    yield "baseline depends on the action", mean(g - r.next_value)
+    yield "baseline depends on the action", mean(g - later(g))
+
+
+def of_advantages(probe: Probe, form: str) -> Iterator[tuple[str, Decay]]:
+    """``(law, expectation for a trace decay)`` of mistakes in a generalized advantage, whose λ nobody told us."""
+    r = probe.rollout
+    gamma, weight = weights(probe, form)
+    value, after = r.value, successors(probe)
+    never = torch.zeros_like(r.terminated)
+    assert value is not None and r.next_value is not None
+
+    def advantage(reward: Tensor, v: Tensor, v_next: Tensor, ended: Tensor = r.terminated, gamma: float = gamma) -> Decay:
+        ends = (ended, r.terminated | r.truncated)  # whatever bootstraps, the recursion is cut
+        return lambda trace: probe.expectation(F.gae(reward, v, v_next, *ends, gamma, trace, r.mask), weight)
+
+    yield "reward of the next step", advantage(later(r.reward), value, after)
+    yield "termination taken for truncation", advantage(r.reward, value, r.next_value, never)
+    yield "truncation taken for termination", advantage(r.reward, value, after, r.terminated | r.truncated)
+    yield "temporal-difference sign", advantage(r.reward, -value, -after)
+    yield "discount applied twice", advantage(r.reward, value, after, gamma=gamma**2)
+    ends = (r.terminated, r.truncated)
+    yield "off by one", lambda trace: probe.expectation(later(F.gae(r.reward, value, after, *ends, gamma, trace, r.mask)), weight)
+
+
+def successors(probe: Probe) -> Tensor:
+    """``V(s_{t+1})``, 0 after a termination."""
+    assert probe.rollout.next_value is not None
+    return probe.rollout.next_value.masked_fill(probe.rollout.terminated, 0.0)
+
+
+Decay = Callable[[float], Tensor]
+"""``λ -> expectation``: a polynomial in λ of degree 2 at most, for recordings of three steps."""
+
+
+def at_some_decay(mean: Tensor, by_decay: Decay) -> bool:
+    """Whether an expectation has this direction for some λ in [0, 1]: found by zooming in on the smallest angle."""
+    low, middle, high = (by_decay(trace) for trace in (0.0, 0.5, 1.0))
+    bend = 2 * low - 4 * middle + 2 * high
+    center, width = 0.5, 0.5
+    for _ in range(6):  # each look is 25 times closer than the one before
+        trace = torch.linspace(center - width, center + width, 51, dtype=torch.float64).clamp(0.0, 1.0).unsqueeze(-1)
+        curve = low + trace * (high - low - bend) + trace.square() * bend
+        cosines = curve @ mean / (curve.norm(dim=-1) * mean.norm()).clamp(min=1e-300)
+        center, width = float(trace[int(cosines.argmax())]), width / 25
+    c = factor(mean, low + center * (high - low - bend) + center**2 * bend)
+    return c is not None and c > 0
+
+
+def on_truncated_episodes(probe: Probe, form: str, mean: Tensor) -> str | None:
+    """The mistake that has this expectation where some recordings stop before the episode does, or None."""
+    for law, by_decay in of_advantages(probe, form):
+        if law.startswith("t") and " taken for " in law and at_some_decay(mean, by_decay):
+            return law
+    return None
 
 
 def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +142,8 @@ def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
     r = probe.rollout
     assert r.reference_log_prob is not None and r.value is not None
     ratio = (r.reference_log_prob - r.behavior_log_prob).exp()
-    for credit in (r.reward, r.reward - r.value):
+    centered = r.reward - probe.probability @ r.reward  # what a group's comparison amounts to
+    for credit in (r.reward, r.reward - r.value, centered):
         yield "ratio inverted", probe.expectation(credit / ratio)
         yield "ratio inverted", -probe.expectation(credit / ratio)
         yield "importance weight missing", probe.expectation(credit)
