@@ -40,10 +40,9 @@ def check_estimator(
 
     :math:`E[\hat g] = \sum_{\tau_1 \ldots \tau_B} P(\tau_1) \cdots P(\tau_B)\, \hat g(\tau_1, \ldots, \tau_B)` is a finite sum here.
     It is compared with ∇J from the policy gradient theorem, undiscounted, with γ, and (γ = 1, with a critic) of the average reward of a
-    task without end, up to a positive factor; where it differs, with
-    the expectation that each known mistake would have. Other laws are tried directly: padding, the order of rows, micro-batches, another
-    behavior policy, truncations. Advantages scaled by the batch, bonuses and KL terms of an algorithm are switched off for the
-    expectations (their settings are fields) and on for the rest.
+    task without end, up to a positive factor; where it differs, with the expectation that each known mistake would have. Other laws are
+    tried directly: padding, the order of rows, micro-batches, another behavior policy, truncations. Advantages scaled by the batch,
+    bonuses and KL terms of an algorithm are switched off for the expectations (their settings are fields) and on for the rest.
 
     Args:
         estimator: an instance of an algorithm, or a function.

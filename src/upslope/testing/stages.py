@@ -117,11 +117,7 @@ def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found],
     if (bonus := with_entropy(case, mean)) is not None:
         return None, [], [f"with an entropy bonus of {bonus:.3g} for each 1 of ∇J"]
     if not case.independent and not case.group and with_batch_mean(case, mean):
-        return (
-            None,
-            [],
-            ["the batch's own mean is subtracted, which holds each step's own return: a bias of the order 1 / steps in the batch"],
-        )
+        return None, [], ["the batch's own mean is subtracted, in which is each step's own return: a bias of the order 1 / batch"]
     return None, [("biased by no known law", "")], []
 
 
