@@ -10,6 +10,7 @@ from tests.tabular.made import case
 from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageError, tabular
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
+from upslope.run import variance
 from upslope.run.variance import Reference, changed, joined, measure, unit_gradients
 
 PLAIN = {"normalize_advantage": False, "value_coef": 0.0}
@@ -76,7 +77,7 @@ def test_bias_and_a_baseline():
     with torch.no_grad():  # right for the first step only, and any baseline will do
         policy.value.table.copy_(tabular.exact.value(mdp.unrolled(), policy, 0.7)[: mdp.num_observations, None])
     reference = Reference.exact(tabular.gradient(mdp.unrolled(), policy, 0.7))
-    rollout = tabular.Episodes(mdp, 200, seed=1)(policy)
+    rollout = tabular.Episodes(mdp, 120, seed=1)(policy)
     ends = rollout.terminated | rollout.truncated  # here the limit is an end of the problem
     rollout = replace(rollout, terminated=ends, truncated=torch.zeros_like(ends))
     estimators = {
@@ -98,13 +99,13 @@ def test_bias_and_a_baseline():
 def test_a_sampled_reference_knows_its_own_noise():
     mdp, policy = case(4, time_limit=4)
     algorithm = REINFORCE(baseline=False, gamma=1.0, **PLAIN)
-    few, many = (Reference.sampled(algorithm, policy, tabular.Episodes(mdp, n, seed=9)(policy)) for n in (20, 1000))
-    rollout = tabular.Episodes(mdp, 200, seed=0)(policy)
+    few, many = (Reference.sampled(algorithm, policy, tabular.Episodes(mdp, n, seed=9)(policy)) for n in (20, 640))
+    rollout = tabular.Episodes(mdp, 100, seed=0)(policy)
     by_few, by_many = (measure({"x": algorithm}, policy, rollout, reference)[0] for reference in (few, many))
     assert len(few.parts) == 20 and len(many.parts) == 64
     assert by_few.bias_by_chance > 1.5 * by_many.bias_by_chance and not by_few.biased and not by_many.biased
-    doubled = measure({"x": algorithm}, policy, replace(rollout, reward=3.0 * rollout.reward), many)[0]
-    assert doubled.biased and doubled.variance == pytest.approx(9.0 * by_many.variance)
+    wrong_sign = measure({"x": algorithm}, policy, replace(rollout, reward=-rollout.reward), many)[0]
+    assert wrong_sign.biased and wrong_sign.cosine == -by_many.cosine and wrong_sign.variance == by_many.variance
 
 
 def test_samples_that_another_policy_took():
@@ -112,7 +113,7 @@ def test_samples_that_another_policy_took():
     behavior = tabular.tabular_policy(mdp)
     algorithm = OffPolicyGradient(estimator=per_decision, baseline=False, scale_advantage=False, gamma=1.0)
     exact = Reference.exact(tabular.gradient(mdp.unrolled(), policy, 1.0))
-    on, off = (measure({"x": algorithm}, policy, tabular.Episodes(mdp, 400, seed=2)(b), exact)[0] for b in (policy, behavior))
+    on, off = (measure({"x": algorithm}, policy, tabular.Episodes(mdp, 150, seed=2)(b), exact)[0] for b in (policy, behavior))
     assert on.effective_sample_size == pytest.approx(1.0) and 0.0 < off.effective_sample_size < 0.95
     assert not on.biased and not off.biased and off.variance > on.variance
 
@@ -127,7 +128,7 @@ def test_rollouts_below_each_other():
     torch.testing.assert_close(unit_gradients(algorithm, policy, both, units=1)[0], mean, rtol=0, atol=1e-12)
 
 
-def test_mistakes():
+def test_mistakes(monkeypatch):
     mdp, policy = case(1, time_limit=6)
     exact, plain = Reference.exact(tabular.gradient(mdp, policy, 0.9)), {"plain": REINFORCE(baseline=False)}
     with pytest.raises(UsageError, match="samples: expected at least 2 episodes, found 1"):
@@ -135,6 +136,10 @@ def test_mistakes():
     with pytest.raises(UsageError, match=r"row \(0,\) holds \d+ ends, expected 1: collect whole episodes"):
         measure(plain, policy, tabular.Steps(mdp, 4, 64)(policy), exact)
     rollout = tabular.Episodes(mdp, 4)(policy)
+    monkeypatch.setattr(variance, "LARGEST", 18)
+    with pytest.raises(UsageError, match="samples: 4 gradients of 8 numbers each do not fit; take at most 2, or a smaller policy"):
+        measure(plain, policy, rollout, exact)
+    monkeypatch.undo()
     with pytest.raises(UsageError, match="estimator 'a2c': policy: this algorithm needs a critic"):
         measure({"a2c": A2C()}, policy, rollout, exact)
     with pytest.raises(UsageError, match="estimator 'rloo': rollout: this algorithm compares the rows of a group"):

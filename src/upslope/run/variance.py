@@ -36,6 +36,8 @@ RESAMPLES = 1000
 BLOCKS = 64
 """Parts that a sampled reference is split into; its own noise is known from how they differ."""
 TIMINGS = 3
+LARGEST = 2**29
+"""Numbers in the gradients of one estimator: 4 GiB."""
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
@@ -99,10 +101,11 @@ def measure(estimators: Mapping[str, Any], policy: Any, rollout: Rollout, refere
     an off-policy ``rollout``, taken by another policy, estimators without importance weights are estimates of something else.
 
     Raises:
-        UsageError: fewer than 2 units, rows that are no whole episodes, or an estimator that cannot work with these samples.
+        UsageError: fewer than 2 units, rows that are no whole episodes, more numbers than fit, or an estimator that cannot work here.
         RunFault: a gradient that is not finite.
     """
     check_episodes(rollout)
+    check_size(policy, len(rollout.mask))
     rng = np.random.default_rng(seed)
     return [measure_one(name, algorithm, policy, rollout, reference, rng) for name, algorithm in estimators.items()]
 
@@ -207,6 +210,13 @@ def check_episodes(rollout: Rollout) -> None:
     if len(wrong):
         row = tuple(int(i) for i in wrong[0])
         raise UsageError(f"rollout: row {row} holds {int(ends[row])} ends, expected 1: collect whole episodes, one in each row")
+
+
+def check_size(policy: Any, units: int) -> None:
+    """Refuse more gradients than memory holds: all of an estimator's are kept until their inner products are known."""
+    count = sum(p.numel() for p in policy.parameters())
+    most = LARGEST // max(1, count)
+    require(units <= most, f"samples: {units:,} gradients of {count:,} numbers each do not fit; take at most {most:,}, or a smaller policy")
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from upslope.errors import require
 from upslope.records import Rollout
 from upslope.run.estimators import DEFAULT, ESTIMATORS, estimator_of
 from upslope.run.load import Run
+from upslope.run.threads import one_thread
 from upslope.run.variance import Measurement, Reference, first, joined, measure
 from upslope.run.variance_report import Comparison
 from upslope.updates.fisher import reached
@@ -87,9 +89,10 @@ class VarianceRun:
         chosen = {name: estimator_of(name) for name in self.estimators}
         grouped = any(item.grouped for item, _ in chosen.values())
         lanes = min(self.samples, LANES)
-        envs = control.make(self.env_id, lanes - lanes % self.group_size if grouped else lanes, self.seed)
-        with envs:
+        lanes = max(self.group_size, lanes - lanes % self.group_size) if grouped else lanes
+        with control.make(self.env_id, lanes, self.seed) as envs, contextlib.ExitStack() as stack:
             policy = self.make_policy(envs)
+            stack.enter_context(one_thread(policy))
             alone = control.Episodes(envs, seed=self.seed)
             collect = control.GroupedEpisodes(envs, self.group_size, seed=self.seed) if grouped else alone
             critics = [name for name, (item, _) in chosen.items() if item.critic]
@@ -100,11 +103,11 @@ class VarianceRun:
             reference, kind = self.reference(policy, collect)
             rollout = episodes(collect, policy, self.samples)
             away = rollout if self.behavior is None else episodes(collect, ActsAs(self.make_behavior(envs), policy), self.samples)
-        found: dict[str, Measurement] = {}
-        for weighted, samples in ((False, rollout), (True, away)):
-            algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
-            rows = measure(algorithms, policy, samples, reference, seed=self.seed) if algorithms else []
-            found |= {row.estimator: row for row in rows}
+            found: dict[str, Measurement] = {}
+            for weighted, samples in ((False, rollout), (True, away)):
+                algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
+                rows = measure(algorithms, policy, samples, reference, seed=self.seed) if algorithms else []
+                found |= {row.estimator: row for row in rows}
         return Comparison(
             run=self,
             rows=tuple(found[name] for name in chosen),
