@@ -34,11 +34,12 @@ def test_on_cartpole(cli: Command) -> None:
 
 def test_on_the_corridor_the_reference_is_exact(cli: Command) -> None:
     """At p = ½, J = 2 (p − 2) / (p (1 − p)) has dJ/dp = 8 and dp/dθ = ±¼; the table's two preferences make that 2√2."""
-    asked = ("upslope/ShortCorridor-v0", "--gamma", "1", "--estimators", "reinforce-to-go", "a2c:0")
+    asked = ("upslope/ShortCorridor-v0", "--gamma", "1", "--estimators", "reinforce-to-go", "reinforce-to-go-baseline", "a2c:0")
     fields = json.loads(good(cli("variance", *asked, "--samples", "64", "--out", "a/b", "--json")).out)
     assert fields["reference"] == "exact" and fields["reference_length"] == pytest.approx(8**0.5, rel=1e-5)  # float32 policy
-    to_go, one_step = fields["rows"]
-    assert not to_go["biased"] and one_step["biased"] and one_step["variance"] < to_go["variance"]  # one value for three states
+    to_go, baseline, one_step = fields["rows"]
+    assert not to_go["biased"] and not baseline["biased"] and one_step["biased"]  # one value for three states
+    assert one_step["variance"] < baseline["variance"] < 0.7 * to_go["variance"]  # the critic was fitted to begin with
     assert json.loads(Path("a/b/variance.json").read_text()) == fields
 
 
