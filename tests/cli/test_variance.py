@@ -11,6 +11,8 @@ from PIL import Image
 from tests.cli.conftest import Command, good
 from upslope.run.dots import Dots, axis, draw_dots
 from upslope.run.estimators import ESTIMATORS
+from upslope.run.variance import Measurement
+from upslope.run.variance_report import mark
 
 FEW = ("--samples", "8", "--critic-samples", "4", "--reference-samples", "8")
 EVERY = ("reinforce-to-go", "reinforce-to-go-baseline", "a2c:0.95", "ppo:0.9", "grpo", "dr-grpo", "rloo", "off-policy-vtrace")
@@ -29,7 +31,7 @@ def test_on_cartpole(cli: Command) -> None:
     assert all(0 <= row["variance_interval"][0] < row["variance"] and row["seconds"] > 0 for row in fields["rows"])
     assert by_name["off-policy-vtrace"]["effective_sample_size"] == pytest.approx(1.0) and by_name["rloo"]["effective_sample_size"] is None
     with Image.open(folder / "variance.png") as picture:
-        assert picture.size[0] == 1000
+        assert picture.size[0] == 1200
 
 
 def test_on_the_corridor_the_reference_is_exact(cli: Command) -> None:
@@ -106,6 +108,13 @@ def test_a_policy_without_a_critic_or_for_another_environment(cli: Command, trai
     assert answer.code == 2 and answer.err.startswith("upslope: --estimators: a2c needs a critic, and the policy has none")
 
 
+def test_marks() -> None:
+    row = {"estimator": "x", "variance": 1.0, "variance_interval": (0.5, 2.0), "relative_variance": 1.0, "cosine": 1.0}
+    row |= {"cosine_interval": (1.0, 1.0), "seconds": 0.1, "bias_by_chance": 1.0}
+    cases = [(0.5, None, ""), (1.5, None, " *"), (1.5, 0.5, " *"), (1.5, 0.1, " ?")]
+    assert [mark(Measurement(**row, bias=bias, effective_sample_size=size)) for bias, size, _ in cases] == [shown for *_, shown in cases]
+
+
 def test_help_names_every_estimator(cli: Command) -> None:
     out = good(cli("variance", "--help")).out
     assert all(name in out for name in ESTIMATORS) and "--critic-samples" in out
@@ -114,5 +123,5 @@ def test_help_names_every_estimator(cli: Command) -> None:
 def test_a_picture_with_holes() -> None:
     nan = float("nan")
     measure = Dots("x", [(1.0, 0.5, 2.0), (nan, nan, nan), (0.0, -1.0, 1.0)], logarithmic=True)
-    assert draw_dots("title", ["a", "b", "c"], [measure, Dots("y", [(1.0, 1.0, 1.0)] * 3)]).size == (1000, 210)
+    assert draw_dots("title", ["a", "b", "c"], [measure, Dots("y", [(1.0, 1.0, 1.0)] * 3)]).size == (1200, 210)
     assert [text for _, text in axis(0.0, 1.0, True)] == ["1", "2", "5", "10"] and [text for _, text in axis(0.0, 4.0, True)][-1] == "10000"

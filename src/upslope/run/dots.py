@@ -23,7 +23,7 @@ class Dots:
     logarithmic: bool = False
 
 
-def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width: int = 1000) -> Image.Image:
+def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width: int = 1200) -> Image.Image:
     """The names at the left, a column for each measure."""
     left = 24 + math.ceil(max(_font(LABEL).getlength(name) for name in names) / SCALE)
     height = TOP + ROW * len(names) + BOTTOM

@@ -15,6 +15,19 @@ from upslope.run.dots import Dots, draw_dots
 from upslope.run.folder import RunFolder, default_path
 from upslope.run.variance import Measurement
 
+FEW = 0.2
+"""Share of the steps below which importance weights are too uneven to judge by a bootstrap: what it never saw it cannot resample."""
+
+
+def few(row: Measurement) -> bool:
+    """Whether the weights rest on few of the samples."""
+    return row.effective_sample_size is not None and row.effective_sample_size < FEW
+
+
+def mark(row: Measurement) -> str:
+    """What to think of a bias."""
+    return " ?" if few(row) else " *" if row.biased else ""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,7 +59,7 @@ class Comparison:
                     row.estimator,
                     f"{row.variance:.4g} ({row.variance_interval[0]:.4g} to {row.variance_interval[1]:.4g})",
                     f"{row.relative_variance:.3g}",
-                    f"{row.bias:.3g} ({row.bias_by_chance:.3g}){' *' if row.biased else ''}",
+                    f"{row.bias:.3g} ({row.bias_by_chance:.3g}){mark(row)}",
                     f"{row.cosine:.3f} ({row.cosine_interval[0]:.3f} to {row.cosine_interval[1]:.3f})",
                     "" if row.effective_sample_size is None else f"{row.effective_sample_size:.1%}",
                     f"{1000 * row.seconds:.1f}",
@@ -60,6 +73,10 @@ class Comparison:
             "variance: of one episode, trace of the covariance. relative: over the squared length of the mean: so many episodes hold as",
             "much noise as signal. bias: distance from the reference; by chance: 5 % of unbiased ones would show more; *: this one does.",
         ]
+        if any(few(row) for row in self.rows):
+            lines.append(
+                f"?: at an ESS below {FEW:.0%} the episodes that count are hardly among the samples: variance is more, bias unknown."
+            )
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
@@ -79,12 +96,13 @@ class Comparison:
         """``variance.png`` and ``variance.json`` in ``out`` (none: ``runs/variance-TASK-SEED``); returns the folder."""
         names = [row.estimator for row in self.rows]
         variance = Dots("variance of one episode", [(row.variance, *row.variance_interval) for row in self.rows], logarithmic=True)
+        relative = Dots("relative variance", [(row.relative_variance,) * 3 for row in self.rows], logarithmic=True)
         bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
         cosine = Dots("cosine with the reference", [(row.cosine, *row.cosine_interval) for row in self.rows])
         title = (
             f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, gamma = {self.run.gamma:g}"  # the font has no γ
         )
         with RunFolder.create(out, default_path("variance", self.run.env_id, self.run.seed)) as folder:
-            save(draw_dots(title, names, [variance, bias, cosine]), folder.path / "variance.png")
+            save(draw_dots(title, names, [variance, relative, bias, cosine]), folder.path / "variance.png")
             folder.write_json("variance.json", self.fields())
         return folder.path
