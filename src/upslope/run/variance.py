@@ -33,6 +33,8 @@ from upslope.tabular import flat_gradient
 
 RESAMPLES = 1000
 """Of the bootstrap."""
+CHANCE = 0.99
+"""Quantile of what a bias of 0 would show: many estimators are looked at, and few false alarms are wanted."""
 BLOCKS = 64
 """Parts that a sampled reference is split into; its own noise is known from how they differ."""
 TIMINGS = 3
@@ -55,7 +57,7 @@ class Measurement:
     bias: float
     """length of mean gradient − reference"""
     bias_by_chance: float
-    """what an unbiased estimator's would exceed in 5 % of cases, because samples (and a sampled reference) are finite"""
+    """what an unbiased estimator's would exceed in 1 % of cases, because samples (and a sampled reference) are finite"""
     cosine: float
     """of the angle between mean gradient and reference"""
     cosine_interval: Interval
@@ -132,7 +134,7 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
         variance_interval=interval(found.variance(resampled) * scale),
         relative_variance=variance / signal if signal > 0 else math.inf,
         bias=float(found.distance(plain, of_parts)[0]),
-        bias_by_chance=float(np.quantile(found.distance(resampled - plain, moved), 0.95)),
+        bias_by_chance=float(np.quantile(found.distance(resampled - plain, moved), CHANCE)),
         cosine=float(found.cosine(plain)[0]),
         cosine_interval=interval(found.cosine(resampled)),
         effective_sample_size=sample_size(algorithm, policy, rollout),

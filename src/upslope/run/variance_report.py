@@ -71,7 +71,7 @@ class Comparison:
         lines += [
             "",
             "variance: of one episode, trace of the covariance. relative: over the squared length of the mean: so many episodes hold as",
-            "much noise as signal. bias: distance from the reference; by chance: 5 % of unbiased ones would show more; *: this one does.",
+            "much noise as signal. bias: distance from the reference; by chance: 1 % of unbiased ones would show more; *: this one does.",
         ]
         if any(few(row) for row in self.rows):
             lines.append(
@@ -96,7 +96,7 @@ class Comparison:
         """``variance.png`` and ``variance.json`` in ``out`` (none: ``runs/variance-TASK-SEED``); returns the folder."""
         names = [row.estimator for row in self.rows]
         variance = Dots("variance of one episode", [(row.variance, *row.variance_interval) for row in self.rows], logarithmic=True)
-        relative = Dots("relative variance", [(row.relative_variance,) * 3 for row in self.rows], logarithmic=True)
+        relative = Dots("relative variance", [(x, x, x) for x in (row.relative_variance for row in self.rows)], logarithmic=True)
         bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
         cosine = Dots("cosine with the reference", [(row.cosine, *row.cosine_interval) for row in self.rows])
         title = (
