@@ -24,11 +24,11 @@ Found = Mapping[str, Any]
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def number(x: float | None) -> str:
-    """Four digits, a true minus sign: ``−11.66``, ``5.6``, ``1.2e+05``."""
+def number(x: float | None, digits: int = 4) -> str:
+    """A few digits, a true minus sign: ``−11.66``, ``5.6``, ``1.2e+05``."""
     if x is None or not math.isfinite(x):
         return "–"
-    return f"{x:,.4g}".replace("-", "−")
+    return f"{x:,.{digits}g}".replace("-", "−")
 
 
 def interval(found: Found) -> str:
@@ -38,7 +38,8 @@ def interval(found: Found) -> str:
 
 def times(x: float, before: float) -> str:
     """``0.31 ×``."""
-    return f"{x / before:.2g} ×"
+    ratio = x / before
+    return f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.2g} ×"
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -133,7 +134,7 @@ def compared(rung: Found, before: Found | None, found: Found) -> str:
         words.append(f"the gradient does not stand out of its noise in {found['gradient']['episodes']:,} episodes")
     else:
         against = "" if before is None or not before["gradient"]["relative_variance"] else before["gradient"]["relative_variance"]
-        words.append(f"gradient noise {number(noise)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
+        words.append(f"gradient noise {number(noise, 3)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
     last = f"{seconds:.2f} s" + ("" if before is None else f", {times(seconds, before['seconds']['median'])} the time")
     return "; ".join([*words, last]) + "."
 
@@ -145,7 +146,7 @@ def bias(rung: Found, own_scale: bool) -> str:
         return ""
     if own_scale:
         return f"Its gradient has a scale of its own; its cosine to the exact one is {number(found['cosine'])}."
-    by, chance = number(found["bias"]), number(found["bias_by_chance"])
+    by, chance = number(found["bias"], 2), number(found["bias_by_chance"], 2)
     off = f"its mean is off by {by} of the exact gradient's length, where chance explains {chance}"
     return f"Biased here: {off}." if found["biased"] else f"No bias to be seen: {off}."
 
@@ -189,11 +190,12 @@ def overview(found: Found) -> str:
     for index, rung in enumerate(rungs):
         end, cells = rung["final"], ""
         for value, (least, most), unit in zip((c[index] for c in columns), limits, ("", " s"), strict=True):
-            cells += f"<td>{number(value)}{unit}{bar(value, least, most, index)}</td>"
+            cells += f"<td>{number(value, 3)}{unit}{bar(value, least, most, index)}</td>"
         result = f"<td>{number(end['mean'])}<small>{number(end['low'])} to {number(end['high'])}</small></td>"
         rows.append(f'<tr><th><span class="dot r{index}"></span>{escape(rung["name"])}</th>{result}{cells}</tr>')
     head = "<tr><th>rung</th><th>return at the end</th><th>gradient noise</th><th>seconds</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    note = '<p class="caption">bars: equal ratios are equal lengths</p>'
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>{note}"
 
 
 def method(found: Found) -> str:
@@ -205,7 +207,7 @@ def method(found: Found) -> str:
     noise = (
         "<p><em>Gradient noise</em> is the variance of the gradient from one episode over the squared length of its mean: the number of"
         " episodes that have to be averaged before noise and signal are equally large. All rungs are measured on the same"
-        f" {gradient['episodes']:,} episodes ({number(gradient['steps'])} steps, groups of {task.group_size}) at one policy that stands"
+        f" {gradient['episodes']:,} episodes ({number(gradient['steps'], 9)} steps, groups of {task.group_size}) at one policy that stands"
         f" still, {where}, with a critic fitted on other episodes. The actor–critics count with all their steps of an episode added up;"
         " TRPO and PPO with their first step, which is the gradient of generalized advantages for both: what they change is how far it"
         " is followed.</p>"

@@ -195,7 +195,7 @@ RUNGS = (
         {},
         {
             "bandit": {**TABLE, "learning_rate": 0.1, "value_learning_rate": 0.1, "trace_decay": 0.8, "value_trace_decay": 0.8},
-            "corridor": {**TABLE, "learning_rate": 0.002, "value_learning_rate": 0.02, "trace_decay": 1.0, "value_trace_decay": 1.0},
+            "corridor": {**TABLE, "learning_rate": 0.0005, "value_learning_rate": 0.02, "trace_decay": 0.9, "value_trace_decay": 0.9},
             "CartPole-v1": {**TILES, "learning_rate": 0.003, "value_learning_rate": 0.05, "trace_decay": 0.8, "value_trace_decay": 0.8},
         },
         coincides={"bandit": ONE_DECISION},

@@ -77,5 +77,6 @@ details code { display: block; margin-top: .4em; }
   h1 { font-size: 1.5rem; }
   .formula { font-size: 1.15rem; }
   td { width: auto; }
+  th .dot { width: .55em; height: .55em; margin-right: .3em; }
 }
 """
