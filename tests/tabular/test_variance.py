@@ -11,7 +11,7 @@ from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageErr
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
 from upslope.run import variance
-from upslope.run.variance import Reference, changed, joined, measure, unit_gradients
+from upslope.run.variance import Reference, changed, joined, measure, unit_gradients, widening
 
 PLAIN = {"normalize_advantage": False, "value_coef": 0.0}
 
@@ -116,6 +116,14 @@ def test_samples_that_another_policy_took():
     on, off = (measure({"x": algorithm}, policy, tabular.Episodes(mdp, 150, seed=2)(b), exact)[0] for b in (policy, behavior))
     assert on.effective_sample_size == pytest.approx(1.0) and 0.0 < off.effective_sample_size < 0.95
     assert not on.biased and not off.biased and off.variance > on.variance
+
+
+@pytest.mark.parametrize("count,t", [(7, 3.7074), (9, 3.3554), (31, 2.7500)])
+def test_few_samples_prove_less(count, t):
+    """t at 99.5 % with count − 1 degrees of freedom, as tables have it."""
+    z = 2.5758
+    assert widening(count) == pytest.approx((count / (count - 1)) ** 0.5 * t / z, rel=0.03)  # the expansion stops at 1/ν²
+    assert widening(1) == 1.0 and widening(10_000) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_rollouts_below_each_other():

@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
     episodes = rollout.mask[..., 0].numel()
     plain, resampled = equal(len(gradients)), bootstrap(len(gradients), rng)
     of_parts = equal(len(reference.parts))
-    moved = bootstrap(len(reference.parts), rng) - of_parts  # of an exact reference: 0
+    away = (resampled - plain) * widening(len(gradients))
+    moved = (bootstrap(len(reference.parts), rng) - of_parts) * widening(len(reference.parts))  # of an exact reference: 0
     scale = episodes / len(gradients)
     variance = float(found.variance(plain)[0]) * scale
     signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
@@ -134,7 +136,7 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
         variance_interval=interval(found.variance(resampled) * scale),
         relative_variance=variance / signal if signal > 0 else math.inf,
         bias=float(found.distance(plain, of_parts)[0]),
-        bias_by_chance=float(np.quantile(found.distance(resampled - plain, moved), CHANCE)),
+        bias_by_chance=float(np.quantile(found.distance(away, moved), CHANCE)),
         cosine=float(found.cosine(plain)[0]),
         cosine_interval=interval(found.cosine(resampled)),
         effective_sample_size=sample_size(algorithm, policy, rollout),
@@ -268,6 +270,17 @@ def equal(count: int) -> Array:
 def bootstrap(count: int, rng: np.random.Generator) -> Array:
     """The weights of resampled means, ``[RESAMPLES, count]`` (Efron & Tibshirani 1993, section 6)."""
     return rng.multinomial(count, equal(count)[0], size=RESAMPLES) / count
+
+
+def widening(count: int) -> float:
+    """How much farther than a resample's the mean of a few samples may lie: n for n − 1, and Student's t for the normal distribution.
+
+    ``t/z ≈ 1 + (z² + 1)/4ν + (5z⁴ + 16z² + 3)/96ν²`` at the quantile of :data:`CHANCE`, ν = n − 1 (Abramowitz & Stegun 26.7.5).
+    """
+    if count < 2:
+        return 1.0
+    z2, degrees = NormalDist().inv_cdf((1.0 + CHANCE) / 2.0) ** 2, count - 1
+    return math.sqrt(count / degrees) * (1.0 + (z2 + 1.0) / (4.0 * degrees) + (5.0 * z2**2 + 16.0 * z2 + 3.0) / (96.0 * degrees**2))
 
 
 def interval(values: Array) -> Interval:

@@ -13,6 +13,7 @@ from upslope._version import __version__
 from upslope.run.chart import save
 from upslope.run.dots import Dots, draw_dots
 from upslope.run.folder import RunFolder, default_path
+from upslope.run.report import plural
 from upslope.run.variance import Measurement
 
 FEW = 0.2
@@ -47,8 +48,8 @@ class Comparison:
         run = self.run
         taker = f", weighted ones on samples of {run.behavior}" if run.behavior else ""
         lines = [
-            f"{run.env_id}, {run.policy} policy, γ = {run.gamma:g}: {len(self.rows)} estimators on the same {run.samples:,} episodes "
-            f"({self.num_steps:,} steps{taker})",
+            f"{run.env_id}, {run.policy} policy, γ = {run.gamma:g}: {plural(len(self.rows), 'estimator')} on the same "
+            f"{run.samples:,} episodes ({self.num_steps:,} steps{taker})",
             f"reference: gradient of the {run.objective} J, {self.reference}, length {self.reference_length:.4g}",
             "",
         ]

@@ -102,7 +102,7 @@ class VarianceRun:
                 fit_critic(policy, others, self.gamma)
             reference, kind = self.reference(policy, collect)
             rollout = episodes(collect, policy, self.samples)
-            away = rollout if self.behavior is None else episodes(collect, ActsAs(self.make_behavior(envs), policy), self.samples)
+            away = rollout if self.behavior is None else episodes(collect, ActsAs(self.make_behavior(envs, policy), policy), self.samples)
             found: dict[str, Measurement] = {}
             for weighted, samples in ((False, rollout), (True, away)):
                 algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
@@ -130,11 +130,16 @@ class VarianceRun:
             return control.LinearPolicy.for_envs(envs, features="linear", seed=self.seed)
         return control.policy_for(envs, seed=self.seed)
 
-    def make_behavior(self, envs: Any) -> Any:
-        """Who takes the samples of estimators with importance weights."""
+    def make_behavior(self, envs: Any, policy: Any) -> Any:
+        """Who takes the samples of estimators with importance weights; its actions must be stored as the policy's are."""
         from upslope import control
+        from upslope.control.recording import check_spaces
 
-        return control.RandomPolicy(envs) if self.behavior == "uniform" else control_policy(str(self.behavior), "--behavior").frozen()
+        behavior = control.RandomPolicy(envs) if self.behavior == "uniform" else control_policy(str(self.behavior), "--behavior").frozen()
+        check_spaces(behavior, envs)
+        kinds = type(behavior.head).__name__, type(policy.head).__name__
+        require(kinds[0] == kinds[1], f"--behavior: its actions are drawn by {kinds[0]}, the policy's by {kinds[1]}; take the same kind")
+        return behavior
 
     def reference(self, policy: Any, collect: Any) -> tuple[Reference, str]:
         """The exact gradient where the environment is a finite problem, else that of a large batch of its own."""
