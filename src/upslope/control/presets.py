@@ -292,7 +292,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         )
     },
 }
-PRESETS["HalfCheetah-v5"]["trpo"] = Preset(TRPO_CHEETAH)
+PRESETS["HalfCheetah-v5"]["trpo"] = Preset(TRPO_CHEETAH, "return 4,541, 3 seeds")
 
 FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
 """By the beginning of the environment's id."""
