@@ -11,7 +11,7 @@ from upslope import OnlineActorCritic, control, train
 
 LOW, HIGH = (-2.4, -3, -0.21, -3.5), (2.4, 3, 0.21, 3.5)  # CartPole's velocities have no limits of their own
 
-print("mean return of the episodes in 5 stretches of 500 steps")
+print("mean return of the episodes in 4 stretches of 400 steps")
 for trace_decay in (0.0, 0.8):
     envs = control.make("CartPole-v1", seed=0)
     policy = control.LinearPolicy.for_envs(envs, features="tiles", num_tilings=8, num_tiles=6, feature_low=LOW, feature_high=HIGH)
@@ -20,5 +20,5 @@ for trace_decay in (0.0, 0.8):
     )
     returns: list[float] = []
     note = [lambda state, returns=returns: returns.append(state.metrics.get("episode_return", float("nan")))]
-    train(algorithm, policy, control.Stream(envs, num_steps=500), iterations=5, callbacks=note)
+    train(algorithm, policy, control.Stream(envs, num_steps=400), iterations=4, callbacks=note)
     print(f"λ = {trace_decay}:", "  ".join(f"{value:6.1f}" for value in returns))

@@ -6,7 +6,7 @@ MAX_KL = 0.02
 SETTINGS = {"max_kl": MAX_KL, "damping": 1e-3, "num_value_epochs": 20}
 
 
-def divergences(algorithm, iterations=12):
+def divergences(algorithm, iterations=8):
     """``mean_s KL(π_old(·|s) ‖ π_new(·|s))`` of every update of a short training, and the return at its end."""
     envs = control.make("CartPole-v1", num_envs=8, seed=0)
     policy = control.MLPPolicy.for_envs(envs, seed=0)
@@ -20,7 +20,7 @@ def divergences(algorithm, iterations=12):
         old = policy.frozen()
 
     train(algorithm, policy, control.Steps(envs, num_steps=128), iterations=iterations, callbacks=measure, seed=0)
-    return found, control.evaluate(policy, "CartPole-v1", episodes=10, seed=100).return_mean
+    return found, control.evaluate(policy, "CartPole-v1", episodes=5, seed=100).return_mean
 
 
 for name, algorithm in {

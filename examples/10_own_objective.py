@@ -19,6 +19,6 @@ check_surrogate(soft_clipped)
 
 envs = control.make("CartPole-v1", num_envs=8, seed=0)
 policy = control.MLPPolicy.for_envs(envs, seed=0)
-algorithm = PPO(surrogate=soft_clipped, gamma=0.98, update=Ascent(learning_rate=3e-3, num_epochs=10, num_minibatches=4))
-train(algorithm, policy, control.Steps(envs, num_steps=32), iterations=60, seed=0)
+algorithm = PPO(surrogate=soft_clipped, gamma=0.98, update=Ascent(learning_rate=3e-3, num_epochs=4, num_minibatches=4))
+train(algorithm, policy, control.Steps(envs, num_steps=128), iterations=24, seed=0)
 print(f"greedy return {control.evaluate(policy, 'CartPole-v1', episodes=10, seed=100).return_mean:.1f}")
