@@ -206,7 +206,8 @@ def method(found: Found) -> str:
     begin = f" Every run begins at p(right) = {1 / (1 + task.odds):.2f}, which the commands do not set." if task.odds != 1 else ""
     noise = (
         "<p><em>Gradient noise</em> is the variance of the gradient from one episode over the squared length of its mean: the number of"
-        " episodes that have to be averaged before noise and signal are equally large. All rungs are measured on the same"
+        " episodes that have to be averaged before noise and signal are equally large (a biased gradient may have little noise around a"
+        " wrong mean). All rungs are measured on the same"
         f" {gradient['episodes']:,} episodes ({number(gradient['steps'], 9)} steps, groups of {task.group_size}) at one policy that stands"
         f" still, {where}, with a critic fitted on other episodes. The actor–critics count with all their steps of an episode added up;"
         " TRPO and PPO with their first step, which is the gradient of generalized advantages for both: what they change is how far it"
@@ -218,8 +219,8 @@ def method(found: Found) -> str:
         f" the end</em> is that of the last tenth of the budget. All rungs have the same seeds and {found['budget']:,} environment steps"
         f" (whole iterations; what is beyond is cut off).{begin}</p>{noise}{exact}"
         "<p><em>Seconds</em> are the median of training time over seeds, on one thread. Step sizes are tuned for each rung, a little and"
-        " on other seeds; the commands below name them. Advantages are not normalized and gradients not clipped anywhere, so that only"
-        " the formula changes.</p>"
+        " on other seeds; the commands name them. Advantages are not normalized (but by GRPO, whose formula it is) and gradients not"
+        " clipped, so that only the formula changes.</p>"
     )
 
 

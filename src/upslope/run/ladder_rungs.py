@@ -231,7 +231,7 @@ RUNGS = (
         "ppo",
         {**PLAIN, "gae_lambda": 0.95},
         {
-            "bandit": rate(16, 0.1, num_steps=4, num_minibatches=1, num_epochs=4),
+            "bandit": rate(16, 0.05, num_steps=4, num_minibatches=1, num_epochs=4),
             "corridor": rate(8, 0.03, num_steps=64, num_minibatches=4, num_epochs=4, gae_lambda=1.0),
             "CartPole-v1": rate(8, 0.001, num_steps=32, num_minibatches=4, num_epochs=10, gamma=0.98),
         },
