@@ -185,6 +185,17 @@ def test_a_curve_at_equal_distances() -> None:
     assert np.isnan(ladder_runs.resampled(steps[:1], returns[:1], 600)).all()
 
 
+def test_a_page_without_a_finished_episode(tmp_path: Path) -> None:
+    task, nothing = TASKS["CartPole-v1"], ladder.Climb(np.full(ladder.POINTS, np.nan), 1.0)
+    rung = ladder.found_on(task, RUNGS[0], [nothing, nothing], {"relative_variance": None}, 100)
+    found = {"task": task.name, "budget": 100, "seeds": 2, "gradient": {"episodes": 9, "steps": 90}, "versions": {}}
+    found |= {"steps": ladder.grid(100).tolist(), "rungs": [rung]}
+    text = ladder_page.page(found, tmp_path)
+    Page(text)
+    assert "nan" not in text and "Ends at – [–, –]" in text
+    assert ladder.picture(task, found).size == (1000, 620)
+
+
 def test_words_follow_the_numbers() -> None:
     def rung(mean: float, low: float, high: float, noise: float | None, **gradient: Any) -> dict[str, Any]:
         final = {"mean": mean, "low": low, "high": high}

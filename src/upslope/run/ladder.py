@@ -144,9 +144,10 @@ def picture(task: Task, fields: dict[str, Any]) -> Any:
     lines = []
     for rung, color in zip(fields["rungs"], COLORS, strict=False):
         mean, low, high = (np.maximum(rung["curve"][name], task.floor) for name in ("mean", "low", "high"))
+        known = np.isfinite(mean)
         red, green, blue = bytes.fromhex(color[0][1:])
         name = rung["name"].replace("–", "-")  # the font has no dash
-        lines.append(Line(x, mean, (red, green, blue), name, width=2.0, low=low, high=high))
+        lines.append(Line(x[known], mean[known], (red, green, blue), name, width=2.0, low=low[known], high=high[known]))
     title = f"The ladder on {fields['task']}, {fields['seeds']} seeds"
     panel = Panel(title, "environment steps", "return (mean, 95 % interval)", lines, [(task.best, f"best: {task.best:.4g}")])
     return draw([panel], size=(1000, 620))

@@ -82,7 +82,7 @@ def chart(found: Found, shown: Sequence[int], size: tuple[int, int], beside: int
     rungs, task = found["rungs"], TASKS[found["task"]]
     clipped = [max(v, task.floor) for rung in rungs for name in ("low", "high") for v in rung["curve"][name] if math.isfinite(v)]
     low, high = min([*clipped, task.best]), max([*clipped, task.best])
-    pad = 0.04 * (high - low)
+    pad = 0.04 * (high - low) or 1.0
     frame = Frame(*size, (0.0, found["budget"]), (low - pad, high + pad))
     parts = [frame.grid(), best_line(frame, task.best)]
     if beside is not None:
