@@ -77,8 +77,14 @@ def axis(low: float, high: float, logarithmic: bool) -> list[tuple[float, str]]:
     if not logarithmic:
         marks = ticks(low, high, 4)
         return list(zip(marks, tick_texts(marks), strict=True))
-    factors = (1, 2, 5) if high - low < 2 else (1,)
+    factors = (1, 2, 5) if high - low < 1.8 else (1,)
     step = max(1, round((high - low) / 5))
     powers = range(math.floor(low), math.ceil(high) + 1, step)
     marks = [factor * 10.0**power for power in powers for factor in factors]
-    return [(math.log10(mark), f"{mark:g}") for mark in marks if low <= math.log10(mark) <= high]
+    return [(math.log10(mark), short(mark)) for mark in marks if low <= math.log10(mark) <= high]
+
+
+def short(number: float) -> str:
+    """``0.2``, ``50``, ``20k``, ``1M``: narrow enough to stand beside its neighbors."""
+    unit, suffix = (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1.0, "")
+    return f"{number / unit:g}{suffix}"
