@@ -35,7 +35,7 @@ def test_a_tiny_language_model_learns_to_add(tmp_path):
     from upslope.run.control_settings import Output
     from upslope.run.language_run import LanguageRun
 
-    run = LanguageRun.of("grpo", model="tiny", task="addition", seed=1, iterations=40, eval_every=40)
+    run = LanguageRun.of("grpo", model="tiny", task="addition", seed=1, iterations=20, eval_every=20)
     summary = run.run(Output(out=tmp_path / "run", quiet=True)).summary
     assert summary is not None and summary["accuracy_before"] <= 0.7
     assert summary["accuracy"] >= summary["accuracy_before"] + 0.1, summary

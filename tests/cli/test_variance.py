@@ -124,4 +124,4 @@ def test_a_picture_with_holes() -> None:
     nan = float("nan")
     measure = Dots("x", [(1.0, 0.5, 2.0), (nan, nan, nan), (0.0, -1.0, 1.0)], logarithmic=True)
     assert draw_dots("title", ["a", "b", "c"], [measure, Dots("y", [(1.0, 1.0, 1.0)] * 3)]).size == (1200, 210)
-    assert [text for _, text in axis(0.0, 1.0, True)] == ["1", "2", "5", "10"] and [text for _, text in axis(0.0, 4.0, True)][-1] == "10000"
+    assert [text for _, text in axis(0.0, 1.0, True)] == ["1", "2", "5", "10"] and [text for _, text in axis(0.0, 4.0, True)][-1] == "10k"
