@@ -16,7 +16,7 @@ from upslope.run.variance import Measurement, Reference, measure
 
 SEED = 100_000
 """Far from the seeds of the runs."""
-HALFWAY = 6_000
+HALFWAY = 3_000
 """Steps of PPO that make the policy to measure at, where a fresh one would show nothing."""
 LANES, LONGEST = 64, 1000
 """Episodes played side by side, and more steps than any of them has."""
