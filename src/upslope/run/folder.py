@@ -17,12 +17,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from upslope._version import __version__
 from upslope.errors import RunFault, UsageError
 
 FORMAT_VERSION = 1
@@ -139,3 +141,18 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def versions() -> dict[str, str]:
+    """What computes here, for the record."""
+    import gymnasium
+    import numpy
+    import torch
+
+    return {
+        "upslope": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gymnasium": gymnasium.__version__,
+        "numpy": numpy.__version__,
+    }

@@ -6,7 +6,6 @@ Each rung is the run that ``upslope train`` makes of its settings. The folder ho
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from upslope._version import __version__
 from upslope.errors import require, unknown
 from upslope.run.chart import Line, Panel, draw, save
 from upslope.run.curve import bootstrap_band
-from upslope.run.folder import RunFolder, check_free
+from upslope.run.folder import RunFolder, check_free, versions
 from upslope.run.ladder_page import interval, page
 from upslope.run.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
 from upslope.run.ladder_runs import POINTS, Climb, climb, grid
@@ -151,17 +149,3 @@ def picture(task: Task, fields: dict[str, Any]) -> Any:
     title = f"The ladder on {fields['task']}, {fields['seeds']} seeds"
     panel = Panel(title, "environment steps", "return (mean, 95 % interval)", lines, [(task.best, f"best: {task.best:.4g}")])
     return draw([panel], size=(1000, 620))
-
-
-def versions() -> dict[str, str]:
-    """What computed the ladder."""
-    import gymnasium
-    import torch
-
-    return {
-        "upslope": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "gymnasium": gymnasium.__version__,
-        "numpy": np.__version__,
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import signal
 import time
 import traceback
@@ -13,11 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from upslope._version import __version__
 from upslope.errors import Diverged, RunFault, UsageError
 from upslope.run.control_run import ControlRun
 from upslope.run.control_settings import Output
-from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path
+from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path, versions
 from upslope.run.load import Run
 from upslope.run.loggers import Logger, check_loggers, loggers_for
 from upslope.run.report import Progress, next_words, plan, progress_for, result_words
@@ -276,18 +274,3 @@ def one_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {message}{where}"
-
-
-def versions() -> dict[str, str]:
-    """What computed the run."""
-    import gymnasium
-    import numpy
-    import torch
-
-    return {
-        "upslope": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
-    }
