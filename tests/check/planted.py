@@ -83,7 +83,7 @@ def group_with_leave_one_out(policy, rollout):
 
 def every_action(policy, rollout, gamma):
     """The library's all-actions gradient with the exact action values."""
-    algorithm = AllActions(q=lambda inputs: policy.action_values[inputs["observation"]], state_discount=gamma)
+    algorithm = AllActions(q=lambda inputs: policy.action_values(**inputs), state_discount=gamma)
     return algorithm.objective(policy, algorithm.estimate(policy, rollout))[0]
 
 
@@ -166,7 +166,7 @@ def baseline_of_the_next_state(policy, rollout):
 
 @planted("baseline depends on the action")
 def baseline_of_the_action(policy, rollout):
-    q = policy.action_values[rollout.inputs["observation"], rollout.inputs["action"]]
+    q = policy.action_values(**rollout.inputs).gather(-1, rollout.inputs["action"].unsqueeze(-1)).squeeze(-1)
     return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - q), rollout)
 
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from upslope import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, TRPO, ContinuingActorCritic, OffPolicyGradient, OnlineActorCritic
+from upslope import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, TRPO, AllActions, ContinuingActorCritic, OffPolicyGradient, OnlineActorCritic
 from upslope import functional as F
 from upslope.algorithms import grpo, ppo
 from upslope.algorithms.off_policy import ESTIMATORS
@@ -21,6 +21,7 @@ def shipped():
             found[f"reinforce-{name}-{baseline}"] = REINFORCE(**settings)
     for trace in (0.0, 0.95, 1.0):
         found[f"a2c-{trace}"] = A2C(gae_lambda=trace, gamma=0.9)
+    found |= {f"all-actions-{weight}": AllActions(gamma=0.9, state_discount=weight, entropy_coef=0.01) for weight in (0.9, 1.0)}
     found |= {
         "a2c-undiscounted": A2C(gamma=1.0, normalize_advantage=True),
         "npg": NPG(),

@@ -1,4 +1,4 @@
-"""The all-actions gradient: exact with exact action values, whatever is subtracted from them in a state; bad input; on Gymnasium."""
+"""The all-actions gradient: exact with exact action values, whatever is subtracted from them in a state; learned ones; bad input."""
 
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ import torch
 
 from tests.tabular.made import case, equal
 from upslope import AllActions, Ascent, UsageError, control, tabular, train
+from upslope import functional as F
 from upslope.tabular import exact
 
 
@@ -81,6 +82,10 @@ def test_what_cannot_work_is_told():
     rollouts, _ = tabular.enumerate_rollouts(mdp, policy)
     with pytest.raises(UsageError, match="which SimpleNamespace lacks"):
         AllActions(q=exactly(mdp, policy, 1.0)).estimate(SimpleNamespace(), rollouts)
+    with pytest.raises(UsageError, match=r"policy: all actions need action_values\(\*\*inputs\), which SoftmaxPolicy lacks"):
+        AllActions().estimate(policy, rollouts)
+    with pytest.raises(UsageError, match="gae_lambda: expected a number in"):
+        AllActions(gae_lambda=2.0)
     with pytest.raises(UsageError, match="q: expected a function of inputs"):
         AllActions(q=3)
     with pytest.raises(UsageError, match="one pass over each batch"):
@@ -96,3 +101,59 @@ def test_it_trains_an_mlp_policy():
         algorithm = AllActions(q=q, update=Ascent(learning_rate=0.01))
         state = train(algorithm, policy, control.Steps(envs, num_steps=16), iterations=20, seed=0, fast=fast)
         assert state.metrics["entropy"] < 0.3 and (state.rollout.inputs["action"] == 0).float().mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------- a q̂ that is learned
+
+
+def q_critic(**options):
+    envs = control.make("CartPole-v1", num_envs=4, seed=0)
+    policy = control.QCriticPolicy.for_envs(envs, hidden_sizes=(8,), seed=0, **options)
+    collect = control.Steps(envs, num_steps=16)
+    return policy, collect
+
+
+def test_the_value_of_a_state_is_the_mean_over_its_actions():
+    """``V = Σ_a π(a|s) q̂(s, a)``, wherever it is asked for; its gradient reaches q̂ alone; illegal actions have no part in it."""
+    policy, collect = q_critic()
+    rollout = collect(policy)
+    inputs = rollout.inputs
+    probability = policy.distribution(**inputs).parameters.softmax(-1)
+    value = (probability * policy.action_values(**inputs)).sum(-1)
+    equal(policy.evaluate(**inputs).value, value)
+    equal(rollout.value, value.detach(), 1e-6)
+    equal(policy.value(inputs), value.detach())
+    policy.evaluate(**inputs).value.sum().backward()
+    assert all(p.grad is None for p in policy.actor.parameters()) and all(p.grad is not None for p in policy.critic.parameters())
+    mask = torch.tensor([True, False]).expand(*inputs["action"].shape, 2)
+    equal(
+        policy.evaluate(**{**inputs, "action": torch.zeros_like(inputs["action"]), "action_mask": mask}).value,
+        policy.action_values(**inputs)[..., 0],
+    )
+
+
+def test_its_objective_by_hand():
+    """The policy climbs ``Σ_a π q̂`` with q̂ held; q̂ of the action taken falls to ``GAE + V``, the others' stay."""
+    policy, collect = q_critic()
+    rollout = collect(policy)
+    algorithm = AllActions(gamma=0.9, gae_lambda=0.5, value_coef=0.7, entropy_coef=0.1)
+    batch = algorithm.estimate(policy, rollout)
+    steps = (rollout.reward, rollout.value, rollout.next_value, rollout.terminated, rollout.truncated, 0.9, 0.5, rollout.mask)
+    returns = F.gae(*steps) + rollout.value
+    parameters = tuple(policy.parameters())
+    objective, metrics = algorithm.objective(policy, batch)
+    found = torch.autograd.grad(objective, parameters)
+
+    distribution, values = policy.distribution(**rollout.inputs), policy.action_values(**rollout.inputs)
+    taken = values.gather(-1, rollout.inputs["action"].unsqueeze(-1)).squeeze(-1)
+    climbed = (distribution.parameters.softmax(-1) * values.detach()).sum(-1) + 0.1 * distribution.entropy()
+    total = ((climbed - 0.7 * (taken - returns) ** 2) * batch.weight)[batch.mask].sum()
+    for ours, expected in zip(found, torch.autograd.grad(total, parameters), strict=True):
+        torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(metrics["value_error"], ((taken - returns) ** 2)[batch.mask].mean().detach())
+
+
+def test_values_of_actions_need_actions_to_count():
+    envs = control.make("Pendulum-v1", num_envs=1, seed=0)
+    with pytest.raises(UsageError, match="policy: a value for every action needs Discrete actions and a critic, found Box"):
+        control.QCriticPolicy.for_envs(envs)

@@ -3,9 +3,10 @@
     ∇J ∝ E[ Σ_t weight_t · Σ_a ∇π(a|s_t) · q̂(s_t, a) ]
 
 The sum over actions is exact, so what varies is only which states are visited; a baseline would change nothing, for
-``Σ_a ∇π(a|s) = 0``. With the exact q̂ and ``weight = γ^t`` it is unbiased for the discounted J; else its bias is that of q̂.
+``Σ_a ∇π(a|s) = 0``. With the exact q̂ and ``weight = γ^t`` it is unbiased for the discounted J; else its bias is that of q̂,
+which is given, or learned beside the policy as in mean actor–critic (Allen et al. 2017, arXiv 1709.00503).
 
-Left out: learning q̂, which is given (a network of yours, a table, or exact values), and continuous actions.
+Left out: continuous actions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, masked_mean
+from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
@@ -33,11 +34,19 @@ NAME = "action_values"
 class AllActions:
     """Policies with ``distribution(**inputs)`` over finitely many actions climb ``Σ_a π(a|s) q̂(s, a)``, q̂ held fixed.
 
-    ``AllActions(q=values)``: ``values(inputs)`` says what each action of a recorded state is worth.
+    ``AllActions(q=values)``: ``values(inputs)`` says what each action of a recorded state is worth. ``AllActions()`` asks the
+    policy's own ``action_values(**inputs)``, whose value of the action taken follows the λ-return; ``V = Σ_a π(a|s) q̂(s, a)`` is
+    then the policy's value of a state, as :class:`upslope.control.QCriticPolicy` has it.
     """
 
-    q: ActionValues
-    """q̂ of every action: inputs -> [..., T, A]"""
+    q: ActionValues | None = None
+    """q̂ of every action: inputs -> [..., T, A] (none: the policy's own action values, learned along)"""
+    gamma: float = 0.99
+    """discount factor of the q̂ that is learned"""
+    gae_lambda: float = 0.95
+    """trace decay of the returns that q̂ learns from: 0 is one step, 1 the whole return"""
+    value_coef: float = 0.5
+    """weight of q̂'s squared error"""
     state_discount: float = 1.0
     """a state weighs state_discount^t: q̂'s own γ for the discounted J (1: every visit counts the same)"""
     entropy_coef: float = 0.0
@@ -46,17 +55,25 @@ class AllActions:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        require(callable(self.q), f"q: expected a function of inputs that returns [..., T, A], found {type(self.q).__name__}")
-        check_fraction("state_discount", self.state_discount)
-        check_not_negative(entropy_coef=self.entropy_coef)
+        found = type(self.q).__name__
+        require(self.q is None or callable(self.q), f"q: expected a function of inputs that returns [..., T, A], found {found}")
+        for name in ("gamma", "gae_lambda", "state_discount"):
+            check_fraction(name, getattr(self, name))
+        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
         check_one_pass(self.update)
+
+    @property
+    def action_critic(self) -> bool:
+        """Whether the policy must value every action itself."""
+        return self.q is None
 
     @torch.no_grad()
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
-        """``weight_t · q̂(s_t, ·)``, which joins the inputs."""
-        if not hasattr(policy, "distribution"):
-            raise UsageError(f"policy: all actions need distribution(**inputs), which {type(policy).__name__} lacks")
-        values = self.q(rollout.inputs)
+        """``weight_t · q̂(s_t, ·)``, which joins the inputs; where q̂ is learned, ``returns = GAE + V`` for the action taken."""
+        for name in ("distribution", "action_values") if self.q is None else ("distribution",):
+            if not hasattr(policy, name):
+                raise UsageError(f"policy: all actions need {name}(**inputs), which {type(policy).__name__} lacks")
+        values = policy.action_values(**rollout.inputs) if self.q is None else self.q(rollout.inputs)
         shape, found = tuple(rollout.mask.shape), tuple(getattr(values, "shape", ()))
         require(
             len(found) == len(shape) + 1 and found[:-1] == shape,
@@ -65,11 +82,19 @@ class AllActions:
         require(bool(values[rollout.mask].isfinite().all()), "q: it returned a value that is not finite")
         steps = (rollout.terminated, rollout.truncated, self.state_discount, rollout.mask, rollout.first_step)
         weight = F.discount_weight(*steps, dtype=rollout.behavior_log_prob.dtype)
-        batch = Batch.of(rollout)
+        batch = Batch.of(rollout) if self.q is not None else self.with_returns(rollout)
         return replace(batch, inputs={**rollout.inputs, NAME: values.to(weight.dtype) * weight.unsqueeze(-1)})
 
+    def with_returns(self, rollout: Rollout) -> Batch:
+        """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
+        value, next_value = critic_values(rollout)
+        steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
+        returns = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask) + value
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        return Batch.of(rollout, returns=returns, metrics=metrics)
+
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``Σ_a π(a|s) q̂(s, a) + entropy_coef · H``, weighted and summed."""
+        """``Σ_a π(a|s) q̂(s, a) + entropy_coef · H``, weighted and summed; less ``value_coef · (q̂(s_t, a_t) − R)²`` where q̂ is learned."""
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != NAME}
         values = batch.inputs[NAME].masked_fill(~batch.mask.unsqueeze(-1), 0.0)
         distribution = policy.distribution(**inputs)
@@ -81,6 +106,11 @@ class AllActions:
             "entropy": masked_mean(entropy, mask),
             "log_ratio": distribution.log_prob(inputs["action"]) - batch.behavior_log_prob,
         }
+        if batch.returns is not None:
+            q_taken = policy.action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
+            error = F.squared_error(q_taken, batch.returns, mask)
+            total = total - self.value_coef * error
+            metrics["value_error"] = masked_mean(error, mask)
         return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
 
 

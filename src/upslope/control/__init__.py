@@ -7,7 +7,7 @@ from upslope.control.evaluate import EvaluationResult, Evaluator, evaluate
 from upslope.control.heads import Distribution, Head, head_for
 from upslope.control.make import make
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, RunningMoments
-from upslope.control.policy import ActorCritic, CNNPolicy, LinearPolicy, MLPPolicy, policy_for, policy_from_description
+from upslope.control.policy import ActorCritic, CNNPolicy, LinearPolicy, MLPPolicy, QCriticPolicy, policy_for, policy_from_description
 from upslope.control.recorded import RandomPolicy, Recorded, record
 from upslope.control.stream import Stream
 
@@ -25,6 +25,7 @@ __all__ = [
     "LinearPolicy",
     "MLPPolicy",
     "ObservationNormalizer",
+    "QCriticPolicy",
     "RandomPolicy",
     "Recorded",
     "RewardNormalizer",

@@ -104,12 +104,13 @@ class MLP(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         critic: bool = True,
+        critic_outputs: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.actor = mlp(inputs, hidden_sizes, outputs, activation, 0.01, generator)
-        self.critic = mlp(inputs, hidden_sizes, 1, activation, 1.0, generator) if critic else None
+        self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, 1.0, generator) if critic else None
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.actor(observation), self.value(observation)

@@ -1,6 +1,7 @@
 """The shipped policies, and how a saved one is built again.
 
-:class:`MLPPolicy` for vectors, :class:`CNNPolicy` for images, :class:`LinearPolicy` for fixed features of a vector.
+:class:`MLPPolicy` for vectors, :class:`QCriticPolicy` for vectors with a value for every action, :class:`CNNPolicy` for images,
+:class:`LinearPolicy` for fixed features of a vector.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from upslope.control.actor_critic import ActorCritic, Inputs
+from upslope.control.heads import Categorical
 from upslope.control.linear import LinearPolicy
 from upslope.control.networks import CNN, MLP, check_sizes
 from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
 from upslope.errors import UsageError, unknown
 
-__all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "LinearPolicy", "MLPPolicy", "policy_for", "policy_from_description"]
+__all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "LinearPolicy", "MLPPolicy", "QCriticPolicy", "policy_for", "policy_from_description"]
 
 
 class MLPPolicy(ActorCritic):
@@ -42,11 +44,16 @@ class MLPPolicy(ActorCritic):
         def network(inputs: Any, outputs: int) -> nn.Module:
             if not isinstance(inputs, int):
                 raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy")
-            return MLP(inputs, outputs, hidden_sizes=sizes, activation=activation, critic=critic, seed=seed)
+            values = self.critic_outputs(outputs)
+            return MLP(inputs, outputs, hidden_sizes=sizes, activation=activation, critic=critic, critic_outputs=values, seed=seed)
 
         super().__init__(network, envs, seed=seed, **options)
         self.options = {"hidden_sizes": list(sizes), "activation": activation, "critic": critic, **self.options}
         self.activation = activation
+
+    def critic_outputs(self, num_parameters: int) -> int:
+        """How many numbers the critic gives for a state."""
+        return 1
 
     def _check_network(self, num_parameters: int) -> None:
         """Right by construction."""
@@ -72,6 +79,38 @@ class MLPPolicy(ActorCritic):
     def value(self, inputs: Inputs) -> Tensor | None:
         critic = self.critic
         return None if critic is None else critic(inputs["observation"]).squeeze(-1)
+
+
+class QCriticPolicy(MLPPolicy):
+    """An :class:`MLPPolicy` whose critic gives q̂(s, ·) ``[*, n]``; the value of a state is ``V = Σ_a π(a|s) q̂(s, a)``.
+
+    V moves with q̂ alone: the probabilities in it are held fixed. Takes the options of :class:`MLPPolicy`; raises
+    :class:`UsageError` where the actions are not Discrete.
+    """
+
+    def __init__(self, envs: Any, **options: Any) -> None:
+        super().__init__(envs, **options)
+        if type(self.head) is not Categorical or self.critic is None:
+            raise UsageError(f"policy: a value for every action needs Discrete actions and a critic, found {short(self.action_space)}")
+
+    def critic_outputs(self, num_parameters: int) -> int:
+        """One value for each action."""
+        return num_parameters
+
+    def action_values(self, **inputs: Tensor) -> Tensor:
+        """q̂ of every action in each state ``[*, n]``."""
+        assert self.critic is not None
+        return self.critic(inputs["observation"])
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        preferences = self._actor(inputs)
+        mask = inputs.get("action_mask")
+        held = preferences.detach() if mask is None else preferences.detach().masked_fill(~mask, -torch.inf)
+        return preferences, (held.softmax(-1) * self.action_values(**inputs)).sum(-1)
+
+    @torch.no_grad()
+    def value(self, inputs: Inputs) -> Tensor | None:
+        return self._run(inputs)[1]
 
 
 class CNNPolicy(ActorCritic):
@@ -106,6 +145,7 @@ POLICIES: dict[str, type[ActorCritic]] = {
     "CNNPolicy": CNNPolicy,
     "LinearPolicy": LinearPolicy,
     "MLPPolicy": MLPPolicy,
+    "QCriticPolicy": QCriticPolicy,
 }
 
 

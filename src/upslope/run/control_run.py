@@ -29,6 +29,7 @@ from upslope.run.settings import check_names, plain_value, replaced, settings_of
 
 ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
+    "all-actions": ("upslope.algorithms.all_actions", "AllActions", StepsSettings(num_steps=16)),
     "npg": ("upslope.algorithms.trpo", "NPG", StepsSettings()),
     "actor-critic": ("upslope.algorithms.actor_critic", "OnlineActorCritic", StepsSettings(num_envs=1, num_steps=512)),
     "continuing-actor-critic": ("upslope.algorithms.actor_critic", "ContinuingActorCritic", StepsSettings(num_envs=1, num_steps=512)),
@@ -201,29 +202,32 @@ class ControlRun:
 
     def make_policy(self, envs: Any) -> Any:
         """A fresh policy for these environments."""
-        from upslope.control.policy import CNNPolicy, LinearPolicy, policy_for
+        from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, policy_for
         from upslope.control.spaces import Encoder
 
         chosen, by_values = self.policy, getattr(self.algorithm, "action_values", False)
         require(by_values or chosen.epsilon is None, f"epsilon: {self.name} learns no action values; leave it out, or take sarsa")
-        sizes = {} if self.policy.hidden_sizes is None else {"hidden_sizes": self.policy.hidden_sizes}
+        sizes = {} if chosen.hidden_sizes is None else {"hidden_sizes": chosen.hidden_sizes}
         options = {
-            "distribution": self.policy.distribution,
-            "log_std": self.policy.log_std,
+            "distribution": chosen.distribution,
+            "log_std": chosen.log_std,
             "epsilon": None if not by_values else 0.1 if chosen.epsilon is None else chosen.epsilon,
-            "normalize_observation": self.policy.normalize_observation,
-            "normalize_reward": self.policy.normalize_reward,
+            "normalize_observation": chosen.normalize_observation,
+            "normalize_reward": chosen.normalize_reward,
             "reward_gamma": getattr(self.algorithm, "gamma", 0.99),
             "seed": self.settings.seed,
             "critic": not isinstance(self.collector, GroupedEpisodesSettings),  # the others of a group are the baseline
         }
+        if getattr(self.algorithm, "action_critic", False):
+            require(chosen.features == "network", f"features: {self.name} learns a value for every action with a network; leave it out")
+            return QCriticPolicy.for_envs(envs, **sizes, activation=chosen.activation, **options)
         if chosen.features != "network":
             names = ("features", "num_tilings", "num_tiles", "fourier_order", "feature_low", "feature_high")
             options["critic"] = options["critic"] and not by_values
             return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, **options)
         if Encoder(envs.observation_space).images:
             return CNNPolicy.for_envs(envs, **sizes, **options)
-        return policy_for(envs, **sizes, activation=self.policy.activation, **options)
+        return policy_for(envs, **sizes, activation=chosen.activation, **options)
 
     def run(self, output: Output | None = None) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from upslope.algorithms import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, OffPolicyGradient, OnlineActorCritic
+from upslope.algorithms import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, AllActions, OffPolicyGradient, OnlineActorCritic
 from upslope.algorithms import off_policy as off
 from upslope.algorithms.grpo import ADVANTAGES
 from upslope.algorithms.reinforce import full_trajectory, to_go
@@ -62,6 +62,7 @@ def no_weight(algorithm: Any) -> bool:
     """Whether a method with γ < 1 leaves γ^t out."""
     return (
         isinstance(algorithm, A2C | PPO | NPG)
+        or (isinstance(algorithm, AllActions) and algorithm.state_discount == 1.0)
         or (isinstance(algorithm, OnlineActorCritic) and not algorithm.discount_weight)
         or (isinstance(algorithm, REINFORCE) and algorithm.returns is to_go)
         or (isinstance(algorithm, OffPolicyGradient) and algorithm.estimator in (off.vtrace, off.per_step))

@@ -130,9 +130,14 @@ def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe
 
 
 class ProbePolicy(SoftmaxPolicy):
-    """A softmax table that knows its exact action values, for estimators that are given a q̂: ``action_values [O, A]``."""
+    """A softmax table that knows its exact action values, for estimators that take a q̂: ``action_values(**inputs) [..., T, A]``."""
 
-    action_values: Tensor
+    exact_action_values: Tensor
+    """``[O, A]``"""
+
+    def action_values(self, *, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """The exact q of every action after each observation; a constant."""
+        return self.exact_action_values[observation]
 
 
 @cache
@@ -144,7 +149,7 @@ def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
     table, values = policy.parameters()
     junk = 1.5 + 0.8 * torch.arange(len(values), dtype=torch.float64)
     values.copy_(exact.value(mdp, policy, gamma).where(~mdp.terminal, junk).unsqueeze(-1))
-    policy.action_values = exact.action_value(mdp, policy, gamma)
+    policy.exact_action_values = exact.action_value(mdp, policy, gamma)
     rollout, probability = tabular.enumerate_rollouts(mdp, policy)
     rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
     if drift:
@@ -169,7 +174,7 @@ def continuing() -> Probe:
     policy = uneven(endless)
     table, values = policy.parameters()
     values.copy_(average.value(endless, policy).unsqueeze(-1))
-    policy.action_values = average.action_value(endless, policy)
+    policy.exact_action_values = average.action_value(endless, policy)
     start, reward = average.stationary_distribution(endless, policy), endless.reward - average.objective(endless, policy)
     mdp = MDP(endless.transition, reward, start, endless.terminal, time_limit=2)
     rollout, probability = tabular.enumerate_rollouts(mdp, policy)
