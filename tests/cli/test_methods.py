@@ -54,3 +54,31 @@ def test_whole_trajectories(cli: Command):
     assert Path("again/policy.safetensors").read_bytes() == Path("run/policy.safetensors").read_bytes()
     good(cli("train", "reinforce", "CartPole-v1", "--config", "run", "--quiet", "--returns", "to-go", "--out", "togo"))
     assert Path("togo/policy.safetensors").read_bytes() != Path("run/policy.safetensors").read_bytes()
+
+
+def test_all_actions_with_values_that_are_learned(cli: Command):
+    short = ["--num-envs", "2", "--total-steps", "64", "--eval-episodes", "2", "--quiet"]
+    good(cli("train", "all-actions", "CartPole-v1", *short, "--out", "run"))
+    run = Run.load("run")
+    assert type(run.policy).__name__ == "QCriticPolicy" and run.config["algorithm"]["q"] is None
+    row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    assert row["value_error"] > 0 and "explained_variance" in row
+    good(cli("evaluate", "run", "--episodes", "2"))
+    good(cli("train", "all-actions", "CartPole-v1", "--init", "run", *short, "--out", "more"))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["Pendulum-v1"], "policy: a value for every action needs Discrete actions and a critic, found Box"),
+        (["CartPole-v1", "--features", "tiles"], "features: all-actions learns a value for every action with a network; leave it out"),
+        (["CartPole-v1", "--init", "ppo"], "policy: it has preferences and no action values; take a QCriticPolicy"),
+    ],
+    ids=["no actions to count", "tiles", "a policy without them"],
+)
+def test_where_there_are_no_values_of_actions(cli: Command, flags: list[str], message: str):
+    if "ppo" in flags:
+        good(cli("train", "ppo", "CartPole-v1", "--total-steps", "1", "--eval-episodes", "1", "--quiet", "--out", "ppo"))
+    answer = cli("train", "all-actions", *flags, "--total-steps", "1", "--out", "run")
+    assert answer.code == 2 and message in answer.err and len(answer.err.strip().splitlines()) == 1
+    assert not Path("run").exists()

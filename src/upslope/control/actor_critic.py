@@ -222,7 +222,9 @@ class ActorCritic(nn.Module):
     def action_values(self, **inputs: Tensor) -> Tensor:
         """q̂ of every action in each state ``[*, n]``; :class:`UsageError` for a policy that has preferences instead."""
         if not isinstance(self.head, EpsilonGreedy):
-            raise UsageError("policy: it has preferences and no action values; make it with epsilon=0.1, which is ε-greedy in them")
+            raise UsageError(
+                "policy: it has preferences and no action values; take a QCriticPolicy, or one with epsilon=0.1, which is ε-greedy in them"
+            )
         return self._actor(inputs)
 
     # -------------------------------------------------------------------------------------------------- raw observations

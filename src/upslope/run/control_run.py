@@ -163,7 +163,9 @@ class ControlRun:
         try:
             policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)
             envs.reset()
-            policy.inputs(envs.observation, action_mask=envs.action_mask)
+            inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
+            if by_action_values(self.algorithm):
+                policy.action_values(**inputs)
             collect = self.make_collector(envs) if data is None else data
             if data is not None:
                 data.check(policy)
@@ -205,7 +207,7 @@ class ControlRun:
         from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, policy_for
         from upslope.control.spaces import Encoder
 
-        chosen, by_values = self.policy, getattr(self.algorithm, "action_values", False)
+        chosen, by_values = self.policy, getattr(self.algorithm, "action_values", False)  # in place of preferences
         require(by_values or chosen.epsilon is None, f"epsilon: {self.name} learns no action values; leave it out, or take sarsa")
         sizes = {} if chosen.hidden_sizes is None else {"hidden_sizes": chosen.hidden_sizes}
         options = {
@@ -284,6 +286,11 @@ class Prepared:
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
+
+
+def by_action_values(algorithm: Any) -> bool:
+    """Whether the policy must have action values: SARSA acts by them, AllActions learns from them."""
+    return getattr(algorithm, "action_values", False) or getattr(algorithm, "action_critic", False)
 
 
 def check_minibatches(algorithm: Any, collector: CollectorSettings) -> None:
