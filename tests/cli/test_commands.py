@@ -101,6 +101,20 @@ def test_plot_compares_runs(cli: Command, trained: Path):
         assert picture.size == (840, 1000)  # one panel per environment
 
 
+def test_plot_leaves_out_what_is_no_run_but_a_report(cli: Command, trained: Path):
+    report = Path("reproduce-sb-13.1")
+    report.mkdir()
+    (report / "verdict.json").write_text("{}")
+    answer = cli("plot", trained, report)
+    assert answer.out == "wrote comparison.png (1 run)\n" and answer.err.endswith(
+        "reproduce-sb-13.1: a report, with a picture of its own\n"
+    )
+    answer = cli("plot", report)
+    assert answer.code == 2 and "it has no config.json" in answer.err
+    Path("picture.png").touch()
+    assert cli("plot", trained, "picture.png").code == 2  # a slip is not passed over
+
+
 # -------------------------------------------------------------------------------------- in Python, --init, --config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from upslope.cli.flags import PATH, Flag, parse
@@ -33,9 +34,20 @@ def main(words: list[str]) -> int:
     path: Path = values.get("out", FLAGS[0].default)
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {path}")
-    runs = [Run.load(folder) for folder in dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain)]
+    folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
+    others = [folder for folder in folders if len(folders) > 1 and is_report(Path(folder))]
+    runs = [Run.load(folder) for folder in folders if folder not in others]
+    if not runs:
+        raise UsageError("plot: all of these folders hold reports with a picture of their own; name the folder of a run")
+    for folder in others:
+        print(f"left out {folder}: a report, with a picture of its own", file=sys.stderr)
     from upslope.run.curve import draw_comparison
 
     draw_comparison(path, runs)
     print(f"wrote {path} ({len(runs)} run{'s' if len(runs) > 1 else ''})")
     return 0
+
+
+def is_report(folder: Path) -> bool:
+    """Whether this is what ``ladder`` or ``reproduce`` wrote: under ``runs/*`` they stand beside the runs."""
+    return not (folder / "config.json").exists() and any((folder / name).exists() for name in ("ladder.json", "verdict.json"))
