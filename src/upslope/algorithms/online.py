@@ -7,15 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.algorithms.common import evaluated_value
 from upslope.errors import Diverged, require
 
 Inputs = Mapping[str, Tensor]
-Gradients = Sequence[Tensor | None]
-"""One tensor per parameter; None where the parameter is not reached."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A gradient that is 0 but for some rows, each of which is ``row``: what a table or tile coding gives. On the processor."""
+
+    index: NDArray[np.int64]
+    """which rows, none of them twice"""
+    row: NDArray[np.float32]
+    shape: tuple[int, ...]
+
+    def add_to(self, z: Tensor, weight: float) -> None:
+        """``z ← z + weight · gradient``."""
+        z.numpy()[self.index] += np.float32(weight) * self.row
+
+
+Gradients = Sequence[Tensor | Rows | None]
+"""One gradient per parameter; None where the parameter is not reached."""
 
 
 class Trace:
@@ -28,12 +46,16 @@ class Trace:
         """``z ← decay · z + weight · gradient``."""
         for i, gradient in enumerate(gradients):
             z = self.z[i]
-            if z is None:
-                self.z[i] = None if gradient is None else gradient * weight
-            elif gradient is None:
+            if z is not None:
                 z.mul_(decay)
+            if gradient is None:
+                continue
+            if z is None:
+                z = self.z[i] = torch.zeros(gradient.shape) if isinstance(gradient, Rows) else torch.zeros_like(gradient)
+            if isinstance(gradient, Rows):
+                gradient.add_to(z, weight)
             else:
-                z.mul_(decay).add_(gradient, alpha=weight)
+                z.add_(gradient, alpha=weight)
 
     @torch.no_grad()
     def ascend(self, targets: Sequence[Tensor], step: float) -> None:

@@ -59,7 +59,11 @@ class SARSA:
 
 
 def action_value(policy: Any, inputs: Inputs, action: Tensor, state: OnlineState) -> tuple[float, Gradients]:
-    """``q̂(S, A)`` and its gradient by autograd."""
+    """``q̂(S, A)`` and its gradient: by the policy's own formula where it has one, else by autograd."""
+    by_hand: Any = getattr(policy, "action_gradient", None)
+    found: Any = by_hand(inputs, action, state.parameters) if callable(by_hand) else None
+    if found is not None:
+        return found
     value = policy.action_values(**inputs)[0, action[0]]
     return value.item(), torch.autograd.grad(value, state.parameters, allow_unused=True)
 

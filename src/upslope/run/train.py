@@ -79,12 +79,13 @@ def train(
     check_pair(type(algorithm).__name__, online, collect)
     update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
-    choose = twins() if fast and not online else readable
+    choose = twins() if fast else readable
     while state.fraction < 1.0:
+        update, actor = choose(state.algorithm, state.policy)
         if online:
-            play(state)
+            play(state, actor)
         else:
-            iterate(state, *choose(state.algorithm, state.policy))
+            iterate(state, update, actor)
         stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
         if any(stops):
             break
@@ -107,11 +108,11 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     record(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
 
 
-def play(state: RunState) -> None:
-    """One iteration of a method that learns at every step."""
+def play(state: RunState, actor: Any) -> None:
+    """One iteration of a method that learns at every step; ``actor`` is the policy or its fast twin."""
     started = time.perf_counter()
     stream: Any = state.collect
-    metrics = state.algorithm.learn(state.policy, stream, state.update_state)
+    metrics = state.algorithm.learn(actor, stream, state.update_state)
     record(state, stream.num_steps, time.perf_counter() - started, metrics)
 
 
@@ -138,12 +139,12 @@ def check_pair(name: str, online: bool, collect: Any) -> None:
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
 
 
-def readable(algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics], Any]:
-    """The update and the acting policy as they are."""
-    return algorithm.update, policy
+def readable(algorithm: Any, policy: Any) -> tuple[Any, Any]:
+    """The update (a method that learns at every step has none) and the acting policy as they are."""
+    return getattr(algorithm, "update", None), policy
 
 
-def twins() -> Callable[[Any, Any], tuple[Callable[..., Metrics], Any]]:
+def twins() -> Callable[[Any, Any], tuple[Any, Any]]:
     """Like :func:`readable`, with the fast twins of both where the objects have them (:mod:`upslope.fast`)."""
     from upslope.fast.twins import Twins
 

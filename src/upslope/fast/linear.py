@@ -1,0 +1,145 @@
+"""A linear policy for one state at a time, in NumPy: what a method that learns at every step asks of it between two steps.
+
+With a single row an operation of PyTorch costs many times its arithmetic, one of NumPy about a fifth of that. Gradients are given
+by the rows that are not 0 (:class:`upslope.algorithms.online.Rows`), so that tile coding touches a few rows of a large table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from upslope.algorithms.online import Rows
+from upslope.fast.plan import changed
+from upslope.records import Sample
+
+Array = NDArray[Any]
+Inputs = Mapping[str, Tensor]
+
+
+class FastLinear:
+    """Stands in for a linear policy while it acts and learns; whatever else is asked of it, the policy itself answers."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.views: dict[int, Array] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
+            raise AttributeError(name)
+        return getattr(self.policy, name)
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """``LinearPolicy.evaluate``, which nothing here makes faster."""
+        return self.policy(**inputs)
+
+    @property
+    def actor(self) -> Array:
+        """Θ ``[size, n]``, where it lies."""
+        return self.view(self.policy.network.actor)
+
+    @property
+    def critic(self) -> Array | None:
+        """w ``[size]``, where it lies."""
+        critic = self.policy.network.critic
+        return None if critic is None else self.view(critic)
+
+    def view(self, parameter: nn.Parameter) -> Array:
+        """The parameter's own memory as an array."""
+        where = parameter.data_ptr()
+        if where not in self.views:
+            self.views[where] = parameter.detach().numpy()
+        return self.views[where]
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε of an ε-greedy head; None for a softmax."""
+        return getattr(self.policy.head, "epsilon", None)
+
+    def probabilities(self, preferences: Array) -> Array:
+        """π of every action ``[n]``."""
+        if (epsilon := self.epsilon) is not None:
+            best = (preferences == preferences.max()).astype(np.float32)
+            return np.float32(epsilon / best.size) + np.float32(1 - epsilon) * best / best.sum()
+        e = np.exp(preferences - preferences.max())
+        return e / e.sum()
+
+    def sample(self, inputs: Inputs, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+        """The twin of ``LinearPolicy.sample``: the same draw from the same random number."""
+        if not single(inputs):
+            return self.policy.sample(inputs, state=state, generator=generator)
+        x, critic = inputs["observation"].numpy()[0], self.critic
+        p = self.probabilities(product(x, self.actor))
+        cumulative = p.cumsum()
+        u = torch.rand(1, generator=generator).numpy()
+        action = min(np.count_nonzero(cumulative <= u), np.count_nonzero(cumulative < cumulative[-1]))
+        value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
+        return Sample(action=torch.tensor([action]), log_prob=torch.from_numpy(np.log(p[[action]])), value=value, state=state)
+
+    def value(self, inputs: Inputs) -> Tensor | None:
+        """The twin of ``LinearPolicy.value``."""
+        critic = self.critic
+        if critic is None or not single(inputs):
+            return self.policy.value(inputs)
+        return torch.from_numpy(product(inputs["observation"].numpy()[0], critic).reshape(1))
+
+    def gradients(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
+        """The twin of ``LinearPolicy.gradients``: ``(v̂, ∇v̂, ∇log π)``."""
+        critic = self.critic
+        if critic is None or len(parameters) != 2 or not single(inputs) or self.epsilon is not None:
+            return self.policy.gradients(inputs, action, parameters)
+        x, actor = inputs["observation"].numpy()[0], self.actor
+        direction = -self.probabilities(product(x, actor))
+        direction[int(action)] += 1
+        return float(product(x, critic)), (None, outer(x, np.ones((), np.float32), critic)), (outer(x, direction, actor), None)
+
+    def action_values(self, **inputs: Tensor) -> Tensor:
+        """The twin of ``LinearPolicy.action_values``, as a constant."""
+        if not single(inputs) or self.epsilon is None:
+            return self.policy.action_values(**inputs)
+        return torch.from_numpy(product(inputs["observation"].numpy()[0], self.actor)[None])
+
+    def action_gradient(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
+        """``(q̂(S, A), ∇q̂(S, A))``; None where autograd has to say it."""
+        if len(parameters) != 1 or not single(inputs) or self.epsilon is None:
+            return None
+        x, actor, chosen = inputs["observation"].numpy()[0], self.actor, int(action)
+        direction = np.zeros(actor.shape[1], np.float32)
+        direction[chosen] = 1
+        return float(product(x, actor)[chosen]), (outer(x, direction, actor),)
+
+
+def linear_twin(policy: Any) -> FastLinear | None:
+    """The twin of a linear policy with finitely many actions, in float32 on the processor; None for every other policy."""
+    control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
+    if control is None or type(policy) is not control.LinearPolicy:
+        return None
+    heads = sys.modules["upslope.control.heads"]
+    if type(policy.head) not in (heads.Categorical, heads.EpsilonGreedy) or any(changed(module) for module in policy.modules()):
+        return None
+    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in policy.parameters())
+    return FastLinear(policy) if plain else None
+
+
+def single(inputs: Inputs) -> bool:
+    """Whether this is one state, without an action mask."""
+    x = inputs["observation"]
+    return x.dim() == 2 and x.shape[0] == 1 and "action_mask" not in inputs
+
+
+def product(x: Array, weight: Array) -> Array:
+    """``xᵀ weight``; where x is given by the indices of its ones, the sum of those rows."""
+    return weight[x].sum(0) if x.dtype == np.int64 else x.astype(np.float32, copy=False) @ weight
+
+
+def outer(x: Array, row: Array, like: Array) -> Rows | Tensor:
+    """``x rowᵀ``, the gradient of ``xᵀ weight · row`` by the weight."""
+    if x.dtype == np.int64:
+        return Rows(x, row, like.shape)
+    return torch.from_numpy(x.astype(np.float32, copy=False)[:, None] * row if row.ndim else x.astype(np.float32) * row)
