@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.algorithms.online import Rows
+from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
 from upslope.records import Sample
 
@@ -50,6 +51,11 @@ class FastLinear:
         critic = self.policy.network.critic
         return None if critic is None else self.view(critic)
 
+    @property
+    def log_std(self) -> Array | None:
+        """``log σ [n]`` of a Gaussian head, where it lies; None for the others."""
+        return None if self.policy.log_std is None else self.view(self.policy.log_std)
+
     def view(self, parameter: nn.Parameter) -> Array:
         """The parameter's own memory as an array."""
         where = parameter.data_ptr()
@@ -75,12 +81,16 @@ class FastLinear:
         if not single(inputs):
             return self.policy.sample(inputs, state=state, generator=generator)
         x, critic = inputs["observation"].numpy()[0], self.critic
+        value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
+        if self.log_std is not None:
+            mean, noise = product(x, self.actor), torch.randn(1, self.actor.shape[1], generator=generator).numpy()
+            action, log_prob = mean + np.exp(self.log_std) * noise, -0.5 * noise * noise - self.log_std - HALF_LOG_TWO_PI
+            return Sample(action=torch.from_numpy(action), log_prob=torch.from_numpy(log_prob.sum(1)), value=value, state=state)
         p = self.probabilities(product(x, self.actor))
         cumulative = p.cumsum()
         u = torch.rand(1, generator=generator).numpy()
-        action = min(np.count_nonzero(cumulative <= u), np.count_nonzero(cumulative < cumulative[-1]))
-        value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
-        return Sample(action=torch.tensor([action]), log_prob=torch.from_numpy(np.log(p[[action]])), value=value, state=state)
+        drawn = min(np.count_nonzero(cumulative <= u), np.count_nonzero(cumulative < cumulative[-1]))
+        return Sample(action=torch.tensor([drawn]), log_prob=torch.from_numpy(np.log(p[[drawn]])), value=value, state=state)
 
     def value(self, inputs: Inputs) -> Tensor | None:
         """The twin of ``LinearPolicy.value``."""
@@ -91,13 +101,19 @@ class FastLinear:
 
     def gradients(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
         """The twin of ``LinearPolicy.gradients``: ``(v̂, ∇v̂, ∇log π)``."""
-        critic = self.critic
-        if critic is None or len(parameters) != 2 or not single(inputs) or self.epsilon is not None:
+        critic, log_std = self.critic, self.log_std
+        count = 2 if log_std is None else 3
+        if critic is None or len(parameters) != count or not single(inputs) or self.epsilon is not None:
             return self.policy.gradients(inputs, action, parameters)
         x, actor = inputs["observation"].numpy()[0], self.actor
-        direction = -self.probabilities(product(x, actor))
-        direction[int(action)] += 1
-        return float(product(x, critic)), (None, outer(x, np.ones((), np.float32), critic)), (outer(x, direction, actor), None)
+        value, by_critic = float(product(x, critic)), outer(x, np.ones((), np.float32), critic)
+        if log_std is None:
+            direction = -self.probabilities(product(x, actor))
+            direction[int(action)] += 1
+            return value, (None, by_critic), (outer(x, direction, actor), None)
+        noise = (action.numpy()[0] - product(x, actor)) * np.exp(-log_std)
+        direction = noise * np.exp(-log_std)
+        return value, (None, by_critic, None), (outer(x, direction, actor), None, torch.from_numpy(noise * noise - 1))
 
     def action_values(self, **inputs: Tensor) -> Tensor:
         """The twin of ``LinearPolicy.action_values``, as a constant."""
@@ -116,12 +132,15 @@ class FastLinear:
 
 
 def linear_twin(policy: Any) -> FastLinear | None:
-    """The twin of a linear policy with finitely many actions, in float32 on the processor; None for every other policy."""
+    """The twin of a linear policy with a softmax, ε-greedy or plain Gaussian head, in float32 on the processor; else None."""
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.LinearPolicy:
         return None
     heads = sys.modules["upslope.control.heads"]
-    if type(policy.head) not in (heads.Categorical, heads.EpsilonGreedy) or any(changed(module) for module in policy.modules()):
+    known = type(policy.head) in (heads.Categorical, heads.EpsilonGreedy) or (
+        type(policy.head) is heads.Gaussian and policy.log_std is not None
+    )
+    if not known or any(changed(module) for module in policy.modules()):
         return None
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in policy.parameters())
     return FastLinear(policy) if plain else None
