@@ -31,8 +31,10 @@ def test_the_four_return_forms(rollout):
     }
     for form, value in expected.items():
         algorithm = REINFORCE(**plain) if form is None else REINFORCE(**plain, returns=form)
-        advantage = algorithm.estimate(None, rollout).advantage
-        assert torch.allclose(advantage[rollout.mask], value[rollout.mask], rtol=0, atol=1e-12)
+        batch = algorithm.estimate(None, rollout)
+        assert torch.allclose(batch.advantage[rollout.mask], value[rollout.mask], rtol=0, atol=1e-12)
+        target = expected[to_go_undiscounted] if form is to_go_undiscounted else to_go  # what the critic learns
+        assert torch.allclose(batch.returns[rollout.mask], target[rollout.mask], rtol=0, atol=1e-12)
 
 
 def test_a_baseline_is_subtracted_inside_the_discount_weight(rollout):

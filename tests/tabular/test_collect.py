@@ -8,7 +8,7 @@ import torch
 from tests.tabular.made import case
 from upslope import A2C, PPO, REINFORCE, Ascent, RunFault, UsageError, tabular, train
 from upslope import functional as F
-from upslope.algorithms.reinforce import to_go_discounted
+from upslope.algorithms.reinforce import RETURNS, to_go_discounted
 from upslope.tabular import average, exact
 
 
@@ -148,3 +148,17 @@ def test_the_exact_kl_penalty_of_ppo_works_here():
     policy = tabular.tabular_policy(mdp, critic=True)
     state = train(PPO(kl_coef=0.5), policy, tabular.Episodes(mdp, 8), iterations=2)
     assert state.metrics["kl_coef"] == 0.5
+
+
+@pytest.mark.parametrize("form", RETURNS.values(), ids=RETURNS)
+def test_a_recording_that_is_cut_does_not_change_what_is_learned(form):
+    """1.5 at once, or 1 and then nothing for ever: the value behind the cut is that of going on, not of the whole episode."""
+    transition = torch.zeros(3, 2, 3)
+    transition[0, 0, 2] = transition[0, 1, 1] = 1.0
+    transition[1, :, 1] = 1.0
+    mdp = tabular.MDP(transition, [[1.5, 1.0], [0.0, 0.0], [0.0, 0.0]], [1.0, 0.0, 0.0], [False, False, True], time_limit=3)
+    policy = tabular.tabular_policy(mdp, critic=True)
+    update = Ascent(learning_rate=0.05, max_grad_norm=None)
+    algorithm = REINFORCE(gamma=0.9, returns=form, normalize_advantage=False, update=update)
+    train(algorithm, policy, tabular.Episodes(mdp, 32, seed=0), iterations=250, seed=0)
+    assert policy.probabilities()[0, 0] > 0.9 and abs(policy.values()[1]) < 0.3

@@ -109,7 +109,7 @@ def test_the_three_averages_differ_from_the_sum_by_a_factor_or_not_at_all():
     gradient = tabular.gradient(mdp.unrolled(), policy, 1.0)
 
     def constant(policy, rollout):
-        credit, _ = to_go(rollout, 1.0, None)
+        credit, _, _ = to_go(rollout, 1.0, None)
         return (policy.evaluate(**rollout.inputs).log_prob * credit).where(rollout.mask, 0.0).sum(-1) / rollout.max_steps
 
     equal(3.0 * tabular.expected_gradient(constant, policy, rollout, probability), gradient, 1e-12)

@@ -30,32 +30,36 @@ from upslope.algorithms.common import (
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
-ReturnForm = Callable[[Rollout, float, Tensor | None], tuple[Tensor, Tensor]]
-"""``(rollout, gamma, next_value) -> (credit, weight)``, each ``[..., T]``; ``next_value`` is None without a baseline."""
+ReturnForm = Callable[[Rollout, float, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+"""``(rollout, gamma, next_value) -> (credit, weight, target)``, each ``[..., T]``; ``next_value`` is None without a baseline.
+
+``target`` is what the critic learns, the return from t on, whatever t is credited with: cut episodes go on with the critic's value.
+"""
 
 
-def to_go(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+def to_go(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``G_t = Σ_{k≥t} γ^{k−t} r_k``, weight 1: what everybody ships. Low variance, biased for γ < 1 (Nota & Thomas 2020)."""
     credit = F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, next_value)
-    return credit, torch.ones_like(credit)
+    return credit, torch.ones_like(credit), credit
 
 
-def to_go_undiscounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+def to_go_undiscounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``G_t`` with γ = 1, whatever ``gamma`` says: unbiased for the undiscounted J."""
     return to_go(rollout, 1.0, next_value)
 
 
-def to_go_discounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+def to_go_discounted(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``G_t`` with weight ``γ^t``: unbiased for the discounted J (Sutton & Barto, boxed algorithm of 13.3)."""
-    credit, _ = to_go(rollout, gamma, next_value)
+    credit, _, target = to_go(rollout, gamma, next_value)
     steps = (rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.first_step)
-    return credit, F.discount_weight(*steps, dtype=credit.dtype)
+    return credit, F.discount_weight(*steps, dtype=credit.dtype), target
 
 
-def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor]:
+def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``R(τ) = Σ_t γ^t r_t`` at every step: unbiased for the discounted J of whole episodes, with the highest variance."""
     credit = F.episode_returns(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, next_value)
-    return credit, torch.ones_like(credit)
+    _, weight, target = to_go(rollout, gamma, next_value)
+    return credit, weight, target
 
 
 RETURNS: dict[str, ReturnForm] = {
@@ -96,18 +100,18 @@ class REINFORCE:
         check_one_pass(self.update)
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
-        """``advantage = weight · (credit − V)``; the critic's target is the credit."""
+        """``advantage = weight · (credit − V)``; the critic learns the return from t on."""
         value, next_value = critic_values(rollout) if self.baseline else (None, None)
         if self.reference_kl_coef > 0:
             rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
-        credit, weight = self.returns(rollout, self.gamma, next_value)
+        credit, weight, target = self.returns(rollout, self.gamma, next_value)
         advantage = weight * (credit if value is None else credit - value)
         metrics = reference_metrics(rollout)
         if value is not None:
-            metrics["explained_variance"] = float(F.explained_variance(value, credit, rollout.mask))
+            metrics["explained_variance"] = float(F.explained_variance(value, target, rollout.mask))
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
-        return Batch.of(rollout, advantage=advantage, returns=credit, metrics=metrics)
+        return Batch.of(rollout, advantage=advantage, returns=target, metrics=metrics)
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
