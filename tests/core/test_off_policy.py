@@ -184,6 +184,28 @@ def test_the_update_starts_where_the_policy_is():
     assert not torch.equal(policy.logits, before)
 
 
+def test_a_clip_range_bounds_the_way_from_where_the_update_began():
+    """``min(ρ Â, clip(ρ) Â)`` with ρ = π/π_old: the same gradient at π_old, none for ratios beyond the range; without it, any way."""
+    policy, rollout = lagging()
+    free, clipped = OffPolicyGradient(value_coef=0.0), OffPolicyGradient(value_coef=0.0, clip_range=(0.1, 0.3))
+    batch = clipped.estimate(policy, rollout)
+
+    def gradient(algorithm):
+        objective, metrics = algorithm.objective(policy, batch)
+        return torch.autograd.grad(objective, policy.logits)[0], metrics["clip_fraction"]
+
+    assert torch.equal(gradient(free)[0], gradient(clipped)[0])
+    with torch.no_grad():
+        policy.logits += torch.tensor([1.0, 0.0, -1.0])
+    ratio = (policy.evaluate(**rollout.inputs).log_prob - batch.behavior_log_prob).exp()
+    advantage = batch.advantage
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage)
+    expected = torch.autograd.grad((surrogate * batch.weight)[batch.mask].sum(), policy.logits)[0]
+    found, clip_fraction = gradient(clipped)
+    torch.testing.assert_close(found, expected)
+    assert clip_fraction > 0.5 and gradient(free)[1] == 0.0 and not torch.allclose(gradient(free)[0], expected, atol=1e-3)
+
+
 def test_what_is_logged():
     policy, rollout = lagging()
     ratio = (policy.evaluate(**rollout.inputs).log_prob - rollout.behavior_log_prob).exp().detach()[rollout.mask]
@@ -252,6 +274,8 @@ def test_bad_input_is_one_clear_line():
         ({"trace_cap": 2.0}, "trace_cap: expected at most ratio_cap, which is 1.0, found 2.0"),
         ({"trace_cap": None}, "trace_cap: expected at most ratio_cap, which is 1.0, found none"),
         ({"value_coef": -1.0}, "value_coef: expected a number ≥ 0"),
+        ({"clip_range": -0.2}, "clip_range: expected low in"),
+        ({"clip_range": "0.2"}, "clip_range: expected a number or a tuple"),
     ):
         with pytest.raises(UsageError, match=message):
             OffPolicyGradient(**settings)

@@ -117,6 +117,7 @@ def test_a_ratio_of_sequences_is_not_compiled():
 def test_off_policy(head):
     policy = make_policy(head)
     assert_equal_twins(OffPolicyGradient(update=SEVERAL, entropy_coef=0.02), policy, [make_batch(policy)])
+    assert_equal_twins(OffPolicyGradient(update=SEVERAL, clip_range=(0.1, 0.3)), policy, [make_batch(policy)])
     blind = OffPolicyGradient(estimator=per_step, baseline=False, update=SEVERAL)
     assert_equal_twins(blind, policy, [replace(make_batch(policy), returns=None)])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import (
+    check_clip_range,
     check_fraction,
     check_not_negative,
     critic_values,
@@ -88,7 +89,8 @@ class OffPolicyGradient:
     | ``vtrace`` | with an exact critic and no cap ``Σ_s d^b Σ_a Q^π ∇π``: not ∇J; it leaves ∇Q^π and the change of d out |
 
     Each estimates at the policy as it is before the update, so the data are scored anew in every iteration. Several epochs follow
-    ``π/π_old · Â``, whose gradient at π_old is the estimator. A critic, where there is one, learns V-trace's targets.
+    ``π/π_old · Â``, whose gradient at π_old is the estimator; give them a ``clip_range``, else nothing keeps π near π_old. A critic,
+    where there is one, learns V-trace's targets.
     """
 
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"estimator": ESTIMATORS}
@@ -105,6 +107,8 @@ class OffPolicyGradient:
     """largest factor of V-trace's traces, c̄; at most ratio_cap (none: no cap)"""
     baseline: bool = True
     """subtract the critic's value, within the weight; V-trace always does"""
+    clip_range: float | tuple[float, float] | None = None
+    """ε of PPO's clipped surrogate around the policy before the update: a number, or (low, high) (none: no clip)"""
     scale_advantage: bool = True
     """divide the advantages by their root mean square; nothing is subtracted: b's mean of ∇log π is not 0"""
     value_coef: float = 0.25
@@ -118,12 +122,19 @@ class OffPolicyGradient:
         check_fraction("gamma", self.gamma)
         check_fraction("trace_lambda", self.trace_lambda)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+        if self.clip_range is not None:
+            check_clip_range(self.clip_range)
         for name, value in {"ratio_cap": self.ratio_cap, "trace_cap": self.trace_cap}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
         require(
             cap(self.trace_cap) <= cap(self.ratio_cap),
             f"trace_cap: expected at most ratio_cap, which is {shown(self.ratio_cap)}, found {shown(self.trace_cap)}",
         )
+
+    @property
+    def bounds(self) -> F.ClipRange:
+        """The clip range; without one, a range that clips nothing."""
+        return (1.0, math.inf) if self.clip_range is None else self.clip_range
 
     @property
     def critic(self) -> bool:
@@ -149,16 +160,16 @@ class OffPolicyGradient:
         return without(batch, torch.isneginf(log_prob))
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``π/π_old · Â − value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
+        """``π/π_old · Â``, clipped where asked, ``− value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         assert batch.advantage is not None
         mask = batch.mask if batch.has_masked else None
-        total = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, None)
+        total = F.clipped_surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.bounds)
         value_error = None
         if batch.returns is not None:
             value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
             total = total - self.value_coef * value_error
-        metrics = policy_metrics(new, batch, value_error)
+        metrics = policy_metrics(new, batch, value_error, clip_range=self.bounds)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
 
 

@@ -97,8 +97,13 @@ def rloo_objective(algorithm: RLOO) -> Objective | None:
 
 def off_policy_objective(algorithm: OffPolicyGradient) -> Objective:
     """``OffPolicyGradient.objective`` in numbers."""
-    value_coef = algorithm.value_coef if algorithm.critic else 0.0
-    return Objective(surrogate=at.IMPORTANCE, value=algorithm.critic, value_coef=value_coef, entropy_coef=algorithm.entropy_coef)
+    return Objective(
+        surrogate=at.CLIPPED,
+        value=algorithm.critic,
+        value_coef=algorithm.value_coef if algorithm.critic else 0.0,
+        entropy_coef=algorithm.entropy_coef,
+        bounds=F.clip_bounds(algorithm.bounds),
+    )
 
 
 OBJECTIVES: dict[Callable[..., Any], Callable[[Any], Objective | None]] = {
