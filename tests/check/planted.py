@@ -128,8 +128,8 @@ class RestartsDiscount(REINFORCE):
         super().__init__(gamma=0.9, normalize_advantage=False, returns=lambda rollout, gamma, after: self.form(rollout, gamma, after))
 
     def form(self, rollout, gamma, after):
-        credit, _, _ = to_go(rollout, gamma, after)
-        return credit, F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask, dtype=credit.dtype)
+        credit, _, target = to_go(rollout, gamma, after)
+        return credit, F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask, dtype=credit.dtype), target
 
 
 @planted("wrong sign")

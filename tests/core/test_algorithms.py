@@ -48,6 +48,11 @@ def test_a_baseline_is_subtracted_inside_the_discount_weight(rollout):
     assert torch.allclose(difference[rollout.mask], expected[rollout.mask], rtol=0, atol=1e-12)
 
 
+def test_a_form_of_returns_says_what_the_critic_learns(rollout):
+    with pytest.raises(UsageError, match=r"returns: expected a function that gives \(credit, weight, target\), found 2 values"):
+        REINFORCE(returns=lambda rollout, gamma, after: (rollout.reward, rollout.reward), baseline=False).estimate(None, rollout)
+
+
 def test_a_baseline_needs_a_critic(rollout):
     blind = replace(rollout, value=None, next_value=None)
     for algorithm in (REINFORCE(), A2C(), PPO()):

@@ -27,6 +27,7 @@ from upslope.algorithms.common import (
     reference_metrics,
     scored,
 )
+from upslope.errors import require
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
 
@@ -104,7 +105,9 @@ class REINFORCE:
         value, next_value = critic_values(rollout) if self.baseline else (None, None)
         if self.reference_kl_coef > 0:
             rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
-        credit, weight, target = self.returns(rollout, self.gamma, next_value)
+        found = self.returns(rollout, self.gamma, next_value)
+        require(len(found) == 3, f"returns: expected a function that gives (credit, weight, target), found {len(found)} values")
+        credit, weight, target = found
         advantage = weight * (credit if value is None else credit - value)
         metrics = reference_metrics(rollout)
         if value is not None:
