@@ -86,17 +86,36 @@ def test_a_seed_decides_everything():
 
 def test_what_never_ends_says_so():
     ring = tabular.ring()
-    with pytest.raises(UsageError, match="its episodes never end; collect with Steps"):
+    with pytest.raises(UsageError, match="its episodes never end; give the mdp a time_limit, or collect with Steps"):
         tabular.Episodes(ring)
     corridor = tabular.short_corridor()
     stuck = tabular.tabular_policy(corridor)
     with torch.no_grad():
-        stuck.preferences.table[0, 0] = 800.0
+        stuck.preferences.table[0, 0] = 40.0  # the end has a probability, and no episode will see it
     with pytest.raises(RunFault, match="did not end within 50 steps"):
         tabular.Episodes(corridor, 2, max_steps=50)(stuck)
     for make in (partial(tabular.Episodes, corridor, 0), partial(tabular.Steps, ring, 0), partial(tabular.Steps, ring, 1, 0)):
         with pytest.raises(UsageError, match="expected"):
             make()
+
+
+def test_an_end_that_cannot_be_reached_says_so_before_the_first_step():
+    """0 ↔ 1, and nothing leads to the terminal state 2; then a way to it, and a trap beside it."""
+    transition = torch.zeros(3, 2, 3)
+    transition[0, :, 1] = transition[1, :, 0] = 1.0
+    rest = ([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]], [1.0, 0.0, 0.0], [False, False, True])
+    with pytest.raises(UsageError, match="mdp: from state 0 no terminal state can be reached, and without a time_limit"):
+        tabular.Episodes(tabular.MDP(transition, *rest), 1)
+    assert tabular.Episodes(tabular.MDP(transition, *rest, time_limit=4), 1)(tabular.tabular_policy(tabular.ring(3))).num_steps == 4
+    transition[0, 0] = torch.tensor([0.0, 0.0, 1.0])
+    transition[1] = torch.tensor([0.0, 1.0, 0.0])
+    collect = tabular.Episodes(tabular.MDP(transition, *rest), 8, max_steps=5)
+    policy = tabular.tabular_policy(collect.mdp)
+    with pytest.raises(UsageError, match="policy: from state 0 it may come to where an episode never ends"):
+        collect(policy)
+    with torch.no_grad():
+        policy.preferences.table[0, 0] = 800.0  # action 1, which leads to the trap, has probability 0
+    assert collect(policy).num_steps == 8
 
 
 @pytest.mark.parametrize("trace_lambda,value", [(1.0, 2.6288), (0.0, 3.5714)])

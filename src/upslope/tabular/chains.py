@@ -48,11 +48,19 @@ def reachable(transition: Tensor) -> Tensor:
     return steps
 
 
+def leading_to(transition: Tensor, goal: Tensor) -> Tensor:
+    """``[S]`` bool: states from which a path of any length, zero included, leads to one of ``goal [S]``."""
+    steps, found = (transition > 0).double(), goal
+    while True:
+        more = found | (steps @ found.double() > 0)
+        if torch.equal(more, found):
+            return found
+        found = more
+
+
 def endless(mdp: MDP, transition: Tensor) -> Tensor:
     """``[S]`` bool: states from which the chain may come to a place where it never terminates."""
-    paths = reachable(transition)
-    stuck = ~paths[:, mdp.terminal].any(-1)
-    return paths[:, stuck].any(-1)
+    return leading_to(transition, ~leading_to(transition, mdp.terminal))
 
 
 def check_gamma(gamma: float) -> None:

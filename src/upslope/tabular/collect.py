@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Metrics, Rollout, Sample
+from upslope.tabular.chains import chain, endless, leading_to
 from upslope.tabular.mdp import MDP
 
 
@@ -53,19 +54,26 @@ class Collector:
 class Episodes(Collector):
     """``num_episodes`` whole episodes from fresh starts, one a row: an ``[N, T]`` rollout, masked behind each end.
 
-    An episode that reaches the problem's ``time_limit`` is truncated there. Raises RunFault where one is longer than
-    ``max_steps``, and UsageError for a problem that never ends.
+    An episode that reaches the problem's ``time_limit`` is truncated there.
+
+    Raises:
+        UsageError: a problem without time limit whose ends cannot be reached; when called, a policy with which it may never end.
+        RunFault: an episode is longer than ``max_steps``.
     """
 
     def __init__(self, mdp: MDP, num_episodes: int = 16, *, seed: int = 0, max_steps: int = 100_000) -> None:
         require(num_episodes >= 1, f"num_episodes: expected an integer ≥ 1, found {num_episodes}")
-        if mdp.time_limit is None and not bool(mdp.terminal.any()):
-            raise UsageError("mdp: it has no terminal state and no time_limit, so its episodes never end; collect with Steps")
+        if mdp.time_limit is None:
+            never = (mdp.start > 0) & ~leading_to(mdp.transition.sum(1), mdp.terminal)
+            refuse(never, "mdp: from state {} no terminal state can be reached, and without a time_limit its episodes never end")
         super().__init__(mdp, num_episodes, seed)
         self.max_steps = max_steps
 
     @torch.no_grad()
     def __call__(self, policy: Any) -> Rollout:
+        if self.mdp.time_limit is None and hasattr(policy, "probabilities"):
+            lost = (self.mdp.start > 0) & endless(self.mdp, chain(self.mdp, policy)[0])
+            refuse(lost, "policy: from state {} it may come to where an episode never ends, and the mdp has no time_limit")
         everywhere = torch.ones(self.num_rows, dtype=torch.bool)
         self.begin(everywhere)
         alive, columns, seen = everywhere, [], []
@@ -108,6 +116,12 @@ class Steps(Collector):
             after.append(None if sample.value is None else self.act(policy).value)
             self.begin(terminated | truncated)
         return recorded(columns, seen, after, None, first_step)
+
+
+def refuse(states: Tensor, problem: str) -> None:
+    """Raise UsageError for the first of ``states [S]``, bool, if there is one."""
+    if bool(states.any()):
+        raise UsageError(f"{problem.format(int(states.nonzero()[0]))}; give the mdp a time_limit, or collect with Steps")
 
 
 def recorded(
