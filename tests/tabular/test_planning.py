@@ -28,6 +28,11 @@ def test_iterative_evaluation_is_the_linear_solve():
     equal(tabular.policy_evaluation(tabular.gridworld(), torch.full((16, 4), 0.25), 1.0)[[1, 2, 3]], [-14.0, -20.0, -22.0], 1e-9)
 
 
+def test_evaluation_keeps_no_graph_of_its_sweeps(recwarn):
+    v = tabular.policy_evaluation(*case(0), 0.9)
+    assert not v.requires_grad and not recwarn.list
+
+
 def test_the_shortest_ways_of_a_gridworld():
     mdp = tabular.gridworld(3, 4, goals=((2, 3),), start=(0, 0))
     _, v = tabular.policy_iteration(mdp, 1.0)

@@ -16,6 +16,7 @@ from upslope.tabular.chains import chain, check_ends, check_gamma
 from upslope.tabular.mdp import MDP
 
 
+@torch.no_grad()
 def policy_evaluation(mdp: MDP, policy: Any, gamma: float, *, tolerance: float = 1e-12, max_sweeps: int = 100_000) -> Tensor:
     """``V ← r_π + γ P_π V`` until no state moves by more than ``tolerance``, ``[S]``. Source: SB section 4.1."""
     transition, reward = chain(mdp, policy)
