@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tabular.made import case, equal
-from upslope import tabular
+from upslope import UsageError, tabular
 from upslope.tabular import Episode, exact
 
 TWICE = [Episode([0, 1, 0, 2], [1.0, 2.0, 4.0], terminated=True)]
@@ -39,6 +39,25 @@ def test_a_truncated_episode_goes_on_and_a_terminated_one_does_not():
         equal(tabular.td(one, 2, 0.9, learning_rate=1.0, value=start), [expected, 10.0])
         equal(tabular.td_offline(one, 2, 0.9, trace_lambda=0.7, learning_rate=1.0, value=start), [expected, 10.0])
     assert start == [0.0, 10.0]
+
+
+def test_a_truncated_return_goes_on_with_the_given_value_or_is_refused():
+    """By hand: 1 + 0.5 · (2 + 0.5 · 8) = 4 for state 0, and 2 + 0.5 · 8 = 6 for state 1; the terminated one adds 3 for state 1."""
+    data = [Episode([0, 1, 2], [1.0, 2.0], terminated=False), Episode([1, 2], [3.0], terminated=True)]
+    found = tabular.monte_carlo(data, 3, 0.5, value=[100.0, 100.0, 8.0])
+    assert found[:2].tolist() == [4.0, 4.5] and math.isnan(found[2])
+    with pytest.raises(UsageError, match="data: episode 1 was truncated, so its return is not known; give value"):
+        tabular.monte_carlo(data[::-1], 3, 0.5)
+
+
+def test_monte_carlo_of_truncated_episodes_tends_to_the_exact_values_when_it_goes_on_with_them():
+    mdp, policy = case(1, time_limit=3)
+    with torch.no_grad():
+        v = exact.value(mdp, policy, 0.9)
+    data = tabular.episodes(mdp, policy, 4000, seed=0)
+    assert sum(not episode.terminated for episode in data) > 2000
+    assert float((tabular.monte_carlo(data, 3, 0.9, value=v[:3]) - v[:3]).abs().max()) < 0.1  # some standard errors, 1 / √4000 each
+    assert float((tabular.monte_carlo(data, 3, 0.9, value=0.0 * v[:3]) - v[:3]).abs().max()) > 1.0
 
 
 def offline_td(data, value, gamma, trace_lambda, learning_rate):

@@ -1,7 +1,8 @@
 """Learning values from experience (SB chapters 5, 6 and 12): Monte Carlo, TD(0) and TD(λ), as in the boxes of the book.
 
-Each takes episodes and a value per observation to begin with (zeros unless given), and returns new values, ``[O]``. A truncated
-episode goes on with the value of what it last saw; a terminated one is worth nothing more.
+Each takes episodes and values by observation, and returns new values, ``[O]``. A truncated episode goes on with the value of what it
+last saw; a terminated one is worth nothing more. TD begins with the values it is given (zeros otherwise); Monte Carlo asks them for what
+came after a truncation, and for nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.errors import UsageError
 from upslope.tabular.chains import check_gamma
 from upslope.tabular.collect import Episodes
 from upslope.tabular.mdp import MDP, as_tensor
@@ -37,15 +39,19 @@ def episodes(mdp: MDP, policy: Any, num_episodes: int, *, seed: int = 0) -> list
     return [Episode([*seen[:n], end], pay[:n], over) for seen, pay, over, end, n in zip(*columns, last, lengths, strict=True)]
 
 
-def monte_carlo(data: Iterable[Episode], num_observations: int, gamma: float, *, first_visit: bool = True) -> Tensor:
+def monte_carlo(data: Iterable[Episode], num_observations: int, gamma: float, *, first_visit: bool = True, value: Any = None) -> Tensor:
     """Mean return after each observation's first visit in an episode, or after every visit; NaN where there was none.
 
-    Source: SB section 5.1. A truncated episode ends with what was paid so far, so problems should terminate.
+    ``G_t = R_{t+1} + γ G_{t+1}``, with ``G_T = 0`` where the episode terminated and ``G_T = value(S_T)`` where it was truncated.
+    Raises UsageError for a truncated episode without ``value``: what it would have earned is not known, and leaving out such
+    episodes would prefer short ones. Source: SB section 5.1; Pardo et al. 2018 (partial-episode bootstrapping).
     """
-    check_gamma(gamma)
+    v = begin(num_observations, gamma, value)
     total, count = np.zeros(num_observations), np.zeros(num_observations)
-    for episode in data:
-        credit = 0.0
+    for number, episode in enumerate(data):
+        if not episode.terminated and value is None:
+            raise UsageError(f"data: episode {number} was truncated, so its return is not known; give value, with which it goes on")
+        credit = 0.0 if episode.terminated else v[episode.observations[-1]]
         for t in reversed(range(len(episode.rewards))):
             credit = episode.rewards[t] + gamma * credit
             state = episode.observations[t]
