@@ -155,6 +155,19 @@ def test_arguments_are_checked():
     mdp, policy = case(0)
     with pytest.raises(UsageError, match="gamma: expected a number in"):
         exact.value(mdp, policy, 1.5)
+    for gamma in ("a", None, math.nan, math.inf):
+        with pytest.raises(UsageError, match=r"gamma: expected a number in \[0, 1\], found"):
+            exact.value(mdp, policy, gamma)
+    with pytest.raises(UsageError, match="gamma: expected a number in"):
+        tabular.gradient_by_enumeration(mdp, policy, -1.0, horizon=2)
+    with pytest.raises(UsageError, match=r"horizon: expected an integer ≥ 1 or none, found 1\.5"):
+        tabular.gradient_by_enumeration(mdp, policy, 0.9, horizon=1.5)
+    with pytest.raises(UsageError, match="policy: expected an array of numbers, found str"):
+        exact.value(mdp, "x", 0.9)
+    with pytest.raises(UsageError, match=r"policy: the probabilities in state 0 are \[nan, nan\]"):
+        exact.value(mdp, torch.full((4, 2), math.nan), 0.9)
+    table = torch.full((4, 2), 0.5, requires_grad=True)
+    assert exact.objective(mdp, table, 0.9).requires_grad  # a table is not copied away from its graph
     with pytest.raises(UsageError, match=r"policy: expected a table \[4, 2\] by state, found \[2, 2\]"):
         exact.value(mdp, torch.full((2, 2), 0.5), 0.9)
     with pytest.raises(UsageError, match=r"policy: the probabilities in state 0 are \[0\.5, 0\.6\]"):
@@ -163,6 +176,16 @@ def test_arguments_are_checked():
         exact.value(mdp, tabular.tabular_policy(tabular.bandit()), 0.9)
     with pytest.raises(UsageError, match=r"features: expected shape \[4, d\]"):
         tabular.linear_policy(mdp, [[1.0]])
+    for features, message in (([[math.nan]] * 4, "features: expected finite"), (torch.zeros(4, 0), r"features: expected shape \[4, d\]")):
+        with pytest.raises(UsageError, match=message):
+            tabular.linear_policy(mdp, features)
+    with pytest.raises(UsageError, match=r"degree: expected an integer ≥ 0, found 1\.5"):
+        tabular.polynomial_policy(mdp, 1.5)
+    with pytest.raises(UsageError, match="hidden_sizes: expected an integer ≥ 1, found 0"):
+        tabular.network_policy(mdp, (0,))
+    for options, message in (({"learning_rate": math.nan}, "learning_rate"), ({"num_steps": -1}, "num_steps: expected an integer ≥ 0")):
+        with pytest.raises(UsageError, match=message):
+            tabular.ascend(mdp, policy, 0.9, **{"learning_rate": 0.1, "num_steps": 1, **options})
     with pytest.raises(UsageError, match="features: give features"):
         tabular.SoftmaxPolicy(tabular.Table(2, 2))
 

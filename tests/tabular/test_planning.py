@@ -54,5 +54,8 @@ def test_what_does_not_settle_says_so():
     for method in (tabular.policy_iteration, lambda mdp, gamma: tabular.policy_evaluation(mdp, torch.full((5, 2), 0.5), gamma)):
         with pytest.raises(UsageError, match="gamma: 1 without termination"):
             method(ring, 1.0)
+    for options in ({"tolerance": -1.0}, {"max_sweeps": 0}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))}: expected"):
+            tabular.value_iteration(ring, 0.9, **options)
     with pytest.raises(UsageError, match="gamma: expected"):
         tabular.value_iteration(ring, -0.1)

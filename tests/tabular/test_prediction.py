@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,44 @@ def test_monte_carlo_of_truncated_episodes_tends_to_the_exact_values_when_it_goe
     assert sum(not episode.terminated for episode in data) > 2000
     assert float((tabular.monte_carlo(data, 3, 0.9, value=v[:3]) - v[:3]).abs().max()) < 0.1  # some standard errors, 1 / √4000 each
     assert float((tabular.monte_carlo(data, 3, 0.9, value=0.0 * v[:3]) - v[:3]).abs().max()) > 1.0
+
+
+ONE = [Episode([0, 1], [1.0], terminated=True)]
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: Episode([0, 1], [1.0, 2.0], True), r"rewards: expected one less than observations, found \[2\] rewards with \[2\]"),
+        (lambda: Episode([0, 0.5], [1.0], True), "observations: expected whole numbers, found 0.5"),
+        (lambda: Episode([0, 1], [math.nan], True), "rewards: expected finite numbers"),
+        (lambda: Episode([0, 1], ["a"], True), "rewards: expected an array of numbers, found list"),
+        (lambda: Episode([0, 1], [1.0], "no"), "terminated: expected True or False, found 'no'"),
+        (lambda: tabular.monte_carlo([Episode([7, 1], [1.0], True)], 3, 0.9), "data: episode 0 saw 7, expected observations from 0 to 2"),
+        (lambda: tabular.td([*ONE, Episode([0, -1], [1.0], False)], 3, 0.9, learning_rate=0.1), "data: episode 1 saw -1"),
+        (lambda: tabular.td_offline(ONE[0], 2, 0.9, trace_lambda=0.5, learning_rate=0.1), "data: expected episodes, found Episode"),
+        (lambda: tabular.td([3], 2, 0.9, learning_rate=0.1), "data: expected episodes, found int at index 0"),
+        (lambda: tabular.td(ONE, 2, 0.9, learning_rate=math.nan), "learning_rate: expected a number ≥ 0, found nan"),
+        (lambda: tabular.td(ONE, 2, 0.9, learning_rate=0.1, trace_lambda=2), r"trace_lambda: expected a number in \[0, 1\], found 2"),
+        (lambda: tabular.td_offline(ONE, 2, 0.9, learning_rate=0.1, trace_lambda=-1), r"trace_lambda: expected a number in \[0, 1\]"),
+        (
+            lambda: tabular.td(ONE, 2, 0.9, learning_rate=0.1, value=[0]),
+            r"value: expected shape \[2\], a number by observation, found \[1\]",
+        ),
+        (lambda: tabular.td(ONE, 2, 0.9, learning_rate=0.1, value=[0, math.nan]), "value: expected finite numbers"),
+        (lambda: tabular.monte_carlo(ONE, 2, "a"), r"gamma: expected a number in \[0, 1\], found 'a'"),
+        (lambda: tabular.monte_carlo(ONE, 0, 0.9), "num_observations: expected an integer ≥ 1, found 0"),
+    ],
+)
+def test_what_is_no_experience_says_so_in_one_line(make, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_episode_of_arrays_is_one_of_lists():
+    arrays = Episode(np.array([0.0, 1.0]), np.array([1.0], np.float32), np.True_)
+    assert arrays == ONE[0]
 
 
 def offline_td(data, value, gamma, trace_lambda, learning_rate):

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 
 from upslope.tabular import exact
+from upslope.tabular.arguments import check_number, check_whole
 from upslope.tabular.gradients import gradient
 from upslope.tabular.mdp import MDP
 
 
 def ascend(mdp: MDP, policy: Any, gamma: float, *, learning_rate: float, num_steps: int) -> list[float]:
     """``θ ← θ + α ∇J(θ)``, ``num_steps`` times, in place; returns J before each step. Source: SB eq. 13.1."""
+    check_number("learning_rate", learning_rate, 0.0)
+    check_whole("num_steps", num_steps, 0)
     history: list[float] = []
     for _ in range(num_steps):
         history.append(exact.objective(mdp, policy, gamma).item())

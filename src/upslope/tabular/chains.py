@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
+from upslope.tabular.arguments import attached, check_gamma
 from upslope.tabular.mdp import MDP, TOLERANCE
 
 
@@ -23,7 +24,7 @@ def policy_table(mdp: MDP, policy: Any) -> Tensor:
         require(fits, f"policy: expected probabilities of shape {expected} for this mdp, found {list(table.shape)}")
         table = table[mdp.observation]
     else:
-        table = torch.as_tensor(policy, dtype=torch.float64)
+        table = attached("policy", policy)
         expected = [mdp.num_states, mdp.num_actions]
         require(list(table.shape) == expected, f"policy: expected a table {expected} by state, found {list(table.shape)}")
     total = table.sum(-1, keepdim=True)
@@ -61,11 +62,6 @@ def leading_to(transition: Tensor, goal: Tensor) -> Tensor:
 def endless(mdp: MDP, transition: Tensor) -> Tensor:
     """``[S]`` bool: states from which the chain may come to a place where it never terminates."""
     return leading_to(transition, ~leading_to(transition, mdp.terminal))
-
-
-def check_gamma(gamma: float) -> None:
-    """Refuse what is not in [0, 1]."""
-    require(0.0 <= gamma <= 1.0, f"gamma: expected a number in [0, 1], found {gamma}")
 
 
 def check_ends(mdp: MDP, transition: Tensor, gamma: float) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.errors import RunFault, UsageError, require
+from upslope.errors import RunFault, UsageError
 from upslope.records import Metrics, Rollout, Sample
+from upslope.tabular.arguments import check_whole
 from upslope.tabular.chains import chain, endless, leading_to
 from upslope.tabular.mdp import MDP
 
@@ -17,6 +18,7 @@ class Collector:
     """What both share: the problem, the rows' states, and a generator for everything random."""
 
     def __init__(self, mdp: MDP, num_rows: int, seed: int) -> None:
+        check_whole("seed", seed, 0)
         self.mdp = mdp
         self.num_rows = num_rows
         self.generator = torch.Generator().manual_seed(seed)
@@ -62,7 +64,8 @@ class Episodes(Collector):
     """
 
     def __init__(self, mdp: MDP, num_episodes: int = 16, *, seed: int = 0, max_steps: int = 100_000) -> None:
-        require(num_episodes >= 1, f"num_episodes: expected an integer ≥ 1, found {num_episodes}")
+        check_whole("num_episodes", num_episodes)
+        check_whole("max_steps", max_steps)
         if mdp.time_limit is None:
             never = (mdp.start > 0) & ~leading_to(mdp.transition.sum(1), mdp.terminal)
             refuse(never, "mdp: from state {} no terminal state can be reached, and without a time_limit its episodes never end")
@@ -99,7 +102,8 @@ class Steps(Collector):
     """
 
     def __init__(self, mdp: MDP, num_rows: int = 8, num_steps: int = 32, *, seed: int = 0) -> None:
-        require(num_rows >= 1 and num_steps >= 1, f"num_rows, num_steps: expected integers ≥ 1, found {num_rows} and {num_steps}")
+        check_whole("num_rows", num_rows)
+        check_whole("num_steps", num_steps)
         super().__init__(mdp, num_rows, seed)
         self.num_steps = num_steps
         self.begin(torch.ones(num_rows, dtype=torch.bool))

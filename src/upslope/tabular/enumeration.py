@@ -11,6 +11,7 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.records import Rollout
+from upslope.tabular.arguments import check_whole
 from upslope.tabular.mdp import MDP
 
 LARGEST = 1_000_000
@@ -27,7 +28,7 @@ def enumerate_rollouts(mdp: MDP, policy: Any, horizon: int | None = None) -> tup
         UsageError: no horizon, and trajectories without a longest length; or more than a million of them.
     """
     steps = mdp.time_limit if horizon is None else horizon
-    require(steps is None or steps >= 1, f"horizon: expected an integer ≥ 1 or none, found {steps}")
+    check_whole("horizon", steps, optional=True)
     states, actions, dynamics = trajectories(mdp, steps)
     length = actions.shape[1]
     mask = ~mdp.terminal[states[:, :-1]]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError
+from upslope.tabular.arguments import as_tensor, check_number
 from upslope.tabular.chains import chain, check_ends, policy_table
-from upslope.tabular.mdp import MDP, as_tensor
+from upslope.tabular.mdp import MDP
 
 
 def value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
@@ -76,7 +77,9 @@ def regularized_optimum(reward: Any, reference: Any, kl_coef: float) -> Tensor:
 
     Source: Rafailov et al. 2023 (DPO), eq. 4. Raises UsageError for ``kl_coef`` ≤ 0.
     """
-    require(kl_coef > 0, f"kl_coef: expected a number > 0, found {kl_coef}")
+    check_number("kl_coef", kl_coef)
+    if kl_coef <= 0:
+        raise UsageError(f"kl_coef: expected a number > 0, found {kl_coef}")
     r, p = as_tensor("reward", reward), as_tensor("reference", reference)
     if r.shape != p.shape:
         raise UsageError(f"reference: expected shape {list(r.shape)} like reward, found {list(p.shape)}")

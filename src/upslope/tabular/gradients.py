@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from upslope.tabular import exact
+from upslope.tabular.arguments import check_gamma
 from upslope.tabular.chains import policy_table
 from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient
 from upslope.tabular.mdp import MDP
@@ -46,6 +47,7 @@ def gradient_by_enumeration(mdp: MDP, policy: Any, gamma: float, horizon: int | 
 
     Source: Williams 1992; SB exercise 13.3 for the score. Raises UsageError where trajectories have no longest length.
     """
+    check_gamma(gamma)
     rollout, probability = enumerate_rollouts(mdp, policy, horizon)
     score = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0).sum(-1)
     discount = gamma ** torch.arange(rollout.reward.shape[-1], dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
+from upslope.tabular.arguments import as_tensor, check_whole
 
 TOLERANCE = 1e-6
 """How far probabilities may sum from one: what rounding to single precision explains. Within it they are divided by their sum."""
@@ -51,7 +52,7 @@ class MDP:
         check_reward(reward, terminal)
         check_start(start, terminal, transition, reward)
         require(int(observation.min()) >= 0, f"observation: expected numbers ≥ 0, found {int(observation.min())}")
-        require(time_limit is None or time_limit >= 1, f"time_limit: expected an integer ≥ 1 or none, found {time_limit}")
+        check_whole("time_limit", time_limit, optional=True)
         transition = (transition / transition.sum(-1, keepdim=True)).masked_fill(terminal[:, None, None], 0.0)
         values = (transition, reward, start / start.sum(), terminal, time_limit, observation)
         for item, value in zip(fields(self), values, strict=True):
@@ -81,8 +82,9 @@ class MDP:
         Source: Pardo et al. 2018, section 3 (time-awareness).
         """
         length = self.time_limit if horizon is None else horizon
-        if length is None or length < 1:
-            raise UsageError(f"horizon: expected an integer ≥ 1 for a problem without time_limit, found {length}")
+        if length is None:
+            raise UsageError("horizon: expected an integer ≥ 1 for a problem without time_limit, found None")
+        check_whole("horizon", length)
         n, layers = self.num_states, length + 1
         transition = torch.zeros(layers, n, self.num_actions, layers, n, dtype=torch.float64)
         for t in range(length):
@@ -93,14 +95,6 @@ class MDP:
         terminal[length * n :] = True
         start = torch.cat([self.start, torch.zeros(length * n, dtype=torch.float64)])
         return MDP(transition.reshape(layers * n, -1, layers * n), reward, start, terminal, observation=self.observation.repeat(layers))
-
-
-def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A detached copy of an array, a list or a tensor."""
-    try:
-        return torch.as_tensor(value, dtype=dtype).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name}: expected an array of numbers, found {type(value).__name__} ({error})") from error
 
 
 def check_shape(name: str, tensor: Tensor, expected: list[int], transition: list[int]) -> None:

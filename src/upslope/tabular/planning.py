@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.errors import RunFault, require
+from upslope.errors import RunFault
 from upslope.tabular import exact
-from upslope.tabular.chains import chain, check_ends, check_gamma
+from upslope.tabular.arguments import check_gamma, check_number, check_whole
+from upslope.tabular.chains import chain, check_ends
 from upslope.tabular.mdp import MDP
 
 
 @torch.no_grad()
 def policy_evaluation(mdp: MDP, policy: Any, gamma: float, *, tolerance: float = 1e-12, max_sweeps: int = 100_000) -> Tensor:
     """``V ← r_π + γ P_π V`` until no state moves by more than ``tolerance``, ``[S]``. Source: SB section 4.1."""
+    check_number("tolerance", tolerance, 0.0)
+    check_whole("max_sweeps", max_sweeps)
     transition, reward = chain(mdp, policy)
     check_ends(mdp, transition, gamma)
     v = torch.zeros_like(reward)
@@ -32,6 +35,8 @@ def policy_evaluation(mdp: MDP, policy: Any, gamma: float, *, tolerance: float =
 def value_iteration(mdp: MDP, gamma: float, *, tolerance: float = 1e-12, max_sweeps: int = 100_000) -> tuple[Tensor, Tensor]:
     """``V(s) ← max_a r(s, a) + γ Σ_s' p(s'|s, a) V(s')``; returns ``(greedy table [S, A], V [S])``. Source: SB section 4.4."""
     check_gamma(gamma)
+    check_number("tolerance", tolerance, 0.0)
+    check_whole("max_sweeps", max_sweeps)
     v = torch.zeros(mdp.num_states, dtype=torch.float64)
     for _ in range(max_sweeps):
         q = backup(mdp, v, gamma)
@@ -46,7 +51,7 @@ def policy_iteration(mdp: MDP, gamma: float, *, max_rounds: int = 1000) -> tuple
 
     Begins with the uniform policy, which for γ = 1 must terminate.
     """
-    require(max_rounds >= 1, f"max_rounds: expected an integer ≥ 1, found {max_rounds}")
+    check_whole("max_rounds", max_rounds)
     table = torch.full((mdp.num_states, mdp.num_actions), 1.0 / mdp.num_actions, dtype=torch.float64)
     for _ in range(max_rounds):
         v = exact.value(mdp, table, gamma)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from upslope import functional as F
 from upslope.errors import require
 from upslope.records import Evaluation, Sample
-from upslope.tabular.mdp import MDP, as_tensor
+from upslope.tabular.arguments import as_tensor, check_whole
+from upslope.tabular.mdp import MDP
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def linear_policy(mdp: MDP, features: Any = None, *, critic: bool = False) -> So
 
 def polynomial_policy(mdp: MDP, degree: int = 2, *, critic: bool = False) -> SoftmaxPolicy:
     """Linear in the powers ``1, x, …, x^degree`` of the observation's number, scaled to [−1, 1]. SB section 9.5.1."""
-    require(degree >= 0, f"degree: expected an integer ≥ 0, found {degree}")
+    check_whole("degree", degree, 0)
     x = torch.linspace(-1.0, 1.0, mdp.num_observations, dtype=torch.float64)
     return linear_policy(mdp, x.unsqueeze(-1) ** torch.arange(degree + 1), critic=critic)
 
@@ -138,7 +139,10 @@ def network_policy(
 ) -> SoftmaxPolicy:
     """tanh networks over features ``x [O, d]`` (one-hot unless given), one for the preferences and one for the critic."""
     x = checked_features(mdp, features)
+    check_whole("seed", seed, 0)
     generator = torch.Generator().manual_seed(seed)
+    for width in hidden_sizes:
+        check_whole("hidden_sizes", width)
     sizes = (x.shape[1], *hidden_sizes)
     preferences = network((*sizes, mdp.num_actions), generator)
     return SoftmaxPolicy(preferences, x, value=network((*sizes, 1), generator) if critic else None)
@@ -149,8 +153,9 @@ def checked_features(mdp: MDP, features: Any) -> Tensor:
     if features is None:
         return torch.eye(mdp.num_observations, dtype=torch.float64)
     x = as_tensor("features", features)
-    fits = x.dim() == 2 and x.shape[0] == mdp.num_observations
+    fits = x.dim() == 2 and x.shape[0] == mdp.num_observations and x.shape[1] >= 1
     require(fits, f"features: expected shape [{mdp.num_observations}, d], a row for each observation, found {list(x.shape)}")
+    require(bool(x.isfinite().all()), "features: expected finite numbers, found NaN or infinity")
     return x
 
 

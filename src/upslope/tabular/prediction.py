@@ -7,7 +7,7 @@ came after a truncation, and for nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError
-from upslope.tabular.chains import check_gamma
+from upslope.errors import UsageError, require
+from upslope.tabular.arguments import as_tensor, check_gamma, check_number, check_whole
 from upslope.tabular.collect import Episodes
-from upslope.tabular.mdp import MDP, as_tensor
+from upslope.tabular.mdp import MDP
 
 
 @dataclass(frozen=True)
 class Episode:
-    """``S_0, R_1, S_1, …, R_T, S_T``: T + 1 observations and T rewards."""
+    """``S_0, R_1, S_1, …, R_T, S_T``: T + 1 observations and T rewards; checked when it is made."""
 
     observations: list[int]
     rewards: list[float]
     terminated: bool
+
+    def __post_init__(self) -> None:
+        seen, pay = as_tensor("observations", self.observations, torch.int64), as_tensor("rewards", self.rewards)
+        fits = seen.dim() == pay.dim() == 1 and len(seen) == len(pay) + 1
+        shapes = f"{list(pay.shape)} rewards with {list(seen.shape)} observations"
+        require(fits, f"rewards: expected one less than observations, found {shapes}")
+        require(bool(pay.isfinite().all()), f"rewards: expected finite numbers, found {self.rewards}")
+        require(isinstance(self.terminated, (bool, np.bool_)), f"terminated: expected True or False, found {self.terminated!r}")
+        object.__setattr__(self, "observations", seen.tolist())
+        object.__setattr__(self, "rewards", pay.tolist())
+        object.__setattr__(self, "terminated", bool(self.terminated))
 
 
 def episodes(mdp: MDP, policy: Any, num_episodes: int, *, seed: int = 0) -> list[Episode]:
@@ -48,7 +59,7 @@ def monte_carlo(data: Iterable[Episode], num_observations: int, gamma: float, *,
     """
     v = begin(num_observations, gamma, value)
     total, count = np.zeros(num_observations), np.zeros(num_observations)
-    for number, episode in enumerate(data):
+    for number, episode in enumerate(checked(data, num_observations)):
         if not episode.terminated and value is None:
             raise UsageError(f"data: episode {number} was truncated, so its return is not known; give value, with which it goes on")
         credit = 0.0 if episode.terminated else v[episode.observations[-1]]
@@ -68,8 +79,10 @@ def td(
 
     λ = 0 is TD(0). Source: SB section 6.1 and the box of section 12.2 on a table.
     """
+    check_number("trace_lambda", trace_lambda, 0.0, 1.0)
+    check_number("learning_rate", learning_rate, 0.0)
     v = begin(num_observations, gamma, value)
-    for episode in data:
+    for episode in checked(data, num_observations):
         trace = np.zeros(num_observations)
         for t in range(len(episode.rewards)):
             trace *= gamma * trace_lambda
@@ -86,8 +99,10 @@ def td_offline(
     ``G^λ_t = R + γ ((1 − λ) V(S′) + λ G^λ_{t+1})`` with V held fixed; λ = 1 is constant-α every-visit Monte Carlo.
     Source: SB eq. 12.3 and 12.4.
     """
+    check_number("trace_lambda", trace_lambda, 0.0, 1.0)
+    check_number("learning_rate", learning_rate, 0.0)
     v = begin(num_observations, gamma, value)
-    for episode in data:
+    for episode in checked(data, num_observations):
         change, credit = np.zeros(num_observations), 0.0 if episode.terminated else v[episode.observations[-1]]
         for t in reversed(range(len(episode.rewards))):
             last = t == len(episode.rewards) - 1
@@ -106,6 +121,25 @@ def td_error(episode: Episode, t: int, v: np.ndarray[Any, Any], gamma: float) ->
 
 
 def begin(num_observations: int, gamma: float, value: Any) -> np.ndarray[Any, Any]:
-    """A copy of the values to begin with."""
+    """A copy of the values to begin with, finite numbers ``[O]``."""
+    check_whole("num_observations", num_observations)
     check_gamma(gamma)
-    return np.zeros(num_observations) if value is None else as_tensor("value", value).numpy()
+    if value is None:
+        return np.zeros(num_observations)
+    v = as_tensor("value", value)
+    require(
+        list(v.shape) == [num_observations], f"value: expected shape [{num_observations}], a number by observation, found {list(v.shape)}"
+    )
+    require(bool(v.isfinite().all()), f"value: expected finite numbers, found {v.tolist()}")
+    return v.numpy()
+
+
+def checked(data: Iterable[Episode], num_observations: int) -> Iterator[Episode]:
+    """The episodes, refused if what they saw has no value; where one terminated does not matter."""
+    require(isinstance(data, Iterable), f"data: expected episodes, found {type(data).__name__}")
+    for number, episode in enumerate(data):
+        require(isinstance(episode, Episode), f"data: expected episodes, found {type(episode).__name__} at index {number}")
+        seen = episode.observations[:-1] if episode.terminated else episode.observations
+        if wrong := [o for o in seen if not 0 <= o < num_observations]:
+            raise UsageError(f"data: episode {number} saw {wrong[0]}, expected observations from 0 to {num_observations - 1}")
+        yield episode

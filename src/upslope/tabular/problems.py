@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from upslope.errors import require
+from upslope.tabular.arguments import as_tensor, check_number, check_whole
 from upslope.tabular.mdp import MDP
 
 LEFT, RIGHT = 0, 1
@@ -15,10 +17,11 @@ STAY, GO = 0, 1
 
 def bandit(means: Sequence[float] = (0.1, 0.5, 0.9)) -> MDP:
     """One decision: arm a pays ``means[a]`` and the episode ends."""
-    require(len(means) >= 1, "means: expected one number for each arm, found none")
-    transition = torch.zeros(2, len(means), 2, dtype=torch.float64)
+    pay = as_tensor("means", means)
+    require(pay.dim() == 1 and len(pay) >= 1, f"means: expected one number for each arm, found shape {list(pay.shape)}")
+    transition = torch.zeros(2, len(pay), 2, dtype=torch.float64)
     transition[0, :, 1] = 1.0
-    return MDP(transition, [list(means), [0.0] * len(means)], [1.0, 0.0], [False, True])
+    return MDP(transition, torch.stack([pay, torch.zeros_like(pay)]), [1.0, 0.0], [False, True])
 
 
 def short_corridor(time_limit: int | None = None) -> MDP:
@@ -47,11 +50,12 @@ def gridworld(
     """Up, right, down, left on a grid; each step costs 1 until a goal is reached, and a step into a wall goes nowhere.
 
     ``slip`` is the probability that a random direction is taken instead. Begins at ``start`` (row, column), else anywhere
-    but on a goal. State ``row · width + column``. The defaults are SB Example 4.1: under the uniform policy the values are
-    −14, −18, −20 and −22.
+    but on a goal; negative rows and columns count from the end. State ``row · width + column``. The defaults are SB
+    Example 4.1: under the uniform policy the values are −14, −18, −20 and −22.
     """
-    require(height >= 1 and width >= 1, f"height, width: expected integers ≥ 1, found {height} and {width}")
-    require(0.0 <= slip <= 1.0, f"slip: expected a number in [0, 1], found {slip}")
+    check_whole("height", height)
+    check_whole("width", width)
+    check_number("slip", slip, 0.0, 1.0)
     n = height * width
     moves = torch.zeros(n, 4, n, dtype=torch.float64)
     for row in range(height):
@@ -60,17 +64,25 @@ def gridworld(
                 to_row, to_column = min(max(row + down, 0), height - 1), min(max(column + right, 0), width - 1)
                 moves[row * width + column, action, to_row * width + to_column] = 1.0
     terminal = torch.zeros(n, dtype=torch.bool)
-    for row, column in goals:
-        require(-height <= row < height and -width <= column < width, f"goals: ({row}, {column}) lies outside of {height} × {width} cells")
-        terminal[row % height * width + column % width] = True
+    for goal in goals:
+        terminal[cell("goals", goal, height, width)] = True
+    require(not bool(terminal.all()), "goals: every cell is one, so there is nowhere to begin; leave a cell free")
     alive = (~terminal).double()
-    begin = alive / alive.sum().clamp(min=1.0)
+    begin = alive / alive.sum()
     if start is not None:
-        row, column = start
-        require(0 <= row < height and 0 <= column < width, f"start: ({row}, {column}) lies outside of {height} × {width} cells")
-        begin = torch.eye(n, dtype=torch.float64)[row * width + column]
+        begin = torch.eye(n, dtype=torch.float64)[cell("start", start, height, width)]
     transition = (1.0 - slip) * moves + slip * moves.mean(1, keepdim=True)
     return MDP(transition * alive[:, None, None], -alive[:, None].repeat(1, 4), begin, terminal, time_limit)
+
+
+def cell(name: str, place: Any, height: int, width: int) -> int:
+    """The state at ``(row, column)``, negative numbers counted from the end."""
+    at = as_tensor(name, place, torch.int64)
+    require(list(at.shape) == [2], f"{name}: expected (row, column), found {place!r}")
+    row, column = at.tolist()
+    inside = -height <= row < height and -width <= column < width
+    require(inside, f"{name}: ({row}, {column}) lies outside of {height} × {width} cells")
+    return row % height * width + column % width
 
 
 def ring(num_states: int = 5, *, slip: float = 0.1, rest: float = 0.05, time_limit: int | None = None) -> MDP:
@@ -79,8 +91,10 @@ def ring(num_states: int = 5, *, slip: float = 0.1, rest: float = 0.05, time_lim
     The reward of a lap is paid by its last step, as its expectation ``1 − slip``. Going everywhere is best as long as ``rest`` is
     less than what it earns, and earns exactly ``(1 − slip) / num_states`` per step.
     """
-    require(num_states >= 2, f"num_states: expected an integer ≥ 2, found {num_states}")
-    require(0.0 <= slip < 1.0, f"slip: expected a number in [0, 1), found {slip}")
+    check_whole("num_states", num_states, 2)
+    check_number("slip", slip, 0.0, 1.0)
+    require(slip < 1.0, "slip: at 1 the ring never moves; give less")
+    check_number("rest", rest)
     transition = torch.zeros(num_states, 2, num_states, dtype=torch.float64)
     for state in range(num_states):
         transition[state, STAY, state] = 1.0
@@ -106,8 +120,10 @@ def random_mdp(num_states: int = 4, num_actions: int = 3, *, seed: int = 0, end:
     Rows and start are uniform over all distributions, rewards standard normal; every action ends the episode with
     probability ``end · u``, u uniform.
     """
-    require(num_states >= 1 and num_actions >= 1, f"num_states, num_actions: expected integers ≥ 1, found {num_states}, {num_actions}")
-    require(0.0 <= end <= 1.0, f"end: expected a probability, found {end}")
+    check_whole("num_states", num_states)
+    check_whole("num_actions", num_actions)
+    check_whole("seed", seed, 0)
+    check_number("end", end, 0.0, 1.0)
     generator = torch.Generator().manual_seed(seed)
 
     def simplex(*shape: int) -> torch.Tensor:
