@@ -1,4 +1,4 @@
-"""The average-reward setting of continuing problems: exact stationary distribution, r̄, differential values and gradient.
+"""The average-reward setting of continuing problems: exact stationary distribution, r̄, differential values, gradient four ways.
 
 All functions raise UsageError for a problem that ends, and where the policy's chain falls into several closed classes, so that
 r̄ depends on the start. ``policy`` and the gradients are as in :mod:`upslope.tabular.exact` and :mod:`upslope.tabular.gradients`.
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from upslope.errors import require
+from upslope.tabular.arguments import check_whole
 from upslope.tabular.chains import chain, policy_table, reachable
-from upslope.tabular.enumeration import flat_gradient
+from upslope.tabular.enumeration import flat_gradient, trajectories
 from upslope.tabular.gradients import STEP, differences
 from upslope.tabular.mdp import MDP
 
@@ -47,6 +48,11 @@ def action_value(mdp: MDP, policy: Any) -> Tensor:
     return mdp.reward - objective(mdp, policy) + mdp.transition @ value(mdp, policy)
 
 
+def advantage(mdp: MDP, policy: Any) -> Tensor:
+    """``A(s, a) = Q(s, a) − V(s)``, ``[S, A]``; its mean under π is 0 in every state."""
+    return action_value(mdp, policy) - value(mdp, policy).unsqueeze(-1)
+
+
 def gradient(mdp: MDP, policy: Any) -> Tensor:
     """``∇r̄ = Σ_s d(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``, an equality. Source: Sutton et al. 2000, theorem 1; SB section 13.6."""
     with torch.no_grad():
@@ -62,6 +68,25 @@ def gradient_by_autograd(mdp: MDP, policy: Any) -> Tensor:
 def gradient_by_differences(mdp: MDP, policy: Any, step: float = STEP) -> Tensor:
     """∇r̄ by central differences, ``[P]``; right to about 1e-9."""
     return differences(lambda: objective(mdp, policy), policy, step)
+
+
+def gradient_by_enumeration(mdp: MDP, policy: Any, horizon: int = 1) -> Tensor:
+    """∇r̄ from all trajectories of T = ``horizon`` ≥ 1 steps that begin in the long run, ``[P]``, the same for every T:
+
+    ``∇r̄ = 1/T Σ_τ d(s_0) P(τ | s_0) · (Σ_t<T (r(s_t, a_t) − r̄) + V(s_T)) · Σ_t<T ∇ log π(a_t|s_t)``
+
+    Differentiate ``V(s_0) = E[Σ_t<T (r_t − r̄) + V(s_T)]`` by θ and take the mean over ``s_0 ~ d``: the score brings the right
+    side, r̄ brings ``−T ∇r̄``, and ``E[∇V(s_0)] = E[∇V(s_T)]``, since d is stationary, cancels. d, r̄ and V are not differentiated.
+    Raises UsageError for more than a million trajectories. Source: Williams 1992 for the score; SB section 13.6 for the setting.
+    """
+    check_whole("horizon", horizon)
+    with torch.no_grad():
+        d, average, v = stationary_distribution(mdp, policy), objective(mdp, policy), value(mdp, policy)
+    states, actions, dynamics = trajectories(mdp, horizon, d)
+    credit = (mdp.reward[states[:, :-1], actions] - average).sum(-1) + v[states[:, -1]]
+    score = policy.evaluate(observation=mdp.observation[states[:, :-1]], action=actions).log_prob.sum(-1)
+    probability = dynamics * score.detach().exp()
+    return flat_gradient((probability * credit * score).sum() / horizon, policy)
 
 
 def check_one_class(mdp: MDP, transition: Tensor) -> None:

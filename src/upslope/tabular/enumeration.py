@@ -53,10 +53,14 @@ def enumerate_rollouts(mdp: MDP, policy: Any, horizon: int | None = None) -> tup
     return rollout, dynamics * log_prob.sum(-1).exp()
 
 
-def trajectories(mdp: MDP, horizon: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``(states [N, T+1], actions [N, T], probability of start and transitions [N])``; ended rows stay where they are, by action 0."""
-    states = mdp.start.nonzero()
-    actions, probability = states.new_zeros(len(states), 0), mdp.start[states[:, 0]]
+def trajectories(mdp: MDP, horizon: int | None, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """``(states [N, T+1], actions [N, T], probability of start and transitions [N])``; ended rows stay where they are, by action 0.
+
+    First states are those of ``start [S]``, the problem's own unless given.
+    """
+    first = mdp.start if start is None else start
+    states = first.nonzero()
+    actions, probability = states.new_zeros(len(states), 0), first[states[:, 0]]
     while bool((alive := ~mdp.terminal[states[:, -1]]).any()) and (horizon is None or actions.shape[1] < horizon):
         if horizon is None and actions.shape[1] >= mdp.num_states:  # a path that visits more states than there are has a loop in it
             raise UsageError("horizon: trajectories of this mdp have no longest length; give horizon, or an mdp with time_limit")
