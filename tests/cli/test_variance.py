@@ -45,6 +45,11 @@ def test_on_the_corridor_the_reference_is_exact(cli: Command) -> None:
     assert json.loads(Path("a/b/variance.json").read_text()) == fields
 
 
+def test_what_the_message_about_endless_problems_advises_works(cli: Command) -> None:
+    words = ("upslope/Ring-v0", "--estimators", "reinforce-to-go", *FEW[:4], "--gamma", "0.9", "--objective", "discounted", "--json")
+    assert json.loads(good(cli("variance", *words)).out)["reference"] == "exact"
+
+
 def test_a_trained_policy_and_samples_of_another(cli: Command, trained: Path) -> None:
     asked = ("--policy", trained, "--behavior", "uniform", "--estimators", "off-policy-per-decision", "a2c")
     fields = json.loads(good(cli("variance", "CartPole-v1", *asked, *FEW, "--json")).out)
@@ -75,6 +80,8 @@ def test_a_trained_policy_and_samples_of_another(cli: Command, trained: Path) ->
         (["CartPole-v1", "--behavior", "uniform"], "--behavior: it takes the samples of estimators with importance weights"),
         (["CartPole-v1", "--policy", "nowhere"], "run folder nowhere: there is no such folder"),
         (["CartPole-v9"], "unknown environment 'CartPole-v9'"),
+        (["upslope/Ring-v0", "--gamma", "1", *FEW[:4]], "--gamma: 1 in upslope/Ring-v0, which this policy may never end"),
+        (["upslope/Ring-v0", "--objective", "undiscounted", *FEW[:4]], "--objective: undiscounted in upslope/Ring-v0, which this policy"),
         (["CartPole-v1", "--out", "full"], "--out: full exists and is not empty"),
     ],
 )
@@ -83,6 +90,7 @@ def test_bad_input(cli: Command, words: list[str], message: str) -> None:
     Path("full/file").touch()
     answer = cli("variance", *words)
     assert answer.code == 2 and answer.out == "" and answer.err.startswith(f"upslope: {message}") and answer.err.count("\n") == 1
+    assert "unrolled" not in answer.err
     assert not Path("runs").exists()
 
 

@@ -104,7 +104,7 @@ def test_an_end_that_cannot_be_reached_says_so_before_the_first_step():
     transition = torch.zeros(3, 2, 3)
     transition[0, :, 1] = transition[1, :, 0] = 1.0
     rest = ([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]], [1.0, 0.0, 0.0], [False, False, True])
-    with pytest.raises(UsageError, match="mdp: from state 0 no terminal state can be reached, and without a time_limit"):
+    with pytest.raises(UsageError, match="mdp: from state 0 no terminal state can be reached, so its episodes never end"):
         tabular.Episodes(tabular.MDP(transition, *rest), 1)
     assert tabular.Episodes(tabular.MDP(transition, *rest, time_limit=4), 1)(tabular.tabular_policy(tabular.ring(3))).num_steps == 4
     transition[0, 0] = torch.tensor([0.0, 0.0, 1.0])

@@ -16,13 +16,14 @@ from upslope import environments, tabular
 from upslope import functional as F
 from upslope.algorithms import REINFORCE
 from upslope.algorithms.reinforce import to_go_discounted
-from upslope.errors import require
+from upslope.errors import UsageError, require
 from upslope.records import Rollout
 from upslope.run.estimators import DEFAULT, ESTIMATORS, estimator_of
 from upslope.run.load import Run
 from upslope.run.threads import one_thread
 from upslope.run.variance import Measurement, Reference, first, joined, measure
 from upslope.run.variance_report import Comparison
+from upslope.tabular.chains import endless_start
 from upslope.updates.fisher import reached
 
 Objective = Literal["discounted", "undiscounted"]
@@ -146,7 +147,14 @@ class VarianceRun:
         gamma = self.gamma if self.objective == "discounted" else 1.0
         mdp = finite_problem(self.env_id)
         if mdp is not None and self.reference_samples is None:
-            return Reference.exact(tabular.gradient(mdp, Tabulated(policy, mdp), gamma)), "exact"
+            table = Tabulated(policy, mdp)
+            if gamma == 1.0 and endless_start(mdp, tabular.chain(mdp, table)[0]) is not None:
+                flag = "--gamma: 1" if self.objective == "discounted" else "--objective: undiscounted"
+                raise UsageError(
+                    f"{flag} in {self.env_id}, which this policy may never end (a time limit stops the recording only); "
+                    "give --gamma below 1 with --objective discounted"
+                )
+            return Reference.exact(tabular.gradient(mdp, table, gamma)), "exact"
         count = self.reference_samples or 4 * self.samples
         rollout = episodes(collect, policy, count)
         algorithm = REINFORCE(

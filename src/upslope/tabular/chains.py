@@ -64,17 +64,21 @@ def endless(mdp: MDP, transition: Tensor) -> Tensor:
     return leading_to(transition, ~leading_to(transition, mdp.terminal))
 
 
+def endless_start(mdp: MDP, transition: Tensor) -> int | None:
+    """The first state that episodes begin in and the chain may never end from; None where every episode ends."""
+    lost = (mdp.start > 0) & endless(mdp, transition)
+    return int(lost.nonzero()[0]) if bool(lost.any()) else None
+
+
 def check_ends(mdp: MDP, transition: Tensor, gamma: float) -> Tensor:
     """``[S]`` bool: states whose value does not exist, which for γ = 1 are the endless ones; UsageError if one may come first."""
     check_gamma(gamma)
     if gamma < 1.0:
         return torch.zeros_like(mdp.terminal)
-    lost = endless(mdp, transition)
-    if bool((lost & (mdp.start > 0)).any()):
-        s = int((lost & (mdp.start > 0)).nonzero()[0])
+    if (s := endless_start(mdp, transition)) is not None:
         limit = "" if mdp.time_limit is None else ", or take mdp.unrolled() if the time limit ends the problem"
         raise UsageError(
             f"gamma: 1 without termination: from state {s} this policy may go on for ever; "
             f"give gamma < 1, or take the average-reward functions{limit}"
         )
-    return lost
+    return endless(mdp, transition)

@@ -10,8 +10,10 @@ from torch import Tensor
 from upslope.errors import RunFault, UsageError
 from upslope.records import Metrics, Rollout, Sample
 from upslope.tabular.arguments import check_whole
-from upslope.tabular.chains import chain, endless, leading_to
+from upslope.tabular.chains import chain, endless_start, leading_to
 from upslope.tabular.mdp import MDP
+
+INSTEAD = "give the mdp a time_limit, or collect with Steps"
 
 
 class Collector:
@@ -68,23 +70,24 @@ class Episodes(Collector):
         check_whole("max_steps", max_steps)
         if mdp.time_limit is None:
             never = (mdp.start > 0) & ~leading_to(mdp.transition.sum(1), mdp.terminal)
-            refuse(never, "mdp: from state {} no terminal state can be reached, and without a time_limit its episodes never end")
+            if bool(never.any()):
+                s = int(never.nonzero()[0])
+                raise UsageError(f"mdp: from state {s} no terminal state can be reached, so its episodes never end; {INSTEAD}")
         super().__init__(mdp, num_episodes, seed)
         self.max_steps = max_steps
 
     @torch.no_grad()
     def __call__(self, policy: Any) -> Rollout:
         if self.mdp.time_limit is None and hasattr(policy, "probabilities"):
-            lost = (self.mdp.start > 0) & endless(self.mdp, chain(self.mdp, policy)[0])
-            refuse(lost, "policy: from state {} it may come to where an episode never ends, and the mdp has no time_limit")
+            s = endless_start(self.mdp, chain(self.mdp, policy)[0])
+            if s is not None:
+                raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
         everywhere = torch.ones(self.num_rows, dtype=torch.bool)
         self.begin(everywhere)
         alive, columns, seen = everywhere, [], []
         while bool(alive.any()):
             if len(columns) == self.max_steps:
-                raise RunFault(
-                    f"mdp: an episode did not end within {self.max_steps} steps; give the mdp a time_limit, or collect with Steps"
-                )
+                raise RunFault(f"mdp: an episode did not end within {self.max_steps} steps; {INSTEAD}")
             seen.append(self.mdp.observation[self.state])
             sample = self.act(policy)
             reward, terminated, truncated = self.step(sample.action, alive)
@@ -120,12 +123,6 @@ class Steps(Collector):
             after.append(None if sample.value is None else self.act(policy).value)
             self.begin(terminated | truncated)
         return recorded(columns, seen, after, None, first_step)
-
-
-def refuse(states: Tensor, problem: str) -> None:
-    """Raise UsageError for the first of ``states [S]``, bool, if there is one."""
-    if bool(states.any()):
-        raise UsageError(f"{problem.format(int(states.nonzero()[0]))}; give the mdp a time_limit, or collect with Steps")
 
 
 def recorded(
