@@ -139,7 +139,20 @@ def test_finished_rungs_are_kept(end: BaseException, code: int, status: str, cli
     assert found["status"] == status and [rung["key"] for rung in found["rungs"]] == ["reinforce", "to-go"]
     text = Path("here/index.html").read_text()
     Page(text)
+    assert answer.out.count("picture: ladder.png") == (code == 130)
     assert "2 of 9 rungs are finished" in text and Path("here/ladder.png").exists()
+
+
+def test_only_what_was_written_is_named(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the noise is measured, before the first rung."""
+
+    def ends(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ladder_noise, "noises", ends)
+    answer = cli("ladder", "bandit", "--budget", "100", "--seeds", "1", "--out", "here")
+    assert answer.code == 130 and answer.err == "" and "page: here/index.html · numbers: ladder.json" in answer.out
+    assert sorted(path.name for path in Path("here").iterdir()) == ["index.html", "ladder.json"]
 
 
 @pytest.mark.parametrize("task", TASKS)

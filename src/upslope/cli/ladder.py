@@ -47,5 +47,6 @@ def main(words: list[str]) -> int:
     if values.get("json"):
         print(json.dumps(finite(found), ensure_ascii=False))
     elif not silent:
-        print(f"page: {found['folder']}/index.html · picture: ladder.png · numbers: ladder.json · {found['seconds']:.1f} s")
+        picture = " · picture: ladder.png" * bool(found["rungs"])  # there is nothing to draw before the first one
+        print(f"page: {found['folder']}/index.html{picture} · numbers: ladder.json · {found['seconds']:.1f} s")
     return 0 if found["status"] == "finished" else 130
