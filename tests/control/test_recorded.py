@@ -193,6 +193,41 @@ def test_bad_files_are_told_in_one_line(case, data, tmp_path):
     assert str(caught.value).startswith(f"data: {path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_mask_is_left_out_only_where_no_reset_step_can_be(mode, tmp_path):
+    """Only environments that are reset by a step of their own record such steps; the file must not be read as if it had none."""
+    with counting(mode) as envs:
+        policy = MLPPolicy.for_envs(envs, hidden_sizes=(8,))
+        whole = record(envs, policy, 8)
+    path = changed(whole, tmp_path / "no-mask.safetensors", drop=("mask",))
+    if whole.tensors["mask"].all():
+        found, expected = Recorded(path)(policy), Recorded(whole)(policy)
+        assert torch.equal(found.mask, expected.mask) and torch.equal(found.next_value, expected.next_value)
+    else:
+        with pytest.raises(
+            UsageError, match="mask: it is missing and the end at row 0, column 2 is not in successor_at, so column 3 may be"
+        ):
+            Recorded(path)
+
+
+def test_an_end_in_the_last_column_has_nothing_behind_it(tmp_path):
+    with counting(MODES[0], 1) as envs:
+        whole = record(envs, RandomPolicy(envs), 3)
+    assert whole.tensors["terminated"][0, -1] or whole.tensors["truncated"][0, -1]
+    assert Dataset.load(changed(whole, tmp_path / "one", drop=("mask",))).num_steps == 3
+
+
+def test_a_truncated_step_needs_its_true_successor(data, tmp_path):
+    """Its value would else be that of the next episode's start; what a terminated one led to is worth nothing."""
+    at = data.tensors["successor_at"]
+    truncated = data.tensors["truncated"][tuple(at.T)]
+    without = [{name: data.tensors[name][kept] for name in ("successor", "successor_at")} for kept in (truncated, ~truncated)]
+    assert Dataset.load(changed(data, tmp_path / "terminated", **without[0])).num_steps == data.num_steps
+    row, column = at[truncated][0].tolist()
+    with pytest.raises(UsageError, match=f"successor_at: the end at row {row}, column {column} is not in successor_at, so what the trunc"):
+        Dataset.load(changed(data, tmp_path / "truncated", **without[1]))
+
+
 def test_files_that_are_no_data_sets(data, tmp_path):
     with pytest.raises(UsageError, match="data: there is no file"):
         Recorded(tmp_path / "nowhere")

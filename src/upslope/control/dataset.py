@@ -7,12 +7,17 @@
 ``behavior_log_prob [N, T]``    log-probability of the action under the policy that took it
 ``reward [N, T]``               as the environment gave it, unscaled
 ``terminated``, ``truncated``   ``[N, T]``, boolean
-``mask [N, T]``                 False at reset steps; may be left out
+``mask [N, T]``                 False at reset steps; may be left out where there can be none, see below
 ``first_step [N]``              steps that each row's first episode had behind it; may be left out: 0
 ``successor [K, …]``            where an episode's end was followed by the next one's start, the observation between them, and
 ``successor_at [K, 2]``         its row and column; both may be left out
 ``action_mask [N, T + 1, n]``   legal actions, where the environment says them
 ==============================  ==================================================================================================
+
+**Reset steps.** Where an environment is reset by a step of its own (Gymnasium's NEXT_STEP), the column after an end is no decision: it
+must be masked, or it would be learned from. Everywhere else the next episode's start stands in the next column and the end's own
+successor in ``successor``. So ``mask`` may be left out only if every end that has a column behind it is in ``successor_at``; and a
+truncated step whose next column is a real one must be there in any case, for its value is that of its true successor.
 
 The header holds one JSON object under ``upslope``: the format's version, the spaces, and what is known of the recording. Nothing in
 a file is ever executed.
@@ -63,11 +68,12 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        reward = self.tensors.get("reward")
+        reward, masked = self.tensors.get("reward"), "mask" in self.tensors
         if reward is not None:
             defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
             object.__setattr__(self, "tensors", {**defaults, **self.tensors})
         check(self)
+        check_after_ends(self, masked=masked)
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
@@ -228,6 +234,22 @@ def check_numbers(data: Dataset) -> None:
         at, limit = tensors["successor_at"], torch.tensor(mask.shape)
         if at.is_floating_point() or bool(((at < 0) | (at >= limit)).any()):
             raise UsageError(f"successor_at: expected rows and columns within {list(mask.shape)}")
+
+
+def check_after_ends(data: Dataset, *, masked: bool) -> None:
+    """The column after an end is a reset step, or the end's successor is kept; ``masked``: whether the recording itself said which."""
+    x = data.tensors
+    followed = (x["terminated"] | x["truncated"])[:, :-1] & x["mask"][:, 1:]
+    if "successor_at" in x:
+        row, column = x["successor_at"][x["successor_at"][:, 1] < followed.shape[1]].long().T
+        followed[row, column] = False
+    wrong = followed & x["truncated"][:, :-1] if masked else followed
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        where = f"the end at row {row}, column {column} is not in successor_at"
+        if masked:
+            raise UsageError(f"successor_at: {where}, so what the truncated step led to is missing")
+        raise UsageError(f"mask: it is missing and {where}, so column {column + 1} may be a reset step; give mask, False at reset steps")
 
 
 def check_actions(data: Dataset) -> None:
