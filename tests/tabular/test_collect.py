@@ -99,6 +99,21 @@ def test_what_never_ends_says_so():
             make()
 
 
+def test_a_policy_for_another_problem_or_without_probabilities_says_so():
+    ring = tabular.ring(time_limit=5)
+    lost = tabular.tabular_policy(ring)
+    with torch.no_grad():
+        lost.preferences.table.fill_(float("nan"))
+    for collect in (tabular.Episodes(ring, 2), tabular.Steps(ring, 2, 3)):
+        with pytest.raises(UsageError, match=r"policy: expected probabilities of shape \[5, 2\] for this mdp, found \[2, 3\]"):
+            collect(tabular.tabular_policy(tabular.bandit()))
+        with pytest.raises(UsageError, match=r"policy: the probabilities in state 0 are \[nan, nan\]"):
+            collect(lost)
+    for options in ({"num_episodes": "3"}, {"num_episodes": 1.5}, {"max_steps": 0}, {"seed": -1}, {"seed": 2**70}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))}: expected an integer"):
+            tabular.Episodes(ring, **options)
+
+
 def test_an_end_that_cannot_be_reached_says_so_before_the_first_step():
     """0 ↔ 1, and nothing leads to the terminal state 2; then a way to it, and a trap beside it."""
     transition = torch.zeros(3, 2, 3)

@@ -81,6 +81,8 @@ def test_the_aliased_corridor_shows_nothing():
 def test_what_cannot_be_made_says_so():
     with pytest.raises(UsageError, match="unknown problem 'gridwrld': did you mean 'gridworld'"):
         envs.make("gridwrld")
+    with pytest.raises(UsageError, match="unknown option of ring 'slp': did you mean 'slip'"):
+        envs.make("ring", slp=0.1)
     with pytest.raises(UsageError, match="action: expected an integer from 0 to 1, found 7"):
         envs.make("ring").step(7)
     with pytest.raises(UsageError, match="did you mean 'upslope/ShortCorridor-v0'"):

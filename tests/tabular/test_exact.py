@@ -118,6 +118,13 @@ def test_the_regularized_optimum_is_the_maximum():
     assert objective(best) == pytest.approx(0.7 * float((reference * (reward / 0.7).exp()).sum().log()), abs=1e-12)
     for shift in torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double():
         assert objective((best.log() + 0.1 * shift).softmax(-1)) < objective(best)
+    for wrong in (reference - 0.4, 2.0 * reference, reference * math.nan):
+        with pytest.raises(UsageError, match="reference: expected probabilities"):
+            exact.regularized_optimum(reward, wrong, 1.0)
+    with pytest.raises(UsageError, match="reward: expected finite numbers"):
+        exact.regularized_optimum(reward / 0.0, reference, 1.0)
+    with pytest.raises(UsageError, match="kl_coef: expected a finite number, found 'a'"):
+        exact.regularized_optimum(reward, reference, "a")
     with pytest.raises(UsageError, match="kl_coef"):
         exact.regularized_optimum(reward, reference, 0.0)
     with pytest.raises(UsageError, match=r"reference: expected shape \[3\]"):
@@ -183,6 +190,10 @@ def test_arguments_are_checked():
         tabular.polynomial_policy(mdp, 1.5)
     with pytest.raises(UsageError, match="hidden_sizes: expected an integer ≥ 1, found 0"):
         tabular.network_policy(mdp, (0,))
+    with pytest.raises(UsageError, match="hidden_sizes: expected a width for each layer, found 5"):
+        tabular.network_policy(mdp, 5)
+    with pytest.raises(UsageError, match="num_observations: expected an integer ≥ 0, found 'a'"):
+        tabular.SoftmaxPolicy(tabular.Table(2, 2), num_observations="a")
     for options, message in (({"learning_rate": math.nan}, "learning_rate"), ({"num_steps": -1}, "num_steps: expected an integer ≥ 0")):
         with pytest.raises(UsageError, match=message):
             tabular.ascend(mdp, policy, 0.9, **{"learning_rate": 0.1, "num_steps": 1, **options})

@@ -9,6 +9,7 @@ from tests.tabular.made import case, equal, scrambled
 from upslope import PPO, REINFORCE, UsageError, tabular
 from upslope.algorithms.reinforce import RETURNS, full_trajectory, to_go, to_go_discounted, to_go_undiscounted
 from upslope.tabular import exact
+from upslope.tabular.gradients import differences
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -152,3 +153,39 @@ def test_probabilities_of_all_trajectories_sum_to_one():
     assert bool((rollout.terminated | rollout.truncated).sum(-1).eq(1).all())
     returns = (probability * rollout.reward.sum(-1)).sum()
     equal(returns, exact.objective(mdp.unrolled(), policy, 1.0).detach(), 1e-12)
+
+
+def test_what_has_no_gradient_says_so():
+    mdp, policy = case(0, time_limit=2)
+    table = [[0.5, 0.5]] * 4
+    for function in (tabular.gradient, tabular.gradient_by_autograd, tabular.gradient_by_differences):
+        with pytest.raises(UsageError, match="policy: a gradient needs a policy with parameters, found list"):
+            function(mdp, table, 0.9)
+    with pytest.raises(UsageError, match="policy: expected one with evaluate, found list"):
+        tabular.gradient_by_enumeration(mdp, table, 0.9)
+    for step in (0.0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="step: expected a"):
+            tabular.gradient_by_differences(mdp, policy, 0.9, step=step)
+
+
+def test_differences_leave_the_parameters_as_they_were_when_the_function_raises():
+    _, policy = case(0)
+    before = policy.preferences.table.detach().clone()
+    with pytest.raises(ZeroDivisionError):
+        differences(lambda: 1 / 0, policy)
+    assert torch.equal(policy.preferences.table, before)
+
+
+@pytest.mark.parametrize(
+    "estimator,message",
+    [
+        (None, r"estimator: expected an algorithm or a function \(policy, rollouts\), found None"),
+        (lambda policy, rollout: 1 / 0, r"estimator: raised ZeroDivisionError \(division by zero\)"),
+        (lambda policy, rollout: rollout.reward.sum(-1) * torch.nan, "estimator: expected finite numbers, found nan for episode 0"),
+        (lambda policy, rollout: rollout.reward, r"estimator: expected one number for each episode, shape \[\d+\], found \[\d+, 2\]"),
+    ],
+)
+def test_what_is_no_estimator_says_so(estimator, message):
+    mdp, policy = case(0, time_limit=2)
+    with pytest.raises(UsageError, match=message):
+        tabular.expected_gradient(estimator, policy, *tabular.enumerate_rollouts(mdp, policy))

@@ -25,7 +25,7 @@ from upslope.run.ladder_style import COLORS
 
 TAIL = POINTS // 10
 """The last points, over which a run's result is averaged."""
-SMALLEST, MOST_SEEDS = 100, 1000
+SMALLEST, MOST_STEPS, MOST_SEEDS = 100, 10**12, 1000
 
 
 def ladder(
@@ -42,7 +42,7 @@ def ladder(
         raise unknown("task", task, TASKS)
     what = TASKS[task]
     budget = what.budget if budget is None else budget
-    require(budget >= SMALLEST, f"--budget: expected at least {SMALLEST} environment steps, found {budget}")
+    require(SMALLEST <= budget <= MOST_STEPS, f"--budget: expected {SMALLEST} to {MOST_STEPS} environment steps, found {budget}")
     require(1 <= seeds <= MOST_SEEDS, f"--seeds: expected an integer from 1 to {MOST_SEEDS}, found {seeds}")
     if out is not None:
         check_free(out)

@@ -59,16 +59,16 @@ class VarianceRun:
         chosen = [estimator_of(name)[0] for name in self.estimators]
         twice = [name for name in self.estimators if self.estimators.count(name) > 1]
         require(not twice, f"--estimators: {twice[0] if twice else ''} is named twice")
-        require(self.samples >= 2, f"--samples: expected an integer ≥ 2, found {self.samples}; one sample has no variance")
+        require(2 <= self.samples <= MOST, f"--samples: expected an integer from 2 to {MOST}, found {self.samples}")
         require(0.0 <= self.gamma <= 1.0, f"--gamma: expected a number in [0, 1], found {self.gamma}")
         require(self.objective in ("discounted", "undiscounted"), f"--objective: discounted or undiscounted, found {self.objective!r}")
-        require(self.critic_samples >= 0, f"--critic-samples: expected an integer ≥ 0, found {self.critic_samples}")
+        require(0 <= self.critic_samples <= MOST, f"--critic-samples: expected an integer from 0 to {MOST}, found {self.critic_samples}")
         count = self.reference_samples
-        require(count is None or count >= 2, f"--reference-samples: expected an integer ≥ 2, found {count}")
-        require(self.seed >= 0, f"--seed: expected an integer ≥ 0, found {self.seed}")
+        require(count is None or 2 <= count <= MOST, f"--reference-samples: expected an integer from 2 to {MOST}, found {count}")
+        require(0 <= self.seed < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         if any(item.grouped for item in chosen):
             size = self.group_size
-            require(size >= 2, f"--group-size: expected an integer ≥ 2, found {size}")
+            require(2 <= size <= MOST, f"--group-size: expected an integer from 2 to {MOST}, found {size}")
             require(
                 self.samples % size == 0 and self.samples >= 2 * size,
                 f"--samples: expected a multiple of the group size {size}, at least {2 * size}, found {self.samples}",
@@ -163,6 +163,8 @@ class VarianceRun:
         return Reference.sampled(algorithm, policy, rollout), f"{count:,} other episodes"
 
 
+MOST = 10**6
+"""Episodes of any kind."""
 LANES = 64
 """Environments played side by side at most, unless a group is larger."""
 

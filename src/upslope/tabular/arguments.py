@@ -17,6 +17,8 @@ KINDS = {torch.float64: "numbers", torch.int64: "whole numbers", torch.bool: "bo
 def attached(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     """An array, a list or a tensor as a tensor; nothing is rounded to fit ``dtype``, and gradients flow through it."""
     try:
+        if torch.as_tensor(value).is_complex():
+            raise TypeError("they are complex")
         given = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -45,6 +47,12 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     )
     fits = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
     require(fits, f"{name}: expected {bounds}, found {value!r}")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no integer from 0 to 2³² − 1."""
+    check_whole("seed", seed, 0)
+    require(seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed}")
 
 
 def check_gamma(gamma: Any) -> None:

@@ -80,6 +80,7 @@ def gradient_by_enumeration(mdp: MDP, policy: Any, horizon: int = 1) -> Tensor:
     Raises UsageError for more than a million trajectories. Source: Williams 1992 for the score; SB section 13.6 for the setting.
     """
     check_whole("horizon", horizon)
+    require(hasattr(policy, "evaluate"), f"policy: expected one with evaluate, found {type(policy).__name__}")
     with torch.no_grad():
         d, average, v = stationary_distribution(mdp, policy), objective(mdp, policy), value(mdp, policy)
     states, actions, dynamics = trajectories(mdp, horizon, d)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from upslope.errors import RunFault, UsageError
 from upslope.records import Metrics, Rollout, Sample
-from upslope.tabular.arguments import check_whole
-from upslope.tabular.chains import chain, endless_start, leading_to
+from upslope.tabular.arguments import check_seed, check_whole
+from upslope.tabular.chains import chain, endless_start, leading_to, policy_table
 from upslope.tabular.mdp import MDP
 
 INSTEAD = "give the mdp a time_limit, or collect with Steps"
@@ -20,7 +20,7 @@ class Collector:
     """What both share: the problem, the rows' states, and a generator for everything random."""
 
     def __init__(self, mdp: MDP, num_rows: int, seed: int) -> None:
-        check_whole("seed", seed, 0)
+        check_seed(seed)
         self.mdp = mdp
         self.num_rows = num_rows
         self.generator = torch.Generator().manual_seed(seed)
@@ -32,6 +32,11 @@ class Collector:
         first = self.draw(self.mdp.start.expand(self.num_rows, -1))
         self.state = torch.where(rows, first, self.state)
         self.time = self.time.masked_fill(rows, 0)
+
+    def check(self, policy: Any) -> None:
+        """Refuse a policy for other observations or actions, or whose probabilities are none."""
+        if hasattr(policy, "probabilities"):
+            policy_table(self.mdp, policy)
 
     def act(self, policy: Any) -> Sample:
         """The policy's word on what the rows look like now."""
@@ -78,6 +83,7 @@ class Episodes(Collector):
 
     @torch.no_grad()
     def __call__(self, policy: Any) -> Rollout:
+        self.check(policy)
         if self.mdp.time_limit is None and hasattr(policy, "probabilities"):
             s = endless_start(self.mdp, chain(self.mdp, policy)[0])
             if s is not None:
@@ -113,6 +119,7 @@ class Steps(Collector):
 
     @torch.no_grad()
     def __call__(self, policy: Any) -> Rollout:
+        self.check(policy)
         alive, columns, seen, after = torch.ones(self.num_rows, dtype=torch.bool), [], [], []
         first_step = self.time
         for _ in range(self.num_steps):

@@ -29,6 +29,7 @@ def enumerate_rollouts(mdp: MDP, policy: Any, horizon: int | None = None) -> tup
     """
     steps = mdp.time_limit if horizon is None else horizon
     check_whole("horizon", steps, optional=True)
+    require(hasattr(policy, "evaluate"), f"policy: expected one with evaluate, found {type(policy).__name__}")
     states, actions, dynamics = trajectories(mdp, steps)
     length = actions.shape[1]
     mask = ~mdp.terminal[states[:, :-1]]
@@ -86,7 +87,7 @@ def expected_gradient(estimator: Any, policy: Any, rollouts: Rollout, probabilit
     ``Σ_τ P(τ) · estimate(τ)``, comparable with :func:`upslope.tabular.gradient`.
 
     Raises:
-        UsageError: advantages that are normalized over the batch, or a function that does not return one number a row.
+        UsageError: advantages that are normalized over the batch, or a function that raises or does not return one number a row.
     """
     if hasattr(estimator, "estimate"):
         whole = getattr(estimator, "normalize_advantage", False)
@@ -103,16 +104,29 @@ def expected_gradient(estimator: Any, policy: Any, rollouts: Rollout, probabilit
 
 def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Any, rollouts: Rollout) -> Tensor:
     """``function(policy, rollouts)``, checked to be one number for each episode."""
-    found, expected = function(policy, rollouts), rollouts.mask.shape[:1]
+    require(callable(function), f"estimator: expected an algorithm or a function (policy, rollouts), found {function!r}")
+    try:
+        found, expected = function(policy, rollouts), rollouts.mask.shape[:1]
+    except Exception as error:
+        raise UsageError(f"estimator: raised {type(error).__name__} ({' '.join(str(error).split())})") from error
     if not isinstance(found, Tensor) or found.shape != expected:
         kind = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UsageError(f"estimator: expected one number for each episode, shape {list(expected)}, found {kind}")
+    if not bool(found.isfinite().all()):
+        row = int((~found.isfinite()).nonzero()[0])
+        raise UsageError(f"estimator: expected finite numbers, found {float(found[row])} for episode {row}")
     return found
+
+
+def parameters_of(policy: Any) -> list[Tensor]:
+    """What a gradient is taken by; UsageError for a table, which has none."""
+    require(hasattr(policy, "parameters"), f"policy: a gradient needs a policy with parameters, found {type(policy).__name__}")
+    return list(policy.parameters())
 
 
 def flat_gradient(total: Tensor, policy: Any) -> Tensor:
     """The gradient of a number for all parameters of the policy as one vector, ``[P]``; zeros where it does not reach."""
-    parameters = list(policy.parameters())
+    parameters = parameters_of(policy)
     if not total.requires_grad:
         return torch.cat([torch.zeros_like(p).reshape(-1) for p in parameters])
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import gymnasium
@@ -63,7 +64,11 @@ class TabularEnv(gymnasium.Env[np.int64, np.int64]):
 
 
 def make(problem: str, **options: Any) -> TabularEnv:
-    """The environment of a shipped problem: ``make("gridworld", height=5)``; raises UsageError with the nearest name."""
+    """The environment of a shipped problem: ``make("gridworld", height=5)``; raises UsageError with the nearest name, of an option too."""
     if problem not in PROBLEMS:
         raise unknown("problem", problem, PROBLEMS)
+    known = inspect.signature(PROBLEMS[problem]).parameters
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {problem}", name, known)
     return TabularEnv(PROBLEMS[problem](**options))

@@ -15,7 +15,7 @@ from torch import Tensor
 from upslope.errors import UsageError
 from upslope.tabular.arguments import as_tensor, check_number
 from upslope.tabular.chains import chain, check_ends, policy_table
-from upslope.tabular.mdp import MDP
+from upslope.tabular.mdp import MDP, TOLERANCE
 
 
 def value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
@@ -75,7 +75,8 @@ def performance_difference(mdp: MDP, new: Any, old: Any, gamma: float) -> Tensor
 def regularized_optimum(reward: Any, reference: Any, kl_coef: float) -> Tensor:
     """The maximizer of ``E_π[r] − kl_coef · KL(π‖π_ref)`` for one decision, ``[..., A]``: ``π* ∝ π_ref exp(r / kl_coef)``.
 
-    Source: Rafailov et al. 2023 (DPO), eq. 4. Raises UsageError for ``kl_coef`` ≤ 0.
+    Source: Rafailov et al. 2023 (DPO), eq. 4. Raises UsageError for ``kl_coef`` ≤ 0, rewards that are
+    not finite and a reference that is no distribution.
     """
     check_number("kl_coef", kl_coef)
     if kl_coef <= 0:
@@ -83,6 +84,10 @@ def regularized_optimum(reward: Any, reference: Any, kl_coef: float) -> Tensor:
     r, p = as_tensor("reward", reward), as_tensor("reference", reference)
     if r.shape != p.shape:
         raise UsageError(f"reference: expected shape {list(r.shape)} like reward, found {list(p.shape)}")
+    if not bool(r.isfinite().all()):
+        raise UsageError(f"reward: expected finite numbers, found {r.tolist()}")
+    if not bool((p >= 0).all() and ((p.sum(-1) - 1.0).abs() <= TOLERANCE).all()):
+        raise UsageError(f"reference: expected probabilities ≥ 0 that sum to 1, found {p.tolist()}")
     return (p.log() + r / kl_coef).softmax(-1)
 
 

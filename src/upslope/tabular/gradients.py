@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upslope.errors import require
 from upslope.tabular import exact
-from upslope.tabular.arguments import check_gamma
+from upslope.tabular.arguments import check_gamma, check_number
 from upslope.tabular.chains import policy_table
-from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient
+from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient, parameters_of
 from upslope.tabular.mdp import MDP
 
 STEP = 1e-5
@@ -70,14 +71,19 @@ def product_rule(mdp: MDP, policy: Any, gamma: float, step: float = STEP) -> tup
 @torch.no_grad()
 def differences(function: Callable[[], Tensor], policy: Any, step: float = STEP) -> Tensor:
     """Central differences of a number that depends on the policy's parameters, ``[P]``; the parameters are left as they were."""
+    check_number("step", step)
+    require(step > 0, f"step: expected a number > 0, found {step}")
     found: list[Tensor] = []
-    for parameter in policy.parameters():
+    for parameter in parameters_of(policy):
         kept = parameter.detach().clone()
-        for i in range(kept.numel()):
-            entry = parameter.view(-1)[i]
-            entry += step
-            above = function()
-            entry.copy_(kept.view(-1)[i] - step)
-            found.append((above - function()) / (2.0 * step))
-            entry.copy_(kept.view(-1)[i])
+        try:
+            for i in range(kept.numel()):
+                entry = parameter.view(-1)[i]
+                entry += step
+                above = function()
+                entry.copy_(kept.view(-1)[i] - step)
+                found.append((above - function()) / (2.0 * step))
+                entry.copy_(kept.view(-1)[i])
+        finally:
+            parameter.copy_(kept)
     return torch.stack(found)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from upslope import functional as F
 from upslope.errors import require
 from upslope.records import Evaluation, Sample
-from upslope.tabular.arguments import as_tensor, check_whole
+from upslope.tabular.arguments import as_tensor, check_seed, check_whole
 from upslope.tabular.mdp import MDP
 
 
@@ -80,6 +80,7 @@ class SoftmaxPolicy(nn.Module):
         self, preferences: nn.Module, features: Tensor | None = None, *, num_observations: int = 0, value: nn.Module | None = None
     ):
         super().__init__()
+        check_whole("num_observations", num_observations, 0)
         require(features is not None or num_observations >= 1, "features: give features [O, d], or num_observations for a table")
         self.register_buffer("features", torch.arange(num_observations) if features is None else features)
         self.preferences = preferences
@@ -139,8 +140,9 @@ def network_policy(
 ) -> SoftmaxPolicy:
     """tanh networks over features ``x [O, d]`` (one-hot unless given), one for the preferences and one for the critic."""
     x = checked_features(mdp, features)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
+    require(isinstance(hidden_sizes, Sequence), f"hidden_sizes: expected a width for each layer, found {hidden_sizes!r}")
     for width in hidden_sizes:
         check_whole("hidden_sizes", width)
     sizes = (x.shape[1], *hidden_sizes)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from upslope.errors import require
-from upslope.tabular.arguments import as_tensor, check_number, check_whole
+from upslope.tabular.arguments import as_tensor, check_number, check_seed, check_whole
 from upslope.tabular.mdp import MDP
 
 LEFT, RIGHT = 0, 1
@@ -64,6 +64,7 @@ def gridworld(
                 to_row, to_column = min(max(row + down, 0), height - 1), min(max(column + right, 0), width - 1)
                 moves[row * width + column, action, to_row * width + to_column] = 1.0
     terminal = torch.zeros(n, dtype=torch.bool)
+    require(isinstance(goals, Sequence), f"goals: expected (row, column) of each, found {goals!r}")
     for goal in goals:
         terminal[cell("goals", goal, height, width)] = True
     require(not bool(terminal.all()), "goals: every cell is one, so there is nowhere to begin; leave a cell free")
@@ -122,7 +123,7 @@ def random_mdp(num_states: int = 4, num_actions: int = 3, *, seed: int = 0, end:
     """
     check_whole("num_states", num_states)
     check_whole("num_actions", num_actions)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
     check_number("end", end, 0.0, 1.0)
     generator = torch.Generator().manual_seed(seed)
 
