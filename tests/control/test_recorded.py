@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -179,6 +180,21 @@ BAD = {
     ),
     "rewarded reset": (lambda d: {"mask": put(d["mask"], (0, 0), False)}, "masked"),
     "successor beyond": (lambda d: {"successor_at": d["successor_at"] + 100}, "successor_at: expected rows and columns within"),
+    "successor of nothing": (
+        lambda d: {"successor_at": d["successor_at"] * 0},
+        r"successor_at: no episode ended at row and column \[0, 0\]",
+    ),
+    "successors without a place": (lambda d: {"drop": ("successor_at",)}, "fields are missing: successor_at"),
+    "before the beginning": (lambda d: {"first_step": d["first_step"] - 1}, "first_step: expected integers ≥ 0"),
+    "half a step": (lambda d: {"first_step": d["first_step"].float()}, "first_step: expected integers ≥ 0"),
+    "a mask for three": (
+        lambda d: {"action_mask": torch.ones(3, 9, 3, dtype=torch.bool)},
+        r"action_mask: expected shape \[3, 9, 2\], found \[3, 9, 3\]",
+    ),
+    "a forbidden action": (
+        lambda d: {"action_mask": torch.zeros(3, 9, 2, dtype=torch.bool)},
+        "action: the one at row 0, column 0 is not legal by its action_mask",
+    ),
     "no version": (lambda d: {"header": {"format_version": None}}, "newer upslope"),
     "damaged space": (lambda d: {"header": {"action_space": {"type": "Disc"}}}, "space description"),
 }
@@ -247,5 +263,10 @@ def test_files_that_are_no_data_sets(data, tmp_path):
         Recorded(tmp_path / "cut")
     with pytest.raises(UsageError, match="num_rows: expected an integer from 1 to 3"):
         Recorded(data, num_rows=4)
+    for options in ({"num_rows": 1.5}, {"reward_scale": float("nan")}, {"reward_scale": "a"}, {"seed": -1}, {"data": None}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))}: expected"):
+            Recorded(**{"data": data, **options})
+    with pytest.raises(UsageError, match="reward: expected a tensor, found NoneType"):
+        replace(data, tensors={**data.tensors, "reward": None})
     with make("CartPole-v1", 1, 0) as envs, pytest.raises(UsageError, match="data: it was recorded in Counting with observation_space"):
         Recorded(data)(MLPPolicy.for_envs(envs))

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.control import trees
+from upslope.control.action_masks import ActionMasks
 from upslope.control.heads import head_for
 from upslope.control.spaces import space_from_json, space_to_json
 from upslope.errors import RunFault, UsageError
@@ -68,6 +69,9 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise UsageError(f"{name}: expected a tensor, found {type(tensor).__name__}")
         reward, masked = self.tensors.get("reward"), "mask" in self.tensors
         if reward is not None:
             defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
@@ -169,10 +173,13 @@ def check(data: Dataset) -> None:
     """Everything that must hold of a recording; raises :class:`UsageError` with the first thing that does not."""
     tensors, paths = data.tensors, [path for path, _ in trees.leaf_spaces(data.observation_space)]
     needed = [*(f"observation{path}" for path in paths), "action", "behavior_log_prob", "reward", "terminated", "truncated"]
-    needed += [f"successor{path}" for path in paths] if "successor_at" in tensors else []
+    if any(name.startswith("successor") for name in tensors):
+        needed += [*(f"successor{path}" for path in paths), "successor_at"]
     if missing := [name for name in needed if name not in tensors]:
         raise UsageError(f"fields are missing: {', '.join(missing)}")
     check_shapes(data)
+    if not bool(tensors["mask"].any()):
+        raise UsageError("mask: every step is masked, so there is nothing to learn from")
     check_numbers(data)
     try:
         F.check_masked_rows(*(tensors[name] for name in ("reward", "terminated", "truncated", "mask")))
@@ -181,8 +188,6 @@ def check(data: Dataset) -> None:
             trees.checked(tree, data.observation_space, count)
     except ValueError as error:
         raise UsageError(str(error).replace("in environment", "in row")) from error
-    if not bool(tensors["mask"].any()):
-        raise UsageError("mask: every step is masked, so there is nothing to learn from")
 
 
 def check_shapes(data: Dataset) -> None:
@@ -200,13 +205,11 @@ def check_shapes(data: Dataset) -> None:
         if count:
             expected[f"successor{path}"] = (count, *(space.shape or ()))
     expected |= {"successor_at": (count, 2)} if "successor_at" in tensors else {}
+    if "action_mask" in tensors:
+        expected["action_mask"] = (rows, columns + 1, ActionMasks(data.action_space, rows).num_choices)
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise UsageError(f"{name}: expected shape {list(shape)}, found {list(tensors[name].shape)} (rewards are {list(lead)})")
-    if "action_mask" in tensors and tuple(tensors["action_mask"].shape[:2]) != (rows, columns + 1):
-        raise UsageError(
-            f"action_mask: expected shape {[rows, columns + 1]} and one column an action, found {list(tensors['action_mask'].shape)}"
-        )
     for name in ("terminated", "truncated", "mask", "action_mask"):
         if name in tensors and tensors[name].dtype is not torch.bool:
             raise UsageError(f"{name}: expected dtype bool, found {str(tensors[name].dtype).removeprefix('torch.')}")
@@ -225,8 +228,10 @@ def check_numbers(data: Dataset) -> None:
             where = tuple(int(i) for i in wrong.nonzero()[0])
             hint = "; an action that was taken has a probability above 0" if name == "behavior_log_prob" else ""
             raise UsageError(f"{name}: expected finite numbers, found {float(tensor[where])} at index {list(where)}{hint}")
+    if tensors["first_step"].is_floating_point() or bool((tensors["first_step"] < 0).any()):
+        raise UsageError("first_step: expected integers ≥ 0, the steps that each row's first episode had behind it")
     if not isinstance(data.action_space, spaces.Box):
-        largest = float(tensors["behavior_log_prob"][mask].max()) if bool(mask.any()) else 0.0
+        largest = float(tensors["behavior_log_prob"][mask].max())
         if largest > 1e-4:
             raise UsageError(f"behavior_log_prob: expected logarithms of probabilities, at most 0, found {largest:g}")
         check_actions(data)
@@ -234,6 +239,9 @@ def check_numbers(data: Dataset) -> None:
         at, limit = tensors["successor_at"], torch.tensor(mask.shape)
         if at.is_floating_point() or bool(((at < 0) | (at >= limit)).any()):
             raise UsageError(f"successor_at: expected rows and columns within {list(mask.shape)}")
+        ended = (tensors["terminated"] | tensors["truncated"])[tuple(at.long().T)]
+        if not bool(ended.all()):
+            raise UsageError(f"successor_at: no episode ended at row and column {at[~ended][0].tolist()}")
 
 
 def check_after_ends(data: Dataset, *, masked: bool) -> None:
@@ -253,7 +261,7 @@ def check_after_ends(data: Dataset, *, masked: bool) -> None:
 
 
 def check_actions(data: Dataset) -> None:
-    """Discrete actions are counted from 0 and within their space."""
+    """Discrete actions are counted from 0, within their space, and legal where there is a mask."""
     action, space = data.tensors["action"], data.action_space
     if action.is_floating_point():
         raise UsageError(f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
@@ -263,3 +271,10 @@ def check_actions(data: Dataset) -> None:
     if bool(wrong.any()):
         where = tuple(int(i) for i in wrong.nonzero()[0])
         raise UsageError(f"action: {int(action[where])} at index {list(where)} is outside {space}, counted from 0")
+    if "action_mask" in data.tensors:
+        choices = torch.as_tensor(np.asarray(count).reshape(-1))
+        place = action.reshape(*data.shape, -1) * data.tensors["mask"].unsqueeze(-1) + choices.cumsum(0) - choices
+        illegal = data.tensors["mask"] & ~data.tensors["action_mask"][:, :-1].gather(-1, place).all(-1)
+        if bool(illegal.any()):
+            row, column = illegal.nonzero()[0].tolist()
+            raise UsageError(f"action: the one at row {row}, column {column} is not legal by its action_mask")

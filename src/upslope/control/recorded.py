@@ -101,11 +101,17 @@ class Recorded:
     """
 
     def __init__(self, data: Dataset | str | Path, *, num_rows: int | None = None, reward_scale: float = 1.0, seed: int = 0) -> None:
+        if not isinstance(data, (Dataset, str, Path)):
+            raise UsageError(f"data: expected a Dataset or a path, found {type(data).__name__}")
         self.data = data if isinstance(data, Dataset) else Dataset.load(data)
         rows = self.data.shape[0]
         require(
-            num_rows is None or 1 <= num_rows <= rows, f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows}"
+            num_rows is None or (isinstance(num_rows, int) and 1 <= num_rows <= rows),
+            f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows!r}",
         )
+        scaled = isinstance(reward_scale, (int, float)) and 0.0 < reward_scale < float("inf")
+        require(scaled, f"reward_scale: expected a number > 0, found {reward_scale!r}")
+        require(isinstance(seed, int) and 0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed!r}")
         self.num_rows, self.reward_scale = num_rows or rows, reward_scale
         self.generator = torch.Generator().manual_seed(seed)
         self.left = torch.arange(0)
