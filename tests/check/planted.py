@@ -102,6 +102,73 @@ SOUND = {
 }
 
 
+# ------------------------------------------------------------------------------ sound, and rows of a batch see each other
+
+
+def standardized(x, mask):
+    """As people write it, with an eps."""
+    return ((x - x[mask].mean()) / (x[mask].std() + 1e-8)).where(mask, 0.0)
+
+
+def generalized_advantage(rollout, gamma, trace=0.9):
+    r = rollout
+    return F.gae(r.reward, r.value, r.next_value, r.terminated, r.truncated, gamma, trace, r.mask)
+
+
+def normalized_advantage(policy, rollout):
+    return total(log_prob(policy, rollout) * F.normalize(generalized_advantage(rollout, 1.0), rollout.mask), rollout)
+
+
+def normalized_return_less_value(policy, rollout):
+    return total(log_prob(policy, rollout) * standardized(returns(rollout, 1.0) - rollout.value, rollout.mask), rollout)
+
+
+def normalized_in_float32(policy, rollout):
+    g = standardized((returns(rollout, 1.0) - rollout.value).float(), rollout.mask)
+    return total(log_prob(policy, rollout) * g, rollout)
+
+
+def normalized_with_a_critic_of_its_own(policy, rollout, gamma):
+    new = policy.evaluate(**rollout.inputs)
+    a = standardized(returns(rollout, gamma) - new.value.detach(), rollout.mask)
+    return total(new.log_prob * a * discount(rollout, gamma) + 0.01 * new.entropy, rollout)
+
+
+def normalized_ppo(policy, rollout):
+    """The clipped objective, an advantage normalized over the batch, an entropy bonus, a critic: one number."""
+    new = policy.evaluate(**rollout.inputs)
+    a, mask = generalized_advantage(rollout, 1.0), rollout.mask
+    ratio = (new.log_prob - rollout.behavior_log_prob).exp()
+    scaled = standardized(a, mask)
+    surrogate = torch.minimum(ratio * scaled, ratio.clamp(0.8, 1.2) * scaled)
+    return (surrogate - 0.5 * (new.value - (a + rollout.value)) ** 2 + 0.01 * new.entropy)[mask].mean()
+
+
+def mean_of_the_batch_as_baseline(policy, rollout):
+    g = returns(rollout, 1.0)
+    return total(log_prob(policy, rollout) * (g - g[rollout.mask].mean()), rollout)
+
+
+def mean_at_each_step_as_baseline(policy, rollout):
+    g = returns(rollout, 1.0)
+    mean = g.where(rollout.mask, 0.0).sum(0) / rollout.mask.sum(0).clamp(min=1)
+    return total(log_prob(policy, rollout) * (g - mean), rollout)
+
+
+BATCHED = {
+    f.__name__: (f, options)
+    for f, options in (
+        (normalized_advantage, {}),
+        (normalized_return_less_value, {}),
+        (normalized_in_float32, {}),
+        (normalized_with_a_critic_of_its_own, {}),
+        (normalized_ppo, {}),
+        (mean_of_the_batch_as_baseline, {}),
+        (mean_at_each_step_as_baseline, {}),
+    )
+}
+
+
 # --------------------------------------------------------------------------------------------- returns and discounts
 
 
@@ -168,6 +235,67 @@ def baseline_of_the_next_state(policy, rollout):
 def baseline_of_the_action(policy, rollout):
     q = policy.action_values(**rollout.inputs).gather(-1, rollout.inputs["action"].unsqueeze(-1)).squeeze(-1)
     return total(log_prob(policy, rollout) * (returns(rollout, 1.0) - q), rollout)
+
+
+# ----------------------------------------------------------------------- two things at once: neither hides the other
+
+
+@planted("missing discount weight")
+def mean_of_the_batch_and_no_weight(policy, rollout, gamma):
+    g = returns(rollout, gamma)
+    return total((g - g[rollout.mask].mean()) * log_prob(policy, rollout), rollout)
+
+
+@planted("missing discount weight")
+def normalized_and_no_weight(policy, rollout, gamma):
+    return total(standardized(returns(rollout, gamma), rollout.mask) * log_prob(policy, rollout), rollout)
+
+
+@planted("off by one")
+def normalized_and_late(policy, rollout):
+    g = returns(rollout, 1.0)
+    g = torch.cat([g[..., 1:], torch.zeros_like(g[..., :1])], -1)
+    return total(standardized(g, rollout.mask) * log_prob(policy, rollout), rollout)
+
+
+@planted("later rewards left out")
+def normalized_rewards(policy, rollout):
+    return total(standardized(rollout.reward, rollout.mask) * log_prob(policy, rollout), rollout)
+
+
+@planted("length bias")
+def bonus_and_a_mean_over_each_row(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    step = (returns(rollout, 1.0) * new.log_prob + 0.01 * new.entropy).where(rollout.mask, 0.0)
+    return (step.sum(-1) / rollout.mask.sum(-1)).mean()
+
+
+@planted("missing discount weight")
+def bonus_and_no_weight(policy, rollout, gamma):
+    new = policy.evaluate(**rollout.inputs)
+    return total(returns(rollout, gamma) * new.log_prob + 0.01 * new.entropy, rollout)
+
+
+def ended_where_it_is_cut(rollout):
+    after = rollout.next_value.masked_fill(rollout.terminated | rollout.truncated, 0.0)
+    return generalized_advantage(replace(rollout, next_value=after), 1.0)
+
+
+@planted("truncation taken for termination")
+def bonus_and_one_flag(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    return total(ended_where_it_is_cut(rollout) * new.log_prob + 0.01 * new.entropy, rollout)
+
+
+@planted("truncation taken for termination")
+def normalized_and_one_flag(policy, rollout):
+    return total(F.normalize(ended_where_it_is_cut(rollout), rollout.mask) * log_prob(policy, rollout), rollout)
+
+
+@planted("length bias")
+def normalized_and_a_mean_over_each_row(policy, rollout):
+    step = (standardized(returns(rollout, 1.0), rollout.mask) * log_prob(policy, rollout)).where(rollout.mask, 0.0)
+    return (step.sum(-1) / rollout.mask.sum(-1)).mean()
 
 
 # ------------------------------------------------------------------------------------------------------ actor-critics

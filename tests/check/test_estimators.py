@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.check.planted import LAW, SOUND, log_prob, returns, total
+from tests.check.planted import BATCHED, LAW, SOUND, log_prob, returns, total
 from tests.check.shipped import shipped
-from upslope import PPO, REINFORCE, UsageError
+from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, UsageError
 from upslope import functional as F
+from upslope.algorithms.off_policy import per_decision
 from upslope.testing import LAWS, ContractError, check_estimator
 from upslope.testing.laws import BY_DESIGN
 
@@ -83,9 +84,35 @@ def test_whole_batch_scaling_and_bonuses_are_notes():
         g = returns(rollout, 1.0)
         return total(log_prob(policy, rollout) * (g - g[rollout.mask].mean()), rollout)
 
-    for function, note in ((normalized, "spread"), (with_bonus, "entropy bonus of 0.1"), (batch_mean, "own mean is subtracted")):
+    for function, note in ((normalized, "spread"), (with_bonus, "entropy bonus of 0.1"), (batch_mean, "own mean and spread")):
         report = check_estimator(function)
         assert report.findings == () and any(note in line for line in report.notes), str(report)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_what_sees_the_whole_batch_is_sound(name):
+    function, options = BATCHED[name]
+    report = check_estimator(function, **options)
+    assert report.findings == () and any("own mean and spread" in note for note in report.notes), str(report)
+    assert {"lengths", "padding"} <= set(report.checked)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        REINFORCE(gamma=1.0, normalize_advantage=True),
+        A2C(gamma=1.0, normalize_advantage=True, entropy_coef=0.01),
+        PPO(gamma=1.0, normalize_advantage=True, entropy_coef=0.01),
+        TRPO(gamma=1.0, normalize_advantage=True),
+        OffPolicyGradient(gamma=1.0, estimator=per_decision, scale_advantage=True),
+    ],
+)
+def test_a_shipped_algorithm_whose_settings_are_hidden(algorithm):
+    def hidden(policy, rollout):
+        batch = algorithm.estimate(policy, rollout).by_unit()
+        return algorithm.objective(policy, batch)[0] if batch.num_units else sum(p.sum() * 0.0 for p in policy.parameters())
+
+    assert check_estimator(hidden).law is None
 
 
 def test_what_no_known_mistake_explains():
@@ -101,7 +128,7 @@ def divided_by_nothing(policy, rollout):
 
 
 def test_no_spread():
-    assert "not finite" in [finding.law for finding in check_estimator(divided_by_nothing).broken]
+    assert [finding.law for finding in check_estimator(divided_by_nothing).broken] == ["not finite"]
 
 
 def raises(policy, rollout):

@@ -66,26 +66,28 @@ def check_estimator(
     full = Estimator(estimator, gamma, group)
     if full.is_continuing:
         return continuing_report(full, by_design)
-    case = case_of(full, off_policy)
-    moments = case.plain.moments(case.main, case.size)
-    if case.scale_free and not group:
-        form, found, notes = stages.scaled(case)
-    else:
-        form, found, notes = stages.main_expectation(case, moments.mean)
+    given = case_of(full, off_policy)
+    moments = given.plain.moments(given.main, given.size)
+    case, notes = stages.bare(given)
+    form, found = stages.main_expectation(case, moments.mean if case is given else case.mean(case.main, case.size))
     checked = ["expectation"]
     if any(law == "wrong sign" for law, _ in found):
         case = replace(case, sign=-1.0)
     more, remarks, names = further(case, form, whole_episodes)
+    if given.plain.not_finite is not None:
+        more.append(("not finite", given.plain.not_finite))
     findings = [
         Finding(law, numbers, "as you said" if law in by_design else reason(estimator, law))
         for law, numbers in first_causes([*more, *found]).items()
     ]
-    return report(case, moments, tuple(findings), [*notes, *remarks], [*checked, *names])
+    return report(given, moments, tuple(findings), [*notes, *remarks], [*checked, *names])
 
 
 def first_causes(found: list[Found]) -> dict[str, str]:
     """Each law once, without what another one explains."""
     laws = dict(reversed(found))
+    if "not finite" in laws:  # such an estimate has no expectation
+        return {"not finite": laws["not finite"]}
     if "ratio inverted" in laws:
         laws.pop("wrong sign", None)
     if "k1 in the objective" in laws:  # off-policy it needs a weight, too
@@ -111,27 +113,26 @@ def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[
     run("critic's gradient", batches.critic(case))
     run("padding", stages.padding(case))
     run("order of rows", batches.order(case))
+    run("rows all alike", stages.alike(case))
     if algorithm:
         run("micro-batches", batches.micro_batches(case))
     run("reference policy", other_policies.reference(case))
     if case.scale_free:
-        notes.append("divided by the spread of the batch or the group: the scale is lost, and the direction is what is compared")
+        notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
     elif form is not None:
         run("group mean", stages.group_scale(case))
     if case.uses_behavior:
         run("another policy's steps", other_policies.another_policy(case))
-    if case.plain.not_finite or case.full.not_finite:
-        found.append(("not finite", case.plain.not_finite or case.full.not_finite or ""))
-    if form is None or (case.scale_free and not case.group) or any(law in SPOIL_LENGTHS for law, _ in found):
+    if form is None or any(law in SPOIL_LENGTHS for law, _ in found):
         return found, notes, names
     results, remarks = stages.lengths(case, form)
     notes += remarks
     run("lengths", results)
     if not whole_episodes:
-        if case.uses_critic:
+        if case.bootstraps:
             run("truncation", stages.cut_short(case, form))
         else:
-            notes.append("there is no critic: a truncated episode is scored as it stands")
+            notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
         if algorithm and not case.group:
             run("episodes in a row", batches.several_in_a_row(case))
             run("episodes under way", batches.started_before(case, form))

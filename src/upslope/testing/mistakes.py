@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.testing.contract import factor
+from upslope.testing.contract import EXACT, factor
 from upslope.testing.probes import Probe
 
 FORMS = ("undiscounted", "discounted", "unweighted")
@@ -50,15 +50,15 @@ def earlier(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], -1)
 
 
-def explained(probe: Probe, mean: Tensor) -> str | None:
+def explained(probe: Probe, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The known mistake that has this expectation where all episodes end by themselves, or None."""
     for form in FORMS:
         for law, prediction in of_returns(probe, form):
-            if (c := factor(mean, prediction)) is not None and c > 0:
+            if (c := factor(mean, prediction, tolerance)) is not None and c > 0:
                 return law
     for form in FORMS:
         for law, by_decay in of_advantages(probe, form):
-            if at_some_decay(mean, by_decay):
+            if at_some_decay(mean, by_decay, tolerance):
                 return law
     return None
 
@@ -115,7 +115,7 @@ Decay = Callable[[float], Tensor]
 """``λ -> expectation``: a polynomial in λ of degree 2 at most, for recordings of three steps."""
 
 
-def at_some_decay(mean: Tensor, by_decay: Decay) -> bool:
+def at_some_decay(mean: Tensor, by_decay: Decay, tolerance: float = EXACT) -> bool:
     """Whether an expectation has this direction for some λ in [0, 1]: found by zooming in on the smallest angle."""
     low, middle, high = (by_decay(trace) for trace in (0.0, 0.5, 1.0))
     bend = 2 * low - 4 * middle + 2 * high
@@ -125,14 +125,14 @@ def at_some_decay(mean: Tensor, by_decay: Decay) -> bool:
         curve = low + trace * (high - low - bend) + trace.square() * bend
         cosines = curve @ mean / (curve.norm(dim=-1) * mean.norm()).clamp(min=1e-300)
         center, width = float(trace[int(cosines.argmax())]), width / 25
-    c = factor(mean, low + center * (high - low - bend) + center**2 * bend)
+    c = factor(mean, low + center * (high - low - bend) + center**2 * bend, tolerance)
     return c is not None and c > 0
 
 
-def on_truncated_episodes(probe: Probe, form: str, mean: Tensor) -> str | None:
+def on_truncated_episodes(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The mistake that has this expectation where some recordings stop before the episode does, or None."""
     for law, by_decay in of_advantages(probe, form):
-        if law.startswith("t") and " taken for " in law and at_some_decay(mean, by_decay):
+        if law.startswith("t") and " taken for " in law and at_some_decay(mean, by_decay, tolerance):
             return law
     return None
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.errors import UsageError
 from upslope.testing import probes
+from upslope.testing.bare import Alone, Bonus, WithoutBonus
 from upslope.testing.contract import EXACT, factor, same
 from upslope.testing.estimates import Estimator
-from upslope.testing.mistakes import FORMS, by_length, explained, on_truncated_episodes, returns, target, weights
+from upslope.testing.mistakes import FORMS, by_length, explained, on_truncated_episodes, target, weights
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 Found = tuple[str, str]
@@ -35,7 +36,11 @@ class Case:
     scale_free: bool
     """twice the reward gives the same estimate: it divides by a spread"""
     uses_critic: bool
+    bootstraps: bool
+    """it asks for the value of what follows"""
     uses_behavior: bool
+    in_large_batch: bool = False
+    """its rows do see each other, and ``plain`` is what each becomes where the batch is large (:class:`Alone`)"""
     sign: float = 1.0
     """−1 once it has been found to point down"""
 
@@ -50,6 +55,11 @@ class Case:
     @property
     def size(self) -> int:
         return 1 if self.independent else 2
+
+    @property
+    def tolerance(self) -> float:
+        """Relative difference that is taken for rounding: beside large rewards a user's float32 has fewer digits left for small ones."""
+        return SCALED if self.in_large_batch or self.scale_free else EXACT
 
     def mean(self, probe: Probe, size: int) -> Tensor:
         """The exact expectation on a problem, turned up if it points down."""
@@ -81,6 +91,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
         and same(plain(main.policy, double).gradient, first, SCALED)
         and not same(plain(main.policy, other).gradient, first, SCALED),
         uses_critic=full.is_online or reacts(value=sample.value + noise, next_value=sample.next_value - noise),
+        bootstraps=full.is_online or reacts(next_value=sample.next_value - noise),
         uses_behavior=reacts(behavior_log_prob=sample.behavior_log_prob + 0.01 * noise) if off_policy is None else off_policy,
     )
 
@@ -101,32 +112,28 @@ def separately(both: Tensor, total: Tensor) -> bool:
     return same(both, total) or same(both, total / 2)
 
 
-def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found], list[str]]:
+def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found]]:
     """What the expectation on whole episodes of equal length is the gradient of, and the mistake that explains it if of nothing."""
     for form in FORMS:
-        c = factor(mean, target(case.main, form))
+        c = factor(mean, target(case.main, form), case.tolerance)
         if c is None:
             continue
         seen = f"expectation {c:.4g} × the gradient"
         found = [("wrong sign", seen)] if c < 0 else []
         if form == "unweighted":
             found.append(("missing discount weight", f"gamma = {case.gamma:g}"))
-        return form, found, []
+        return form, found
     if (law := explanation(case, mean)) is not None:
-        return None, [(law, "its expectation is exactly that mistake's")], []
-    if (bonus := with_entropy(case, mean)) is not None:
-        return None, [], [f"with an entropy bonus of {bonus:.3g} for each 1 of ∇J"]
-    if not case.independent and not case.group and with_batch_mean(case, mean):
-        return None, [], ["the batch's own mean is subtracted, in which is each step's own return: a bias of the order 1 / batch"]
-    return None, [("biased by no known law", "")], []
+        return None, [(law, "its expectation is exactly that mistake's")]
+    return None, [("biased by no known law", "")]
 
 
 def explanation(case: Case, mean: Tensor) -> str | None:
     """The mistake behind a biased expectation. With exact values several look alike, so the critic is made wrong first."""
-    law = explained(case.main, mean)
+    law = explained(case.main, mean, case.tolerance)
     if case.uses_critic and not case.full.is_online:
         wrong = misjudged(case.main)
-        law = explained(wrong, case.mean(wrong, case.size)) or law
+        law = explained(wrong, case.mean(wrong, case.size), case.tolerance) or law
     if law is not None:
         return law
     everything = list(case.main.batches(case.size))[:4]
@@ -143,32 +150,36 @@ def misjudged(p: Probe) -> Probe:
     return replace(p, rollout=replace(p.rollout, value=p.rollout.value + off[seen], next_value=p.rollout.next_value + off[after]))
 
 
-def with_entropy(case: Case, mean: Tensor) -> float | None:
-    """The weight of an entropy bonus beside ∇J, where the two explain the expectation."""
+def bare(case: Case) -> tuple[Case, list[str]]:
+    """The case without an entropy bonus and without the batch's own mean and spread, and a note for each."""
+    notes: list[str] = []
+    weight = entropy_weight(case)
+    if weight is not None:
+        case = replace(case, plain=WithoutBonus(case.plain))
+        notes.append(f"an entropy bonus of {weight:.3g} is set aside: its gradient is not ∇J's")
+    if case.independent or case.group:
+        return case, notes
+    if case.scale_free:
+        notes.append("divided by the spread of the batch: the scale is lost, and the direction is what is compared")
+    notes.append("its rows see each other: what a batch's own mean and spread add is a bias of the order 1 / batch, set aside here")
+    return replace(case, plain=Alone(case.plain), in_large_batch=True, independent=True, scale_free=False), notes
+
+
+def entropy_weight(case: Case) -> float | None:
+    """The weight of an entropy bonus, weighted by γ^t or not, where that is all that is left when nothing is paid."""
     p = case.main
+    bonus = Bonus(case.plain)
+    if not bool(bonus(p.policy, rows(p.rollout, range(case.size), case.group)).gradient.any()):
+        return None
+    left = bonus.moments(p, case.size).mean
     table = next(p.policy.preferences.parameters())
     entropy = F.categorical_entropy(table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
-    (bonus,) = torch.autograd.grad((p.probability.unsqueeze(-1) * entropy).sum(), table)
     for form in FORMS[:2]:
-        columns = torch.stack([target(p, form), bonus.reshape(-1)], -1)
-        fit = torch.linalg.lstsq(columns, mean.unsqueeze(-1)).solution.squeeze(-1)
-        if same(columns @ fit, mean) and bool(fit[0] > 0):
-            return float(fit[1] / fit[0])
+        _, weight = weights(p, form)
+        (whole,) = torch.autograd.grad((p.probability.unsqueeze(-1) * weight * entropy).sum(), table, retain_graph=True)
+        if (c := factor(left, whole.reshape(-1))) is not None:
+            return c
     return None
-
-
-def with_batch_mean(case: Case, mean: Tensor) -> bool:
-    """Whether the mean return of all steps in the batch is the baseline."""
-    p = case.main
-    for form in FORMS:
-        gamma, weight = weights(p, form)
-        g, predicted = returns(p, gamma), torch.zeros_like(mean)
-        for index, probability in p.batches(case.size):
-            at = torch.tensor(index)
-            predicted += probability * torch.einsum("nt,ntp->p", (g[at] - g[at].mean()) * weight[at], p.score[at])
-        if (c := factor(mean, predicted)) is not None and c > 0:
-            return True
-    return False
 
 
 def group_scale(case: Case) -> Iterator[Found]:
@@ -202,9 +213,11 @@ def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
     both = [case.plain(p.policy, rows(p.rollout, pair.tolist(), False)).gradient for pair in pairs]
 
     def right(x: Tensor) -> bool:
-        c = factor(case.sign * p.probability @ x, target(p, form))
+        c = factor(case.sign * p.probability @ x, target(p, form), case.tolerance)
         return c is not None and c > 0
 
+    if case.in_large_batch:  # every batch has as many steps
+        return "constant" if right(single) else "sequences" if right(length * single) else None
     if right(single):
         return "constant" if all(separately(y, single[pair].sum(0)) for y, pair in zip(both, pairs, strict=True)) else None
     if not right(length * single):
@@ -219,19 +232,27 @@ def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:
     if (c := factor(mean, target(p, form))) is not None and c > 0:
         return "constant"
     for average in ("sequences", "steps"):
-        c = factor(mean, by_length(p, average), SCALED if case.scale_free else EXACT)
+        c = factor(mean, by_length(p, average), case.tolerance)
         if c is not None and c > 0:
             return average
     return None
+
+
+def alike(case: Case) -> Iterator[Found]:
+    """Rows that are all alike have no spread; the estimate is finite none the less."""
+    p = probe(probes.arms, case.gamma)
+    case.full(p.policy, rows(p.rollout, (0, 0), case.group))
+    if case.full.not_finite is not None:
+        yield "not finite", case.full.not_finite
 
 
 def cut_short(case: Case, form: str) -> Iterator[Found]:
     """Recordings that stop before their episodes do."""
     p = probe(probes.truncated, case.gamma)
     mean = case.mean(p, case.size)
-    if (c := factor(mean, target(p, form))) is not None and c > 0:
+    if (c := factor(mean, target(p, form), case.tolerance)) is not None and c > 0:
         return
-    yield on_truncated_episodes(p, form, mean) or "biased by no known law", "where a recording stops before its episode"
+    yield on_truncated_episodes(p, form, mean, case.tolerance) or "biased by no known law", "where a recording stops before its episode"
 
 
 def padding(case: Case) -> Iterator[Found]:
@@ -265,17 +286,6 @@ def padding(case: Case) -> Iterator[Found]:
     of_actions = not same(leaked, leaked_by_other) or bool(leaked.norm() == 0)  # an entropy does not ask for the action
     change = float((a - b).norm() / a.norm().clamp(min=1e-12))
     yield "padding leaks" if of_actions else "entropy on masked steps", f"three masked columns more change it by {change:.2g} of its length"
-
-
-def scaled(case: Case) -> tuple[str | None, list[Found], list[str]]:
-    """For what is divided by the batch's spread: on one decision with two outcomes the spread of two rows is constant."""
-    p = probe(probes.arms, case.gamma)
-    mean = case.mean(p, 2)
-    c = factor(mean, target(p, "undiscounted"), SCALED)
-    note = ["expectations on several steps are not compared: the spread of a batch depends on what is in it"]
-    if c is None:
-        return None, [("biased by no known law", "on one decision")], note
-    return "undiscounted", [("wrong sign", f"expectation {c:.4g} × the gradient")] if c < 0 else [], note
 
 
 def average_reward(full: Estimator, size: int) -> tuple[Tensor, Tensor]:
