@@ -81,6 +81,16 @@ def group_with_leave_one_out(policy, rollout):
     return total(log_prob(policy, rollout) * F.leave_one_out(score).unsqueeze(-1), rollout)
 
 
+def group_scaled_by_its_range(policy, rollout):
+    score = rollout.reward.sum(-1, keepdim=True)
+    low, high = score.amin(-2, keepdim=True), score.amax(-2, keepdim=True)
+    return total(log_prob(policy, rollout) * (score - score.mean(-2, keepdim=True)) / (high - low + 1e-8), rollout)
+
+
+def group_without_a_comparison(policy, rollout):
+    return total(log_prob(policy, rollout) * rollout.reward.sum(-1, keepdim=True), rollout)
+
+
 def every_action(policy, rollout, gamma):
     """The library's all-actions gradient with the exact action values."""
     algorithm = AllActions(q=lambda inputs: policy.action_values(**inputs), state_discount=gamma)
@@ -97,6 +107,8 @@ SOUND = {
         (actor_critic_with_its_own_critic, {}),
         (steps_of_a_minibatch, {}),
         (group_with_leave_one_out, {"group": True}),
+        (group_scaled_by_its_range, {"group": True}),
+        (group_without_a_comparison, {"group": True}),
         (every_action, {}),
     )
 }
@@ -408,6 +420,43 @@ def own_score_in_the_mean(policy, rollout):
     return total(log_prob(policy, rollout) * (score - score.mean(-2, keepdim=True)), rollout)
 
 
+def credited(policy, rollout, credit):
+    return total(log_prob(policy, rollout) * credit.unsqueeze(-1), rollout)
+
+
+@planted("biased by no known law", group=True)
+def score_squared(policy, rollout):
+    return credited(policy, rollout, F.leave_one_out(rollout.reward.sum(-1) ** 2))
+
+
+@planted("biased by no known law", group=True)
+def score_cut(policy, rollout):
+    return credited(policy, rollout, F.leave_one_out(rollout.reward.sum(-1).clamp(max=0.5)))
+
+
+@planted("biased by no known law", group=True)
+def score_squared_and_scaled(policy, rollout):
+    return credited(policy, rollout, F.group_relative(rollout.reward.sum(-1) ** 2))
+
+
+@planted("biased by no known law", group=True)
+def best_of_the_group(policy, rollout):
+    score = rollout.reward.sum(-1)
+    return credited(policy, rollout, (score == score.amax(-1, keepdim=True)).double() - 0.5)
+
+
+@planted("baseline depends on the action", group=True)
+def less_the_best(policy, rollout):
+    score = rollout.reward.sum(-1)
+    return credited(policy, rollout, score - score.amax(-1, keepdim=True))
+
+
+@planted("baseline depends on the action", group=True)
+def less_the_best_and_scaled(policy, rollout):
+    score = rollout.reward.sum(-1)
+    return credited(policy, rollout, (score - score.amax(-1, keepdim=True)) / (score.std(-1, keepdim=True) + 1e-8))
+
+
 @planted("length bias", group=True)
 def mean_over_each_row(policy, rollout):
     score = F.leave_one_out(rollout.reward.sum(-1)).unsqueeze(-1)
@@ -560,3 +609,23 @@ def worse_of_two(new, old, advantage, mask, clip_range):
 
 LAW["clips_both_sides"] = (PPO(surrogate=clipped), {}, "clip on the wrong side")
 LAW["max_for_min"] = (PPO(surrogate=worse_of_two), {}, "clip on the wrong side")
+
+
+# ----------------------------------------------------------------------------------------------------- nothing to compare
+
+
+@planted("no gradient")
+def nothing_at_all(policy, rollout):
+    return 0.0 * total(log_prob(policy, rollout), rollout)
+
+
+@planted("not finite")
+def not_a_number(policy, rollout):
+    return float("nan") * total(log_prob(policy, rollout), rollout)
+
+
+@planted("not finite", group=True)
+def no_eps_beside_the_spread(policy, rollout):
+    score = rollout.reward.sum(-1, keepdim=True)
+    scaled = (score - score.mean(-2, keepdim=True)) / score.std(-2, keepdim=True)
+    return total(log_prob(policy, rollout) * scaled, rollout)

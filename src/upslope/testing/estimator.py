@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
-from upslope.testing import batches, other_policies, probes, stages
+from upslope.testing import batches, groups, other_policies, probes, stages
 from upslope.testing.contract import cosine, factor
 from upslope.testing.estimates import Estimator, Moments
 from upslope.testing.laws import LAWS, reason
+from upslope.testing.lengths import lengths
 from upslope.testing.mistakes import target
 from upslope.testing.report import EstimatorReport, Finding
 from upslope.testing.stages import Case, Found, case_of
 
 SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
 """What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
+NOTHING = 1e-24
+"""Size of an estimate that is 0 in every batch."""
+LATER = {
+    "lengths": "length bias",
+    "truncation": "truncation taken for termination, termination taken for truncation",
+    "episodes in a row": "ends do not cut",
+    "episodes under way": "discount restarted",
+}
+"""What compares with a known expectation on other recordings, and the laws that show there."""
+
+
+@dataclass
+class Log:
+    """What happened while one estimator was checked."""
+
+    found: list[Found] = field(default_factory=list[Found])
+    notes: list[str] = field(default_factory=list[str])
+    checked: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
+    """what could not be checked, each with its laws"""
+
+    def run(self, name: str, results: Iterable[Found]) -> None:
+        """One more check."""
+        self.checked.append(name)
+        self.found.extend(results)
 
 
 def check_estimator(
@@ -68,19 +94,26 @@ def check_estimator(
         return continuing_report(full, by_design)
     given = case_of(full, off_policy)
     moments = given.plain.moments(given.main, given.size)
-    case, notes = stages.bare(given)
-    form, found = stages.main_expectation(case, moments.mean if case is given else case.mean(case.main, case.size))
-    checked = ["expectation"]
-    if any(law == "wrong sign" for law, _ in found):
-        case = replace(case, sign=-1.0)
-    more, remarks, names = further(case, form, whole_episodes)
+    log = Log(checked=["expectation"])
     if given.plain.not_finite is not None:
-        more.append(("not finite", given.plain.not_finite))
+        log.found.append(("not finite", given.plain.not_finite))
+        log.skipped.append("everything else")
+    elif float(moments.mean.norm()) + moments.variance < NOTHING:
+        log.found.append(("no gradient", "in every batch"))
+        log.skipped.append("everything else")
+    else:
+        case, notes = stages.bare(given)
+        log.notes += notes
+        form, found = stages.main_expectation(case, moments.mean if case is given else case.mean(case.main, case.size))
+        if any(law == "wrong sign" for law, _ in found):
+            case = replace(case, sign=-1.0)
+        further(case, form, whole_episodes, log)
+        log.found += found
     findings = [
         Finding(law, numbers, "as you said" if law in by_design else reason(estimator, law))
-        for law, numbers in first_causes([*more, *found]).items()
+        for law, numbers in first_causes(log.found).items()
     ]
-    return report(given, moments, tuple(findings), [*notes, *remarks], [*checked, *names])
+    return report(given, moments, tuple(findings), log)
 
 
 def first_causes(found: list[Found]) -> dict[str, str]:
@@ -97,56 +130,59 @@ def first_causes(found: list[Found]) -> dict[str, str]:
     return dict(reversed(laws.items()))
 
 
-def further(case: Case, form: str | None, whole_episodes: bool | None) -> tuple[list[Found], list[str], list[str]]:
-    """Every check beyond the first expectation: findings, notes, and the names of what was checked."""
-    found: list[Found] = []
-    notes: list[str] = []
-    names: list[str] = []
-
-    def run(name: str, results: Any) -> None:
-        names.append(name)
-        found.extend(results)
-
-    algorithm = case.full.is_algorithm
+def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log) -> None:
+    """Every check beyond the first expectation."""
     if case.full.leak is not None:
-        found.append(("advantage carries gradient", f"batch.{case.full.leak} requires grad"))
-    run("critic's gradient", batches.critic(case))
-    run("padding", stages.padding(case))
-    run("order of rows", batches.order(case))
-    run("rows all alike", stages.alike(case))
-    if algorithm:
-        run("micro-batches", batches.micro_batches(case))
-    run("reference policy", other_policies.reference(case))
+        log.found.append(("advantage carries gradient", f"batch.{case.full.leak} requires grad"))
+    log.run("critic's gradient", batches.critic(case))
+    log.run("padding", stages.padding(case))
+    log.run("order of rows", batches.order(case))
+    log.run("rows all alike", stages.alike(case))
+    if case.full.is_algorithm:
+        log.run("micro-batches", batches.micro_batches(case))
+    log.run("reference policy", other_policies.reference(case))
     if case.scale_free:
-        notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
+        log.notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
     elif form is not None:
-        run("group mean", stages.group_scale(case))
+        log.run("group mean", groups.group_scale(case))
+    if case.group and (case.scale_free or form is None):
+        log.run("comparison of scores", groups.comparison(case))
     if case.uses_behavior:
-        run("another policy's steps", other_policies.another_policy(case))
-    if form is None or any(law in SPOIL_LENGTHS for law, _ in found):
-        return found, notes, names
-    results, remarks = stages.lengths(case, form)
-    notes += remarks
-    run("lengths", results)
-    if not whole_episodes:
-        if case.bootstraps:
-            run("truncation", stages.cut_short(case, form))
+        log.run("another policy's steps", other_policies.another_policy(case))
+    if form is None or any(law in SPOIL_LENGTHS for law, _ in log.found):
+        log.skipped += [f"{name} ({LATER[name]})" for name in later(case, whole_episodes)]
+        return
+    for name in later(case, whole_episodes):
+        if name == "lengths":
+            results, notes = lengths(case, form)
+            log.notes += notes
+        elif name == "truncation":
+            results = stages.cut_short(case, form)
         else:
-            notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
-        if algorithm and not case.group:
-            run("episodes in a row", batches.several_in_a_row(case))
-            run("episodes under way", batches.started_before(case, form))
-    return found, notes, names
+            results = batches.several_in_a_row(case) if name == "episodes in a row" else batches.started_before(case, form)
+        log.run(name, results)
+    if not (whole_episodes or case.bootstraps):
+        log.notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
 
 
-def report(case: Case, moments: Moments, findings: tuple[Finding, ...], notes: list[str], checked: list[str]) -> EstimatorReport:
+def later(case: Case, whole_episodes: bool | None) -> list[str]:
+    """Which of :data:`LATER` belong to this estimator."""
+    names = ["lengths"]
+    if case.bootstraps and not whole_episodes:
+        names.append("truncation")
+    if case.full.is_algorithm and not (case.group or whole_episodes):
+        names += ["episodes in a row", "episodes under way"]
+    return names
+
+
+def report(case: Case, moments: Moments, findings: tuple[Finding, ...], log: Log) -> EstimatorReport:
     """Numbers and findings together."""
     forms = ("undiscounted",) if case.gamma == 1.0 else ("undiscounted", "discounted")
     pairs = {form: (moments.mean, target(case.main, form)) for form in forms}
     if case.uses_critic and case.gamma == 1.0 and not case.group:
         pairs["average reward"] = stages.average_reward(case.plain, case.size)
     method = f"by enumeration of {len(case.main.probability)} trajectories" + (f" in batches of {moments.size}" if moments.size > 1 else "")
-    return compared(case.full, moments, pairs, method, findings, tuple(notes), tuple(checked))
+    return compared(case.full, moments, pairs, method, findings, log)
 
 
 def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorReport:
@@ -157,7 +193,7 @@ def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorR
     law = "biased by no known law" if c is None else "wrong sign"
     findings = () if c is not None and c > 0 else (Finding(law, "", "as you said" if law in by_design else None),)
     method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
-    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, (), ("expectation",))
+    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, Log(checked=["expectation"]))
 
 
 def compared(
@@ -166,8 +202,7 @@ def compared(
     pairs: dict[str, tuple[Tensor, Tensor]],
     method: str,
     findings: tuple[Finding, ...],
-    notes: tuple[str, ...],
-    checked: tuple[str, ...],
+    log: Log,
 ) -> EstimatorReport:
     """A report from ``objective → (expectation, exact gradient)``; everything in units of the nearest objective's gradient."""
     scale = {form: float(mean @ g / (g @ g)) for form, (mean, g) in pairs.items()}
@@ -191,6 +226,7 @@ def compared(
         variance=variance,
         mean_squared_error=variance + error,
         findings=findings,
-        notes=notes,
-        checked=checked,
+        notes=tuple(log.notes),
+        checked=tuple(log.checked),
+        not_checked=tuple(log.skipped),
     )

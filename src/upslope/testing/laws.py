@@ -44,6 +44,7 @@ LAWS = {
     "A < 0 below 1 − ε only",
     "not finite": "the estimate is not finite: rows that are all alike have no spread to divide by, and masked entries are hidden "
     "before exp",
+    "no gradient": "the estimate is 0 whatever happens: nothing would be learned",
     "biased by no known law": "its expectation is the gradient of no objective, and none of the known mistakes explains it",
 }
 """Name → what is wrong, and what to do."""

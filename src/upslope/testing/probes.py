@@ -100,6 +100,16 @@ def scored() -> MDP:
     return tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.3, 4)), ((0.2, 3), (1.2, 4))], ends=2)
 
 
+def graded() -> MDP:
+    """Two decisions, always, and four sums of rewards, no three of them evenly spaced."""
+    return tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.9, 4)), ((0.2, 3), (1.9, 4))], ends=2)
+
+
+def three() -> MDP:
+    """One decision in one of three states, whose rewards are to be filled in."""
+    return replace_start(tree([((0.0, 3), (0.0, 3))] * 3, ends=1), [0.25, 0.25, 0.5, 0.0])
+
+
 def arms() -> MDP:
     """One decision in one of two states; in each another one pays 1, the other nothing."""
     return replace_start(tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1), [0.5, 0.5, 0.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite, isnan
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +49,8 @@ class EstimatorReport:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     checked: tuple[str, ...] = field(default=())
+    not_checked: tuple[str, ...] = field(default=())
+    """what could not be looked at, each with its laws"""
 
     @property
     def broken(self) -> tuple[Finding, ...]:
@@ -64,6 +67,16 @@ class EstimatorReport:
         """Whether the expectation points along the nearest objective's gradient."""
         return self.bias[self.objective] <= 1e-7 and self.scale > 0
 
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        if self.broken:
+            return "breaks " + ", ".join(f.law for f in self.broken)
+        if self.not_checked:
+            return "no broken law found; not checked: " + ", ".join(self.not_checked)
+        meant = "".join(f", {f.law} by design" for f in self.findings)
+        return f"every law holds{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
+
     def raise_for_law(self) -> EstimatorReport:
         """The report itself, or :class:`ContractError` with the laws that are broken."""
         if self.broken:
@@ -77,25 +90,27 @@ class EstimatorReport:
             "law": self.law,
             "findings": [{"law": f.law, "meaning": LAWS[f.law], "numbers": f.numbers, "by_design": f.by_design} for f in self.findings],
             "notes": list(self.notes),
+            "headline": self.headline,
+            "unbiased": self.unbiased,
             "checked": list(self.checked),
+            "not_checked": list(self.not_checked),
             "objective": self.objective,
             "gamma": self.gamma,
             "method": self.method,
             "batch_size": self.batch_size,
-            "scale": self.scale,
-            "bias": self.bias,
-            "cosine": self.cosine,
-            "variance": self.variance,
-            "mean_squared_error": self.mean_squared_error,
-            "expectation": self.expectation.tolist(),
+            "scale": number(self.scale),
+            "bias": {name: number(x) for name, x in self.bias.items()},
+            "cosine": {name: number(x) for name, x in self.cosine.items()},
+            "variance": number(self.variance),
+            "mean_squared_error": number(self.mean_squared_error),
+            "expectation": [number(x) for x in self.expectation.tolist()],
         }
 
     def __str__(self) -> str:
-        bias = " · ".join(f"{name} {size(self.bias[name])} (cosine {self.cosine[name]:.6f})" for name in self.bias)
+        bias = " · ".join(f"{name} {size(self.bias[name])} ({angle(self.cosine[name])})" for name in self.bias)
         found = f"{self.scale:.4g} × the gradient of the {self.objective}" + ("" if self.objective.endswith("reward") else " J")
         lines = [
-            f"{self.name}, gamma = {self.gamma:g}: "
-            + ("breaks " + ", ".join(f.law for f in self.broken) if self.broken else "every law holds"),
+            f"{self.name}, gamma = {self.gamma:g}: {self.headline}",
             f"  expectation  {self.method}; {'' if self.unbiased else 'nearest to '}{found}",
             f"  bias         {bias}",
             f"  variance     {self.variance:.4g} for a batch of {self.batch_size}, mean squared error {self.mean_squared_error:.4g}",
@@ -103,7 +118,18 @@ class EstimatorReport:
         lines += [f"  BROKEN       {f}" for f in self.broken]
         lines += [f"  by design    {f}" for f in self.findings if f.by_design is not None]
         lines += [f"  note         {note}" for note in self.notes]
-        return "\n".join([*lines, f"  checked      {', '.join(self.checked)}"])
+        lines.append(f"  checked      {', '.join(self.checked)}")
+        return "\n".join([*lines, f"  not checked  {', '.join(self.not_checked)}"] if self.not_checked else lines)
+
+
+def angle(cosine: float) -> str:
+    """Between an estimate and a gradient."""
+    return "no direction" if isnan(cosine) else f"cosine {cosine:.6f}"
+
+
+def number(x: float) -> float | None:
+    """For JSON, which knows no NaN and no infinity."""
+    return x if isfinite(x) else None
 
 
 def size(bias: float) -> str:

@@ -15,7 +15,7 @@ from upslope.testing import probes
 from upslope.testing.bare import Alone, Bonus, WithoutBonus
 from upslope.testing.contract import EXACT, factor, same
 from upslope.testing.estimates import Estimator
-from upslope.testing.mistakes import FORMS, by_length, explained, on_truncated_episodes, target, weights
+from upslope.testing.mistakes import FORMS, explained, on_truncated_episodes, target, weights
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 Found = tuple[str, str]
@@ -69,7 +69,7 @@ class Case:
 def case_of(full: Estimator, off_policy: bool | None) -> Case:
     """Look at an estimator from outside: what does it react to?"""
     plain, group = full.plain(), full.group
-    main = probe(probes.scored if group else probes.steps, full.gamma)
+    main = probe(probes.graded if group else probes.steps, full.gamma)
     sample = rows(main.rollout, (0, 1, 2) if group else (0, 3, 5), group)
     first = plain(main.policy, sample).gradient
     if not torch.equal(first, plain(main.policy, sample).gradient):
@@ -82,14 +82,17 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
 
     other = replace(sample, reward=sample.reward + noise.where(sample.mask, 0.0))
     double = replace(sample, reward=2 * sample.reward, value=2 * sample.value, next_value=2 * sample.next_value)
+    scale_free = (
+        bool(first.norm() > 0)
+        and same(plain(main.policy, double).gradient, first, SCALED)
+        and not same(plain(main.policy, other).gradient, first, SCALED)
+    )
     return Case(
         full,
         plain,
-        main,
+        probe(probes.scored, full.gamma) if group and scale_free else main,  # the spread of two rows is always the same there
         independent=not group and separate(plain, main),
-        scale_free=bool(first.norm() > 0)
-        and same(plain(main.policy, double).gradient, first, SCALED)
-        and not same(plain(main.policy, other).gradient, first, SCALED),
+        scale_free=scale_free,
         uses_critic=full.is_online or reacts(value=sample.value + noise, next_value=sample.next_value - noise),
         bootstraps=full.is_online or reacts(next_value=sample.next_value - noise),
         uses_behavior=reacts(behavior_log_prob=sample.behavior_log_prob + 0.01 * noise) if off_policy is None else off_policy,
@@ -179,62 +182,6 @@ def entropy_weight(case: Case) -> float | None:
         (whole,) = torch.autograd.grad((p.probability.unsqueeze(-1) * weight * entropy).sum(), table, retain_graph=True)
         if (c := factor(left, whole.reshape(-1))) is not None:
             return c
-    return None
-
-
-def group_scale(case: Case) -> Iterator[Found]:
-    """Three rows of one decision: averaged or added up, an estimate is 1 or 3 times ∇J; with the group's own mean, 2/3 of that."""
-    if case.scale_free or case.independent:
-        return
-    arms = probe(probes.bandit, 1.0)
-    c = factor(case.mean(arms, 3), target(arms, "undiscounted"))
-    if c is not None and any(abs(1.5 * c - whole) < 1e-7 for whole in (1.0, 3.0)):
-        yield "group mean without G/(G-1)", f"{c:.4g} × ∇J for G = 3"
-
-
-def lengths(case: Case, form: str) -> tuple[list[Found], list[str]]:
-    """Rows of one step and of two: only a constant divisor leaves ∇J as it is."""
-    p = probe(probes.ragged, case.gamma)
-    average = averaged_rows(case, p, form) if case.independent else averaged_group(case, p, form)
-    if average == "constant":
-        return [], []
-    if average == "sequences":
-        return [("length bias", "rows of 1 and 2 steps weigh the same")], []
-    if average == "steps":
-        return [], ["averaged over the batch's steps: where lengths differ a ratio, with a bias of the order 1 / batch"]
-    return [("biased by no known law", "where episodes differ in length")], []
-
-
-def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
-    """Of rows that do not see each other: how are they weighed, alone and in pairs, so that the expectation is what it ought to be?"""
-    length = p.rollout.mask.sum(-1, keepdim=True)
-    single = torch.stack([case.plain(p.policy, rows(p.rollout, (i,), False)).gradient for i in range(len(length))])
-    pairs = [torch.tensor(pair) for pair in ((0, 1), (1, 2))]
-    both = [case.plain(p.policy, rows(p.rollout, pair.tolist(), False)).gradient for pair in pairs]
-
-    def right(x: Tensor) -> bool:
-        c = factor(case.sign * p.probability @ x, target(p, form), case.tolerance)
-        return c is not None and c > 0
-
-    if case.in_large_batch:  # every batch has as many steps
-        return "constant" if right(single) else "sequences" if right(length * single) else None
-    if right(single):
-        return "constant" if all(separately(y, single[pair].sum(0)) for y, pair in zip(both, pairs, strict=True)) else None
-    if not right(length * single):
-        return None
-    by_steps = [(length * single)[pair].sum(0) / length[pair].sum() for pair in pairs]
-    return "steps" if all(map(same, both, by_steps)) else "sequences"
-
-
-def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:
-    """Of rows that are compared with each other: which average has this expectation?"""
-    mean = case.mean(p, 2)
-    if (c := factor(mean, target(p, form))) is not None and c > 0:
-        return "constant"
-    for average in ("sequences", "steps"):
-        c = factor(mean, by_length(p, average), case.tolerance)
-        if c is not None and c > 0:
-            return average
     return None
 
 
