@@ -97,6 +97,20 @@ def every_action(policy, rollout, gamma):
     return algorithm.objective(policy, algorithm.estimate(policy, rollout))[0]
 
 
+def trajectory_ratio(policy, rollout):
+    return ((log_prob(policy, rollout) - rollout.behavior_log_prob).where(rollout.mask, 0.0).sum(-1).exp() * rollout.reward.sum(-1)).mean()
+
+
+def ratios_up_to_each_reward(policy, rollout):
+    ratio = (log_prob(policy, rollout) - rollout.behavior_log_prob).where(rollout.mask, 0.0).cumsum(-1).exp()
+    return total(ratio * rollout.reward, rollout)
+
+
+def trajectory_ratio_in_groups(policy, rollout):
+    ratio = (log_prob(policy, rollout) - rollout.behavior_log_prob).where(rollout.mask, 0.0).sum(-1).exp()
+    return (ratio * F.leave_one_out(rollout.reward.sum(-1))).mean()
+
+
 SOUND = {
     f.__name__: (f, options)
     for f, options in (
@@ -110,6 +124,9 @@ SOUND = {
         (group_scaled_by_its_range, {"group": True}),
         (group_without_a_comparison, {"group": True}),
         (every_action, {}),
+        (trajectory_ratio, {}),
+        (ratios_up_to_each_reward, {}),
+        (trajectory_ratio_in_groups, {"group": True}),
     )
 }
 
@@ -596,6 +613,53 @@ def old_over_new(policy, rollout):
 @planted("ratio inverted")
 def differentiates_old_over_new(policy, rollout):
     return total((rollout.behavior_log_prob - log_prob(policy, rollout)).exp() * returns(rollout, 1.0), rollout)
+
+
+def ratios(policy, rollout):
+    """Logarithms, 0 where masked."""
+    return (log_prob(policy, rollout) - rollout.behavior_log_prob).where(rollout.mask, 0.0)
+
+
+@planted("per-step ratio")
+def ratio_of_one_step(policy, rollout):
+    return total(ratios(policy, rollout).exp() * returns(rollout, 1.0), rollout)
+
+
+@planted("per-step ratio")
+def ratio_of_one_step_and_an_advantage(policy, rollout):
+    return total(ratios(policy, rollout).exp() * generalized_advantage(rollout, 1.0, 0.7), rollout)
+
+
+@planted("per-step ratio", group=True)
+def ratio_of_one_step_in_groups(policy, rollout):
+    return credited_by(ratios(policy, rollout).exp(), rollout)
+
+
+def credited_by(ratio, rollout):
+    return total(ratio * F.leave_one_out(rollout.reward.sum(-1)).unsqueeze(-1), rollout)
+
+
+@planted("past ratio missing")
+def ratios_from_here_on(policy, rollout):
+    rest = ratios(policy, rollout).flip(-1).cumsum(-1).flip(-1).exp().detach()
+    return total(log_prob(policy, rollout) * rest * returns(rollout, 1.0), rollout)
+
+
+@planted("later ratios missing")
+def ratios_up_to_here(policy, rollout):
+    past = ratios(policy, rollout).cumsum(-1).exp().detach()
+    return total(log_prob(policy, rollout) * past * returns(rollout, 1.0), rollout)
+
+
+@planted("importance weights cut")
+def trajectory_ratio_cut(policy, rollout):
+    whole = ratios(policy, rollout).sum(-1, keepdim=True).exp().detach().clamp(max=1.0)
+    return total(log_prob(policy, rollout) * whole * returns(rollout, 1.0), rollout)
+
+
+@planted("importance weights cut")
+def step_ratio_cut(policy, rollout):
+    return total(log_prob(policy, rollout) * ratios(policy, rollout).exp().detach().clamp(max=5.0) * returns(rollout, 1.0), rollout)
 
 
 def clipped(new, old, advantage, mask, clip_range):

@@ -10,7 +10,7 @@ from tests.check.planted import BATCHED, LAW, SOUND, log_prob, returns, total
 from tests.check.shipped import shipped
 from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, UsageError
 from upslope import functional as F
-from upslope.algorithms.off_policy import per_decision
+from upslope.algorithms.off_policy import per_decision, per_step, trajectory, truncated, vtrace
 from upslope.testing import LAWS, ContractError, check_estimator
 from upslope.testing.laws import BY_DESIGN
 
@@ -44,7 +44,14 @@ def test_what_was_not_checked_is_said():
 
     report = check_estimator(odd, by_design=["biased by no known law"])
     assert report.law is None and report.not_checked == ("lengths (length bias)",)
-    assert str(report).startswith("odd, gamma = 1: no broken law found; not checked: lengths (length bias)\n")
+    assert str(report).startswith(
+        "odd, gamma = 1: no broken law found, biased by no known law by design; not checked: lengths (length bias)\n"
+    )
+
+
+@pytest.mark.parametrize("algorithm", [OffPolicyGradient(estimator=per_decision), REINFORCE(gamma=0.9, baseline=True), A2C(gae_lambda=1.0)])
+def test_what_bootstraps_only_where_it_is_cut_is_looked_at_there(algorithm):
+    assert "truncation" in check_estimator(algorithm).checked
 
 
 def test_a_bias_is_in_the_headline():
@@ -71,6 +78,24 @@ def test_no_shipped_estimator_breaks_a_law(name):
         assert report.bias[report.objective] <= 1e-8 * float(report.gradient[report.objective].norm())
     else:
         assert report.findings or report.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "law"),
+    [
+        ({"estimator": per_step}, "per-step ratio"),
+        ({"estimator": truncated, "ratio_cap": 2.0}, "importance weights cut"),
+        ({"estimator": vtrace}, "importance weights cut"),
+        ({"estimator": vtrace, "ratio_cap": None, "trace_cap": None}, "past ratio missing"),
+        ({"estimator": truncated, "ratio_cap": None, "trace_cap": None}, None),
+        ({"estimator": per_decision}, None),
+        ({"estimator": trajectory}, None),
+    ],
+)
+def test_a_bias_by_design_off_policy_is_said(settings, law):
+    report = check_estimator(OffPolicyGradient(gamma=1.0, **settings)).raise_for_law()
+    assert [finding.law for finding in report.findings] == ([] if law is None else [law])
+    assert ("by design    " in str(report)) == (law is not None)
 
 
 def test_the_report_compares_with_each_objective():
@@ -136,7 +161,8 @@ def test_a_shipped_algorithm_whose_settings_are_hidden(algorithm):
         batch = algorithm.estimate(policy, rollout).by_unit()
         return algorithm.objective(policy, batch)[0] if batch.num_units else sum(p.sum() * 0.0 for p in policy.parameters())
 
-    assert check_estimator(hidden).law is None
+    nearby = ["per-step ratio"] if isinstance(algorithm, TRPO) else []
+    assert check_estimator(hidden, by_design=nearby).law is None
 
 
 def test_what_no_known_mistake_explains():

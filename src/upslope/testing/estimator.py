@@ -148,7 +148,10 @@ def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log)
     if case.group and (case.scale_free or form is None):
         log.run("comparison of scores", groups.comparison(case))
     if case.uses_behavior:
-        log.run("another policy's steps", other_policies.another_policy(case))
+        results, notes, skipped = other_policies.another_policy(case, form)
+        log.run("another policy's steps", results)
+        log.notes += notes
+        log.skipped += skipped
     if form is None or any(law in SPOIL_LENGTHS for law, _ in log.found):
         log.skipped += [f"{name} ({LATER[name]})" for name in later(case, whole_episodes)]
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from upslope import functional as F
 from upslope.algorithms import A2C, GRPO, NPG, PPO, REINFORCE, RLOO, AllActions, OffPolicyGradient, OnlineActorCritic
 from upslope.algorithms import off_policy as off
 from upslope.algorithms.grpo import ADVANTAGES
@@ -39,6 +40,13 @@ LAWS = {
     "normalized per micro-batch": "each part of the batch is normalized by itself: normalize once, over the whole batch",
     "length bias": "each row is divided by its own length, which prefers short good rows and long bad ones; divide by a constant",
     "importance weight missing": "steps of another policy count as its own: multiply by π(a|s) / b(a|s)",
+    "per-step ratio": "each step is weighed with its own ratio alone, which corrects neither how its state was reached nor what followed; "
+    "multiply the ratios up to each reward, or, where only a policy nearby acts, say by_design or off_policy=False",
+    "past ratio missing": "the ratios of the steps before are missing: states are as frequent as the other policy makes them; begin the "
+    "product at the episode's start",
+    "later ratios missing": "the ratios of the steps after are missing: the return is what the other policy earned from there; multiply "
+    "the ratios up to each reward",
+    "importance weights cut": "large importance weights are cut, which bounds the variance and biases as far as they are cut",
     "ratio inverted": "the importance ratio is upside down: it is π(a|s) / b(a|s), the policy over the one that acted",
     "clip on the wrong side": "the clip takes the gradient from steps that moved the wrong way: for A > 0 it acts above 1 + ε only, for "
     "A < 0 below 1 − ε only",
@@ -95,9 +103,29 @@ BY_DESIGN = (
         "the group's plain mean is the paper's; only the step size shrinks",
     ),
     Design(
-        "importance weight missing",
+        "importance weights cut",
         lambda a: isinstance(a, OffPolicyGradient) and a.estimator in off.CAPPED and a.ratio_cap is not None,
         "weights are cut at ratio_cap: bounded variance for some bias (Ionides 2008; Espeholt et al. 2018)",
+    ),
+    Design(
+        "importance weights cut",
+        lambda a: isinstance(a, PPO | GRPO) and a.surrogate is F.truncated_score,
+        "the ratio is capped and no step loses its gradient (MiniMax 2025)",
+    ),
+    Design(
+        "per-step ratio",
+        lambda a: isinstance(a, OffPolicyGradient) and a.estimator is off.per_step,
+        "estimator='per-step' is of the states and returns of the policy that acted; per-decision is unbiased",
+    ),
+    Design(
+        "per-step ratio",
+        lambda a: isinstance(a, PPO | NPG | GRPO | RLOO),
+        "a surrogate for steps of a policy nearby: its slope is ∇J where the two agree (Kakade & Langford 2002)",
+    ),
+    Design(
+        "past ratio missing",
+        lambda a: isinstance(a, OffPolicyGradient) and a.estimator is off.vtrace,
+        "V-trace leaves out how states are reached: Σ_s d^b Σ_a Q^π ∇π (Degris et al. 2012)",
     ),
 )
 """What shipped methods do on purpose; a finding that stands here breaks nothing."""

@@ -147,7 +147,29 @@ def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
         yield "ratio inverted", probe.expectation(credit / ratio)
         yield "ratio inverted", -probe.expectation(credit / ratio)
         yield "importance weight missing", probe.expectation(credit)
-        yield "importance weight missing", probe.expectation(credit * ratio.clamp(max=1.0))
+
+
+def of_several_ratios(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
+    """The ratios that were forgotten where another policy took several steps, or None.
+
+    Returns are multiplied by what stands here; a baseline has no part in the expectation where the step's own ratio does.
+    """
+    r = probe.rollout
+    assert r.reference_log_prob is not None and r.value is not None
+    gamma, weight = weights(probe, form)
+    log = (r.reference_log_prob - r.behavior_log_prob).where(r.mask, 0.0)
+    before = log.cumsum(-1)
+    own, past, rest = log.exp(), before.exp(), (before[:, -1:] - before + log).exp()
+    g, value, after, ends = returns(probe, gamma), r.value, successors(probe), (r.terminated, r.truncated)
+
+    def by_decay(ratio: Tensor) -> Decay:
+        return lambda trace: probe.expectation(ratio * F.gae(r.reward, value, after, *ends, gamma, trace, r.mask), weight)
+
+    for law, ratio in (("past ratio missing", rest), ("per-step ratio", own), ("later ratios missing", past)):
+        c = factor(mean, probe.expectation(ratio * g, weight), tolerance)
+        if (c is not None and c > 0) or (ratio is not rest and at_some_decay(mean, by_decay(ratio), tolerance)):
+            return law
+    return None
 
 
 def by_length(probe: Probe, average_over: F.AverageOver) -> Tensor:

@@ -72,9 +72,9 @@ class EstimatorReport:
         """The verdict in a few words."""
         if self.broken:
             return "breaks " + ", ".join(f.law for f in self.broken)
-        if self.not_checked:
-            return "no broken law found; not checked: " + ", ".join(self.not_checked)
         meant = "".join(f", {f.law} by design" for f in self.findings)
+        if self.not_checked:
+            return f"no broken law found{meant}; not checked: " + ", ".join(self.not_checked)
         return f"every law holds{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
 
     def raise_for_law(self) -> EstimatorReport:

@@ -94,9 +94,19 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
         independent=not group and separate(plain, main),
         scale_free=scale_free,
         uses_critic=full.is_online or reacts(value=sample.value + noise, next_value=sample.next_value - noise),
-        bootstraps=full.is_online or reacts(next_value=sample.next_value - noise),
+        bootstraps=full.is_online or reacts(next_value=sample.next_value - noise) or bootstraps_where_cut(plain),
         uses_behavior=reacts(behavior_log_prob=sample.behavior_log_prob + 0.01 * noise) if off_policy is None else off_policy,
     )
+
+
+def bootstraps_where_cut(plain: Estimator) -> bool:
+    """Whether the value of what follows a truncation is asked for."""
+    p = probe(probes.truncated, plain.gamma)
+    sample = rows(p.rollout, (1, 3), plain.group)
+    assert sample.next_value is not None
+    noise = torch.cos(torch.arange(sample.reward.numel(), dtype=torch.float64)).view_as(sample.reward)
+    other = replace(sample, next_value=sample.next_value + noise)
+    return not same(plain(p.policy, other).gradient, plain(p.policy, sample).gradient)
 
 
 def separate(plain: Estimator, main: Probe) -> bool:
