@@ -31,7 +31,7 @@ Compute an estimator's exact expectation on small problems, compare it with the 
 breaks. `name` is an algorithm (a class or an instance), a function (policy, rollout) or (policy, rollout, gamma) that returns a
 number to differentiate or a gradient, a surrogate (log_prob, behavior_log_prob, advantage, mask, clip_range), or a function without
 parameters that returns a policy and its inputs: (policy, {"observation": ...}).
-Exit code 0: every law holds, 1: one is broken, 2: it cannot be checked.
+Exit code 0: no law is broken, 1: one is, 2: it cannot be checked.
 
   upslope check my_module:estimator
   upslope check my_module:MyGRPO --group --json
@@ -77,37 +77,57 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
     if isinstance(target, type):
         target = made(target)
     name = getattr(target, "__name__", type(target).__name__)
-    try:
-        if kind in ("surrogate", "policy"):
-            for option in options:
-                raise UsageError(f"--{option.replace('_', '-')}: a {kind} has no such setting")
-        if kind == "surrogate":
-            testing.check_surrogate(target)
-        elif kind == "policy":
-            testing.check_policy(*policy_and_inputs(target))
-        elif kind == "algorithm":
-            testing.check_algorithm(target, group=options.get("group"))
-    except testing.ContractError as error:
-        return {"law": str(error)}, f"{name}: breaks its contract\n  BROKEN       {error}"
     if kind in ("surrogate", "policy"):
-        return {"law": None}, f"{name}: every law of a {kind} holds"
+        for option in options:
+            raise UsageError(f"--{option.replace('_', '-')}: a {kind} has no such setting")
+        arguments = policy_and_inputs(target, name) if kind == "policy" else (target,)
+        broken = contract(testing.check_policy if kind == "policy" else testing.check_surrogate, *arguments)
+        if broken is None:
+            return {"law": None, "contract": None}, f"{name}: every law of a {kind} holds"
+        return {"law": broken.law, "contract": str(broken)}, f"{name}: breaks its contract\n  BROKEN       {broken}"
     report = testing.check_estimator(target, **options)
-    return report.as_dict(), str(report)
+    broken = contract(testing.check_algorithm, target, group=options.get("group")) if kind == "algorithm" else None
+    fields, text = report.as_dict(), str(report)
+    if broken is None:
+        return {**fields, "contract": None}, text
+    first, *rest = text.splitlines()
+    first = f"{first} and its contract" if report.law else f"{name}: breaks its contract"
+    return {**fields, "law": report.law or broken.law, "contract": str(broken)}, "\n".join([first, *rest, f"  BROKEN       {broken}"])
+
+
+def contract(function: Any, *arguments: Any, **options: Any) -> Any:
+    """The error that a check of a contract raised, or None."""
+    from upslope.testing import ContractError
+
+    try:
+        function(*arguments, **options)
+    except ContractError as error:
+        return error
+    return None
 
 
 def made(target: type) -> Any:
     """An instance with every default."""
     try:
         return target()
-    except TypeError as error:
+    except UsageError:
+        raise
+    except Exception as error:
         raise UsageError(f"check: {target.__name__} cannot be made without arguments ({error}); name an instance") from error
 
 
-def policy_and_inputs(target: Any) -> tuple[Any, Any]:
+def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
     """What a function without parameters returned, or a pair itself."""
-    found = target() if callable(target) and not hasattr(target, "sample") else target
+    from upslope.testing.contract import one_line
+
+    makes = callable(target) and not hasattr(target, "sample")
+    with one_line(name):
+        found = target() if makes else target
     if not (isinstance(found, tuple) and len(found) == 2):
         raise UsageError(
             "check: a policy is checked on its inputs; name a function that returns (policy, inputs), such as (policy, {'observation': …})"
         )
+    missing = [member for member in ("sample", "evaluate", "parameters") if not hasattr(found[0], member)]
+    if missing:
+        raise UsageError(f"{name}: expected (policy, inputs), found {type(found[0]).__name__} as policy: it has no {missing[0]}")
     return found

@@ -14,7 +14,7 @@ from upslope.errors import require
 from upslope.records import Batch, Rollout
 from upslope.testing import probes
 from upslope.testing.batches import gradient
-from upslope.testing.contract import hold, same
+from upslope.testing.contract import hold, one_line, same
 from upslope.testing.estimates import Estimator, describe, nothing
 from upslope.testing.probes import Probe, mapped, probe, rows
 
@@ -37,6 +37,9 @@ def check_algorithm(algorithm: Any, *, group: bool | None = None) -> None:
         algorithm: an instance with ``estimate``, ``objective`` and ``update``.
         group: recordings are groups of rows from the same start (GRPO and RLOO unless given).
 
+    Raises:
+        UsageError: a class, or one of its members raises.
+
     Source: FORMULAS sections 3, 6 and 8.
     """
     require(not isinstance(algorithm, type), f"algorithm: found {describe(algorithm)}")
@@ -45,7 +48,12 @@ def check_algorithm(algorithm: Any, *, group: bool | None = None) -> None:
             hasattr(algorithm, name),
             f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update",
         )
-    group = isinstance(algorithm, GRPO | RLOO) if group is None else group
+    with one_line(type(algorithm).__name__):
+        hold_to_laws(algorithm, isinstance(algorithm, GRPO | RLOO) if group is None else group)
+
+
+def hold_to_laws(algorithm: Any, group: bool) -> None:
+    """All of them, one after the other."""
     p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
     rollout = recording(p, group)
     run = Estimator(algorithm, group=group)

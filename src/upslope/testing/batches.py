@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upslope.records import Batch
 from upslope.testing import probes
-from upslope.testing.contract import factor, same
+from upslope.testing.contract import factor, one_line, same
 from upslope.testing.probes import mapped, probe, rows
 from upslope.testing.stages import Case, Found
 
@@ -25,7 +25,8 @@ def micro_batches(case: Case) -> Iterator[Found]:
     batch: Batch = case.full.given.estimate(policy, sample).by_unit()
     middle = batch.num_units // 2
     halves = [batch.select(torch.arange(middle)), batch.select(torch.arange(middle, batch.num_units))]
-    whole, *parts = (gradient(case.full.value(policy, piece), policy) for piece in (batch, *halves))
+    with one_line(f"{case.full.name}.objective", " on a half of a batch"):
+        whole, *parts = (gradient(case.full.value(policy, piece), policy) for piece in (batch, *halves))
     total = parts[0] + parts[1]
     if not same(total, whole):
         law = "normalized per micro-batch" if factor(total, whole) is None else "mean of micro-batch means"

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+from upslope.errors import UsageError
 
 EXACT = 1e-6
 """Relative difference that is taken for rounding. Expectations are finite sums in float64, but a user's γ^t may be float32."""
 
 
 class ContractError(AssertionError):
-    """A user's code breaks a law; the message names the law, what was found and what to do."""
+    """A user's code breaks a law; the message names the law, what was found and what to do.
+
+    ``law`` is its name in :data:`~upslope.testing.LAWS`, or "contract" for what is not about a gradient.
+    """
+
+    def __init__(self, message: str, law: str = "contract") -> None:
+        super().__init__(message)
+        self.law = law
 
 
-def hold(holds: bool, message: str) -> None:
+def hold(holds: bool, message: str, law: str = "contract") -> None:
     """Raise :class:`ContractError` unless the law holds."""
     if not holds:
-        raise ContractError(message)
+        raise ContractError(message, law)
+
+
+@contextmanager
+def one_line(name: str, where: str = "") -> Generator[None]:
+    """Whatever a user's code raises becomes one line that names it: :class:`UsageError`."""
+    try:
+        yield
+    except (UsageError, ContractError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{name}: raised {type(error).__name__} ({' '.join(str(error).split())}){where}") from error
 
 
 def same(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
-from upslope.testing.contract import ContractError
+from upslope.testing.contract import one_line
 from upslope.testing.probes import Probe, rows
 from upslope.testing.stream import online_update
 
@@ -62,6 +62,10 @@ class Estimator:
         known = self.is_algorithm or self.is_online
         self.name = type(estimator).__name__ if known else getattr(estimator, "__name__", type(estimator).__name__)
         require(
+            not getattr(estimator, "action_values", False),
+            f"estimator: {self.name} learns action values, which is no policy gradient: there is no ∇J to compare it with",
+        )
+        require(
             not isinstance(estimator, type) and (known or callable(estimator)),
             f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}",
         )
@@ -84,15 +88,8 @@ class Estimator:
         return Estimator(replace(self.given, **changes), self.gamma, self.group) if changes else self  # pyright: ignore[reportArgumentType]
 
     def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
-        try:
+        with one_line(self.name, f" on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"):
             found = self._found(policy, rollout)
-        except (UsageError, ContractError):
-            raise
-        except Exception as error:
-            text, shape = " ".join(str(error).split()), list(rollout.mask.shape)
-            raise UsageError(
-                f"{self.name}: raised {type(error).__name__} ({text}) on a rollout of shape {shape}, unit {rollout.unit!r}"
-            ) from error
         gradient, critic = self._gradient(policy, rollout, found)
         if not bool(gradient.isfinite().all()):
             self.not_finite = f"on a rollout of shape {list(rollout.mask.shape)}, rewards {rollout.reward[rollout.mask].tolist()}"
@@ -105,8 +102,14 @@ class Estimator:
         require(
             isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
         )
-        for item in ("advantage", "returns", "weight"):
-            if isinstance(x := getattr(batch, item), Tensor) and x.requires_grad:
+        for item in ("advantage", "weight", "behavior_log_prob", "returns"):
+            x: Tensor | None = getattr(batch, item)
+            require(
+                x is None or x.shape[: batch.mask.dim()] == rollout.mask.shape,
+                f"{self.name}.estimate: batch.{item}: expected shape {list(rollout.mask.shape)}, like the rollout's, "
+                f"found {None if x is None else list(x.shape)}",
+            )
+            if x is not None and x.requires_grad and item != "behavior_log_prob":
                 self.leak = item
         batch = batch.by_unit()
         if batch.num_units == 0:

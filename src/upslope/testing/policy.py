@@ -64,6 +64,7 @@ def check_policy(policy: Any, inputs: Mapping[str, Tensor], *, num_actions: int 
 
 def batch_shape(inputs: Mapping[str, Tensor]) -> torch.Size:
     """``[B, T]``."""
+    require(isinstance(inputs, Mapping), f"inputs: expected a dictionary such as {{'observation': …}}, found {type(inputs).__name__}")
     tensors = list(inputs.values())
     fits = bool(tensors) and all(isinstance(x, Tensor) and x.dim() >= 2 and x.shape[:2] == tensors[0].shape[:2] for x in tensors)
     require(fits and tensors[0].shape[0] >= 2, "inputs: expected tensors [B, T, *features] with B ≥ 2, such as {'observation': …}")

@@ -80,7 +80,7 @@ class EstimatorReport:
     def raise_for_law(self) -> EstimatorReport:
         """The report itself, or :class:`ContractError` with the laws that are broken."""
         if self.broken:
-            raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)))
+            raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)), self.broken[0].law)
         return self
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from upslope.records import Surrogate
 from upslope.testing.contract import ContractError, hold
+from upslope.testing.laws import LAWS
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
 
@@ -28,7 +30,8 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
     4. what stands in masked entries, NaN included, changes neither value nor gradient of the others;
     5. rows do not see each other: what one row holds changes neither value nor gradient of the others (so that minibatches and
        micro-batches mean what they say; a mean over the batch breaks it);
-    6. inputs are not changed in place.
+    6. inputs are not changed in place;
+    7. a good action that has become rarer (ratio 0.5) and a bad one that has become more frequent (ratio 2) are still moved.
 
     Args:
         surrogate: the function; bind further options with ``functools.partial``.
@@ -52,6 +55,7 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
             _check_values(surrogate, behavior + drift, behavior, advantage, mask, clip_range)
         if on_policy_gradient:
             _check_on_policy(surrogate, behavior, advantage, mask, clip_range, sequence)
+            _check_clip(surrogate, behavior, mask, clip_range)
 
 
 def _call(surrogate: Callable[..., Any], *arguments: Any) -> Any:
@@ -123,3 +127,11 @@ def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, 
         "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
         "or pass on_policy_gradient=False if that is by design",
     )
+
+
+def _check_clip(surrogate: Surrogate, behavior: Tensor, mask: Tensor, clip_range: Any) -> None:
+    for sign, ratio in ((1.0, 0.5), (-1.0, 2.0)):
+        _, gradient = _gradient(surrogate, behavior + log(ratio), behavior, torch.full_like(behavior, sign), mask, clip_range)
+        side = "A > 0" if sign > 0 else "A < 0"
+        law = "clip on the wrong side"
+        hold(bool(gradient[mask].any()), f"surrogate: {law}, no gradient for {side} at ratio {ratio:g}: {LAWS[law]}", law)

@@ -1,0 +1,22 @@
+"""check_surrogate: a clip may only hold back what has moved far enough already."""
+
+import pytest
+
+from tests.check.planted import clipped, worse_of_two
+from upslope.algorithms import grpo, ppo
+from upslope.testing import LAWS, ContractError, check_surrogate
+
+
+@pytest.mark.parametrize("surrogate", [clipped, worse_of_two])
+def test_a_clip_on_the_wrong_side_is_named(surrogate):
+    def hidden(new, old, advantage, mask, clip_range):
+        return surrogate(new.where(mask, 0.0), old.where(mask, 0.0), advantage.where(mask, 0.0), mask, clip_range)
+
+    with pytest.raises(ContractError, match=r"clip on the wrong side, no gradient for A > 0 at ratio 0\.5") as error:
+        check_surrogate(hidden)
+    assert error.value.law in LAWS and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("surrogate", {**ppo.SURROGATES, **grpo.SURROGATES}.values())
+def test_shipped_surrogates_hold(surrogate):
+    check_surrogate(surrogate)
