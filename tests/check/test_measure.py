@@ -46,6 +46,13 @@ def test_a_network_and_a_critic():
     assert found.mean.shape == found.gradient["undiscounted"].shape == (14,)
 
 
+def test_an_estimate_that_is_zero_everywhere_misses_the_whole_gradient():
+    measured = measure_estimator(lambda policy, rollout: 0.0 * total(log_prob(policy, rollout), rollout), PROBLEM)
+    assert not measured.mean.any()
+    for form, gradient in measured.gradient.items():
+        assert measured.bias[form] == pytest.approx(gradient.norm().item()) and measured.bias[form] > 0.01
+
+
 def test_bad_input():
     with pytest.raises(UsageError, match="gamma: 1 without termination"):
         measure_estimator(plain_reinforce, tabular.ring())

@@ -26,8 +26,8 @@ NORMAL = 1.96
 class Measured:
     """Mean and variance of an estimate on a problem, against each objective's exact gradient.
 
-    ``bias`` is the length of ``mean / scale − ∇J`` with the ``scale`` that fits best, ``interval`` the length that sampling error alone
-    may reach in 95 of 100 cases (0 by enumeration), in units of ∇J.
+    ``bias`` is the length of ``mean / scale − ∇J`` with the ``scale`` that fits best (1 where none does), ``interval`` the length that
+    sampling error alone may reach in 95 of 100 cases (0 by enumeration), in units of ∇J.
     """
 
     name: str
@@ -90,7 +90,7 @@ def measure_estimator(
         mean, error, variance = moments.mean, torch.zeros_like(moments.mean), moments.variance
         method = f"by enumeration of {len(everything.probability)} trajectories in batches of {batch_size}"
     gradient = {form: g[: len(mean)] for form, g in gradient.items()}
-    scale = {form: float(mean @ g / (g @ g)) if bool(g.any()) else 1.0 for form, g in gradient.items()}
+    scale = {form: (float(mean @ g / (g @ g)) if bool(g.any()) else 0.0) or 1.0 for form, g in gradient.items()}
     bias = {form: float((mean / scale[form] - g).norm()) for form, g in gradient.items()}
     # the squared length of a normal error has mean Σ se², and seldom more than 1.96² times that
     interval = {form: NORMAL * float(error.norm()) / abs(scale[form]) for form in gradient}
