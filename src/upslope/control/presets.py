@@ -204,7 +204,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "trace_lambda": 0.95,
                 "total_steps": 1_500_000,
             },
-            "475 in 21,347 steps (median), 2 of 2 seeds",
+            "475 in 25,442 steps (median), 5 of 5 seeds",
         ),
         "grpo": Preset(
             {"group_size": 8, "num_groups": 4, "learning_rate": 2e-2, "average_over": "constant", "total_steps": 200_000},
@@ -215,11 +215,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "475 in 28,954 steps (median), 5 of 5 seeds",
         ),
         "trpo": Preset(NATURAL, "475 in 19,249 steps (median), 5 of 5 seeds"),
-        "npg": Preset({**NATURAL, "max_kl": 0.01}, "475 in 13,129 steps (median), 5 of 5 seeds"),
+        "npg": Preset({**NATURAL, "max_kl": 0.01}, "475 in 13,152 steps (median), 5 of 5 seeds"),
     },
     "Acrobot-v1": {
         "grpo": Preset({**GROUPS_ON_ACROBOT, "average_over": "constant"}, "−100 in 77,350 steps (median), 3 of 3 seeds"),
-        "rloo": Preset(GROUPS_ON_ACROBOT, "−100 in 97,179 steps, 1 seed"),
+        "rloo": Preset(GROUPS_ON_ACROBOT, "−100 in 75,992 steps (median), 3 of 3 seeds"),
         "ppo": Preset(
             {
                 "num_envs": 16,
@@ -246,7 +246,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "−100 in 43,008 steps (median), 3 of 3 seeds",
         ),
-        "sarsa": Preset({**ACROBOT_TILES, "gamma": 1.0, "learning_rate": 0.03, "trace_decay": 0.9, "epsilon": 0.0}),
+        "sarsa": Preset({**ACROBOT_TILES, "gamma": 1.0, "learning_rate": 0.03, "trace_decay": 0.9, "epsilon": 0.0}, "return −114, 3 seeds"),
         "off-policy": Preset(
             {
                 "num_envs": 16,
@@ -259,13 +259,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_observation": True,
                 "total_steps": 300_000,
             },
+            "−100 in 114,277 steps (median), 3 of 3 seeds",
         ),
-        "trpo": Preset(TRPO_ACROBOT),
-        "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}),
+        "trpo": Preset(TRPO_ACROBOT, "−100 in 91,925 steps (median), 3 of 3 seeds"),
+        "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}, "−100 in 77,620 steps (median), 3 of 3 seeds"),
     },
     "Pendulum-v1": {
-        "grpo": Preset({**GROUPS_ON_PENDULUM, "average_over": "constant"}, "−200 in 550,400 steps, 1 seed"),
-        "rloo": Preset(GROUPS_ON_PENDULUM, "−200 in 652,800 steps, 1 seed"),
+        "grpo": Preset({**GROUPS_ON_PENDULUM, "average_over": "constant"}, "−200 in 448,000 steps (median), 3 of 3 seeds"),
+        "rloo": Preset(GROUPS_ON_PENDULUM, "−200 in 505,600 steps (median), 3 of 3 seeds"),
         "ppo": Preset(
             {
                 "num_envs": 10,
@@ -296,6 +297,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "reward_scale": 0.1,
                 "total_steps": 150_000,
             },
+            "−200 in 98,304 steps (median), 3 of 3 seeds",
         ),
         "off-policy": Preset(
             {
@@ -312,10 +314,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "reward_scale": 0.1,
                 "total_steps": 200_000,
             },
-            "−200 in 15,930 steps (median), 5 of 5 seeds",
+            "−200 in 15,930 steps (median), 3 of 3 seeds",
         ),
-        "trpo": Preset(TRPO_PENDULUM, "−200 in 19,910 steps (median), 3 of 3 seeds"),
-        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}),
+        "trpo": Preset(TRPO_PENDULUM, "−200 in 21,900 steps (median), 3 of 3 seeds"),
+        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}, "−200 in 21,900 steps (median), 3 of 3 seeds"),
     },
     "LunarLander-v3": {
         "ppo": Preset(
