@@ -73,7 +73,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "NPG with negative damping": (["train", "npg", "CartPole-v1", "--damping", "-1"], "damping: expected a number ≥ 0, found -1"),
     "flag of another algorithm": (
         ["train", "reinforce", "CartPole-v1", "--clip-range", "0.2"],
-        "a setting of ppo, not of reinforce",
+        "--clip-range: a setting of off-policy, ppo, grpo, rloo, not of reinforce",
     ),
     "flag with underscores": ([*PPO, "--num_envs", "4"], "did you mean '--num-envs'?"),
     "flag without its value": ([*PPO, "--seed"], "--seed: expected N, found nothing"),
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "grpo", "CartPole-v1", "--num-groups", "10000"],
         "num_groups: 10000 groups of 8 are more than",
     ),
-    "groups where there are none": ([*PPO, "--group-size", "8"], "--group-size: a setting of grpo, not of ppo"),
+    "groups where there are none": ([*PPO, "--group-size", "8"], "--group-size: a setting of grpo, rloo, not of ppo"),
     "a reference that nobody has": (["train", "grpo", "CartPole-v1", "--kl-coef", "0.1"], "kl_coef: it needs a reference policy"),
     "no time limit to divide by": (on("walk", algorithm="rloo"), "average_over: 'constant' divides by the longest"),
     "neither an environment nor a model": (["train", "grpo"], "or: upslope train grpo --model tiny --task addition"),

@@ -113,11 +113,13 @@ def check_owners(name: str, words: list[str], flags: dict[str, Flag]) -> None:
         key = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if not word.startswith("--") or key in flags:
             continue
-        for other, (_, _, collector) in ALGORITHMS.items():
+        owners: dict[str, str] = {}  # one name of each class
+        for other, (_, kind, collector) in ALGORITHMS.items():
             if other != name and key in settings_of(algorithm_for(other), collector):
-                raise UsageError(
-                    f"{word.partition('=')[0]}: a setting of {other}, not of {name}; `upslope train {name} --help` lists its own"
-                )
+                owners.setdefault(kind, other)
+        if owners:
+            whose = ", ".join(owners.values())
+            raise UsageError(f"{word.partition('=')[0]}: a setting of {whose}, not of {name}; `upslope train {name} --help` lists its own")
 
 
 def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:
