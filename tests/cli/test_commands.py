@@ -111,6 +111,11 @@ def test_plot_leaves_out_what_is_no_run_but_a_report(cli: Command, trained: Path
     )
     answer = cli("plot", report)
     assert answer.code == 2 and "it has no config.json" in answer.err
+    without = Path(shutil.copytree(trained, "without"))
+    (without / "metrics.jsonl").write_text('{"total_steps": 5}\n')
+    answer = cli("plot", trained, report, without)
+    assert answer.out == "wrote comparison.png (1 run)\n" and "without: no episode or reward in its metrics.jsonl" in answer.err
+    assert cli("plot", without).code == cli("plot", without, report).code == 2
     Path("picture.png").touch()
     assert cli("plot", trained, "picture.png").code == 2  # a slip is not passed over
 

@@ -35,19 +35,24 @@ def main(words: list[str]) -> int:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {path}")
     folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
-    others = [folder for folder in folders if len(folders) > 1 and is_report(Path(folder))]
+    from upslope.run.curve import draw_comparison, has_curve
+
+    several = len(folders) > 1
+    others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
+    if several and any(map(has_curve, runs)):
+        others |= {str(run.path): "no episode or reward in its metrics.jsonl" for run in runs if not has_curve(run)}
+        runs = [run for run in runs if has_curve(run)]
     if not runs:
         raise UsageError("plot: all of these folders hold reports with a picture of their own; name the folder of a run")
-    for folder in others:
-        print(f"left out {folder}: a report, with a picture of its own", file=sys.stderr)
-    from upslope.run.curve import draw_comparison
-
+    for folder, reason in others.items():
+        print(f"left out {folder}: {reason}", file=sys.stderr)
     draw_comparison(path, runs)
     print(f"wrote {path} ({len(runs)} run{'s' if len(runs) > 1 else ''})")
     return 0
 
 
 def is_report(folder: Path) -> bool:
-    """Whether this is what ``ladder`` or ``reproduce`` wrote: under ``runs/*`` they stand beside the runs."""
-    return not (folder / "config.json").exists() and any((folder / name).exists() for name in ("ladder.json", "verdict.json"))
+    """Whether this is what ``ladder``, ``reproduce`` or ``variance`` wrote: under ``runs/*`` they stand beside the runs."""
+    reports = ("ladder.json", "verdict.json", "variance.json")
+    return not (folder / "config.json").exists() and any((folder / name).exists() for name in reports)

@@ -72,6 +72,11 @@ def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
     save(draw(panels), path)
 
 
+def has_curve(run: Run) -> bool:
+    """Whether there is anything to draw: a run from recorded steps finishes no episode, for one."""
+    return len(series(run.metrics(), RETURN_OF[run.world])[0]) > 0
+
+
 def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: tuple[int, int, int]) -> Line:
     """Mean over runs on the steps that they share, with the interval of the mean."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
