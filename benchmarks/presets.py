@@ -18,7 +18,7 @@ from harness import OURS, RESULTS, Record, load_average, ours_is_ready, run, wri
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "Pendulum-v1": -200.0}
 METHODS = {
     "CartPole-v1": ("ppo a2c reinforce all-actions actor-critic sarsa off-policy trpo npg grpo rloo", range(5)),
-    "Acrobot-v1": ("actor-critic sarsa off-policy trpo npg grpo rloo", range(3)),
+    "Acrobot-v1": ("a2c reinforce actor-critic sarsa off-policy trpo npg grpo rloo", range(3)),
     "Pendulum-v1": ("ppo", range(5)),
 }
 OTHERS_ON_PENDULUM = ("actor-critic off-policy trpo npg grpo rloo", range(3))

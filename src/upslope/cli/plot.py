@@ -35,11 +35,11 @@ def main(words: list[str]) -> int:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {path}")
     folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
-    from upslope.run.curve import draw_comparison, has_curve
-
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
+    from upslope.run.curve import draw_comparison, has_curve
+
     if several and any(map(has_curve, runs)):
         others |= {str(run.path): "no episode or reward in its metrics.jsonl" for run in runs if not has_curve(run)}
         runs = [run for run in runs if has_curve(run)]
