@@ -136,6 +136,19 @@ GROUPS_ON_PENDULUM: Values = {
     "total_steps": 1_000_000,
 }
 
+CLIPPED_ON_PENDULUM: Values = {
+    "num_envs": 10,
+    "num_steps": 200,
+    "num_minibatches": 20,
+    "num_epochs": 20,
+    "learning_rate": 1e-3,
+    "gamma": 0.95,
+    "activation": "relu",
+    "log_std": 0.7,
+    "reward_scale": 0.1,
+}
+"""PPO, and off-policy learning with PPO's clip."""
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "CartPole-v1": {
         "ppo": Preset(
@@ -287,16 +300,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "rloo": Preset(GROUPS_ON_PENDULUM, "−200 in 505,600 steps (median), 3 of 3 seeds"),
         "ppo": Preset(
             {
-                "num_envs": 10,
-                "num_steps": 200,
-                "num_minibatches": 20,
-                "num_epochs": 20,
-                "learning_rate": 1e-3,
-                "gamma": 0.95,
+                **CLIPPED_ON_PENDULUM,
                 "gae_lambda": 0.9,
-                "activation": "relu",
-                "log_std": 0.7,
-                "reward_scale": 0.1,
                 "total_steps": 300_000,
             },
             "−200 in 13,940 steps (median), 5 of 5 seeds",
@@ -319,17 +324,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "off-policy": Preset(
             {
-                "num_envs": 10,
-                "num_steps": 200,
-                "num_minibatches": 20,
-                "num_epochs": 20,
-                "learning_rate": 1e-3,
-                "gamma": 0.95,
+                **CLIPPED_ON_PENDULUM,
                 "trace_lambda": 0.9,
                 "clip_range": 0.2,
-                "activation": "relu",
-                "log_std": 0.7,
-                "reward_scale": 0.1,
                 "total_steps": 200_000,
             },
             "−200 in 15,930 steps (median), 3 of 3 seeds",

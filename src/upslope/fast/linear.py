@@ -18,27 +18,19 @@ from torch import Tensor, nn
 from upslope.algorithms.online import Rows
 from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
+from upslope.fast.stand_in import StandIn
 from upslope.records import Sample
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
 
 
-class FastLinear:
+class FastLinear(StandIn):
     """Stands in for a linear policy while it acts and learns; whatever else is asked of it, the policy itself answers."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.views: dict[int, Array] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
-            raise AttributeError(name)
-        return getattr(self.policy, name)
-
-    def __call__(self, **inputs: Tensor) -> Any:
-        """``LinearPolicy.evaluate``, which nothing here makes faster."""
-        return self.policy(**inputs)
 
     @property
     def actor(self) -> Array:

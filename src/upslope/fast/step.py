@@ -15,26 +15,19 @@ from torch import Tensor
 from upslope.fast import layout as at
 from upslope.fast.native import Library
 from upslope.fast.plan import Anatomy, Memory, readable
+from upslope.fast.stand_in import StandIn
 from upslope.fast.tape import Tape
 from upslope.records import Sample
 
 
-class CompiledPolicy:
+class CompiledPolicy(StandIn):
     """Stands in for an MLP policy while it acts; whatever else is asked of it, the policy itself answers."""
 
     def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
-        self.policy, self.library, self.parts = policy, library, parts
+        super().__init__(policy)
+        self.library, self.parts = library, parts
         self.memory = Memory(parts)
         self.tapes: dict[tuple[int, int], Tape] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
-            raise AttributeError(name)
-        return getattr(self.policy, name)
-
-    def __call__(self, **inputs: Tensor) -> Any:
-        """``MLPPolicy.evaluate``, which nothing here makes faster."""
-        return self.policy(**inputs)
 
     def run(self, observation: Tensor, legal: Tensor | None, mode: int, *tensors: Tensor | None) -> None:
         """Call the kernel on checked inputs; ``tensors``: random numbers, actions, continuous actions, log-probabilities, values."""
