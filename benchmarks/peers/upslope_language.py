@@ -31,6 +31,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"prompts": 32, "group": 8, "prompt_tokens": 12, "completion_tokens": 16},
     "generate": {"prompts": 8, "group": 8, "prompt_tokens": 47, "completion_tokens": 48},
 }
+MICRO_BATCH = {"grpo": 8, "dpo": 4}
+"""As `upslope train` passes pretrained models through: one group, or four pairs; a tiny model takes all at once."""
 PACKAGES = ("upslope", "transformers", "torch", "numpy")
 NEVER = frozenset({-1})
 """No token has this id: a policy that stops there writes exactly `max_tokens` tokens. The end token is drawn like any other one."""
@@ -41,7 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("task", choices=sorted(SHAPES))
     parser.add_argument("--model", type=Path, help="a Transformers folder; tiny makes its own")
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="of the passes; the weights are fp32")
-    parser.add_argument("--micro-batch", type=int, help="sequences (dpo: pairs) in one training pass, whole groups; default: all")
+    parser.add_argument(
+        "--micro-batch", type=int, help="sequences (dpo: pairs) in one training pass, whole groups; default: a group, 4 pairs, tiny all"
+    )
     parser.add_argument("--precompute-reference", action="store_true", help="dpo: the reference's log-probs before the timed steps")
     for name in ("prompts", "group", "prompt_tokens", "completion_tokens"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
@@ -59,6 +63,8 @@ def parse() -> argparse.Namespace:
         parser.error("--model DIR is needed")
     if args.steps < 1 or args.warmup < 0 or args.repeats < 1:
         parser.error("--steps and --repeats have to be at least 1, --warmup at least 0")
+    if args.micro_batch is None:
+        args.micro_batch = MICRO_BATCH.get(args.task)
     if args.micro_batch is not None and (args.micro_batch < 1 or args.micro_batch % args.group):
         parser.error(f"--micro-batch has to be a multiple of --group ({args.group})")
     if any(rows < 1 or rows % args.group for rows in args.rows):

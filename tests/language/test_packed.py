@@ -265,8 +265,10 @@ def plainly(hidden, weight, bias, targets, scale, cap):
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("scale", [1.0, 0.4])
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_last_layer_in_chunks_equals_a_plain_one(chunk, cap, scale, biased, monkeypatch):
+@pytest.mark.parametrize("kept", [7 * 11 - 1, 7 * 11])
+def test_the_last_layer_in_chunks_equals_a_plain_one(kept, chunk, cap, scale, biased, monkeypatch):
     monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "KEPT", kept)
     hidden, weight, bias, targets = drawn()
     bias = bias if biased else None
     found, expected = TokenLogProb.apply(hidden, weight, bias, targets, scale, cap), plainly(hidden, weight, bias, targets, scale, cap)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.language.attention import Grid, How, additive, prompt_attention, softmax
-from upslope.language.head import log_softmax
+from upslope.language.head import finished
 from upslope.language.policy import LanguagePolicy, logit_cap, logit_scale, of, output_layer
+from upslope.language.product import Product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +91,6 @@ class EmbeddedEngine:
             run.fill()
             run.step()
         return run.result()
-
-    def log_probs(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of every token, float32 ``[rows, vocabulary]``."""
-        return log_softmax(hidden, *self.head)[0]
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
@@ -229,6 +226,7 @@ class Decoding:
         self.stop = torch.tensor(sorted(engine.policy.stop_ids), device=device)
         slots = min(len(prompt_ids), max(1, engine.width // group_size))
         self.cache = Cache(slots, group_size, max(map(len, self.prompts)), max_tokens)
+        self.product = Product(engine.head[0])
         self.prompt = torch.full((slots,), -1, device=device)
         self.at = torch.zeros(slots, dtype=torch.long, device=device)
         self.alive = torch.zeros(slots, group_size, dtype=torch.bool, device=device)
@@ -261,7 +259,7 @@ class Decoding:
         self.at[slots] = 0
         self.alive[slots] = True
         lanes = self.alive.shape[1]
-        log_p = self.engine.log_probs(hidden).repeat_interleave(lanes, 0)
+        log_p = self.log_probs(hidden).repeat_interleave(lanes, 0)
         self.draw(log_p, slots.repeat_interleave(lanes), torch.arange(lanes, device=device).repeat(count))
 
     def step(self) -> None:
@@ -275,7 +273,11 @@ class Decoding:
         row = Step(self.cache, slot, lane, self.at, lengths, self.token[slot, lane], positions, longest)
         hidden = self.engine.policy.hidden(row, self.engine.weights)
         self.at += self.alive.any(1)
-        self.draw(self.engine.log_probs(hidden), slot, lane)
+        self.draw(self.log_probs(hidden), slot, lane)
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of every token, float32 ``[rows, vocabulary]``."""
+        return finished(self.product(hidden), *self.engine.head[1:])[0].log_softmax(-1)
 
     def draw(self, log_p: Tensor, slot: Tensor, lane: Tensor) -> None:
         """Choose the tokens at place ``at`` of these rows, write them down, and see who has ended."""

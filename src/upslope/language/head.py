@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,12 +12,15 @@ from torch import Tensor
 CHUNK = 1 << 24
 """Logits that exist at one time (64 MiB in float32)."""
 
+KEPT = 1 << 25
+"""Probabilities that a pass may keep until its backward pass (128 MiB in float32), which computes the logits again where it may not."""
+
 
 class TokenLogProb(torch.autograd.Function):
     """``log softmax(z)[target]`` and the entropy of ``softmax(z)``, ``z = cap · tanh((h Wᵀ + b) / cap) · scale`` (``cap`` None: no tanh).
 
     ``hidden [M, H]``, ``weight [V, H]``, ``bias [V]`` or None, ``targets [M]`` → ``log_prob [M]``, ``entropy [M]``, in float32.
-    The backward pass computes the logits again: ``∂ log π_y / ∂z = e_y − p``, ``∂H / ∂z_j = −p_j (log p_j + H)``.
+    Backward: ``∂ log π_y / ∂z = e_y − p``, ``∂H / ∂z_j = −p_j (log p_j + H)``.
     """
 
     @staticmethod
@@ -23,11 +28,17 @@ class TokenLogProb(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
         log_prob, entropy = (torch.empty(len(targets), dtype=accumulated(hidden), device=hidden.device) for _ in range(2))
+        keep = cap is None and any(ctx.needs_input_grad) and len(targets) * weight.shape[0] <= KEPT
+        kept: list[Tensor] = []
         for rows in chunks(len(targets), weight.shape[0]):
-            log_p, _ = log_softmax(hidden[rows], weight, bias, scale, cap)
-            log_prob[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
-            entropy[rows] = -log_p.exp().mul_(finite_(log_p)).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy)
+            z, _ = finished(torch.mm(hidden[rows], weight.t()), bias, scale, cap)
+            p = z.sub_(z.amax(-1, keepdim=True)).exp()  # not divided by its sum yet
+            total = p.sum(-1)
+            log_prob[rows] = z.gather(1, targets[rows, None]).squeeze(1) - total.log()
+            entropy[rows] = total.log() - torch.einsum("mv,mv->m", p, finite_(z)) / total
+            if keep:
+                kept += p, total
+        ctx.save_for_backward(hidden, weight, bias, targets, log_prob, entropy, *kept)
         ctx.scale, ctx.cap = scale, cap
         ctx.set_materialize_grads(False)
         return log_prob, entropy
@@ -37,18 +48,22 @@ class TokenLogProb(torch.autograd.Function):
         to_log_prob, to_entropy = gradients
         if to_log_prob is None and to_entropy is None:
             return (None,) * 6
-        hidden, weight, bias, targets, entropy = ctx.saved_tensors
-        to_hidden = torch.zeros_like(hidden)
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        hidden, weight, bias, targets, log_prob, entropy, *kept = ctx.saved_tensors
+        to_hidden, to_weight = torch.empty_like(hidden), None
         to_bias = None if bias is None else torch.zeros_like(bias)
-        for rows in chunks(len(targets), weight.shape[0]):
-            log_p, slope = log_softmax(hidden[rows], weight, bias, ctx.scale, ctx.cap)
-            p, grad = log_p.exp(), None
-            if to_entropy is not None:
-                grad = finite_(log_p).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
+        for i, rows in enumerate(chunks(len(targets), weight.shape[0])):
+            if kept and to_entropy is None:
+                p, total = kept[2 * i : 2 * i + 2]
+                slope, grad = None, None
+            else:
+                z, slope = finished(torch.mm(hidden[rows], weight.t()), bias, ctx.scale, ctx.cap)
+                log_p = finite_(z.log_softmax(-1))
+                p, total = log_p.exp(), log_p.new_ones(len(log_p))
+                grad = None if to_entropy is None else log_p.add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
-                own = p.mul_(-up).scatter_add_(1, targets[rows, None], up)
+                own = p * (-up / total[:, None])
+                own.scatter_(1, targets[rows, None], -up * torch.expm1(log_prob[rows, None]))  # 1 − p_y, exactly
                 grad = own if grad is None else grad.add_(own)
             assert grad is not None  # one of the two asked for it
             grad = grad if slope is None else grad.mul_(slope)
@@ -56,8 +71,8 @@ class TokenLogProb(torch.autograd.Function):
             if to_bias is not None:
                 to_bias += grad.sum(0)
             torch.mm(grad, weight, out=to_hidden[rows])
-            if to_weight is not None:
-                to_weight.addmm_(grad.t(), hidden[rows])
+            if ctx.needs_input_grad[1]:
+                to_weight = torch.mm(grad.t(), hidden[rows]) if to_weight is None else to_weight.addmm_(grad.t(), hidden[rows])
         return to_hidden, to_weight, to_bias, None, None, None
 
 
@@ -66,15 +81,15 @@ def accumulated(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of every token ``[rows, V]``, and the slope of the cap where there is one."""
-    logits = torch.mm(hidden, weight.t()).to(accumulated(hidden))
-    logits = logits if bias is None else logits + bias
+def finished(logits: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """From ``h Wᵀ [rows, V]``, which may be overwritten, to the logits of every token, and the slope of the cap where there is one."""
+    logits = logits.to(accumulated(logits))
+    logits = logits if bias is None else logits.add_(bias)
     slope = None
     if cap is not None:
         bent = torch.tanh(logits / cap)
         logits, slope = bent * cap, 1 - bent.square()
-    return (logits if scale == 1.0 else logits * scale).log_softmax(-1), slope
+    return (logits if scale == 1.0 else logits.mul_(scale)), slope
 
 
 def finite_(log_p: Tensor) -> Tensor:
@@ -83,6 +98,7 @@ def finite_(log_p: Tensor) -> Tensor:
 
 
 def chunks(rows: int, vocabulary: int) -> list[slice]:
-    """Slices of rows whose logits fit in :data:`CHUNK`."""
-    size = max(1, CHUNK // vocabulary)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    """Slices of rows, of nearly the same size, whose logits fit in :data:`CHUNK`."""
+    number = max(1, math.ceil(rows / max(1, CHUNK // vocabulary)))
+    edges = [rows * i // number for i in range(number + 1)]
+    return [slice(start, end) for start, end in pairwise(edges)]
