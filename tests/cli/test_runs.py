@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -12,7 +14,8 @@ from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import Run
 from upslope.run.control_run import ControlRun
 from upslope.run.control_settings import RunSettings
-from upslope.run.folder import RunFolder, default_path, finite
+from upslope.run.folder import RunFolder, default_path, finite, line
+from upslope.run.language_report import LanguageMeter
 
 PROMISED = {
     "algorithm", "env_id", "seed", "total_steps", "train_seconds", "wall_seconds", "steps_per_second", "return_mean", "return_std",
@@ -165,3 +168,22 @@ def test_list_shows_algorithms_and_presets(cli: Command):
     assert "Proximal policy optimization" in out
     for task in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Humanoid-v5"):
         assert task in out
+
+
+def test_lines_hold_what_json_cannot_as_null():
+    assert line({"a": float("nan"), "b": [1.5, float("inf")], "c": MappingProxyType({"d": "é"})}) == (
+        '{"a": null, "b": [1.5, null], "c": {"d": "é"}}\n'
+    )
+    assert line({"a": 1.5, "b": None}) == '{"a": 1.5, "b": null}\n'
+
+
+def test_time_left_counts_from_the_first_iteration(monkeypatch):
+    clock = iter([0.0, 60.0, 70.0])  # made; a first iteration after a minute of warm start; the second took ten seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    meter = LanguageMeter(5)
+    meter.update({"iteration": 1})
+    assert meter.left() == ""
+    meter.update({"iteration": 2})
+    assert meter.left() == "0:30 left"
+    meter.update({"iteration": 5})
+    assert meter.left() == ""

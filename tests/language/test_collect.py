@@ -599,3 +599,18 @@ def test_a_copy_is_a_policy_of_its_own():
     other = twin(policy)
     train(GRPO(update=STEP), other, collector(), iterations=1)
     assert any(not torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))
+
+
+def test_all_prompts_at_once_are_each_prompt_by_itself(monkeypatch):
+    policy = policy_of("llama")
+    monkeypatch.setattr(policy.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    chat = [{"role": "user", "content": policy.decode([5, 6])}]
+    prompts = [policy.decode([7, 8, 9]), chat, "", policy.decode([10])]
+    assert policy.encode_all(prompts) == [policy.encode(prompt) for prompt in prompts]
+    assert policy.encode_all([]) == [] and policy.encode_all([chat]) == [policy.encode(chat)]
+
+
+def test_rows_are_padded_with_zeros_behind_them():
+    ids, length = padded([[1, 2], [3], []])
+    assert ids.tolist() == [[1, 2], [3, 0], [0, 0]] and length.tolist() == [2, 1, 0] and ids.dtype == length.dtype == torch.long
+    assert padded([[]])[0].shape == (1, 1)

@@ -88,7 +88,7 @@ class Completions:
         while not rounds or (len(rounds) <= self.refill and sum(alive for _, alive in rounds) < self.num_prompts):
             problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
             before = time.perf_counter()
-            prompt_ids = [policy.encode(problem.prompt) for problem in problems]
+            prompt_ids = policy.encode_all([problem.prompt for problem in problems])
             seed = self.seed * 1_000_003 + self.iteration * 101 + len(rounds)
             generated = engine.generate(prompt_ids, group_size=self.group_size, max_tokens=self.max_tokens, seed=seed)
             seconds += time.perf_counter() - before
@@ -174,10 +174,8 @@ class Order:
 def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Ragged ids as a right-padded tensor ``[rows, longest]`` and their lengths ``[rows]``."""
     length = torch.tensor([len(row) for row in rows], device=device)
-    ids = torch.zeros(len(rows), max(1, int(length.max())), dtype=torch.long, device=device)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long, device=device)
-    return ids, length
+    longest = max([1, *map(len, rows)])
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long, device=device), length
 
 
 def recorded(
@@ -271,4 +269,4 @@ def reward_metrics(values: Tensor, known: Tensor, spread: Tensor, generated: Gen
 
 def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt], max_tokens: int) -> None:
     """Refuse prompts that leave no room for a completion, before anything is sampled."""
-    check_prompts(policy, [policy.encode(prompt) for prompt in prompts], max_tokens)
+    check_prompts(policy, policy.encode_all(prompts), max_tokens)

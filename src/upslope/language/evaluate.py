@@ -49,7 +49,7 @@ def evaluate(
     require(bool(found), f"task {task.name}: it holds no problem out, so nothing can be evaluated; give it a FILE.test.jsonl")
     require(episodes is None or episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes}")
     found = found[:episodes]
-    prompts = [policy.encode(problem.prompt) for problem in found]
+    prompts = policy.encode_all([problem.prompt for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
     lengths = made.length[:, 0].tolist()
     texts = [policy.decode(ids[:n]) for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]

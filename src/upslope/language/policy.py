@@ -165,6 +165,14 @@ class LanguagePolicy(nn.Module):
             ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
         return [int(i) for i in ids]
 
+    def encode_all(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
+        """:meth:`encode` of each prompt; texts go through the tokenizer in one call, which is several times faster."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        tokenizer: Any = self.tokenizer
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        found = iter(ids)
+        return [next(found) if isinstance(prompt, str) else self.encode(prompt) for prompt in prompts]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token and other special ones. For people and rewards; nothing is trained on it."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class Recorded:
             raise UsageError(
                 f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
             )
-        self.prompts = [policy.encode(prompt) for prompt, _, _ in rows]
-        self.completions = [[encoded(policy, text) for text in texts] for _, texts, _ in rows]
+        self.prompts = policy.encode_all([prompt for prompt, _, _ in rows])
+        ended = iter(with_end(policy, [text for _, texts, _ in rows for text in texts]))
+        self.completions = [[next(ended) for _ in texts] for _, texts, _ in rows]
         self.scores = [list(scores) for _, _, scores in rows]
         for i, (prompt, texts) in enumerate(zip(self.prompts, self.completions, strict=True)):
             require(bool(prompt), f"data[{i}]: its prompt has no token")
@@ -89,10 +90,10 @@ class Recorded:
         return torch.stack(rows).where(rollout.mask, 0.0)
 
 
-def encoded(policy: LanguagePolicy, text: str) -> list[int]:
-    """A recorded completion as token ids, with the end token that the policy is to learn."""
-    tokenizer: Any = policy.tokenizer
-    return [*(int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]), int(tokenizer.eos_token_id)]
+def with_end(policy: LanguagePolicy, texts: Sequence[str]) -> list[list[int]]:
+    """Recorded completions as token ids, each with the end token that the policy is to learn."""
+    end = int(cast(int, policy.tokenizer.eos_token_id))
+    return [[*ids, end] for ids in policy.encode_all(texts)]
 
 
 def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]], **options: Any) -> Recorded:

@@ -10,7 +10,7 @@ import torch
 from upslope.errors import UsageError
 from upslope.language.collect import padded
 from upslope.language.policy import LanguagePolicy
-from upslope.language.recorded import encoded
+from upslope.language.recorded import with_end
 from upslope.language.rewards import Prompt, text_of
 
 
@@ -28,8 +28,8 @@ def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[flo
         found: list[float] = []
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            prompt_ids, prompt_length = padded([policy.encode(p) for p in prompts[part]], policy.device)
-            ids, length = padded([encoded(policy, text_of(c)) for c in completions[part]], policy.device)
+            prompt_ids, prompt_length = padded(policy.encode_all(prompts[part]), policy.device)
+            ids, length = padded(with_end(policy, [text_of(c) for c in completions[part]]), policy.device)
             inputs = {"prompt_ids": prompt_ids, "prompt_length": prompt_length}
             found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
         return found

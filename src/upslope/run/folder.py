@@ -102,7 +102,7 @@ class RunFolder:
         try:
             if name not in self._open:
                 self._open[name] = (self.path / name).open("a", encoding="utf-8")
-            self._open[name].writelines(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+            self._open[name].writelines(line(row) for row in rows)
             self._open[name].flush()
         except OSError as error:
             raise RunFault(f"cannot write {self.path / name}: {error.strerror or error}") from error
@@ -130,6 +130,14 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as one line of JSON."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError):  # a number that JSON cannot hold, a mapping that it does not know
+        return json.dumps(finite(row), ensure_ascii=False) + "\n"
 
 
 def finite(value: Any) -> Any:

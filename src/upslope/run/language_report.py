@@ -70,7 +70,9 @@ class LanguageMeter(Meter):
         self.latest: dict[str, Any] = {}
 
     def update(self, row: Mapping[str, Any]) -> None:
-        self.row = row
+        first, self.row = not self.row, row
+        if first:  # a warm start before it says nothing of the pace
+            self.started, self.done_then = time.perf_counter(), self.fraction
         self.latest |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
 
     @property

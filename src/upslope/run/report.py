@@ -179,7 +179,7 @@ class Meter:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self.returns: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        self.started = time.perf_counter()
+        self.started, self.done_then = time.perf_counter(), 0.0
         self.row: Row = {}
 
     def update(self, row: Row) -> None:
@@ -205,10 +205,10 @@ class Meter:
         return " · ".join(parts)
 
     def left(self) -> str:
-        """Time to the end at the pace so far, evaluation included; nothing before the first step and after the last."""
-        if not 0 < self.fraction < 1:
+        """Time to the end at the pace so far, evaluation included; nothing before there is a pace, and after the last step."""
+        if not self.done_then < self.fraction < 1:
             return ""
-        seconds = (time.perf_counter() - self.started) * (1 - self.fraction) / self.fraction
+        seconds = (time.perf_counter() - self.started) * (1 - self.fraction) / (self.fraction - self.done_then)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
