@@ -40,6 +40,8 @@ FILES = {
     "emptypair.jsonl": '{"prompt": "a", "chosen": "", "rejected": "x"}\n',
     "nolabel.jsonl": '{"prompt": "a", "completion": "x"}\n',
     "textlabel.jsonl": '{"prompt": "a", "completion": "x", "label": "yes"}\n',
+    "surrogate.jsonl": '{"prompt": "a", "answer": "b"}\n{"prompt": "\\ud800 a", "answer": "b"}\n',
+    "latelong.jsonl": "".join(json.dumps({"prompt": str(n) * (1200 if n == 150 else 1), "answer": "b"}) + "\n" for n in range(300)),
     "notes.txt": "hello\n",
 }
 
@@ -60,6 +62,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "folder without a model": (["train", "grpo", "--model", "./hollow", "--task", "addition"], "it has no config.json"),
     "model with a damaged config": (["train", "grpo", "--model", "./damaged", "--task", "addition"], "cannot be loaded"),
     "adapters on a fresh model": ([*GRPO, "--lora-rank", "4"], "lora_rank: the tiny model"),
+    "smollm2 that was not written": (["train", "grpo", "--model", "smollm2", "--task", "sums"], "upslope model smollm2 --out smollm2"),
+    "half a character": ([*JSONL, "surrogate.jsonl"], "surrogate.jsonl, line 2: it holds a lone surrogate"),
+    "one long prompt among many": ([*JSONL, "latelong.jsonl"], "shorten the prompt, which begins with '150150"),
+    "nothing held out and a goal": (
+        [*JSONL, "good.jsonl", "--task-kwargs", '{"held_out_fraction": 0}', "--until-accuracy", "0.5"],
+        "until_accuracy: nothing is held out",
+    ),
+    "tokens as text": ([*JSONL, "good.jsonl", "--task-kwargs", '{"max_tokens": "5"}'], "max_tokens: expected an integer ≥ 1, found '5'"),
     # numbers
     "no prompts": ([*GRPO, "--num-prompts", "0"], "num_prompts: expected an integer ≥ 1"),
     "empty groups": ([*GRPO, "--group-size", "0"], "group_size: expected an integer ≥ 1"),

@@ -22,6 +22,7 @@ from upslope.language import (
     preference_pairs,
 )
 from upslope.language.collect import Order, check_room, joined, padded
+from upslope.language.evaluate import interval
 from upslope.language.problems import Task
 from upslope.language.scoring import score_with
 
@@ -614,3 +615,101 @@ def test_rows_are_padded_with_zeros_behind_them():
     ids, length = padded([[1, 2], [3], []])
     assert ids.tolist() == [[1, 2], [3, 0], [0, 0]] and length.tolist() == [2, 1, 0] and ids.dtype == length.dtype == torch.long
     assert padded([[]])[0].shape == (1, 1)
+
+
+def test_a_reward_sees_the_columns_that_every_problem_has():
+    seen = []
+
+    def note(*, completions, **columns):
+        seen.append(sorted(columns))
+        return [float(i) for i in range(len(completions))]
+
+    problems = [Problem(prompt="ab", columns={"answer": "1", "kind": "x"}), Problem(prompt="ba", columns={"kind": "y"})]
+    Completions(problems, note, group_size=2, max_tokens=2, num_prompts=2)(policy_of("llama"))
+    assert seen == [["kind", "prompts"]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ("12+34=", {}, "prompts: expected a list of prompts, found one text"),
+        (["a"], {"group_size": 2.5}, "group_size: expected an integer ≥ 1, found 2.5"),
+        (["a"], {"reward": "short"}, "reward: expected a function or several, found the text 'short'"),
+        (["a"], {"reward": dict}, "reward dict: it is a class; give an instance of it"),
+    ],
+)
+def test_what_is_no_prompt_or_reward_is_named(prompts, options, message):
+    with pytest.raises(UsageError) as caught:
+        Completions(prompts, options.pop("reward", lambda *, completions: [1.0] * len(completions)), **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "prompt", [1, {"prompt": "1+1="}, [], ["a"], [{"role": "user"}], "\ud800 1+1=", [{"role": "user", "content": "\ud800"}]]
+)
+def test_what_is_neither_text_nor_messages_is_no_prompt(prompt, monkeypatch):
+    policy = policy_of("llama")
+    monkeypatch.setattr(policy.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(UsageError, match=r"^prompt: (expected a text or a list of messages|character 1 is a lone surrogate)"):
+        policy.encode(prompt)
+
+
+def test_examples_are_tuples_mappings_or_records(monkeypatch):
+    policy = policy_of("llama")
+    monkeypatch.setattr(policy.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}=")
+    said = [{"role": "assistant", "content": "b"}]
+    expected = demonstrations(policy, [("a", "b")])
+    for example in ({"prompt": "a", "completion": "b", "more": 1}, ["a", "b"], ("a", said)):
+        found = demonstrations(policy, [example])
+        assert (found.prompts, found.completions) == (expected.prompts, expected.completions)
+    pair = {"prompt": "a", "chosen": said, "rejected": "c"}
+    assert (
+        preference_pairs(policy, [pair]).completions == preference_pairs(policy, [Pair(prompt="a", chosen="b", rejected="c")]).completions
+    )
+    assert labeled(policy, [{"prompt": "a", "completion": "b", "label": False}]).scores == [[-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "message"),
+    [
+        (demonstrations, {"prompt": "a"}, "data[0]: completion is missing, found prompt"),
+        (demonstrations, ("a", "b", "c"), "data[0]: expected (prompt, completion), found 3 entries"),
+        (demonstrations, "ab", "data[0]: expected prompt, completion, found str 'ab'"),
+        (demonstrations, ("a", 2), "data[0]: expected a completion as a string or as one assistant message, found int 2"),
+        (
+            demonstrations,
+            ("a", [{"role": "user", "content": "b"}]),
+            "data[0]: expected a completion as a string or as one assistant message",
+        ),
+        (preference_pairs, {"chosen": "b", "rejected": "c"}, "data[0]: prompt is missing, found chosen, rejected"),
+    ],
+)
+def test_examples_of_another_form_are_refused(make, example, message):
+    with pytest.raises(UsageError) as caught:
+        make(policy_of("llama"), [example])
+    assert str(caught.value).startswith(message)
+
+
+def test_what_one_reward_does_to_its_lists_the_next_does_not_see():
+    def careless(*, prompts, completions):
+        count = len(completions)
+        prompts.clear()
+        completions.clear()
+        return [0.0] * count
+
+    found = Rewards.of(careless, lambda *, completions: [float(len(c)) for c in completions])(prompts=["p", "q"], completions=["a", "bb"])
+    assert found.scores == [1.0, 2.0]
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    low, high = interval([0.0] * 4)
+    assert low == 0.0 and high == pytest.approx(0.4899, abs=1e-4)
+    assert interval([1.0, 0.0] * 50) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = interval([1.0] * 10)
+    assert low == pytest.approx(0.7225, abs=1e-4) and high == pytest.approx(1.0)
+
+
+def test_a_policy_is_not_saved_onto_a_file(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(UsageError, match="taken is a file; name another place"):
+        policy_of("llama").save_pretrained(tmp_path / "taken")

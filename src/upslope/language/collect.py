@@ -59,14 +59,17 @@ class Completions:
         seed: int = 0,
     ) -> None:
         for name, value in {"group_size": group_size, "max_tokens": max_tokens, "num_prompts": num_prompts}.items():
-            require(value >= 1, f"{name}: expected an integer ≥ 1, found {value}")
+            require(isinstance(value, int) and value >= 1, f"{name}: expected an integer ≥ 1, found {value!r}")
+        require(not isinstance(prompts, str), "prompts: expected a list of prompts, found one text")
         require(bool(prompts), "prompts: expected at least one, found none")
         require(0 <= overlong_buffer < max_tokens, f"overlong_buffer: expected 0 to {max_tokens - 1}, found {overlong_buffer}")
         require(refill >= 0, f"refill: expected an integer ≥ 0, found {refill}")
         require(refill == 0 or group_size > 1, "refill: groups of one never have spread; raise group_size")
         self.problems = [p if isinstance(p, Problem) else Problem(prompt=p) for p in prompts]
+        require(not isinstance(reward, str), f"reward: expected a function or several, found the text {reward!r:.40}")
         self.rewards = reward if isinstance(reward, Rewards) else Rewards.of(*(reward if isinstance(reward, Sequence) else (reward,)))
-        self.rewards.check(sorted(set.intersection(*(set(p.columns) for p in self.problems))))
+        self.columns = sorted(set.intersection(*(set(p.columns) for p in self.problems)))  # a reward sees what every problem has
+        self.rewards.check(self.columns)
         self.group_size, self.max_tokens, self.num_prompts = group_size, max_tokens, num_prompts
         self.reference, self.overlong_buffer, self.refill, self.engine, self.seed = reference, overlong_buffer, refill, engine, seed
         self.order = Order(len(self.problems), seed)
@@ -112,7 +115,7 @@ class Completions:
         texts = [policy.decode(ids[p][g][: lengths[p][g]]) for p in range(len(problems)) for g in range(G)]
         repeated = [problem for problem in problems for _ in range(G)]
         completions = [completion_for(problem.prompt, text) for problem, text in zip(repeated, texts, strict=True)]
-        scores = self.rewards(prompts=[p.prompt for p in repeated], completions=completions, **columns_of(repeated))
+        scores = self.rewards(prompts=[p.prompt for p in repeated], completions=completions, **columns_of(repeated, self.columns))
         self.note(repeated, texts, scores, generated)
         values = torch.tensor([float("nan") if s is None else s for s in scores.scores], device=generated.length.device).view(-1, G)
         known = ~values.isnan()

@@ -102,7 +102,7 @@ def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], m
         if len(ids) + max_tokens > policy.context:
             raise UsageError(
                 f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}; "
-                "shorten the prompt or lower max_tokens"
+                f"shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
             )
 
 
@@ -226,7 +226,7 @@ class Decoding:
         self.stop = torch.tensor(sorted(engine.policy.stop_ids), device=device)
         slots = min(len(prompt_ids), max(1, engine.width // group_size))
         self.cache = Cache(slots, group_size, max(map(len, self.prompts)), max_tokens)
-        self.product = Product(engine.head[0])
+        self.product = Product(engine.head[0], slots * group_size)
         self.prompt = torch.full((slots,), -1, device=device)
         self.at = torch.zeros(slots, dtype=torch.long, device=device)
         self.alive = torch.zeros(slots, group_size, dtype=torch.bool, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from upslope.language.rewards import Reward, Rewards, completion_for
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageResult:
-    """Means over problems, one completion each; ``accuracy_interval`` is the 95 % bootstrap interval of the accuracy.
+    """Means over problems, one completion each; ``accuracy_interval`` is the 95 % interval of the accuracy (Wilson).
 
     ``accuracy`` and ``format_rate`` are None where the task cannot tell.
     """
@@ -78,9 +79,9 @@ def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> 
     return None if check is None else [0.0 if s is None else s for s in scored(Rewards.of(check), problems, texts)]
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(array), (resamples, len(array)))
-    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
-    return float(low), float(high)
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): ``(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)``; at 0 and 1 it is not empty."""
+    n, p, z = len(values), float(np.mean(values)), 1.959964
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
+    return max(0.0, low), min(1.0, high)

@@ -1,4 +1,4 @@
-"""The last layer: log-probabilities of given tokens, a few hundred rows at a time, so that ``[tokens, vocabulary]`` never exists."""
+"""The last layer: log-probabilities of given tokens, some hundred rows at a time: no large ``[tokens, vocabulary]`` ever exists."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 24
 """Logits that exist at one time (64 MiB in float32)."""
 
 KEPT = 1 << 25
-"""Probabilities that a pass may keep until its backward pass (128 MiB in float32), which computes the logits again where it may not."""
+"""Probabilities that a pass may keep until its backward pass (128 MiB in float32). Where there are more, or a cap bends the logits,
+the backward pass computes them again."""
 
 
 class TokenLogProb(torch.autograd.Function):
@@ -28,7 +30,7 @@ class TokenLogProb(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
         log_prob, entropy = (torch.empty(len(targets), dtype=accumulated(hidden), device=hidden.device) for _ in range(2))
-        keep = cap is None and any(ctx.needs_input_grad) and len(targets) * weight.shape[0] <= KEPT
+        keep = cap is None and ctx.needs_input_grad[0] and len(targets) * weight.shape[0] <= KEPT
         kept: list[Tensor] = []
         for rows in chunks(len(targets), weight.shape[0]):
             z, _ = finished(torch.mm(hidden[rows], weight.t()), bias, scale, cap)
@@ -44,6 +46,7 @@ class TokenLogProb(torch.autograd.Function):
         return log_prob, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         to_log_prob, to_entropy = gradients
         if to_log_prob is None and to_entropy is None:
@@ -52,17 +55,17 @@ class TokenLogProb(torch.autograd.Function):
         to_hidden, to_weight = torch.empty_like(hidden), None
         to_bias = None if bias is None else torch.zeros_like(bias)
         for i, rows in enumerate(chunks(len(targets), weight.shape[0])):
-            if kept and to_entropy is None:
-                p, total = kept[2 * i : 2 * i + 2]
-                slope, grad = None, None
+            if kept:
+                p, slope = kept[2 * i] / kept[2 * i + 1][:, None], None
             else:
                 z, slope = finished(torch.mm(hidden[rows], weight.t()), bias, ctx.scale, ctx.cap)
-                log_p = finite_(z.log_softmax(-1))
-                p, total = log_p.exp(), log_p.new_ones(len(log_p))
-                grad = None if to_entropy is None else log_p.add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
+                p = z.softmax(-1)
+            grad = None
+            if to_entropy is not None:
+                grad = finite_(p.log()).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
-                own = p * (-up / total[:, None])
+                own = p.mul_(-up)
                 own.scatter_(1, targets[rows, None], -up * torch.expm1(log_prob[rows, None]))  # 1 − p_y, exactly
                 grad = own if grad is None else grad.add_(own)
             assert grad is not None  # one of the two asked for it

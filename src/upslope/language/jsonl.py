@@ -88,6 +88,11 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
         raise UsageError(f"{place}: malformed JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: malformed JSON: {error}") from None
+    if b"\\u" in line:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{place}: it holds a lone surrogate (half of an escaped character), which is no text") from None
     require(isinstance(value, dict), f'{place}: expected an object such as {{"prompt": "2+2=", "answer": "4"}}, found {_shown(value)}')
     return value
 

@@ -8,7 +8,7 @@ casts them first, and their gradients come back in float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -156,22 +156,31 @@ class LanguagePolicy(nn.Module):
 
     def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a prompt: text verbatim, or messages through the chat template, ready for the assistant's turn."""
-        tokenizer: Any = self.tokenizer
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        else:
-            if not tokenizer.chat_template:
-                raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
-            ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        return [int(i) for i in ids]
+        return self.encode_all([prompt])[0]
 
     def encode_all(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
-        """:meth:`encode` of each prompt; texts go through the tokenizer in one call, which is several times faster."""
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        """:meth:`encode` of each prompt, several times faster than one by one."""
+        texts = iter(self.encode_texts([prompt for prompt in prompts if isinstance(prompt, str)]))
+        talks = iter(self.encode_talks([prompt for prompt in prompts if not isinstance(prompt, str)]))
+        return [next(texts) if isinstance(prompt, str) else next(talks) for prompt in prompts]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, verbatim."""
         tokenizer: Any = self.tokenizer
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        found = iter(ids)
-        return [next(found) if isinstance(prompt, str) else self.encode(prompt) for prompt in prompts]
+        for text in texts:
+            if not text.isascii():
+                check_text(text)
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def encode_talks(self, talks: Sequence[Sequence[dict[str, str]]]) -> list[list[int]]:
+        """Token ids of each list of messages, through the chat template."""
+        tokenizer: Any = self.tokenizer
+        for talk in talks:
+            check_messages(talk)
+        if talks and not tokenizer.chat_template:
+            raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        return tokenizer.apply_chat_template([list(talk) for talk in talks], **options)["input_ids"] if talks else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token and other special ones. For people and rewards; nothing is trained on it."""
@@ -229,6 +238,28 @@ class LanguagePolicy(nn.Module):
     def hidden(self, layout: Any, weights: dict[str, Tensor] | None) -> Tensor:
         """Last hidden states ``[N, H]`` of a row."""
         return self.body(layout) if weights is None else torch.func.functional_call(self.body, weights, (layout,))
+
+
+def check_text(text: str) -> None:
+    """Refuse what is no text: half of a surrogate pair, which comes from bytes that were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"prompt: character {error.start + 1} is a lone surrogate, so this is no text; save its source as UTF-8") from None
+
+
+def check_messages(talk: Any) -> None:
+    """Refuse a prompt that is neither a text nor a list of messages."""
+    listed = (
+        isinstance(talk, Sequence) and len(talk) > 0 and all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in talk)
+    )
+    if not listed:
+        kind = type(talk).__name__
+        raise UsageError(
+            f'prompt: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {talk!r:.60}'
+        )
+    for message in talk:
+        check_text(message["content"])
 
 
 # ------------------------------------------------------------------------------------------------------- what models differ in

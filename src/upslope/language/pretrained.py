@@ -36,6 +36,8 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         )
     if is_path and not (folder / "config.json").exists():
         raise UsageError(f"model {where}: it has no config.json, so it is not the folder of a Transformers model")
+    if where == "smollm2" and not is_path:
+        raise UsageError("model smollm2: there is no such folder here; upslope model smollm2 --out smollm2 writes it")
     options: dict[str, Any] = {"local_files_only": is_path, "trust_remote_code": False}
     try:
         with quiet():
@@ -63,6 +65,8 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
     """Write config, weights and tokenizer; merged where there are adapters."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"folder: {folder} is a file; name another place")
     try:
         with quiet():
             if policy.adapter and not merge:
@@ -174,7 +178,10 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     theirs.set_verbosity(logging.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
     theirs.disable_progress_bar()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
@@ -183,6 +190,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         theirs.set_verbosity(level)
+        hub.setLevel(hub_level)
         theirs.enable_progress_bar()
         if bars is None:
             del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]

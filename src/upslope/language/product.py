@@ -15,13 +15,16 @@ from torch import Tensor
 SMALLEST = 1 << 20
 """Entries from which on a second copy is worth its memory."""
 
+FEWEST = 4
+"""Rows at a time from which on the other order is worth the time it takes to get there."""
+
 
 class Product:
     """``x [rows, K]`` → ``x · weightᵀ [rows, N]``, with ``weight [N, K]`` as it was when this was made."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, rows: int = FEWEST) -> None:
         self.weight = weight
-        self.packed = packed(weight)
+        self.packed = packed(weight) if rows >= FEWEST else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:

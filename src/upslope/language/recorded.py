@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -44,7 +44,7 @@ class Recorded:
                 f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
             )
         self.prompts = policy.encode_all([prompt for prompt, _, _ in rows])
-        ended = iter(with_end(policy, [text for _, texts, _ in rows for text in texts]))
+        ended = iter(with_end(policy, [text_of(text, f"data[{i}]") for i, (_, texts, _) in enumerate(rows) for text in texts]))
         self.completions = [[next(ended) for _ in texts] for _, texts, _ in rows]
         self.scores = [list(scores) for _, _, scores in rows]
         for i, (prompt, texts) in enumerate(zip(self.prompts, self.completions, strict=True)):
@@ -93,19 +93,49 @@ class Recorded:
 def with_end(policy: LanguagePolicy, texts: Sequence[str]) -> list[list[int]]:
     """Recorded completions as token ids, each with the end token that the policy is to learn."""
     end = int(cast(int, policy.tokenizer.eos_token_id))
-    return [[*ids, end] for ids in policy.encode_all(texts)]
+    return [[*ids, end] for ids in policy.encode_texts(texts)]
+
+
+def text_of(completion: Any, place: str) -> str:
+    """A completion as text: a string, or one message of the assistant."""
+    if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], Mapping):
+        message = cast(Mapping[str, Any], completion[0])
+        completion = message.get("content") if message.get("role") == "assistant" else completion
+    require(
+        isinstance(completion, str),
+        f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}",
+    )
+    return cast(str, completion)
+
+
+def told(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any, ...]]:
+    """What each example says under these names: as a mapping, in this order, or as attributes."""
+    for i, example in enumerate(examples):
+        if isinstance(example, Mapping):
+            missing = [name for name in names if name not in example]
+            require(not missing, f"data[{i}]: {', '.join(missing)} is missing, found {', '.join(map(str, example))}")
+            yield tuple(example[name] for name in names)
+        elif isinstance(example, tuple | list):
+            require(len(example) == len(names), f"data[{i}]: expected ({', '.join(names)}), found {len(example)} entries")
+            yield tuple(example)
+        else:
+            known = all(hasattr(example, name) for name in names)
+            require(known, f"data[{i}]: expected {', '.join(names)}, found {type(example).__name__} {example!r:.60}")
+            yield tuple(getattr(example, name) for name in names)
 
 
 def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]], **options: Any) -> Recorded:
     """Prompts with the completion to imitate, for SFT."""
-    return Recorded(policy, [(prompt, [text], [0.0]) for prompt, text in examples], **options)
+    return Recorded(policy, [(prompt, [text], [0.0]) for prompt, text in told(examples, "prompt", "completion")], **options)
 
 
 def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
     """Completions that are wanted (+1) or not (−1), for KTO."""
-    return Recorded(policy, [(e.prompt, [e.completion], [1.0 if e.label else -1.0]) for e in examples], **options)
+    rows = told(examples, "prompt", "completion", "label")
+    return Recorded(policy, [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in rows], **options)
 
 
 def preference_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], **options: Any) -> Recorded:
     """Chosen and rejected completions, for DPO and reward models."""
-    return Recorded(policy, [(p.prompt, [p.chosen, p.rejected], [0.0, 0.0]) for p in pairs], **options)
+    rows = told(pairs, "prompt", "chosen", "rejected")
+    return Recorded(policy, [(prompt, [chosen, rejected], [0.0, 0.0]) for prompt, chosen, rejected in rows], **options)

@@ -94,6 +94,7 @@ class Rewards:
         require(isinstance(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
         for part in self.parts:
             require(callable(part.function), f"reward {part.name}: expected a function, found {_kind(part.function)}")
+            require(not isinstance(part.function, type), f"reward {part.name}: it is a class; give an instance of it")
             require(_is_finite(part.weight), f"reward {part.name}: its weight is a finite number, found {part.weight!r}")
         names = [part.name for part in self.parts]
         require(len(set(names)) == len(names), f"rewards: two have the same name: {', '.join(names)}")
@@ -153,7 +154,8 @@ class Rewards:
         arguments = _accepted(part.function, given)
         if count > 1:
             limit = None if self.timeout is None else self.timeout * count
-            outcome = call(part.function, arguments, _least(limit, self.batch_timeout))
+            own = {name: list(column) for name, column in arguments.items()}  # what it does to its lists, the next one does not see
+            outcome = call(part.function, own, _least(limit, self.batch_timeout))
             if not outcome.failed:
                 return tally.counted(part.name, _numbers(part.name, outcome.value, count))
             tally.num_retried += 1

@@ -72,6 +72,7 @@ def jsonl(
     answer, the last number counts); without one a ``reward`` is needed. The format rate says how often a number was found
     where the answers are numbers, else how often there was any text.
     """
+    require(isinstance(max_tokens, int) and max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens!r}")
     file = Path(path)
     problems = [problem for _, problem in read_problems(file, answers=reward is None)]
     names = tuple(problems[0].columns)

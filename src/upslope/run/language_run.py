@@ -131,6 +131,8 @@ class LanguageRun:
         check_extra()
         device = check_device(self.settings.device)
         task = self.make_task()
+        if self.settings.until_accuracy is not None and (task is None or not task.held_out):
+            raise UsageError("until_accuracy: nothing is held out, so accuracy is never measured; leave it out, or give a FILE.test.jsonl")
         if self.settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
             raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
         policy = make_policy(self.model, task, value_head=self.name in ("ppo", "reward-model"), seed=self.settings.seed).to(device)
@@ -179,7 +181,7 @@ class LanguageRun:
         settings = self.collector
         assert isinstance(settings, CompletionsSettings)
         max_tokens = settings.max_tokens or task.max_tokens
-        check_room(policy, [problem.prompt for problem in [*task.train[:64], *task.held_out[:64]]], max_tokens)
+        check_room(policy, [problem.prompt for problem in [*task.train, *task.held_out]], max_tokens)
         require(
             settings.refill == 0 or not getattr(self.algorithm, "needs_every_group", True),
             "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
