@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_mp4_through_ffmpeg(cli: Command, trained: Path, monkeypatch: pytest.Mon
     program = Path("bin/ffmpeg")
     program.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\necho "$@" > arguments\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:/bin:/usr/bin")
+    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}{os.pathsep}{os.defpath}")
     out = good(cli("play", trained, "--out", "cart.mp4", "--max-steps", "5")).out
     assert "5 frames" in out and "(cut off after 4 steps)" in out
     assert Path("cart.mp4").stat().st_size == 5 * 600 * 400 * 3

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -688,6 +689,12 @@ def test_examples_of_another_form_are_refused(make, example, message):
     with pytest.raises(UsageError) as caught:
         make(policy_of("llama"), [example])
     assert str(caught.value).startswith(message)
+
+
+def test_sizes_may_be_numpys():
+    sizes = {name: np.int64(2) for name in ("group_size", "max_tokens", "num_prompts")}
+    rollout = Completions(PROMPTS, lambda *, completions: [float(i) for i in range(len(completions))], **sizes)(policy_of("llama"))
+    assert rollout.mask.shape[:2] == (2, 2)
 
 
 def test_what_one_reward_does_to_its_lists_the_next_does_not_see():

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Completions:
         seed: int = 0,
     ) -> None:
         for name, value in {"group_size": group_size, "max_tokens": max_tokens, "num_prompts": num_prompts}.items():
-            require(isinstance(value, int) and value >= 1, f"{name}: expected an integer ≥ 1, found {value!r}")
+            require(isinstance(value, Integral) and value >= 1, f"{name}: expected an integer ≥ 1, found {value!r}")
         require(not isinstance(prompts, str), "prompts: expected a list of prompts, found one text")
         require(bool(prompts), "prompts: expected at least one, found none")
         require(0 <= overlong_buffer < max_tokens, f"overlong_buffer: expected 0 to {max_tokens - 1}, found {overlong_buffer}")

@@ -1,8 +1,8 @@
 """Products with a matrix that stays the same over many calls: the last layer while completions are sampled.
 
 With few rows, most of the time of an ordinary product with a large matrix goes into bringing the matrix into the order in which the
-processor's kernel reads it, at every call anew. oneDNN can be handed the matrix in that order: with the last layer of SmolLM2, a
-product of 32 rows took 38 ms instead of 73.
+processor's kernel reads it, at every call anew. oneDNN can be handed the matrix in that order: with the last layer of
+SmolLM2 on an AVX2 core, a product of 32 rows took 38 ms instead of 73.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Recorded:
                 f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
             )
         self.prompts = policy.encode_all([prompt for prompt, _, _ in rows])
-        ended = iter(with_end(policy, [text_of(text, f"data[{i}]") for i, (_, texts, _) in enumerate(rows) for text in texts]))
+        ended = iter(with_end(policy, [completion_text(text, f"data[{i}]") for i, (_, texts, _) in enumerate(rows) for text in texts]))
         self.completions = [[next(ended) for _ in texts] for _, texts, _ in rows]
         self.scores = [list(scores) for _, _, scores in rows]
         for i, (prompt, texts) in enumerate(zip(self.prompts, self.completions, strict=True)):
@@ -96,7 +96,7 @@ def with_end(policy: LanguagePolicy, texts: Sequence[str]) -> list[list[int]]:
     return [[*ids, end] for ids in policy.encode_texts(texts)]
 
 
-def text_of(completion: Any, place: str) -> str:
+def completion_text(completion: Any, place: str) -> str:
     """A completion as text: a string, or one message of the assistant."""
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], Mapping):
         message = cast(Mapping[str, Any], completion[0])

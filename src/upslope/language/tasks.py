@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def jsonl(
     answer, the last number counts); without one a ``reward`` is needed. The format rate says how often a number was found
     where the answers are numbers, else how often there was any text.
     """
-    require(isinstance(max_tokens, int) and max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens!r}")
+    require(isinstance(max_tokens, Integral) and max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens!r}")
     file = Path(path)
     problems = [problem for _, problem in read_problems(file, answers=reward is None)]
     names = tuple(problems[0].columns)
