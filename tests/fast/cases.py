@@ -59,6 +59,11 @@ def vector(policy):
     return torch.cat([p.detach().reshape(-1) for p in policy.parameters()]).clone()
 
 
+def close_to_rounding(a, b, tolerance=1e-5):
+    """Float32 sums in another order: what differs is some units in the last place of the largest entry, whatever its size is."""
+    return close(a, b, atol=tolerance * float(torch.as_tensor(b).abs().max()))
+
+
 def close(a, b, atol=1e-6):
     """Equal up to float32 rounding in another order; NaN is never close."""
     return torch.allclose(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64), rtol=1e-6, atol=atol)

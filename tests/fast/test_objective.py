@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.fast.cases import close, make_batch, make_policy, twice, vector
+from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
 from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault, UsageError, control
 from upslope import functional as F
 from upslope.fast import objective
@@ -66,10 +66,10 @@ def assert_equal_twins(algorithm, policy, batch, kind=ObjectiveUpdate):
     assert close(vector(ours), vector(theirs), atol=4e-6)
     assert our_state.num_updates == their_state.num_updates > 0
     for a, b in zip(our_state.moments[0], their_state.moments[0], strict=True):
-        assert close(a, b, atol=1e-7)
+        assert close_to_rounding(a, b)
     assert our_metrics.keys() == their_metrics.keys()
     for name, value in our_metrics.items():
-        assert close(value, their_metrics[name], atol=2e-6), name
+        assert close(value, their_metrics[name], atol=2e-6 * max(1.0, abs(value))), name  # sums of float32 terms
     return our_metrics
 
 
