@@ -187,6 +187,16 @@ def test_bad_preference_data_names_the_line(tmp_path, read, line, words):
     assert f"{file}, line 2: " in str(caught.value) and words in str(caught.value)
 
 
+def test_rows_know_their_file_and_line(tmp_path):
+    problems = write(tmp_path / "p.jsonl", *({"prompt": f"p{n}", "answer": "x"} for n in range(4)), "", {"prompt": "q", "answer": "y"})
+    made = task(str(problems), held_out_fraction=0.2)
+    found = {problem.prompt: problem.place for problem in [*made.train, *made.held_out]}
+    assert found == {**{f"p{n}": f"{problems}, line {n + 1}" for n in range(4)}, "q": f"{problems}, line 6"}
+    pairs = write(tmp_path / "d.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"})
+    labels = write(tmp_path / "k.jsonl", {"prompt": "p", "completion": "a", "label": True})
+    assert read_pairs(pairs)[0].place == f"{pairs}, line 1" and read_labeled(labels)[0].place == f"{labels}, line 1"
+
+
 def test_pairs_need_answers_that_differ(tmp_path):
     same = task(str(write(tmp_path / "a.jsonl", PROMPT, '{"prompt": "q", "answer": "x"}')), held_out_fraction=0)
     with pytest.raises(UsageError, match="all have the same"):

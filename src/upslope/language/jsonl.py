@@ -48,7 +48,7 @@ def read_problems(path: str | Path, *, answers: bool = False) -> list[tuple[str,
         require(not extra, f"{place}: column {', '.join(map(repr, extra))} is missing in {first}: every line needs the same columns")
         if answers and "answer" in columns:
             _check_answer(place, columns["answer"])
-        problems.append((place, Problem(prompt=prompt, columns=columns)))
+        problems.append((place, Problem(prompt=prompt, columns=columns, place=place)))
     return problems
 
 
@@ -63,7 +63,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     for place, entry in read_lines(path):
         prompt, chosen, rejected = _prompt(place, entry), _completion(place, entry, "chosen"), _completion(place, entry, "rejected")
         require(chosen != rejected, f"{place}: chosen and rejected are equal, so the pair says nothing: remove the line")
-        pairs.append(Pair(prompt=prompt, chosen=chosen, rejected=rejected))
+        pairs.append(Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=place))
     return pairs
 
 
@@ -75,7 +75,7 @@ def read_labeled(path: str | Path) -> list[Labeled]:
         require("label" in entry, f"{place}: label is missing: expected prompt, completion and label, found {_names(entry)}")
         label = entry["label"]
         require(isinstance(label, bool), f"{place}: label is true or false, found {_shown(label)}")
-        found.append(Labeled(prompt=prompt, completion=completion, label=label))
+        found.append(Labeled(prompt=prompt, completion=completion, label=label, place=place))
     return found
 
 

@@ -19,10 +19,11 @@ HELD_OUT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One prompt and what rewards are told beside it: ``columns``, such as ``{"answer": "46"}``."""
+    """One prompt and what rewards are told beside it: ``columns``, such as ``{"answer": "46"}``; ``place`` is its file and line."""
 
     prompt: Prompt
     columns: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +49,22 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A prompt with the better and the worse of two completions."""
+    """A prompt with the better and the worse of two completions; ``place`` is their file and line."""
 
     prompt: Prompt
     chosen: str
     rejected: str
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labeled:
-    """A prompt with a completion and whether it is wanted (the data of KTO)."""
+    """A prompt with a completion and whether it is wanted (the data of KTO); ``place`` is their file and line."""
 
     prompt: Prompt
     completion: str
     label: bool
+    place: str = field(default="", compare=False, repr=False)
 
 
 def columns_of(problems: Sequence[Problem], names: Sequence[str] | None = None) -> dict[str, list[Any]]:
