@@ -12,11 +12,13 @@ A method is two equations and an update rule; one loop trains every world::
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from upslope._version import __version__
 
+TYPE_CHECKING = False  # typing's own would import it, and with it what `python -m upslope` finds in the current folder first
 if TYPE_CHECKING:
+    from typing import Any
+
     from upslope import control, functional, language, tabular, testing
     from upslope.algorithms import (
         A2C,

@@ -1,8 +1,12 @@
 """``python -m upslope``."""
 
-from __future__ import annotations
-
-from upslope.cli.main import entry
+import sys
+from os import getcwd
 
 if __name__ == "__main__":
+    # `python -m` looks for every module, Python's own included, in the current folder first: undone before anything is imported
+    if not getattr(sys.flags, "safe_path", False) and sys.path[:1] in ([""], [getcwd()]):
+        del sys.path[0]
+    from upslope.cli.main import entry
+
     entry()

@@ -25,13 +25,13 @@ class Diverged(RunFault):
     """The objective, an advantage or a parameter is no longer finite."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
-    """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?"."""
+def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") -> UsageError:
+    """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?", and ``hint_after``."""
     names = sorted(choices)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(shown)}"
-    return UsageError(f"unknown {kind} {name!r}: {hint}")
+    return UsageError(f"unknown {kind} {name!r}: {hint}{hint_after}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "algorithm after environment": (["train", "CartPole-v1", "ppo"], "unknown algorithm 'CartPole-v1'"),
     "misspelled environment": (["train", "ppo", "CartPol-v1"], "did you mean 'CartPole-v1'?"),
     "version that does not exist": (["train", "ppo", "CartPole-v9"], "the latest is 'CartPole-v1'"),
-    "module that does not exist": (["train", "ppo", "nowhere:make"], "no module 'nowhere'"),
+    "module that does not exist": (["train", "ppo", "nowhere:make"], "no module named 'nowhere'"),
     "module that fails": (["train", "ppo", "import_fails:make"], "wrong weather"),
     "misspelled factory": (on("wlak"), "did you mean 'walk'?"),
     "factory that raises": (on("broken"), "OSError: no such port"),

@@ -152,7 +152,7 @@ BAD = [
     ("no spaces!", {}, "unknown environment 'no spaces!'"),
     ("", {}, "env: expected an environment's name or a callable, found ''"),
     (3, {}, "env: expected an environment's name or a callable, found 3"),
-    ("no_such_module:Env-v0", {}, "there is no module 'no_such_module' here"),
+    ("no_such_module:Env-v0", {}, "no module named 'no_such_module'"),
     ("my_module:Mime-v0", {}, "unknown environment in module 'my_module' 'Mime-v0': did you mean 'Mine-v0'?"),
     ("my_module:numbr", {}, "did you mean 'number'?"),
     ("my_module:broken", {}, "env 'my_module:broken' cannot be made: RuntimeError: no hardware found"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import sys
 from typing import Any
 
 from upslope.cli.flags import REAL, SWITCH, TEXT, Flag, one_of, parse, several
@@ -47,8 +45,6 @@ def main(words: list[str]) -> int:
     plain, values = parse(words, FLAGS, positionals=1)
     if not plain or ":" not in plain[0]:
         raise UsageError(f"check: expected module:name, found {plain[0] if plain else 'nothing'}; try: upslope check my_module:estimator")
-    if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder
-        sys.path.insert(0, os.getcwd())
     target = load_object(plain[0], "check")
     as_json = values.pop("json", False)
     kind = values.pop("kind", None) or kind_of(target)

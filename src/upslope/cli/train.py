@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from upslope.run.control_run import ALGORITHMS, ControlRun, algorithm_for, read_
 from upslope.run.control_settings import Output, PolicySettings, RunSettings
 from upslope.run.folder import check_free
 from upslope.run.language_run import ALGORITHMS as LANGUAGE
-from upslope.run.settings import check_names, settings_of
+from upslope.run.settings import check_imports_nothing, check_names, settings_of
 
 HELP = """\
 usage: upslope train ALGORITHM ENV_ID [flags]
@@ -51,8 +50,6 @@ EXTRA = (
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
-    if os.getcwd() not in sys.path:  # a console script does not look for modules in the current folder; flags may name some
-        sys.path.insert(0, os.getcwd())
     if concerns_language(words):
         from upslope.cli import train_language
 
@@ -143,7 +140,7 @@ def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], 
         check_free(output["out"])
     if "init" in values and (shape := [flags[key].option for key in values if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {values['init']}; leave out {', '.join(shape)}")
-    chosen = ControlRun.of(name, env_id, **{**from_file(config, flags), **values})
+    chosen = ControlRun.of(name, env_id, **{**from_file(config, flags, values), **values})
     session = Session(chosen, Output(**output))
     if play:
         from upslope.run.play import check_renders
@@ -160,13 +157,28 @@ def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], 
     return session.exit_code
 
 
-def from_file(path: Path | None, flags: dict[str, Flag]) -> dict[str, Any]:
-    """The settings in a JSON file, checked like flags: an unknown key names the nearest one."""
+def from_file(path: Path | None, flags: dict[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a JSON file that were not ``given``, checked like flags: an unknown key names the nearest one.
+
+    Raises:
+        UsageError: also for a ``module:function``, which only a flag may name.
+    """
     if path is None:
         return {}
     found = read_config(path)
     check_names(found, flags, f"key in {path}:")
-    return {key: from_json(flags[key], value) for key, value in found.items()}
+    left = {key: value for key, value in found.items() if key not in given}
+    check_imports_nothing(left, str(path), imports)
+    return {key: from_json(flags[key], value) for key, value in left.items()}
+
+
+def imports(name: str, text: str) -> bool:
+    """Whether a text in a file names something to import: a reward may have an argument, ``contains:word``."""
+    if name != "reward":
+        return True
+    from upslope.language.checks import BUILTIN
+
+    return text.partition(":")[0] not in BUILTIN
 
 
 def from_json(flag: Flag, value: Any) -> Any:

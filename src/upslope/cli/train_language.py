@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
     check_owners(name, words, flags)
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
     output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
-    settings = {**from_file(output.pop("config", None), flags), **values}
+    settings = {**from_file(output.pop("config", None), flags, values), **values}
     if "--help" in words or "-h" in words:
         return show_help(name, settings)
     if plain[:1] != [name]:

@@ -43,7 +43,8 @@ from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.heads import head_for
 from upslope.control.spaces import space_from_json, space_to_json
-from upslope.errors import RunFault, UsageError
+from upslope.errors import UsageError
+from upslope.files import write_bytes
 
 DATASET_VERSION = 1
 STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")
@@ -127,14 +128,7 @@ class Dataset:
             "action_space": space_to_json(self.action_space),
             "head": self.head,
         }
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            temporary.write_bytes(
-                save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"upslope": json.dumps(header)})
-            )
-            temporary.replace(path)
-        except OSError as error:
-            raise RunFault(f"cannot write {path}: {error.strerror or error}") from error
+        write_bytes(path, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"upslope": json.dumps(header)}))
 
     @cached_property
     def shape(self) -> tuple[int, int]:

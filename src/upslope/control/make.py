@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -21,6 +19,7 @@ from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.starts import limit_of
 from upslope.errors import UsageError, missing_extra, require, unknown
+from upslope.modules import hidden_by, import_named
 
 Vectorization = Literal["auto", "sync", "async", "envpool"]
 VECTOR_PAYS_FROM = 5
@@ -94,14 +93,14 @@ def _resolve(env: Any) -> tuple[Callable[..., Any], EnvSpec | None, str]:
         return env, None, getattr(env, "__name__", type(env).__name__)
     require(isinstance(env, str) and env != "", f"env: expected an environment's name or a callable, found {env!r}")
     module_name, _, name = env.rpartition(":")
-    module = _import(module_name, env) if module_name else None
+    module = import_named(module_name, f"env {env!r}") if module_name else None
     if (spec := _registered(name)) is not None:
         return _maker(spec), spec, spec.id
     factory = getattr(module, name, None)
     if callable(factory):
         return factory, None, env
     if module is not None:
-        raise unknown(f"environment in module {module_name!r}", name, [*_made_in(module), *gymnasium.registry])
+        raise unknown(f"environment in module {module_name!r}", name, [*_made_in(module), *gymnasium.registry], hidden_by(module))
     raise unknown("environment", name, gymnasium.registry)
 
 
@@ -128,20 +127,6 @@ def _registered(name: str) -> EnvSpec | None:
 def _maker(spec: EnvSpec) -> Callable[..., Any]:
     # Gymnasium's checker only warns, and the checks of Envs see every step
     return lambda **kwargs: gymnasium.make(spec, disable_env_checker=True, **kwargs)
-
-
-def _import(module: str, env: str) -> Any:
-    folder = os.getcwd()
-    if folder not in sys.path:  # for good: worker processes and late imports need it too
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            raise UsageError(f"env {env!r}: there is no module {module!r} here ({folder}) or among the installed packages") from error
-        raise UsageError(f"env {env!r}: importing module {module!r} failed: {error}") from error
-    except Exception as error:
-        raise UsageError(f"env {env!r}: importing module {module!r} failed: {_line(error)}") from error
 
 
 def _made_in(module: Any) -> list[str]:

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from upslope.files import whole_file
+
 Array = NDArray[np.float64]
 Color = tuple[int, int, int]
 
@@ -76,9 +78,8 @@ def draw(panels: Sequence[Panel], size: tuple[int, int] = (840, 500)) -> Image.I
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    image.save(temporary, format="PNG", compress_level=1)
-    temporary.replace(path)
+    with whole_file(path) as file:
+        image.save(file, format="PNG", compress_level=1)
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:

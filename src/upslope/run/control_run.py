@@ -24,8 +24,8 @@ from upslope.run.control_settings import (
     RunSettings,
     StepsSettings,
 )
-from upslope.run.load import Run, check_format, load_state, read_json
-from upslope.run.settings import check_names, plain_value, replaced, settings_of, to_json
+from upslope.run.load import Run, check_format, load_state, named_environment, read_json
+from upslope.run.settings import check_imports_nothing, check_names, plain_value, replaced, settings_of, to_json
 
 ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
     "a2c": ("upslope.algorithms.a2c", "A2C", StepsSettings(num_steps=16)),
@@ -96,11 +96,18 @@ class ControlRun:
         return run.replaced({**preset.settings, **relative(algorithm)} if preset else {}).replaced(settings)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
-        """The run that a ``config.json`` records, with ``settings`` changed."""
+    def from_config(cls, config: Mapping[str, Any], *, env_id: str | None = None, **settings: Any) -> Self:
+        """The run that a ``config.json`` records, with ``settings`` changed.
+
+        Raises:
+            UsageError: the file names a ``module:name`` that ``env_id`` or ``settings`` do not name again.
+        """
         name = config["algorithm"]["name"]
-        run = cls(env_id=config["env_id"], algorithm=algorithm_for(name), collector=ALGORITHMS[name][2], called=name)
-        return run.replaced(flat_config(config)).replaced(settings)
+        left = {key: value for key, value in flat_config(config).items() if key not in settings}
+        check_imports_nothing(left, "the configuration")
+        env_id = named_environment(config["env_id"], env_id, "env_id=")
+        run = cls(env_id=env_id, algorithm=algorithm_for(name), collector=ALGORITHMS[name][2], called=name)
+        return run.replaced(left).replaced(settings)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@
 ``summary.json``        the result; written last, so its presence says that the run came to an end
 ======================  ==============================================================================
 
-Whole files are written to a temporary name and renamed, so a reader never sees half of one.
+Whole files are written to a temporary name and renamed (:mod:`upslope.files`), so a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from upslope import files
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError
+from upslope.errors import UsageError
 
 FORMAT_VERSION = 1
 """Raised when an older upslope could no longer read what a newer one writes."""
@@ -85,13 +86,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a whole file under a temporary name and rename it."""
-        target = self.path / name
-        temporary = target.with_name(f".{name}.partial")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(target)
-        except OSError as error:
-            raise RunFault(f"cannot write {target}: {error.strerror or error}") from error
+        files.write_bytes(self.path / name, content)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl`` and flush it."""
@@ -101,11 +96,11 @@ class RunFolder:
         """Add lines to a JSONL file and flush it."""
         try:
             if name not in self._open:
-                self._open[name] = (self.path / name).open("a", encoding="utf-8")
+                self._open[name] = files.open_to_append(self.path / name)
             self._open[name].writelines(line(row) for row in rows)
             self._open[name].flush()
         except OSError as error:
-            raise RunFault(f"cannot write {self.path / name}: {error.strerror or error}") from error
+            raise files.cannot_write(self.path / name, error) from error
 
     def save_policy(self, policy: Any, name: str = "policy") -> None:
         """Write ``<name>.safetensors`` from the policy's state; tensors are copied out of any shared buffer."""

@@ -18,7 +18,7 @@ from upslope.run.control_run import check_device, flat_config
 from upslope.run.control_settings import Output
 from upslope.run.language_settings import CompletionsSettings, LanguageRunSettings, ModelSettings, RecordedSettings, TaskSettings
 from upslope.run.load import Run
-from upslope.run.settings import check_names, load_object, plain_value, replaced, settings_of, to_json
+from upslope.run.settings import check_imports_nothing, check_names, load_object, plain_value, replaced, settings_of, to_json
 
 SAMPLING, RECORDED = CompletionsSettings, RecordedSettings
 ALGORITHMS: dict[str, tuple[str, str, type]] = {
@@ -83,10 +83,18 @@ class LanguageRun:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
-        """The run that a ``config.json`` records, with ``settings`` changed."""
+        """The run that a ``config.json`` records, with ``settings`` changed.
+
+        Raises:
+            UsageError: the file names a ``module:function`` that ``settings`` do not name again.
+        """
+        from upslope.language.checks import BUILTIN
+
         name = config["algorithm"]["name"]
         run = cls(name=name, algorithm=algorithm_for(name), collector=ALGORITHMS[name][2]())
-        return run.replaced(flat_config(config)).replaced(settings)
+        left = {key: value for key, value in flat_config(config).items() if key not in settings}
+        check_imports_nothing(left, "the configuration", lambda key, text: key != "reward" or text.partition(":")[0] not in BUILTIN)
+        return run.replaced(left).replaced(settings)
 
     def parts(self) -> tuple[Any, ...]:
         """The dataclasses whose fields are the settings."""

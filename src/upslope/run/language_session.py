@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from upslope.files import whole_folder
 from upslope.run import language_report as report
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.language_run import FrozenAtStart, examples_of
@@ -38,11 +38,8 @@ class LanguageSession(Session):
         self._save(self.prepared.policy)
 
     def _save(self, policy: Any, name: str = "policy") -> None:
-        partial, target = self.folder.path / f".{name}.partial", self.folder.path / name
-        shutil.rmtree(partial, ignore_errors=True)
-        policy.save_pretrained(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with whole_folder(self.folder.path / name) as folder:
+            policy.save_pretrained(folder)
 
     def _plan(self) -> str:
         return report.plan(self.run_config, self.prepared, self.folder.path)

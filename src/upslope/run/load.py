@@ -65,11 +65,7 @@ class Run:
 
     def environment(self, given: str | None = None) -> str:
         """The environment's name; one that imports a module must be named by the caller, never by a file."""
-        if given is not None:
-            return given
-        if ":" in self.env_id:
-            raise UsageError(f"env: this run's environment is {self.env_id}; to import that module, say --env {self.env_id}")
-        return self.env_id
+        return named_environment(self.env_id, given, "--env ")
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
@@ -132,6 +128,19 @@ class Run:
             raise damaged(self.path / "policy.json", f"it does not describe a policy ({error})") from error
         load_state(policy, state, self.path / f"{name}.safetensors")
         return policy.eval().requires_grad_(False)
+
+
+IMPORTING = ("GymV21Environment", "GymV26Environment")
+"""Registered environments that import the module which their keywords name."""
+
+
+def named_environment(recorded: str, given: str | None, how: str) -> str:
+    """The environment that the caller named, else the one that a file names, unless it imports a module."""
+    if given is not None:
+        return given
+    if ":" in recorded or recorded.startswith(IMPORTING):
+        raise UsageError(f"env: this run's environment is {recorded}; to import that module, say {how}{recorded}")
+    return recorded
 
 
 def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:

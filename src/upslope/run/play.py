@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upslope.errors import RunFault, UsageError
+from upslope.files import whole_file
 from upslope.run.load import Run
 from upslope.run.threads import one_thread
 
@@ -138,17 +140,19 @@ def write_gif(path: Path, frames: Sequence[Frame], rate: float) -> None:
         if picture.width > GIF_WIDTH:
             picture = picture.resize((GIF_WIDTH, round(picture.height * GIF_WIDTH / picture.width)), Image.Resampling.BILINEAR)
         pictures.append(picture.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
-    temporary = path.with_name(f".{path.name}.partial")
-    pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
-    temporary.replace(path)
+    with whole_file(path) as file:
+        pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
 
 def write_mp4(path: Path, frames: Sequence[Frame], rate: float) -> None:
     """H.264 through ffmpeg, fed with raw frames; sides are made even, as the format wants."""
     height, width = (side - side % 2 for side in frames[0].shape[:2])
     command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:g}"]
-    command += ["-i", "-", "-an", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)]
     pixels = b"".join(np.ascontiguousarray(frame[:height, :width]).tobytes() for frame in frames)
-    done = subprocess.run(command, input=pixels, capture_output=True, check=False)
-    if done.returncode:
-        raise RunFault(f"ffmpeg could not write {path}: {' '.join(done.stderr.decode(errors='replace').split())[:300]}")
+    with tempfile.TemporaryDirectory() as folder, whole_file(path) as file:  # ffmpeg opens by name, and would follow a link
+        made = Path(folder, "play.mp4")
+        command += ["-i", "-", "-an", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(made)]
+        done = subprocess.run(command, input=pixels, capture_output=True, check=False)
+        if done.returncode:
+            raise RunFault(f"ffmpeg could not write {path}: {' '.join(done.stderr.decode(errors='replace').split())[:300]}")
+        file.write(made.read_bytes())

@@ -8,13 +8,13 @@ Functions are written as the name under which the library ships them (the class'
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from upslope.errors import UsageError, unknown
+from upslope.modules import hidden_by, import_named
 
 T = TypeVar("T")
 
@@ -104,6 +104,25 @@ def plain_value(value: Any, owner: type, name: str) -> Any:
     return Path(value) if name in PATHS and isinstance(value, str) else value
 
 
+COLONS = ("device", "init", "pairs", "data", "model", "reference", "task")
+"""Settings whose text may hold a colon and is never the name of something to import."""
+
+
+def check_imports_nothing(values: Mapping[str, Any], source: str, imports: Callable[[str, str], bool] = lambda name, text: True) -> None:
+    """Raise :class:`UsageError` for a ``module:name`` among settings that a file holds: importing runs code, so the caller must say it.
+
+    ``imports(name, text)`` may spare texts that look like one and are none.
+    """
+    for name, value in values.items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and ":" in text and name not in COLONS and imports(name, text):
+                again = " ".join(map(str, value)) if isinstance(value, list | tuple) else text
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{name}: {source} names {text}, and a module is never imported because a file says so; say {flag} {again} to import it"
+                )
+
+
 PATHS = ("init", "pairs", "data")
 """Settings that are paths and text in JSON."""
 
@@ -135,15 +154,8 @@ def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
 def load_object(text: str, what: str) -> Any:
     """Import ``module`` of ``module:name`` and return its ``name``; raises :class:`UsageError` with what went wrong."""
     module_name, _, name = text.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise UsageError(f"{what} {text!r}: no module named {module_name!r}, neither in the current folder nor installed") from None
-        raise UsageError(f"{what} {text!r}: importing {module_name!r} failed: {error}") from error
-    except Exception as error:
-        raise UsageError(f"{what} {text!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    module = import_named(module_name, f"{what} {text!r}")
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise unknown(f"name in module {module_name}", name, public or ["(it has no public name)"])
+        raise unknown(f"name in module {module_name}", name, public or ["(it has no public name)"], hidden_by(module))
     return getattr(module, name)
