@@ -42,6 +42,8 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     try:
         with quiet():
             config = AutoConfig.from_pretrained(where, **options)
+            if "/" in str(getattr(config, "_attn_implementation", None) or ""):
+                raise UsageError(f"model {where}: its config.json names an attention kernel of the hub, which is code; remove that key")
             if getattr(config, "is_encoder_decoder", False):
                 raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
             read: Any = AutoModelForCausalLM.from_pretrained(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from upslope.run.load import check_inside
+
 
 def load_language_policy(run: Any, name: str) -> Any:
     """The Transformers folder ``<run>/<name>`` as a policy that is not trained any more, with the run's temperature.
@@ -14,6 +16,8 @@ def load_language_policy(run: Any, name: str) -> Any:
     from upslope.language import LanguagePolicy
 
     folder = run.path / name
+    for path in (folder, *folder.rglob("*")):
+        check_inside(path, run.path)
     has_head = (folder / "value_head.safetensors").exists()
     policy = LanguagePolicy.from_pretrained(folder, temperature=float(run.config["policy"].get("temperature", 1.0)), value_head=has_head)
     return policy.requires_grad_(False)

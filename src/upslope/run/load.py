@@ -72,6 +72,7 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
+        check_inside(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -83,7 +84,7 @@ class Run:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     break
                 raise damaged(path, f"line {number} is not JSON") from error
@@ -157,6 +158,14 @@ def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:
     policy.load_state_dict(state)
 
 
+def check_inside(path: Path, folder: Path | None = None) -> None:
+    """Refuse what is no plain file of its folder: a link that leads out of it, a pipe that nobody writes into."""
+    if not path.resolve().is_relative_to((folder or path.parent).resolve()):
+        raise UsageError(f"{path}: this is a link that leads out of the folder, which is not followed; put the file itself there")
+    if path.exists() and not (path.is_file() or (folder is not None and path.is_dir())):
+        raise damaged(path, "not a file")
+
+
 def read_safetensors(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file; raises :class:`UsageError` where it is missing or damaged."""
     from safetensors import SafetensorError
@@ -164,6 +173,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
     if not path.exists():
         raise UsageError(f"run folder {path.parent}: it has no {path.name}")
+    check_inside(path)
     try:
         return load(path.read_bytes())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -173,12 +183,15 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises :class:`UsageError` that names the file."""
     try:
+        check_inside(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
     except json.JSONDecodeError as error:
         raise damaged(path, f"not JSON (line {error.lineno}: {error.msg})") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise damaged(path, str(error)) from error
     if not isinstance(value, dict):
         raise damaged(path, "not a JSON object")
