@@ -1,14 +1,16 @@
 """The compiled objective and the compiled step below a user's own network, against the readable update."""
 
 import copy
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
-from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault, UsageError, control
+from upslope import A2C, NPG, PPO, REINFORCE, TRPO, Ascent, Diverged, RunFault, UsageError, control
 from upslope import functional as F
 from upslope.fast import objective
 from upslope.fast.descent import CompiledDescent
@@ -96,6 +98,54 @@ ALGORITHMS = {
 def test_objectives(head, algorithm):
     policy = own_policy(head)
     assert_equal_twins(algorithm, policy, own_batch(policy, (150,)))
+
+
+class Masking(Network):
+    """It decides itself what is legal, and says so in its logits."""
+
+    def __init__(self, inputs, outputs, critic, never):
+        super().__init__(inputs, outputs, critic)
+        self.never = never
+
+    def forward(self, observation):
+        logits, value = super().forward(observation)
+        illegal = torch.zeros_like(logits, dtype=torch.bool)
+        illegal[..., 1] = observation[..., 0] > 0
+        return logits.masked_fill(illegal, self.never), value
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *(PPO(entropy_coef=0.1, update=SEVERAL), PPO(kl_coef=1.0, update=SEVERAL), PPO(surrogate=F.truncated_score, update=SEVERAL)),
+        *(A2C(entropy_coef=0.1), REINFORCE(entropy_coef=0.1), TRPO(entropy_coef=0.1), NPG()),
+    ],
+    ids=["ppo", "kl", "truncated score", "a2c", "reinforce", "trpo", "npg"],
+)
+def test_logits_of_minus_infinity_are_impossible_actions(algorithm, fast):
+    """As −1e8, whose probability is 0 too, and no NaN anywhere."""
+    outcomes = []
+    for never in (-1e8, -torch.inf):
+        like = own_policy()
+        spaces = like.observation_space, like.action_space
+        policy = control.ActorCritic(partial(Masking, critic=True, never=never), spaces, seed=3)
+        policy.load_state_dict(like.state_dict())
+        before, batch = vector(policy), own_batch(policy, (150,))
+        if isinstance(algorithm, PPO) and algorithm.kl_coef > 0:
+            batch = replace(batch, behavior_parameters=policy.distribution(**batch.inputs).parameters.detach())
+        # the recorded action is one that may be taken
+        taken = torch.where((batch.inputs["observation"][..., 0] > 0) & (batch.inputs["action"] == 1), 2, batch.inputs["action"])
+        batch = replace(batch, inputs={**batch.inputs, "action": taken})
+        behavior = policy.evaluate(**batch.inputs).log_prob.detach().masked_fill(~batch.mask, 0.0)
+        batch = replace(batch, behavior_log_prob=behavior)
+        step = fast_update(algorithm, policy) if fast else algorithm.update
+        metrics = step(algorithm, policy, batch, algorithm.update.start(policy, seed=5))
+        assert all(math.isfinite(number) for number in metrics.values()), metrics
+        assert metrics.get("accepted", 1.0) == 1.0 and not close(before, vector(policy), atol=1e-4)
+        outcomes.append((vector(policy), metrics))
+    (vectors, theirs), (found, ours) = outcomes
+    assert torch.equal(found, vectors) and ours == theirs
 
 
 def test_action_masks():

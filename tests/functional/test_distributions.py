@@ -30,6 +30,7 @@ def agree(function: Callable[..., Tensor], expected: tuple[float | Array, ...], 
 def logits_and_mask(seed: int, size: int, masked: bool) -> tuple[Array, Array | None, int]:
     generator = np.random.default_rng(seed)
     logits, action = generator.normal(0.0, 3.0, size), int(generator.integers(size))
+    logits[(generator.random(size) < generator.choice([0.0, 0.4])) & (np.arange(size) != action)] = -np.inf
     if not masked:
         return logits, None, action
     mask = generator.random(size) < 0.6
@@ -56,6 +57,8 @@ def test_categorical(seed: int, size: int, masked: bool) -> None:
 def test_bernoulli(seed: int, size: int) -> None:
     generator = np.random.default_rng(seed)
     logits, action = generator.normal(0.0, 3.0, size), generator.integers(0, 2, size)
+    sure = generator.random(size) < generator.choice([0.0, 0.4])
+    logits[sure] = np.where(action[sure], np.inf, -np.inf)
     agree(lambda z: F.bernoulli_log_prob(z, tensor(action)), reference.bernoulli_log_prob(logits, action), logits)
     agree(F.bernoulli_entropy, reference.bernoulli_entropy(logits), logits)
 

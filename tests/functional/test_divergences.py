@@ -125,10 +125,13 @@ def test_of_a_sequence_only_the_sum_has_the_right_gradient() -> None:
 def test_categorical_kl(seed: int, size: int, masked: bool) -> None:
     generator = np.random.default_rng(seed)
     p, q = generator.normal(0.0, 3.0, (2, size))
+    certain = generator.integers(size)  # impossible for p, and sometimes for q too
+    impossible = (generator.random(size) < generator.choice([0.0, 0.4])) & (np.arange(size) != certain)
+    p[impossible], q[impossible & (generator.random(size) < 0.5)] = -np.inf, -np.inf
     mask = None
     if masked:
         mask = generator.random(size) < 0.6
-        mask[generator.integers(size)] = True
+        mask[certain] = True
     value, d_p, d_q = reference.categorical_kl(p, q, mask)
 
     def kl(x: Tensor, y: Tensor) -> Tensor:
@@ -154,6 +157,28 @@ def test_exact_divergences(name: str, count: int, seed: int, size: int) -> None:
         near(by_difference, by_hand)
     same = inputs[: count // 2] * 2
     close(function(*map(tensor, same)), np.array(0.0))
+
+
+@given(SEEDS)
+def test_coins_that_are_sure(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    p, q = generator.normal(0.0, 3.0, (2, 4))
+    p[:2] = generator.choice([-np.inf, np.inf], 2)
+    q[0] = p[0]
+    value, d_p, d_q = reference.bernoulli_kl(p, q)
+    close(F.bernoulli_kl(tensor(p), tensor(q)), np.array(value))
+    for found, expected in zip(autograd(F.bernoulli_kl, p, q), (d_p, d_q), strict=True):
+        close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["categorical_kl", "bernoulli_kl"])
+def test_what_only_p_does_makes_the_divergence_infinite(name: str) -> None:
+    for never in (-np.inf, -1e5):  # a logit of −∞, and one whose probability is 0 in float64
+        p, q = np.array([0.3, -0.2, 0.0]), np.array([0.1, never, 0.4])
+        expected = getattr(reference, name)(p, q)[0]
+        close(getattr(F, name)(tensor(p), tensor(q)), np.array(expected))
+        assert expected == np.inf if never == -np.inf else 1e4 < expected < np.inf
+        close(getattr(F, name)(tensor(q), tensor(p)), np.array(getattr(reference, name)(q, p)[0]))  # the other way round it is finite
 
 
 def test_divergences_agree_with_torch() -> None:

@@ -108,6 +108,14 @@ def test_truncated_score(steps: Steps, clip_range: Any) -> None:
     near(finite_difference(lambda log_prob: (log_prob * tensor(factor)).sum(), visible)[0], expected[1])
 
 
+def test_an_action_that_the_policy_no_longer_takes_adds_nothing_to_a_truncated_score() -> None:
+    old, new, advantage = np.array([-1.0, -1.0]), np.array([-0.9, -np.inf]), np.array([1.0, 2.0])
+    value, gradient = reference.truncated_score(new, old, advantage, None, 0.2)
+    assert value[1] == gradient[1] == 0.0
+    close(F.truncated_score(tensor(new), tensor(old), tensor(advantage), None, 0.2), value)
+    close(autograd(lambda x: F.truncated_score(x, tensor(old), tensor(advantage), None, 0.2).sum(), new)[0], gradient)
+
+
 EVERY: dict[str, Surrogate] = {
     "score_function": F.score_function,
     "importance_weighted": F.importance_weighted,

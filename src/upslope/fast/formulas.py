@@ -35,7 +35,9 @@ def categorical_entropy(logits: Floats, count: int, legal: Flags, masked: bool, 
     for a in range(count):
         if not masked or legal[a] != 0:
             log_p = logits[a * BLOCK] - normalizer
-            entropy -= math.exp(log_p) * log_p
+            p = math.exp(log_p)
+            if p > 0.0:  # 0 · log 0 is 0
+                entropy -= p * log_p
     return entropy
 
 
@@ -50,7 +52,8 @@ def categorical_backward(
             log_p = logits[a * BLOCK] - normalizer
             chosen = 1.0 if a == action else 0.0
             p = math.exp(log_p)
-            delta[a * BLOCK] = from_log_prob * (chosen - p) - from_entropy * p * (log_p + entropy)
+            excess = log_p + entropy if p > 0.0 else 0.0
+            delta[a * BLOCK] = from_log_prob * (chosen - p) - from_entropy * p * excess
 
 
 def gaussian_log_prob(mean: Floats, log_std: Floats, count: int, action: Floats) -> float:
@@ -109,7 +112,7 @@ def surrogate_of(log_prob: float, moved: float, advantage: float, options: Doubl
     ratio = math.exp(moved)
     if kind == at.TRUNCATED_SCORE:
         capped = min(ratio, options[at.HIGH]) * advantage
-        return capped * log_prob, capped
+        return capped * log_prob if ratio > 0.0 else 0.0, capped  # 0 · log 0 is 0
     value = ratio * advantage
     if kind == at.IMPORTANCE:
         return value, value

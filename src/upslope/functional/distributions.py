@@ -61,8 +61,11 @@ def bernoulli_log_prob(logits: Tensor, action: Tensor) -> Tensor:
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
-    """``Σ −p log p − (1 − p) log(1 − p)`` with ``p = σ(z)``, written in ``|z|`` so that nothing cancels: ``[..., n]`` → ``[...]``."""
-    size = logits.abs()
+    """``Σ −p log p − (1 − p) log(1 − p)`` with ``p = σ(z)``, written in ``|z|`` so that nothing cancels: ``[..., n]`` → ``[...]``.
+
+    A coin with a logit of ±∞ has none.
+    """
+    size = logits.abs().clamp(max=torch.finfo(logits.dtype).max)  # ∞ · 0 is NaN
     return (size * (-size).sigmoid() - logsigmoid(size)).sum(-1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from upslope.functional.shapes import check_shapes
 
@@ -43,29 +44,29 @@ def kl_k3(log_prob: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor
 def categorical_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor | None = None) -> Tensor:
     """``KL(p‖q) = Σ_a p_a (log p_a − log q_a)`` of two softmax distributions: ``[..., A]`` → ``[...]``.
 
-    ``mask [..., A]`` is True for legal actions; illegal ones have probability 0 in both and add nothing.
+    ``mask [..., A]`` is True for legal actions; illegal ones, and those whose logits are −∞, have probability 0. An action with
+    ``p = 0`` adds nothing, whatever q is; one with ``q = 0`` and ``p > 0`` makes the divergence +∞.
 
     Raises ValueError when shapes differ.
     """
     check_shapes("logits_p", logits_p.shape, logits_q=logits_q, mask=mask)
-    if mask is None:
-        log_p, log_q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
-    log_p = logits_p.masked_fill(~mask, -torch.inf).log_softmax(-1)
-    log_q = logits_q.masked_fill(~mask, -torch.inf).log_softmax(-1)
-    # both are −∞ at illegal actions, and 0 · (∞ − ∞) is NaN
-    return (log_p.exp() * (log_p.masked_fill(~mask, 0.0) - log_q.masked_fill(~mask, 0.0))).sum(-1)
+    if mask is not None:
+        logits_p, logits_q = logits_p.masked_fill(~mask, -torch.inf), logits_q.masked_fill(~mask, -torch.inf)
+    log_p, log_q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
+    return _expected_gap(log_p.exp(), log_p, log_q).sum(-1)
 
 
 def bernoulli_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """``KL(p‖q)`` of independent coins with probabilities ``σ(logits)``, summed: ``[..., n]`` → ``[...]``.
 
-    ``Σ p (log p − log q) + (1 − p)(log(1 − p) − log(1 − q))``. Raises ValueError when shapes differ.
+    ``Σ p (log p − log q) + (1 − p)(log(1 − p) − log(1 − q))``; logits of ±∞ are coins that always fall on one side.
+
+    Raises ValueError when shapes differ.
     """
     check_shapes("logits_p", logits_p.shape, logits_q=logits_q)
-    heads = torch.nn.functional.logsigmoid(logits_p) - torch.nn.functional.logsigmoid(logits_q)
-    tails = torch.nn.functional.logsigmoid(-logits_p) - torch.nn.functional.logsigmoid(-logits_q)
-    return (logits_p.sigmoid() * heads + (-logits_p).sigmoid() * tails).sum(-1)
+    heads = _expected_gap(logits_p.sigmoid(), logsigmoid(logits_p), logsigmoid(logits_q))
+    tails = _expected_gap((-logits_p).sigmoid(), logsigmoid(-logits_p), logsigmoid(-logits_q))
+    return (heads + tails).sum(-1)
 
 
 def gaussian_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Tensor) -> Tensor:
@@ -98,6 +99,11 @@ def beta_kl(log_alpha_p: Tensor, log_beta_p: Tensor, log_alpha_q: Tensor, log_be
 def log_beta_function(alpha: Tensor, beta: Tensor) -> Tensor:
     """``log B(α, β) = log Γ(α) + log Γ(β) − log Γ(α + β)``, any shape."""
     return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
+
+
+def _expected_gap(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``p (log p − log q)``, elementwise; where p is 0 it is 0, and so are its derivatives, even for ``log q = −∞``."""
+    return p * (log_p - log_q).masked_fill(p == 0, 0.0)
 
 
 def check_log_std(mean: Tensor, name: str, log_std: Tensor) -> None:

@@ -132,7 +132,8 @@ def truncated_score(log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tens
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     weight = token_ratio(log_prob.detach(), behavior_log_prob, mask).clamp(max=clip_bounds(clip_range)[1])
-    return weight * _hide(advantage, mask) * _hide(log_prob, mask)
+    # an action that the policy no longer takes has weight 0, and 0 · log 0 is 0
+    return weight * _hide(advantage, mask) * _hide(log_prob, mask).masked_fill(weight == 0, 0.0)
 
 
 def kl_penalized_surrogate(

@@ -24,12 +24,17 @@ def softmax(logits: Array, mask: Array | None = None) -> Array:
 
 def categorical_log_prob(logits: Array, action: int, mask: Array | None = None) -> tuple[float, Array]:
     """``log π_a = z_a − logsumexp(z)``; ∂/∂z = e_a − p."""
+    gradient = -softmax(logits, mask)
+    gradient[action] += 1.0
+    return float(log_softmax(logits, mask)[action]), gradient
+
+
+def log_softmax(logits: Array, mask: Array | None = None) -> Array:
+    """``z_a − logsumexp(z)`` over legal actions, the largest subtracted first; −∞ for the others and for logits of −∞."""
     legal = as_mask(mask, logits.shape)
     largest = max(float(z) for z, ok in zip(logits, legal, strict=True) if ok)
     total = math.fsum(math.exp(z - largest) for z, ok in zip(logits, legal, strict=True) if ok)
-    gradient = -softmax(logits, mask)
-    gradient[action] += 1.0
-    return float(logits[action]) - largest - math.log(total), gradient
+    return np.array([float(z) - largest - math.log(total) if ok else -math.inf for z, ok in zip(logits, legal, strict=True)])
 
 
 def categorical_entropy(logits: Array, mask: Array | None = None) -> tuple[float, Array]:
@@ -67,9 +72,9 @@ def bernoulli_log_prob(logits: Array, action: Array) -> tuple[float, Array]:
 
 
 def bernoulli_entropy(logits: Array) -> tuple[float, Array]:
-    """``Σ p softplus(−z) + (1 − p) softplus(z)``, p = σ(z); ∂/∂z = −z p (1 − p)."""
-    value = sum(sigmoid(z) * softplus(-z) + sigmoid(-z) * softplus(z) for z in logits)
-    return value, np.array([-z * sigmoid(z) * sigmoid(-z) for z in logits])
+    """``Σ p softplus(−z) + (1 − p) softplus(z)``, p = σ(z); ∂/∂z = −z p (1 − p). Both are 0 at logits of ±∞."""
+    value = sum(sigmoid(z) * softplus(-z) + sigmoid(-z) * softplus(z) if math.isfinite(z) else 0.0 for z in logits)
+    return value, np.array([-z * sigmoid(z) * sigmoid(-z) if math.isfinite(z) else 0.0 for z in logits])
 
 
 def gaussian_log_prob(mean: Array, log_std: Array, action: Array) -> tuple[float, Array, Array]:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from upslope.reference.arrays import Array, as_mask
-from upslope.reference.distributions import sigmoid, softmax, softplus
+from upslope.reference.arrays import Array
+from upslope.reference.distributions import log_softmax, sigmoid, softmax, softplus
 from upslope.reference.special import digamma, log_beta_function, trigamma
 
 
@@ -28,20 +28,28 @@ def kl_k3(log_prob: float, other: float) -> tuple[float, float]:
 
 
 def categorical_kl(logits_p: Array, logits_q: Array, mask: Array | None = None) -> tuple[float, Array, Array]:
-    """``Σ p (log p − log q)`` over legal actions; ∂/∂z_p = p (log p − log q − KL), ∂/∂z_q = q − p."""
-    legal = as_mask(mask, logits_p.shape)
+    """``Σ p (log p − log q)`` over actions with p > 0; ∂/∂z_p = p (log p − log q − KL), ∂/∂z_q = q − p.
+
+    Where q is 0 and p is not it is +∞, and ∂/∂z_p does not exist.
+    """
     p, q = softmax(logits_p, mask), softmax(logits_q, mask)
-    gap = [math.log(a) - math.log(b) if ok else 0.0 for a, b, ok in zip(p, q, legal, strict=True)]
+    gap = [x - y if a > 0 else 0.0 for a, x, y in zip(p, log_softmax(logits_p, mask), log_softmax(logits_q, mask), strict=True)]
     value = math.fsum(a * g for a, g in zip(p, gap, strict=True))
+    if math.isinf(value):
+        return value, np.full(p.shape, math.nan), q - p
     return value, np.array([a * (g - value) for a, g in zip(p, gap, strict=True)]), q - p
 
 
 def bernoulli_kl(logits_p: Array, logits_q: Array) -> tuple[float, Array, Array]:
-    """``Σ p (log p − log q) + (1 − p)(log(1 − p) − log(1 − q))``; ∂/∂z_p = p (1 − p)(z_p − z_q), ∂/∂z_q = q − p."""
+    """``Σ p (log p − log q) + (1 − p)(log(1 − p) − log(1 − q))``; ∂/∂z_p = p (1 − p)(z_p − z_q), ∂/∂z_q = q − p.
+
+    A side with p = 0 adds nothing; +∞ where q is 0 and p is not.
+    """
     value, d_p, d_q = 0.0, np.zeros(logits_p.shape), np.zeros(logits_p.shape)
     for i, (x, y) in enumerate(zip(logits_p, logits_q, strict=True)):
-        value += sigmoid(x) * (softplus(-y) - softplus(-x)) + sigmoid(-x) * (softplus(y) - softplus(x))
-        d_p[i], d_q[i] = sigmoid(x) * sigmoid(-x) * (x - y), sigmoid(y) - sigmoid(x)
+        value += sigmoid(x) * (softplus(-y) - softplus(-x)) if sigmoid(x) > 0 else 0.0
+        value += sigmoid(-x) * (softplus(y) - softplus(x)) if sigmoid(-x) > 0 else 0.0
+        d_p[i], d_q[i] = sigmoid(x) * sigmoid(-x) * (x - y) if math.isfinite(x) else 0.0, sigmoid(y) - sigmoid(x)
     return value, d_p, d_q
 
 

@@ -150,14 +150,14 @@ def truncated_score(
     *,
     weight: Array | None = None,
 ) -> tuple[Array, Array]:
-    """``sg(w) · A · log π`` with ``w = min(ratio, 1 + ε_high)``; ∂/∂log π = w · A, for w does not move."""
+    """``sg(w) · A · log π`` with ``w = min(ratio, 1 + ε_high)``; ∂/∂log π = w · A, for w does not move; ``0 · log 0 = 0``."""
     shown = as_mask(mask, log_prob.shape)
     share = np.ones(log_prob.shape) if weight is None else weight
     value, gradient = np.zeros(log_prob.shape), np.zeros(log_prob.shape)
     for i in np.ndindex(*log_prob.shape):
         if shown[i]:
             w = min(math.exp(log_prob[i] - behavior_log_prob[i]), bounds(clip_range)[1])
-            value[i], gradient[i] = w * advantage[i] * log_prob[i], share[i] * w * advantage[i]
+            value[i], gradient[i] = w * advantage[i] * log_prob[i] if w > 0 else 0.0, share[i] * w * advantage[i]
     return value, gradient
 
 
@@ -189,10 +189,11 @@ def surrogate_metrics(
     for i in np.ndindex(*log_prob.shape):
         if shown[i]:
             share = 1.0 / count if weight is None else float(weight[i])
-            ratio, a = math.exp(log_prob[i] - behavior_log_prob[i]), float(advantage[i])
+            moved, a = float(log_prob[i] - behavior_log_prob[i]), float(advantage[i])
+            ratio = math.exp(moved)
             dead = (a > 0 and ratio > high) or (a < 0 and ratio < low)
             dead = dead or (dual_clip is not None and a < 0 and ratio > dual_clip)
-            result["approx_kl"] += share * (ratio - 1.0 - math.log(ratio))
+            result["approx_kl"] += share * (ratio - 1.0 - moved)
             result["clip_fraction"] += share * (ratio < low or ratio > high)
             result["dead_fraction"] += share * dead
     return result
