@@ -181,11 +181,95 @@ def test_the_overlong_penalty_by_hand():
     expected = torch.tensor([0.0, 0.0, 0.25, 0.5, 0.75, 1.0])[length - 1]
     torch.testing.assert_close(rollout.reward.sum(-1), 5.0 - expected, rtol=0, atol=1e-6)
     assert set(length.flatten().tolist()) == {1, 2, 3, 4, 5, 6}
-    assert rollout.metrics["reward"] == 5.0  # what the reward said
+    assert rollout.metrics["reward"] == pytest.approx(5.0 - expected.mean().item())  # what is trained on, not what the reward said
+    assert rollout.metrics["reward/<lambda>"] == 5.0 and rollout.metrics["overlong_penalty"] == pytest.approx(-expected.mean().item())
     beyond = collector(overlong_buffer=4).overlong(torch.tensor([[2, 6, 9]]))  # a server may say more than it was asked
     assert beyond.tolist() == [[0.0, -1.0, -1.0]]
     unknown = collector(lambda *, completions: [None, 1.0, 1.0, 2.0], ["ab"], num_prompts=1, overlong_buffer=5)(policy)
     assert unknown.reward[0, 0].eq(0).all()
+
+
+def test_the_penalty_counts_wherever_the_score_does():
+    """Equal rewards, unequal lengths: the penalty is all that is learned from, so it gives spread, and samples show it."""
+    policy = policy_of("phi, biased head")
+    with torch.no_grad():
+        policy.model.lm_head.bias[0] += 2.0
+    collect = collector(lambda *, completions: [1.0] * len(completions), ["ab"], group_size=20, num_prompts=1, overlong_buffer=5, refill=3)
+    rollout = collect(policy)
+    assert rollout.mask.shape[0] == 1 and rollout.metrics["groups_with_spread"] == 1.0  # no further round
+    torch.testing.assert_close(torch.tensor([s["score"] for s in collect.samples]), rollout.reward.sum(-1)[0], rtol=0, atol=1e-6)
+    assert all(s["score"] == 1.0 + s["overlong_penalty"] for s in collect.samples)
+    batch = GRPO().estimate(policy, rollout)
+    assert batch.metrics["dead_groups"] == 0.0 and batch.metrics["score_mean"] == pytest.approx(rollout.metrics["reward"])
+    beyond = collector(lambda *, completions: [0.1] * len(completions), ["ab"], num_prompts=1)(policy)
+    assert beyond.metrics["groups_with_spread"] == 0.0
+
+
+def test_completions_without_a_score_dilute_neither_averages_nor_weights():
+    """Half of the completions have no score: the metrics and the gradient are those of the other half alone."""
+    policy = policy_for()
+    scores = [0.0, 1.0, 5.0, 7.0] * 3
+    whole = collector(lambda *, completions: scores)(policy)
+    holed = collector(lambda *, completions: [s if s < 5 else None for s in scores])(policy)
+    assert holed.metrics["reward"] == holed.metrics["reward/<lambda>"] == 0.5
+    some = {name: x if name.startswith("prompt") else x[:, :2] for name, x in whole.inputs.items()}
+    tensors = {n: getattr(whole, n)[:, :2] for n in ("terminated", "truncated", "mask", "behavior_log_prob")}
+    half = replace(whole, inputs=some, reward=torch.where(whole.reward == 7.0, 1.0, whole.reward)[:, :2], **tensors)
+    for average_over in ("sequences", "constant", "steps"):
+        algorithm = GRPO(average_over=average_over, entropy_coef=0.1)
+        found, expected = (algorithm.estimate(policy, rollout) for rollout in (holed, half))
+        torch.testing.assert_close(found.weight[:, :2], expected.weight, rtol=1e-6, atol=0)
+        assert not found.weight[:, 2:].any()
+        objectives = [algorithm.objective(policy, batch)[0].item() for batch in (found, expected)]
+        assert objectives[0] == pytest.approx(objectives[1], rel=1e-5)
+
+
+def test_rounds_with_missing_scores_are_averaged_by_completion():
+    calls = []
+
+    def reward(*, completions):
+        calls.append(len(completions))
+        return [2.0] + [None] * 11 if len(calls) == 1 else [0.0, 1.0] * 6
+
+    found = collector(reward, refill=1)(policy_for()).metrics
+    assert (
+        found["reward"] == pytest.approx(8 / 13)
+        and found["reward/reward"] == pytest.approx(8 / 13)
+        and found["missing_rewards"] == pytest.approx(11 / 24)
+    )
+    assert found["rewards_none"] == 11.0
+
+
+def test_a_reward_learns_how_far_the_run_is_and_how_completions_ended():
+    seen = []
+
+    def reward(*, completions, completion_ids, finish_reason, trainer_state):
+        assert [policy.decode(ids) for ids in completion_ids] == completions
+        assert {(ids[-1] == 0) == (reason == "stop") for ids, reason in zip(completion_ids, finish_reason, strict=True)} == {True}
+        seen.append((trainer_state.iteration, trainer_state.iterations, trainer_state.fraction, trainer_state.total_steps > 0))
+        return [float(len(ids)) for ids in completion_ids]
+
+    policy = policy_for()
+    collect = collector(reward)
+    collect(policy)
+    train(GRPO(update=Ascent(learning_rate=1e-3)), policy, collect, iterations=2)
+    assert seen == [(0, None, 0.0, False), (0, 2, 0.0, False), (1, 2, 0.5, True)]
+    made = Task(name="own", train=[], held_out=[Problem(prompt="ab")], columns=(), reward=reward)
+    evaluate(policy, made, max_tokens=4)
+    assert seen[-1] == (0, None, 1.0, False)
+    with pytest.raises(UsageError, match="a column may not be called trainer_state"):
+        collector(num_a, [Problem(prompt="ab", columns={"trainer_state": 1})])
+
+
+def test_a_kl_in_the_reward_is_part_of_score_mean():
+    """``reward`` is what the collector gives, ``score_mean`` what is trained on where a KL term is subtracted from the reward."""
+    policy, other = policy_for(value_head=True), policy_for(seed=1)
+    rollout = collector(reference=other.frozen())(policy)
+    kl = ((rollout.behavior_log_prob - rollout.reference_log_prob) * rollout.mask).sum(-1)
+    expected = rollout.metrics["reward"] - 0.5 * kl.mean().item()
+    reward_kl = {"kl_coef": 0.5, "kl_estimator": "k1", "kl_placement": "reward"}
+    for algorithm in (GRPO(**reward_kl), RLOO(**reward_kl), PPO(reference_kl_coef=0.5), REINFORCE(reference_kl_coef=0.5, baseline=False)):
+        assert algorithm.estimate(policy, rollout).metrics["score_mean"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_refill_goes_on_until_enough_groups_have_spread():
@@ -627,7 +711,7 @@ def test_a_reward_sees_the_columns_that_every_problem_has():
 
     problems = [Problem(prompt="ab", columns={"answer": "1", "kind": "x"}), Problem(prompt="ba", columns={"kind": "y"})]
     Completions(problems, note, group_size=2, max_tokens=2, num_prompts=2)(policy_of("llama"))
-    assert seen == [["kind", "prompts"]]
+    assert seen == [["completion_ids", "finish_reason", "kind", "prompts", "trainer_state"]]
 
 
 @pytest.mark.parametrize(

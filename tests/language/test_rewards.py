@@ -1,16 +1,22 @@
 """Rewards: the convention, weights, items without a score, time limits, what breaks the convention, built-ins."""
 
 import asyncio
+import multiprocessing
+import os
+import re
+import subprocess
 import time
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from upslope.errors import RunFault, UsageError
+from upslope.language.asked import TrainerState
 from upslope.language.rewards import BUILTIN, Part, Rewards, builtin, completion_for, text_of
 from upslope.language.tasks import task
 
@@ -116,14 +122,30 @@ def test_messages_reach_a_reward_as_messages():
 # items without a score
 
 
-def test_an_item_with_a_missing_reward_has_no_score():
-    def unsure(*, completions, **_):
-        return [None if text == "?" else 1.0 for text in completions]
+def unsure(*, completions, **_):
+    return [None if text == "?" else 1.0 for text in completions]
 
-    found = run(Rewards.of(unsure, lengths), ["?", "ab"])
-    assert found.scores == [None, 3.0] and found.parts["lengths"] == [1.0, 2.0] and found.means["lengths"] == 1.5
-    assert (found.num_missing, found.num_none, found.num_raised) == (1, 1, 0)
+
+def test_a_reward_that_says_none_abstains_and_the_others_are_added():
+    found = run(Rewards.of(unsure, lengths, weights=[1, 2]), ["?", "ab"])
+    assert found.scores == [2.0, 5.0] and found.parts["lengths"] == [1.0, 2.0] and found.means["lengths"] == 1.5
+    assert (found.num_missing, found.num_none, found.num_raised) == (0, 1, 0)
     assert found.first_error == "reward unsure said None (item 1)"
+
+
+def test_an_item_about_which_no_reward_speaks_has_no_score():
+    found = run(Rewards.of(unsure, lambda completions: [None, 4.0], lengths, weights=[1, 1, 0]), ["?", "ab"])
+    assert found.scores == [None, 5.0] and found.num_missing == 1 and found.num_none == 2
+
+
+def test_an_item_that_a_reward_failed_on_has_no_score_whatever_the_others_say():
+    def fragile(*, completions):
+        if "bad" in completions:
+            raise ValueError
+        return [1.0] * len(completions)
+
+    assert run(Rewards.of(fragile, lengths), ["a", "bad"]).scores == [2.0, None]
+    assert run(Rewards.of(fragile, lengths, weights=[0, 1]), ["a", "bad"]).scores == [1.0, 3.0]
 
 
 def test_a_reward_of_weight_zero_is_logged_and_masks_nothing():
@@ -214,7 +236,6 @@ def test_a_timeout_error_of_the_reward_s_own_counts_as_raised():
 @pytest.mark.parametrize(
     "reward, words",
     [
-        (constant(None), "none of 2 completions got a score: reward <lambda> said None (item 1)"),
         (lambda completions: 1 / 0, "reward <lambda> raised ZeroDivisionError: division by zero (item 1)"),
         (lambda completions: [completions[5]], "raised IndexError"),
     ],
@@ -223,9 +244,99 @@ def test_no_score_at_all_is_a_fault_that_names_the_reward_and_the_first_error(re
     assert words in message_of(RunFault, Rewards.of(reward, lengths), ["a", "b"])
 
 
-def test_different_rewards_may_leave_every_item_without_a_score():
-    first = Rewards.of(lambda completions: [None, 1.0], lambda completions: [1.0, None])
-    assert "none of 2 completions" in message_of(RunFault, first, ["a", "b"])
+def test_rewards_that_all_abstain_leave_no_score():
+    message = message_of(RunFault, Rewards.of(constant(None), constant(None)), ["a", "b"])
+    assert message == "none of 2 completions got a score: reward <lambda> said None (item 1)"
+
+
+# what a reward is told besides
+
+
+def test_a_reward_is_told_ids_ends_and_the_state_of_training_where_it_asks():
+    def asks(*, completions, completion_ids, finish_reason, trainer_state):
+        assert completion_ids == [[1, 2], [3]] and finish_reason == ["stop", "length"]
+        return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
+
+    def plain(*, prompts, completions):
+        return [0.0] * len(completions)
+
+    told = {"completion_ids": [[1, 2], [3]], "finish_reason": ["stop", "length"]}
+    state = TrainerState(iteration=3, iterations=4)
+    rewards = Rewards.of(asks, plain)
+    rewards.check(())
+    assert rewards(prompts=["p", "q"], completions=["a", "b"], trainer_state=state, **told).scores == [0.75, 0.75]
+    assert "needs the column 'completion_ids'" in message_of(UsageError, rewards, ["a", "b"])
+    assert run(Rewards.of(lambda completions, trainer_state: [trainer_state.fraction]), ["a"]).scores == [0.0]
+
+
+def test_item_by_item_a_reward_is_told_the_item_s_own():
+    def asks(*, completions, finish_reason, trainer_state):
+        if len(completions) > 1:
+            raise ValueError
+        return [float(finish_reason == ["stop"]) + trainer_state.iteration]
+
+    found = Rewards.of(asks)(
+        prompts=["p"] * 2, completions=["a", "b"], finish_reason=["length", "stop"], trainer_state=TrainerState(iteration=5)
+    )
+    assert found.scores == [5.0, 6.0]
+
+
+# in a process of their own
+
+
+def backtracks(*, completions):
+    return [float(re.search("(a+)+$", text) is not None) for text in completions]
+
+
+@pytest.mark.parametrize("reward", [backtracks, builtin("regular-expression:(a+)+$")])
+def test_a_regular_expression_that_backtracks_without_end_is_killed(reward):
+    started = time.monotonic()
+    found = run(Rewards.of(reward, timeout=0.3, batch_timeout=1.5, own_process=True), ["aa", "a" * 60 + "b", "c"])
+    assert found.scores == [1.0, None, 0.0] and (found.num_timed_out, found.num_retried, found.num_raised) == (1, 1, 0)
+    assert time.monotonic() - started < 30 and not multiprocessing.active_children()
+
+
+def test_what_a_process_of_its_own_answers_is_what_a_thread_answers():
+    def odd(*, completions, level):
+        return [None if text == "?" else np.float32(0.1) * n for text, n in zip(completions, level, strict=True)]
+
+    async def later(*, completions):
+        await asyncio.sleep(0)
+        if "bad" in completions:
+            raise ValueError("two\nlines")
+        return [1 / 3] * len(completions)
+
+    def nonsense(*, completions):
+        return ["1.0"] * len(completions)
+
+    data = {"completions": ["?", "bad", "c"], "level": [1, 2, 3]}
+    here, there = (run(Rewards.of(odd, later, own_process=apart), **data) for apart in (False, True))
+    assert here == there and here.scores == [1 / 3, None, float(np.float32(0.1) * 3) + 1 / 3]
+    words = "reward nonsense gave '1.0' of type str for item 1"
+    assert words in message_of(RunFault, Rewards.of(nonsense, own_process=True), ["a", "b"])
+
+
+def test_a_process_that_dies_costs_its_item_only():
+    def dies(*, completions):
+        if "bad" in completions:
+            os._exit(3)
+        return [1.0] * len(completions)
+
+    found = run(Rewards.of(dies, own_process=True), ["a", "bad", "c"])
+    assert found.scores == [1.0, None, 1.0] and found.num_raised == 1 and "its process ended" in found.first_error
+
+
+def test_what_a_reward_started_is_killed_with_it(tmp_path):
+    def starts(*, completions):
+        child = subprocess.Popen(["sleep", "60"])
+        (tmp_path / "pid").write_text(str(child.pid))
+        time.sleep(60)
+
+    message_of(RunFault, Rewards.of(starts, timeout=0.5, own_process=True), ["a"])
+    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert time.monotonic() < deadline
 
 
 # what breaks the convention

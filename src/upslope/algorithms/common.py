@@ -108,6 +108,12 @@ def reference_metrics(rollout: Rollout) -> Metrics:
     return {"reference_kl": float(masked_mean(F.kl_k3(rollout.behavior_log_prob, rollout.reference_log_prob, rollout.mask), rollout.mask))}
 
 
+def score_metrics(reward: Tensor, mask: Tensor) -> Metrics:
+    """``score_mean``, ``score_std``: of the rows that have a step, the sum of their rewards, as they are trained on."""
+    score = reward.sum(-1)[mask.any(-1)]
+    return {"score_mean": float(score.mean()), "score_std": float(score.std(correction=0))} if score.numel() else {}
+
+
 MISMATCH_CAP = 2.0
 """Truncation of the importance weight between sampler and trainer; it is near 1 wherever both are sound."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_average, check_not_negative, penalized_reward, reference_metrics, reference_of
+from upslope.algorithms.common import check_average, check_not_negative, penalized_reward, reference_metrics, reference_of, score_metrics
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 
@@ -73,8 +73,10 @@ def group_batch(
 ) -> Batch:
     """A row's score is the sum of its rewards, its advantage the comparison within the group, the same at each of its steps.
 
-    Rows without an unmasked step have no score. Groups whose advantages are all 0 are counted (``dead_groups``) and, unless
-    ``keep_every_group``, hidden: they keep their share of the weights, so that the others weigh what they would beside them.
+    Rows without an unmasked step have no score and are no part of the sample: N, the number of sequences that ``average_over``
+    divides by, counts the others, so that a reward that fails does not make every step smaller. Groups whose advantages are all 0
+    are counted (``dead_groups``) and, unless ``keep_every_group``, hidden: they keep their share of the weights, so that the
+    others weigh what they would beside them.
     """
     require(
         rollout.unit == "group" and rollout.mask.dim() >= 2,
@@ -90,16 +92,16 @@ def group_batch(
     if compared.shape != score.shape:
         raise UsageError(f"advantage: expected one value per row, shape {tuple(score.shape)}, found {tuple(compared.shape)}")
     alive = (compared.masked_fill(~present, 0.0) != 0).any(-1, keepdim=True)
-    known = score[present]
     metrics = {"dead_groups": 1.0 - float(alive.float().mean()), "missing_rows": 1.0 - float(present.float().mean())}
-    if known.numel():
-        metrics |= {"score_mean": float(known.mean()), "score_std": float(known.std(correction=0))}
+    metrics |= score_metrics(reward, rollout.mask)
     batch = Batch.of(
         rollout,
         average_over=average_over,
         advantage=compared.unsqueeze(-1).expand_as(rollout.reward),
         metrics=metrics | reference_metrics(rollout),
     )
+    if average_over != "steps" and bool(present.any()):  # an average over steps leaves masked ones out by itself
+        batch = replace(batch, weight=batch.weight * (present.numel() / int(present.sum())))
     if keep_every_group:
         return batch
     shown = alive.unsqueeze(-1)

@@ -30,6 +30,7 @@ from upslope.algorithms.common import (
     penalized_reward,
     policy_metrics,
     reference_metrics,
+    score_metrics,
     scored,
 )
 from upslope.errors import require
@@ -103,6 +104,8 @@ class PPO:
         advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask)), **reference_metrics(rollout)}
+        if self.reference_kl_coef > 0:
+            metrics |= score_metrics(reward, rollout.mask)
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
         old = None

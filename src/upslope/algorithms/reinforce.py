@@ -25,6 +25,7 @@ from upslope.algorithms.common import (
     penalized_reward,
     policy_metrics,
     reference_metrics,
+    score_metrics,
     scored,
 )
 from upslope.errors import require
@@ -110,6 +111,8 @@ class REINFORCE:
         credit, weight, target = found
         advantage = weight * (credit if value is None else credit - value)
         metrics = reference_metrics(rollout)
+        if self.reference_kl_coef > 0:
+            metrics |= score_metrics(rollout.reward, rollout.mask)
         if value is not None:
             metrics["explained_variance"] = float(F.explained_variance(value, target, rollout.mask))
         if self.normalize_advantage:

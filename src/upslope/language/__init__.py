@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from upslope.language.asked import TrainerState
 from upslope.language.collect import Completions
 from upslope.language.engine import EmbeddedEngine, Engine, Generated
 from upslope.language.evaluate import LanguageResult, evaluate
@@ -28,6 +29,7 @@ __all__ = [
     "Recorded",
     "Rewards",
     "Task",
+    "TrainerState",
     "builtin",
     "demonstrations",
     "evaluate",

@@ -108,7 +108,7 @@ def regular_expression(pattern: str) -> Reward:
         found = re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise UsageError(f"reward regular-expression: {pattern!r} is not a regular expression: {error}") from None
-    return each(f"regular-expression:{pattern}", lambda text: float(found.search(text) is not None))
+    return each(f"regular-expression:{pattern}", lambda text: float(found.search(text) is not None), no_timeout=False)
 
 
 def contains(word: str, *, ignore_case: bool = True) -> Reward:

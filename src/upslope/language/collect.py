@@ -12,22 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upslope import functional as F
 from upslope.errors import UsageError, require
+from upslope.language.asked import TOLD, TrainerState
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem, columns_of
 from upslope.language.rewards import Prompt, Reward, Rewards, Scores, completion_for
+from upslope.language.scored import Scored, reward_metrics
 from upslope.records import Rollout
 
 Sampled = dict[str, Any]
-"""One completion as the run folder keeps it: prompt, completion, score, the reward's parts, length, how it ended."""
+"""One completion as the run folder keeps it: prompt, completion, the score that is trained on, what it is made of, length, its end."""
 
 
 class Completions:
     """``policy -> Rollout``: ``num_prompts`` prompts, ``group_size`` completions each, scored by ``reward``; the unit is the group.
 
-    A completion's score is the reward of its last token. An end token ends it (``terminated``); where ``max_tokens`` cut it short it
-    is ``truncated``, is scored as it stands, and nothing is bootstrapped. One without a score is masked and no member of its group.
+    A completion's score, the weighted rewards less the over-length penalty, is the reward of its last token; it is what ``reward`` in
+    the metrics averages, what gives a group spread, and what samples show. An end token ends a completion (``terminated``); one that
+    ``max_tokens`` cut short is ``truncated``, is scored as it stands, and nothing is bootstrapped. One without a score is masked and no
+    member of its group. A KL term in the reward is the algorithm's: ``score_mean`` in the metrics is the score with it.
 
     Args:
         prompts: texts, lists of messages, or :class:`~upslope.language.problems.Problem` with columns for the reward.
@@ -70,12 +75,26 @@ class Completions:
         require(not isinstance(reward, str), f"reward: expected a function or several, found the text {reward!r:.40}")
         self.rewards = reward if isinstance(reward, Rewards) else Rewards.of(*(reward if isinstance(reward, Sequence) else (reward,)))
         self.columns = sorted(set.intersection(*(set(p.columns) for p in self.problems)))  # a reward sees what every problem has
+        for name in TOLD:
+            require(name not in self.columns, f"prompts: a column may not be called {name}, which means something else to rewards")
         self.rewards.check(self.columns)
         self.group_size, self.max_tokens, self.num_prompts = group_size, max_tokens, num_prompts
         self.reference, self.overlong_buffer, self.refill, self.engine, self.seed = reference, overlong_buffer, refill, engine, seed
         self.order = Order(len(self.problems), seed)
         self.iteration = 0
+        self.run: Any = None
         self.samples: list[Sampled] = []
+
+    def follow(self, run: Any) -> None:
+        """Be told which run this collects for: ``train`` hands its :class:`~upslope.run.train.RunState`, of which rewards may learn."""
+        self.run = run
+
+    @property
+    def trainer_state(self) -> TrainerState:
+        """How far the run is; without one, how often this has collected."""
+        if self.run is None:
+            return TrainerState(iteration=self.iteration)
+        return TrainerState(**{name: getattr(self.run, name) for name in ("iteration", "iterations", "total_steps", "fraction")})
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
         """Sample, score, record."""
@@ -87,9 +106,9 @@ class Completions:
         self.engine = engine
         engine.sync(policy, self.iteration)
         started, self.samples = time.perf_counter(), []
-        rounds: list[tuple[Rollout, int]] = []
+        rounds: list[tuple[Rollout, Scored]] = []
         seconds = 0.0
-        while not rounds or (len(rounds) <= self.refill and sum(alive for _, alive in rounds) < self.num_prompts):
+        while not rounds or (len(rounds) <= self.refill and sum(int(found.spread.sum()) for _, found in rounds) < self.num_prompts):
             problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
             before = time.perf_counter()
             prompt_ids = policy.encode_all([problem.prompt for problem in problems])
@@ -97,7 +116,7 @@ class Completions:
             generated = engine.generate(prompt_ids, group_size=self.group_size, max_tokens=self.max_tokens, seed=seed)
             seconds += time.perf_counter() - before
             rounds.append(self.scored(policy, problems, prompt_ids, generated))
-        rollout = joined([rollout for rollout, _ in rounds])
+        rollout = replace(joined([rollout for rollout, _ in rounds]), metrics=reward_metrics([found for _, found in rounds]))
         rollout = with_values(policy, rollout) if policy.has_value else rollout
         if self.reference is not None:
             rollout = replace(rollout, reference_log_prob=log_probs(self.reference, rollout.inputs).where(rollout.mask, 0.0))
@@ -108,28 +127,39 @@ class Completions:
 
     def scored(
         self, policy: LanguagePolicy, problems: list[Problem], prompt_ids: list[list[int]], generated: Generated
-    ) -> tuple[Rollout, int]:
-        """One round as a rollout, and how many of its groups have spread."""
+    ) -> tuple[Rollout, Scored]:
+        """One round as a rollout, and how it was scored."""
         G = self.group_size
         lengths = generated.length.tolist()
         ids = generated.completion_ids.tolist()
-        texts = [policy.decode(ids[p][g][: lengths[p][g]]) for p in range(len(problems)) for g in range(G)]
+        said = [ids[p][g][: lengths[p][g]] for p in range(len(problems)) for g in range(G)]
+        texts = [policy.decode(row) for row in said]
         repeated = [problem for problem in problems for _ in range(G)]
         completions = [completion_for(problem.prompt, text) for problem, text in zip(repeated, texts, strict=True)]
-        scores = self.rewards(prompts=[p.prompt for p in repeated], completions=completions, **columns_of(repeated, self.columns))
-        self.note(repeated, texts, scores, generated)
-        values = torch.tensor([float("nan") if s is None else s for s in scores.scores], device=generated.length.device).view(-1, G)
-        known = ~values.isnan()
+        ended = ["stop" if finished else "length" for finished in generated.finished.flatten().tolist()]
+        scores = self.rewards(
+            prompts=[p.prompt for p in repeated],
+            completions=completions,
+            completion_ids=said,
+            finish_reason=ended,
+            trainer_state=self.trainer_state,
+            **columns_of(repeated, self.columns),
+        )
+        rewarded = torch.tensor([float("nan") if s is None else s for s in scores.scores], device=generated.length.device).view(-1, G)
+        known = ~rewarded.isnan()
+        penalty = self.overlong(generated.length)
+        values = rewarded.nan_to_num() + penalty.where(known, 0.0)
+        spread = F.has_spread(values, known, dim=-1)
+        self.note(repeated, texts, scores, penalty, generated)
         rollout = recorded(
             prompt_ids,
             generated.completion_ids,
             generated.length,
-            score=values.nan_to_num() + known * self.overlong(generated.length),
+            score=values,
             finished=generated.finished,
             known=known,
             max_steps=self.max_tokens,
         )
-        spread = (values.where(known, -torch.inf).amax(1) > values.where(known, torch.inf).amin(1)) & (known.sum(1) > 1)
         sampled = generated.log_prob.where(rollout.mask, 0.0)
         other_numerics = policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine)
         rollout = replace(
@@ -137,9 +167,8 @@ class Completions:
             behavior_log_prob=sampled,
             sampler_log_prob=sampled if other_numerics else None,
             policy_version=generated.policy_version,
-            metrics=reward_metrics(values, known, spread, generated, scores),
         )
-        return rollout, int(spread.sum())
+        return rollout, Scored(values, known, spread, penalty if self.overlong_buffer else None, generated, scores)
 
     def overlong(self, length: Tensor) -> Tensor:
         """``min(0, max(−1, (L_max − L_c − |y|) / L_c))`` for each completion; zeros without a buffer."""
@@ -147,14 +176,18 @@ class Completions:
             return torch.zeros(length.shape, device=length.device)
         return ((self.max_tokens - self.overlong_buffer - length) / self.overlong_buffer).clamp(-1.0, 0.0)
 
-    def note(self, problems: list[Problem], texts: list[str], scores: Scores, generated: Generated) -> None:
-        """Keep what was said, for people."""
+    def note(self, problems: list[Problem], texts: list[str], scores: Scores, penalty: Tensor, generated: Generated) -> None:
+        """Keep what was said, for people; the score is the one that is trained on."""
         lengths, finished = generated.length.flatten().tolist(), generated.finished.flatten().tolist()
+        lost = penalty.flatten().tolist()
         for i, (problem, text) in enumerate(zip(problems, texts, strict=True)):
             parts = {name: values[i] for name, values in scores.parts.items()}
             ended = "stop" if finished[i] else "length"
             kept: Sampled = {"iteration": self.iteration + 1, "prompt": problem.prompt, **dict(problem.columns), "completion": text}
-            self.samples.append({**kept, "score": scores.scores[i], "rewards": parts, "tokens": lengths[i], "finish_reason": ended})
+            found = scores.scores[i]
+            made = {"score": None if found is None else found + lost[i], "rewards": parts}
+            made |= {"overlong_penalty": lost[i]} if self.overlong_buffer else {}
+            self.samples.append({**kept, **made, "tokens": lengths[i], "finish_reason": ended})
 
 
 class Order:
@@ -219,7 +252,7 @@ def recorded(
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
-    """Several rounds as one rollout, padded to the longest prompt and completion; means of their metrics."""
+    """Several rounds as one rollout, padded to the longest prompt and completion."""
     if len(rollouts) == 1:
         return rollouts[0]
     longest = {name: max(r.inputs[name].shape[-1] for r in rollouts) for name in ("prompt_ids", "completion_ids")}
@@ -232,8 +265,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
     inputs = {name: cat([r.inputs[name] for r in rollouts], longest.get(name)) for name in rollouts[0].inputs}
     names = ("reward", "terminated", "truncated", "mask", "behavior_log_prob", "sampler_log_prob")
     tensors = {n: cat([getattr(r, n) for r in rollouts], steps) for n in names if getattr(rollouts[0], n) is not None}
-    metrics = {name: sum(r.metrics[name] for r in rollouts) / len(rollouts) for name in rollouts[0].metrics}
-    return replace(rollouts[0], inputs=inputs, metrics=metrics, **tensors)
+    return replace(rollouts[0], inputs=inputs, **tensors)
 
 
 @torch.no_grad()
@@ -253,22 +285,6 @@ def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16)
     count = len(inputs["prompt_ids"])
     parts = [{name: x[start : start + size] for name, x in inputs.items()} for start in range(0, count, size)]
     return torch.cat([policy.evaluate(**part).log_prob for part in parts])
-
-
-def reward_metrics(values: Tensor, known: Tensor, spread: Tensor, generated: Generated, scores: Scores) -> dict[str, float]:
-    """What the progress display and ``metrics.jsonl`` show of one round."""
-    length = generated.length.float()
-    return {
-        "reward": float(values[known].mean()),
-        **{f"reward/{name}": mean for name, mean in scores.means.items()},
-        "completion_length": float(length.mean()),
-        "cut_short": float((~generated.finished).float().mean()),
-        "groups_with_spread": float(spread.float().mean()),
-        "missing_rewards": float((~known).float().mean()),
-        "rewards_none": float(scores.num_none),
-        "rewards_raised": float(scores.num_raised),
-        "rewards_timed_out": float(scores.num_timed_out),
-    }
 
 
 def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt], max_tokens: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from upslope.errors import require
+from upslope.language.asked import TrainerState
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem, Task, columns_of
@@ -40,8 +42,12 @@ def evaluate(
     greedy: bool = True,
     rewards: Rewards | None = None,
     problems: Sequence[Problem] | None = None,
+    trainer_state: TrainerState | None = None,
 ) -> LanguageResult:
     """One completion of each of the first ``episodes`` held-out problems (None: all), greedy unless told otherwise.
+
+    Rewards that ask for ``trainer_state`` get the one given, else that of a run's end. A training's over-length penalty is no part of
+    ``reward_mean``; completions without a score are left out of it.
 
     Raises:
         UsageError: a task that holds no problem out, or fewer than one episode.
@@ -53,10 +59,15 @@ def evaluate(
     prompts = policy.encode_all([problem.prompt for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
     lengths = made.length[:, 0].tolist()
-    texts = [policy.decode(ids[:n]) for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
+    said = [ids[:n] for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
+    texts = [policy.decode(ids) for ids in said]
     correct = checked(task.correct, found, texts)
-    reward = rewards or Rewards.of(task.reward)
-    scores = [s for s in scored(reward, found, texts) if s is not None]
+    told: dict[str, Any] = {
+        "completion_ids": said,
+        "finish_reason": ["stop" if finished else "length" for finished in made.finished[:, 0].tolist()],
+        "trainer_state": trainer_state or TrainerState(fraction=1.0),
+    }
+    scores = [s for s in scored(rewards or Rewards.of(task.reward), found, texts, **told) if s is not None]
     form = checked(task.format, found, texts)
     return LanguageResult(
         accuracy=None if correct is None else float(np.mean(correct)),
@@ -68,10 +79,10 @@ def evaluate(
     )
 
 
-def scored(rewards: Rewards, problems: list[Problem], texts: list[str]) -> list[float | None]:
-    """Scores of one completion per problem."""
+def scored(rewards: Rewards, problems: list[Problem], texts: list[str], **told: Any) -> list[float | None]:
+    """Scores of one completion per problem; ``told`` is what rewards may ask for besides."""
     completions = [completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
-    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems)).scores
+    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems), **told).scores
 
 
 def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> list[float] | None:

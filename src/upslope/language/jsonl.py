@@ -11,7 +11,7 @@ from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
 
-RESERVED = ("prompts", "completions", "self")
+RESERVED = ("prompts", "completions", "completion_ids", "finish_reason", "trainer_state", "self")
 """Names under which a reward receives something else; no column may be called so."""
 
 

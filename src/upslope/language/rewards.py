@@ -1,29 +1,33 @@
 """Rewards: one or several functions, weights, a time limit, and what happens to items that get no score.
 
 The convention is ``reward(*, prompts, completions, **columns) -> list[float | None]``, sync or async, every argument a list
-with one entry per completion. A function is told only what it has parameters for.
+with one entry per completion. A function is told only what it has parameters for; besides the columns of the data that may be
+``completion_ids`` (token ids, the end token included), ``finish_reason`` (``"stop"`` or, cut by max_tokens, ``"length"``) and
+``trainer_state``, one :class:`TrainerState` for the whole batch.
 
 1. A reward is called once with the whole batch. If that call raises or takes too long, it is called again for one item at a
    time, so that one bad item does not lose the others; a reward that compares the items of a batch must not raise.
-2. An item for which any reward (of a weight other than 0) raised, ran out of time or said ``None`` has no score, never a silent
-   0: the item is to be masked and kept out of its group. A reward that has nothing to say about some problems says 0.0 there
-   (TRL would add up the others).
+2. A reward that says ``None`` abstains: of several, those that spoke are added (as TRL does). An item about which none speaks has
+   no score, and neither has one for which a reward raised or ran out of time, for what that one would have said is not known.
+   An item without a score, never a silent 0, is masked and kept out of its group. Rewards of weight 0 are logged and decide nothing.
 3. If no item of a batch has a score, or a reward returns something that is not one number or ``None`` per item, that is a fault.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, require, unknown
-from upslope.language.calls import Outcome, call
+from upslope.language.asked import TOLD, TrainerState, accepted, needed, takes
+from upslope.language.calls import Call, Outcome, in_place, in_thread
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin, completion_for, text_of
+from upslope.language.forked import can_fork, in_process
+from upslope.language.values import kind_of
 
 __all__ = [
     "BUILTIN",
@@ -31,6 +35,7 @@ __all__ = [
     "Reward",
     "Rewards",
     "Scores",
+    "TrainerState",
     "builtin",
     "completion_for",
     "parse_weight",
@@ -78,22 +83,24 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """The weighted sum of several rewards: ``score = Σ weight · reward``, None where any of them is missing.
+    """The weighted sum of several rewards, over those that do not abstain: ``score = Σ weight · reward``.
 
     ``timeout`` is how many seconds a reward may take for one item, ``batch_timeout`` the most for a whole call of many and once
-    more for the item-by-item pass after it; items that this leaves no time for count as timed out. A call that is out of time is
-    abandoned, not ended: its thread runs on. One that never lets go of the interpreter (a regular expression that backtracks
-    without end) cannot be interrupted. None means no limit.
+    more for the item-by-item pass after it; items that this leaves no time for count as timed out. None means no limit. A call that
+    is out of time is abandoned: its thread runs on, and one that never lets go of the interpreter (a regular expression that
+    backtracks without end) is not even abandoned. With ``own_process`` it is killed (:mod:`upslope.language.forked`); what rewards
+    change in memory is then lost after each call, and they cannot use a GPU that this process uses.
     """
 
     parts: tuple[Part, ...]
     timeout: float | None = 10.0
     batch_timeout: float | None = 60.0
+    own_process: bool = False
 
     def __post_init__(self) -> None:
         require(isinstance(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
         for part in self.parts:
-            require(callable(part.function), f"reward {part.name}: expected a function, found {_kind(part.function)}")
+            require(callable(part.function), f"reward {part.name}: expected a function, found {kind_of(part.function)}")
             require(not isinstance(part.function, type), f"reward {part.name}: it is a class; give an instance of it")
             require(_is_finite(part.weight), f"reward {part.name}: its weight is a finite number, found {part.weight!r}")
         names = [part.name for part in self.parts]
@@ -102,6 +109,7 @@ class Rewards:
         for name in ("timeout", "batch_timeout"):
             limit = getattr(self, name)
             require(limit is None or (_is_finite(limit) and limit > 0), f"{name}: expected seconds above 0, or None, found {limit!r}")
+        require(can_fork() or not self.own_process, "own_process: this system cannot copy a process; leave it out")
 
     @classmethod
     def of(
@@ -110,6 +118,7 @@ class Rewards:
         weights: Sequence[float] | None = None,
         timeout: float | None = 10.0,
         batch_timeout: float | None = 60.0,
+        own_process: bool = False,
     ) -> Rewards:
         """Rewards from functions and, if they are not all 1, their weights; names come from the functions, numbered where equal."""
         if len(rewards) == 1 and isinstance(rewards[0], Rewards) and weights is None:
@@ -118,80 +127,106 @@ class Rewards:
         require(len(weights) == len(rewards), f"weights: expected one for each of {len(rewards)} rewards, found {len(weights)}")
         parts: list[Part] = []
         for function, weight in zip(rewards, weights, strict=True):
-            require(callable(function), f"reward: expected a function, found {_kind(function)}")
+            require(callable(function), f"reward: expected a function, found {kind_of(function)}")
             base = getattr(function, "__name__", type(function).__name__)
             taken = sum(part.name == base or part.name.startswith(f"{base}#") for part in parts)
             parts.append(Part(name=f"{base}#{taken + 1}" if taken else base, function=function, weight=weight))
-        return cls(parts=tuple(parts), timeout=timeout, batch_timeout=batch_timeout)
+        return cls(parts=tuple(parts), timeout=timeout, batch_timeout=batch_timeout, own_process=own_process)
 
-    def check(self, columns: Sequence[str]) -> None:
-        """Raise :class:`UsageError` if a reward asks for a column that is not among ``columns``."""
+    def check(self, columns: Sequence[str], told: Sequence[str] = TOLD) -> None:
+        """Raise :class:`UsageError` if a reward asks for a column that is not among ``columns``, nor what it is ``told`` anyway."""
         for part in self.parts:
-            for name in _needed(part.function):
-                shown = ", ".join(columns) or "none"
-                require(name in columns, f"reward {part.name} needs the column {name!r}, which the data does not have (columns: {shown})")
+            for name in needed(part.function):
+                shown = ", ".join(column for column in columns if column not in TOLD) or "none"
+                known = name in columns or name in told
+                require(known, f"reward {part.name} needs the column {name!r}, which the data does not have (columns: {shown})")
 
-    def __call__(self, *, prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: Sequence[Any]) -> Scores:
-        """Scores of ``completions``; raises :class:`RunFault` where a reward breaks the convention or scores nothing."""
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        trainer_state: TrainerState | None = None,
+        **columns: Sequence[Any],
+    ) -> Scores:
+        """Scores of ``completions``; raises :class:`RunFault` where a reward breaks the convention or scores nothing.
+
+        ``columns`` may hold ``completion_ids`` and ``finish_reason``; without ``trainer_state`` it is that of a run's beginning.
+        """
         given = {"prompts": list(prompts), "completions": list(completions), **{name: list(column) for name, column in columns.items()}}
         count = len(given["completions"])
         for name, column in given.items():
             require(len(column) == count, f"{name}: expected one entry for each of {count} completions, found {len(column)}")
-        self.check(list(columns))
+        self.check([*columns, "trainer_state"], told=())
         tally = _Tally()
-        parts = {part.name: self._values(part, given, count, tally) for part in self.parts}
+        parts = {part.name: self._values(part, given, trainer_state, tally) for part in self.parts}
+        counted = [part for part in self.parts if part.weight != 0]
         scores: list[float | None] = []
         for index in range(count):
-            terms = [(part.weight, parts[part.name][index]) for part in self.parts if part.weight != 0]
-            known = [weight * value for weight, value in terms if value is not None]
-            scores.append(math.fsum(known) if len(known) == len(terms) else None)
+            spoken = [(part.weight, value) for part in counted if (value := parts[part.name][index]) is not None]
+            lost = any((part.name, index) in tally.lost for part in counted)
+            scores.append(math.fsum(weight * value for weight, value in spoken) if spoken and not lost else None)
         if count and all(score is None for score in scores):
             raise RunFault(f"none of {count} completions got a score: {tally.first_error}")
-        return Scores(scores=scores, parts=parts, **vars(tally))
+        return Scores(scores=scores, parts=parts, **tally.counts())
 
-    def _values(self, part: Part, given: Mapping[str, list[Any]], count: int, tally: _Tally) -> list[float | None]:
+    def _values(self, part: Part, given: Mapping[str, list[Any]], state: TrainerState | None, tally: _Tally) -> list[float | None]:
         """What one reward says about each item, None where it says nothing, raised or took too long."""
-        arguments = _accepted(part.function, given)
+        columns, count = accepted(part.function, given), len(given["completions"])
+        alone: dict[str, Any] = {}
+        if "trainer_state" in needed(part.function) or (state is not None and takes(part.function, "trainer_state")):
+            alone["trainer_state"] = state or TrainerState()
+        quick = getattr(part.function, "no_timeout", False)
+        carry_out = in_place if quick else in_process if self.own_process else in_thread
         if count > 1:
-            limit = None if self.timeout is None else self.timeout * count
-            own = {name: list(column) for name, column in arguments.items()}  # what it does to its lists, the next one does not see
-            outcome = call(part.function, own, _least(limit, self.batch_timeout))
+            limit = _least(None if self.timeout is None else self.timeout * count, self.batch_timeout)
+            own = {name: list(column) for name, column in columns.items()}  # what it does to its lists, the next one does not see
+            whole = Call(name=part.name, function=part.function, arguments={**own, **alone}, count=count)
+            (outcome,) = carry_out([whole], lambda: limit)
             if not outcome.failed:
-                return tally.counted(part.name, _numbers(part.name, outcome.value, count))
+                return tally.spoken(part.name, outcome)
             tally.num_retried += 1
-        started, values = time.monotonic(), []
-        for index in range(count):
-            left = None if self.batch_timeout is None else self.batch_timeout - (time.monotonic() - started)
-            outcome = call(part.function, {name: [column[index]] for name, column in arguments.items()}, _least(self.timeout, left))
-            if outcome.failed:
-                tally.failed(part.name, outcome, index)
-                values.append(None)
-            else:
-                values += tally.counted(part.name, _numbers(part.name, outcome.value, 1, index), index)
+        items = [
+            Call(name=part.name, function=part.function, arguments={**{n: [c[i]] for n, c in columns.items()}, **alone}, count=1, first=i)
+            for i in range(count)
+        ]
+        started = time.monotonic()
+        left = lambda: None if self.batch_timeout is None else self.batch_timeout - (time.monotonic() - started)  # noqa: E731
+        values: list[float | None] = []
+        for index, outcome in enumerate(carry_out(items, lambda: _least(self.timeout, left()))):
+            values += [tally.failed(part.name, outcome, index)] if outcome.failed else tally.spoken(part.name, outcome, index)
         return values
 
 
 @dataclass
 class _Tally:
-    """What went wrong in one call of :class:`Rewards`."""
+    """What went wrong in one call of :class:`Rewards`; ``lost`` holds the (reward, item) whose value is not known."""
 
     num_none: int = 0
     num_raised: int = 0
     num_timed_out: int = 0
     num_retried: int = 0
     first_error: str = ""
+    lost: set[tuple[str, int]] = field(default_factory=set)
 
-    def counted(self, name: str, values: list[float | None], first: int = 0) -> list[float | None]:
-        for index, value in enumerate(values, start=first):
+    def counts(self) -> dict[str, Any]:
+        """The fields of :class:`Scores` of the same names."""
+        return {name: value for name, value in vars(self).items() if name != "lost"}
+
+    def spoken(self, name: str, outcome: Outcome, first: int = 0) -> list[float | None]:
+        if outcome.fault:
+            raise RunFault(outcome.fault)
+        for index, value in enumerate(outcome.values, start=first):
             if value is None:
                 self.num_none += 1
                 self.first_error = self.first_error or f"reward {name} said None (item {index + 1})"
-        return values
+        return outcome.values
 
     def failed(self, name: str, outcome: Outcome, index: int) -> None:
         self.num_timed_out += outcome.timed_out
         self.num_raised += not outcome.timed_out
-        what = "took too long" if outcome.error is None else f"raised {_line(outcome.error)}"
+        self.lost.add((name, index))
+        what = f"raised {outcome.error}" if outcome.error else "took too long"
         self.first_error = self.first_error or f"reward {name} {what} (item {index + 1})"
 
 
@@ -202,7 +237,7 @@ def reward_from(text: str, load: Callable[[str], Reward]) -> Reward:
     if ":" not in text:
         raise unknown("reward", text, [*BUILTIN, "module:function"])
     function = load(text)
-    require(callable(function), f"reward {text}: expected a function, found {_kind(function)}")
+    require(callable(function), f"reward {text}: expected a function, found {kind_of(function)}")
     return function
 
 
@@ -222,68 +257,6 @@ def parse_weight(text: str) -> tuple[str, float]:
     require(name.strip() != "", f"reward {text!r}: a name is missing, write module:function=0.5")
     require(math.isfinite(weight), f"reward {name}: its weight is a finite number, found {tail!r}")
     return name, weight
-
-
-def _parameters(function: Reward) -> Mapping[str, inspect.Parameter] | None:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return None
-
-
-def _accepted(function: Reward, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Those of the arguments that the function has parameters for."""
-    parameters = _parameters(function)
-    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(given)
-    return {name: column for name, column in given.items() if name in parameters}
-
-
-def _needed(function: Reward) -> list[str]:
-    """The columns that the function cannot be called without."""
-    named = [
-        name
-        for name, parameter in (_parameters(function) or {}).items()
-        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.default is parameter.empty
-    ]
-    return [name for name in (*named, *getattr(function, "needs", ())) if name not in ("prompts", "completions")]
-
-
-def _numbers(name: str, result: Any, count: int, first: int = 0) -> list[float | None]:
-    """What a reward returned, as floats; raises :class:`RunFault` if it is not one number or None for each item."""
-    values = result.tolist() if hasattr(result, "tolist") else result
-    if not isinstance(values, list | tuple):
-        raise RunFault(f"reward {name} returned {_kind(result)}: expected a list with a number or None for each of {count} completions")
-    if len(values) != count:
-        raise RunFault(f"reward {name} returned {len(values)} values for {count} completions: expected one for each")
-    return [_number(f"reward {name} gave", value, first + index) for index, value in enumerate(values)]
-
-
-def _number(said: str, value: Any, index: int) -> float | None:
-    single = value.tolist() if hasattr(value, "tolist") else value
-    if single is None:
-        return None
-    if not isinstance(single, Real):
-        raise RunFault(f"{said} {_kind(value)} for item {index + 1}: expected a number, or None for no score")
-    try:
-        number = float(single)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RunFault(f"{said} {number} for item {index + 1}: expected a finite number, or None for no score")
-    return number
-
-
-def _kind(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    shown = text if len(text) <= 40 else f"{text[:39]}…"
-    return "None" if value is None else f"{shown} of type {type(value).__name__}"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 200 else f"{text[:199]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _least(*limits: float | None) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from upslope.errors import UsageError
 from upslope.run.language_run import check_extra, rewards_from
+from upslope.run.language_settings import TaskSettings
 from upslope.run.load import Run
 
 
@@ -38,7 +39,9 @@ def evaluate_run(
         raise UsageError("task: this run was trained on recorded texts; say which task to measure on, --task addition for one")
     same = name == recorded.get("task")
     options = recorded.get("task_kwargs", {}) if same else {}
-    rewards = rewards_from(reward, float(recorded.get("reward_timeout", 10.0))) if reward else None
+    seconds = recorded.get("reward_timeout")
+    limits = TaskSettings(reward_timeout=None if seconds is None else float(seconds)).reward_limits
+    rewards = rewards_from(reward, **limits) if reward else None
     made = make_task(str(name), seed=0, reward=rewards, **options)
     tokens = max_tokens or (run.config["collector"].get("max_tokens") if same else None)
     policy = run.best_policy if best else run.policy

@@ -161,7 +161,7 @@ class LanguageRun:
             if isinstance(self.collector, RecordedSettings) and self.collector.pairs is not None:
                 return None
             raise UsageError("task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition")
-        reward = rewards_from(self.task.reward, self.task.reward_timeout) if self.task.reward else None
+        reward = rewards_from(self.task.reward, **self.task.reward_limits) if self.task.reward else None
         return task(self.task.task, seed=0, reward=reward, **self.task.task_kwargs)
 
     def make_reference(self, policy: Any) -> Any:
@@ -190,13 +190,14 @@ class LanguageRun:
         assert isinstance(settings, CompletionsSettings)
         max_tokens = settings.max_tokens or task.max_tokens
         check_room(policy, [problem.prompt for problem in [*task.train, *task.held_out]], max_tokens)
+        kl = getattr(self.algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
         require(
-            settings.refill == 0 or not getattr(self.algorithm, "needs_every_group", True),
+            settings.refill == 0 or not (kl or getattr(self.algorithm, "needs_every_group", True)),
             "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
         )
         compares = hasattr(self.algorithm, "needs_every_group")
         require(not compares or settings.group_size > 1, "group_size: this algorithm compares the completions of a prompt; take 2 or more")
-        timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, timeout=self.task.reward_timeout)
+        timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **self.task.reward_limits)
         return Completions(
             task.train,
             timed,
@@ -315,15 +316,15 @@ def policy_folder(text: str) -> str:
     return str(inside) if (inside / "config.json").exists() else text
 
 
-def rewards_from(texts: Sequence[str], timeout: float) -> Any:
-    """Rewards by name: built-ins, ``module:function``, runs of reward models; ``NAME=0.5`` weighs one."""
+def rewards_from(texts: Sequence[str], **limits: Any) -> Any:
+    """Rewards by name: built-ins, ``module:function``, runs of reward models; ``NAME=0.5`` weighs one; ``limits`` of their time."""
     from upslope.language.rewards import Part, Rewards, parse_weight, reward_from
 
     parts: list[Part] = []
     for text in texts:
         name, weight = parse_weight(text)
         parts.append(Part(name=name, function=reward_model(name) or reward_from(name, lambda t: load_object(t, "reward")), weight=weight))
-    return Rewards(parts=tuple(parts), timeout=timeout)
+    return Rewards(parts=tuple(parts), **limits)
 
 
 def reward_model(name: str) -> Callable[..., list[float]] | None:

@@ -130,8 +130,8 @@ class LanguageSession(Session):
         if not self._can_evaluate:
             return None
         settings, collect = self.run_config.settings, self.prepared.collect
-        max_tokens = getattr(collect, "max_tokens", None)
-        return evaluate(policy, self.prepared.task, episodes=settings.eval_episodes, max_tokens=max_tokens)
+        options = {"max_tokens": getattr(collect, "max_tokens", None), "trainer_state": getattr(collect, "trainer_state", None)}
+        return evaluate(policy, self.prepared.task, episodes=settings.eval_episodes, **options)
 
     # ------------------------------------------------------------------------------------------------------------ the end
 

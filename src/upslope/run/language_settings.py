@@ -41,11 +41,18 @@ class TaskSettings:
     """options of the task, as a JSON object"""
     reward: tuple[str, ...] = ()
     """instead of the task's own: module:function, a built-in such as contains:word, a reward model's run; NAME=0.5 weighs it"""
-    reward_timeout: float = 10.0
-    """seconds that a reward may take for one completion"""
+    reward_timeout: float | None = None
+    """seconds that a reward may take for one completion; given, rewards run in a process of their own, which is killed when its time
+    is over (none: 10 s in a thread, which a call that never lets go of the interpreter outlives)"""
 
     def __post_init__(self) -> None:
-        require(self.reward_timeout > 0, f"reward_timeout: expected a number > 0, found {self.reward_timeout}")
+        seconds = self.reward_timeout
+        require(seconds is None or seconds > 0, f"reward_timeout: expected a number > 0 or none, found {seconds}")
+
+    @property
+    def reward_limits(self) -> dict[str, Any]:
+        """How rewards are called, as options of :class:`~upslope.language.Rewards`."""
+        return {} if self.reward_timeout is None else {"timeout": self.reward_timeout, "own_process": True}
 
 
 @dataclass(frozen=True, kw_only=True)

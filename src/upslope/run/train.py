@@ -79,6 +79,8 @@ def train(
     check_pair(type(algorithm).__name__, online, collect)
     update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
+    if hasattr(collect, "follow"):  # a collector that wants to know how far the run is
+        collect.follow(state)  # pyright: ignore[reportAttributeAccessIssue]
     choose = twins() if fast else readable
     while state.fraction < 1.0:
         update, actor = choose(state.algorithm, state.policy)
