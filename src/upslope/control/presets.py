@@ -98,7 +98,6 @@ TRPO_PENDULUM: Values = {
     "gamma": 0.95,
     "gae_lambda": 0.9,
     "activation": "relu",
-    "log_std": 0.7,
     "reward_scale": 0.1,
     "total_steps": 200_000,
 }
@@ -144,7 +143,6 @@ CLIPPED_ON_PENDULUM: Values = {
     "learning_rate": 1e-3,
     "gamma": 0.95,
     "activation": "relu",
-    "log_std": 0.7,
     "reward_scale": 0.1,
 }
 """PPO, and off-policy learning with PPO's clip."""

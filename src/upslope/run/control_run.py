@@ -103,7 +103,7 @@ class ControlRun:
             UsageError: the file names a ``module:name`` that ``env_id`` or ``settings`` do not name again.
         """
         name = config["algorithm"]["name"]
-        left = {key: value for key, value in flat_config(config).items() if key not in settings}
+        left = {key: value for key, value in recorded_settings(config).items() if key not in settings}
         check_imports_nothing(left, "the configuration")
         env_id = named_environment(config["env_id"], env_id, "env_id=")
         run = cls(env_id=env_id, algorithm=algorithm_for(name), collector=ALGORITHMS[name][2], called=name)
@@ -220,6 +220,7 @@ class ControlRun:
         options = {
             "distribution": chosen.distribution,
             "log_std": chosen.log_std,
+            "scale_actions": chosen.scale_actions,
             "epsilon": None if not by_values else 0.1 if chosen.epsilon is None else chosen.epsilon,
             "normalize_observation": chosen.normalize_observation,
             "normalize_reward": chosen.normalize_reward,
@@ -387,6 +388,13 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat settings of a run's ``config.json``; one written before a choice was there chose what was then done."""
+    policy = config.get("policy")
+    before = {"scale_actions": False} if isinstance(policy, Mapping) and config.get("world") == "control" else {}
+    return before | flat_config(config)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Flat settings from a JSON file: a run's ``config.json``, the folder that holds one, or an object of settings."""
     file = path / "config.json" if path.is_dir() else path
@@ -395,4 +403,4 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(file)
     if "format_version" in config:
         check_format(file, config)
-    return flat_config(config)
+    return recorded_settings(config)

@@ -138,7 +138,9 @@ class PolicySettings:
     distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
     """the distribution of continuous actions"""
     log_std: float = 0.0
-    """initial log standard deviation of continuous actions"""
+    """initial log standard deviation of continuous actions, which are in [-1, 1] where the environment bounds them"""
+    scale_actions: bool = True
+    """scale them to the environment's bounds; without it the policy acts in the environment's own units"""
     normalize_observation: bool = False
     """observations with mean 0 and standard deviation 1, from running moments saved with the policy"""
     normalize_reward: bool = False
