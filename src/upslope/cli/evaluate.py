@@ -68,9 +68,16 @@ def main(words: list[str]) -> int:
     else:
         how = "with sampled actions" if given["sample"] else "greedy"
         print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
+        print_caution(run, given["best"])
         print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
         print(f"  length {result.length_mean:.1f} steps")
     return 0
+
+
+def print_caution(run: Run, best: bool) -> None:
+    """Say so where the policy is not the end of its run."""
+    if words := run.caution("best_policy" if best else "policy"):
+        print(f"  {words}")
 
 
 def evaluate_language(run: Run, given: dict[str, Any]) -> int:
@@ -92,6 +99,7 @@ def evaluate_language(run: Run, given: dict[str, Any]) -> int:
         return 0
     how, of = ("sampled" if given["sample"] else "greedy"), given["task"] or run.env_id
     print(f"{run.algorithm} on {of}, {how}: {result.episodes} held-out problems")
+    print_caution(run, given["best"])
     if result.accuracy is not None and result.accuracy_interval is not None:
         low, high = result.accuracy_interval
         print(f"  accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")

@@ -3,7 +3,8 @@
 ======================  ==============================================================================
 ``config.json``         every setting, the versions of what computed it, the format's version
 ``metrics.jsonl``       one line per iteration, flushed as it is written
-``policy.safetensors``  the policy's parameters and normalizers; ``policy.json`` says how to build it
+``policy.safetensors``  the policy's parameters and normalizers, and in its header after how many iterations and steps;
+                        ``policy.json`` says how to build it
 ``best_policy.…``       the same for the best periodic evaluation, where there was one
 ``curve.png``           the learning curve
 ``summary.json``        the result; written last, so its presence says that the run came to an end
@@ -102,12 +103,12 @@ class RunFolder:
         except OSError as error:
             raise files.cannot_write(self.path / name, error) from error
 
-    def save_policy(self, policy: Any, name: str = "policy") -> None:
-        """Write ``<name>.safetensors`` from the policy's state; tensors are copied out of any shared buffer."""
+    def save_policy(self, policy: Any, name: str, progress: Mapping[str, int]) -> None:
+        """Write ``<name>.safetensors`` from the policy's state, with how far it is; tensors are copied out of any shared buffer."""
         from safetensors.torch import save
 
         state = {key: value.detach().cpu().contiguous().clone() for key, value in policy.state_dict().items()}
-        self.write_bytes(f"{name}.safetensors", save(state))
+        self.write_bytes(f"{name}.safetensors", save(state, {"upslope": json.dumps({"format_version": FORMAT_VERSION, **progress})}))
 
     def close(self) -> None:
         """Close the files that grow; writing to one again reopens it."""

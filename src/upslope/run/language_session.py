@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,9 @@ from upslope.files import whole_folder
 from upslope.run import language_report as report
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.language_run import FrozenAtStart, examples_of
+from upslope.run.load import PROGRESS
 from upslope.run.report import Progress
+from upslope.run.saving import progress_of
 from upslope.run.session import Session, one_line
 
 EVALUATE_EVERY = 10
@@ -25,8 +28,6 @@ HELD_OUT_PAIRS = 256
 class LanguageSession(Session):
     """Carries out one :class:`~upslope.run.language_run.LanguageRun` and writes its folder."""
 
-    save_every = 300.0
-
     def _complete(self, run: Any) -> Any:
         return run if run.settings.eval_every is not None else replace(run, settings=replace(run.settings, eval_every=EVALUATE_EVERY))
 
@@ -35,11 +36,14 @@ class LanguageSession(Session):
 
     def _save_first(self) -> None:
         self.warm_start_seconds, self.before, self.last_result = 0.0, None, None
+        self.warmed: dict[str, int] = {}
         self._save(self.prepared.policy)
 
     def _save(self, policy: Any, name: str = "policy") -> None:
+        progress = progress_of(self.reached, planned_iterations=self.run_config.settings.iterations, **self.warmed)
         with whole_folder(self.folder.path / name) as folder:
             policy.save_pretrained(folder)
+            (folder / PROGRESS).write_text(json.dumps({"format_version": FORMAT_VERSION, **progress}) + "\n", encoding="utf-8")
 
     def _plan(self) -> str:
         return report.plan(self.run_config, self.prepared, self.folder.path)
@@ -88,6 +92,10 @@ class LanguageSession(Session):
         def enough(state: Any) -> bool:
             if state.iteration % 10 == 0 and state.iteration >= 50:
                 found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
+            self.warmed = {"warm_start_iterations": state.iteration}
+            if self.pace.due():
+                with self.pace.saving():
+                    self._save(policy)
             return self.signal is not None or found["accuracy"] >= settings.warm_start
 
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
@@ -101,7 +109,7 @@ class LanguageSession(Session):
 
     def _after_iteration(self, state: Any) -> bool:
         """Evaluate where it is time, keep what was said, record; True ends the run."""
-        row = dict(state.metrics)
+        row = self.reached = dict(state.metrics)
         every = self.run_config.settings.eval_every
         if self._can_evaluate and state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations:
             row |= self._evaluate(state.policy)

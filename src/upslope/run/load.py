@@ -14,6 +14,10 @@ from typing import Any
 
 from upslope.errors import UsageError
 from upslope.run.folder import FORMAT_VERSION
+from upslope.run.saving import progress_words
+
+PROGRESS = "progress.json"
+"""In the folder of a language model, how far it is; in the control world this stands in the header of the weights."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,24 @@ class Run:
             raise UsageError(f"run folder {self.path}: it has no best policy; train with --eval-every STEPS to keep one")
         return self.load_policy("best_policy")
 
+    def progress(self, name: str = "policy") -> dict[str, int] | None:
+        """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
+        if self.world == "language":
+            path = self.path / name / PROGRESS
+            found: Any = read_json(path) if path.exists() else {}
+        else:
+            path = self.path / f"{name}.safetensors"
+            found = read_header(path)
+        numbers = {key: value for key, value in found.items() if isinstance(value, int) and value >= 0}
+        return numbers if {"iteration", "total_steps"} <= numbers.keys() else None
+
+    def caution(self, name: str = "policy") -> str:
+        """What to know of a policy that is not the end of its run: ``policy after 12,288 of 100,000 steps (…)``; else ''."""
+        progress = self.progress(name)
+        if progress is None or (self.summary is not None and self.summary.get("status") == "finished"):
+            return ""
+        return progress_words(progress, self.summary)
+
     def load_policy(self, name: str) -> Any:
         """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode.
 
@@ -178,6 +200,19 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         return load(path.read_bytes())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise damaged(path, str(error)) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON object under ``upslope`` in the header of a safetensors file; empty where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    check_inside(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            found = json.loads((file.metadata() or {}).get("upslope", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

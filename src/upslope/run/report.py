@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from upslope.terminal import drawn_on, printable
+
 Row = Mapping[str, Any]
 SECONDS_BETWEEN_LINES = 2.0
 RECENT = 10
@@ -157,7 +159,7 @@ def progress_for(settings: Any, quiet: bool, stream: TextIO | None = None) -> Pr
     target: TextIO = sys.stdout if stream is None else stream
     if quiet:
         return Silent()
-    return Live(settings, target) if target.isatty() else Plain(settings, target)
+    return Live(settings, drawn_on(target)) if target.isatty() else Plain(settings, target)
 
 
 class Silent:
@@ -276,7 +278,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.console.print(text, highlight=False, markup=False)
+        self.bar.console.print(printable(text), highlight=False, markup=False)
 
     def close(self) -> None:
         """Replace the bar by its last words."""

@@ -19,20 +19,19 @@ from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_pa
 from upslope.run.load import Run
 from upslope.run.loggers import Logger, check_loggers, loggers_for
 from upslope.run.report import Progress, next_words, plan, progress_for, result_words
+from upslope.run.saving import SavePace, progress_of
 from upslope.run.threads import one_thread
 
 EVALUATE_EVERY = 2048
 """Steps between evaluations under ``until_return``."""
 DRAWN = ("total_steps", "episode_return", "evaluation_return")
 """What the learning curve needs; everything else of a row is in ``metrics.jsonl`` only."""
-SAVE_EVERY = 30.0
-"""Seconds after which the policy is saved again, so that a killed process leaves a recent one."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
 
 
 class Session:
     """Carries out one :class:`ControlRun` and writes its folder; what a world does differently is a method of its own."""
-
-    save_every = SAVE_EVERY
 
     def __init__(self, run: Any, output: Output) -> None:
         self.run_config = self._complete(run)
@@ -107,7 +106,8 @@ class Session:
         self.rows: list[dict[str, Any]] = []
         self.solved = False
         self.training = True
-        self.saved_at = time.perf_counter()
+        self.reached: Mapping[str, Any] = {}
+        self.pace = SavePace()
         self.config = self._config()
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.config, "versions": versions()})
         self._save_first()
@@ -128,7 +128,7 @@ class Session:
         self._save(self.prepared.policy)
 
     def _save(self, policy: Any, name: str = "policy") -> None:
-        self.folder.save_policy(policy, name)
+        self.folder.save_policy(policy, name, progress_of(self.reached, planned_steps=self.run_config.settings.total_steps))
 
     def _plan(self) -> str:
         return plan(self.run_config, self.prepared, self.folder.path)
@@ -154,7 +154,7 @@ class Session:
 
     def _after_iteration(self, state: Any) -> bool:
         """Evaluate where it is time, then record; True ends the run."""
-        row = dict(state.metrics)
+        row = self.reached = dict(state.metrics)
         every = self.run_config.settings.eval_every
         if every is not None and state.total_steps // every > self.state_row.get("total_steps", 0) // every:
             row |= self._evaluate(state.policy)
@@ -168,9 +168,9 @@ class Session:
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
-        if time.perf_counter() - self.saved_at > self.save_every:
-            self._save(state.policy)
-            self.saved_at = time.perf_counter()
+        if self.pace.due():
+            with self.pace.saving():
+                self._save(state.policy)
         return self.solved or self.signal is not None
 
     def _evaluate(self, policy: Any) -> dict[str, float]:
@@ -194,16 +194,21 @@ class Session:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or a scheduler's SIGTERM) ends the run after the iteration, the second one at once."""
+        """The first Ctrl-C (or another of the :data:`SIGNALS`) ends the run after the iteration, the second one at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             again, self.signal = self.signal is not None, number
             if again or not self.training:
                 raise KeyboardInterrupt
-            self.progress.note("stopping after this iteration; once more stops at once")
+            with contextlib.suppress(RuntimeError):  # it struck while something was being printed
+                self.progress.note("stopping after this iteration; once more stops at once")
 
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:  # nohup: the run goes on
+            numbers.remove(hangup)
         try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, stop) for number in numbers}
         except ValueError:  # not the main thread: the program around us handles its signals
             before = {}
         try:
