@@ -160,15 +160,16 @@ def machine() -> Record:
     }
 
 
-def write(name: str, peers: Sequence[str], records: Sequence[Record], out: Path | None, **sections: Any) -> Path:
-    """Writes `results/<name>.json` and prints the sections, not the single runs."""
+def write(name: str, peers: Sequence[str], records: Sequence[Record], out: Path | None, *, quiet: bool = False, **sections: Any) -> Path:
+    """Writes `results/<name>.json` and prints the sections, not the single runs; nothing where it is to be quiet."""
     found = {"upslope": versions(OURS / "python", OUR_PACKAGES)}
     found |= {peer: versions(peer_python(peer), PEER_PACKAGES[peer]) for peer in peers}
     head = {"benchmark": name, "date": datetime.date.today().isoformat(), "machine": machine(), "versions": found}
     path = out or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**head, **sections, "runs": list(records)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(sections, indent=1, ensure_ascii=False))
+    if not quiet:
+        print(json.dumps(sections, indent=1, ensure_ascii=False))
     return path
 
 

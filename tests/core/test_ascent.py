@@ -107,7 +107,7 @@ def test_a_gradient_that_two_parameters_share_is_counted_once_for_each(size):
 
 
 def test_the_epochs_stop_once_the_kl_exceeds_its_target():
-    eager = Ascent(learning_rate=0.5, num_epochs=50)
+    eager = Ascent(learning_rate=0.5, num_epochs=50, target_kl=None)
     _, without, _ = updated(PPO(update=eager), updates=1)
     _, with_target, _ = updated(PPO(update=Ascent(learning_rate=0.5, num_epochs=50, target_kl=0.01)), updates=1)
     assert without["num_minibatches"] == 50

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upslope.cli.flags import PATH, POLICY, SWITCH, Flag, parse
+from upslope.cli.flags import PATH, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.folder import check_free
@@ -11,7 +11,7 @@ from upslope.run.load import Run
 FLAGS = (
     Flag("out", PATH, None, "folder to write"),
     Flag("bfloat16", SWITCH, False, "half the size: weights in bfloat16"),
-    POLICY,
+    Flag("best", SWITCH, False, "the model of the best periodic evaluation instead of the final one"),
 )
 
 HELP = """\
@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
     check_free(values["out"])
     import torch
 
-    policy = run.chosen_policy(values.get("policy", "final"))
+    policy = run.best_policy if values.get("best") else run.policy
     policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
     print(f"wrote {values['out']}")
     return 0

@@ -1,7 +1,8 @@
 """The ``upslope`` command: which sub-command, and how every error ends as one line.
 
-Exit codes: 0 done (also an unsolved ``--until-return`` run), 1 a fault while running, 2 a mistake in the request,
-130 after Ctrl-C. ``UPSLOPE_TRACEBACK=1`` shows the Python traceback of any error.
+Exit codes: 0 done (also an unsolved ``--until-return`` run), 1 a fault while running, 2 a mistake in the request, 128 and the number
+of the signal that ended a run: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, a closed terminal. Somebody who stops reading
+(``upslope train … | head -1``) ends the output, not the work. ``UPSLOPE_TRACEBACK=1`` shows the Python traceback of any error.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 
 from upslope._version import __version__
 from upslope.errors import RunFault, UsageError, unknown
+from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
     "train": ("upslope.cli.train", "train a policy: upslope train ppo CartPole-v1"),
@@ -54,6 +56,13 @@ Commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code; errors are one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
+    lasting = words[:1] != ["chat"]  # all others have something to finish; it would wait for the next line
+    with contextlib.redirect_stdout(Output(sys.stdout, lasting=lasting)), contextlib.redirect_stderr(Output(sys.stderr)):
+        return carried_out(words)
+
+
+def carried_out(words: list[str]) -> int:
+    """The exit code of a command line; its errors are printed."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -65,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("upslope: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `upslope … | head`: nobody reads on; keep Python from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputClosed:
         return 0
     except Exception as error:
         return failed(error, 1)
@@ -120,7 +128,9 @@ def entry() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is saved: nothing is left to interrupt
     # all files are closed by now; taking PyTorch apart object by object, as Python does at its end, is 0.3 s for nothing
     atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            Output(stream).flush()
+    except OSError:  # a full disk behind `> file`
+        code = code or 1
     os._exit(code)

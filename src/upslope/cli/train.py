@@ -36,7 +36,8 @@ Well-known tasks start from tuned presets (`upslope list`); every flag overrides
 {language}
 see `upslope train grpo --model tiny --help`.
 
-Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
+Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
+SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
 
 ONLY_LANGUAGE = tuple(name for name in LANGUAGE if name not in ALGORITHMS)
 BOTH = tuple(name for name in LANGUAGE if name in ALGORITHMS)

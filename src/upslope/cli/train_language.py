@@ -29,7 +29,8 @@ ALGORITHM is {algorithms}.
 MODEL is tiny, the folder of a Transformers model, or of a run. TASK is addition, copy, sums, FILE.jsonl (prompt, answer,
 further columns) or reasoning-gym:NAME; its own check of the answer is the reward unless --reward names others.
 
-Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once."""
+Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
+SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
 
 EXTRA = (Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override"),)
 

@@ -30,12 +30,8 @@ class EnvSettings:
     """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
     reward_scale: float = 1.0
     """the learner sees rewards times this; reported returns are unscaled"""
-    max_episode_steps: int | None = None
-    """episodes are truncated after so many steps, in training and evaluation (none: the environment's own time limit)"""
 
     def __post_init__(self) -> None:
-        limit = self.max_episode_steps
-        require(limit is None or limit >= 1, f"max_episode_steps: expected an integer ≥ 1 or none, found {limit}")
         require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
 
 
@@ -142,7 +138,9 @@ class PolicySettings:
     distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
     """the distribution of continuous actions"""
     log_std: float = 0.0
-    """initial log standard deviation of continuous actions"""
+    """initial log standard deviation of continuous actions, which are in [-1, 1] where the environment bounds them"""
+    scale_actions: bool = True
+    """scale them to the environment's bounds; without it the policy acts in the environment's own units"""
     normalize_observation: bool = False
     """observations with mean 0 and standard deviation 1, from running moments saved with the policy"""
     normalize_reward: bool = False
@@ -169,11 +167,8 @@ class RunSettings:
     """environment steps after which the run ends, rounded up to whole iterations"""
     until_return: float | None = None
     """stop once the evaluated (greedy) policy's mean return over fresh episodes is at least this, twice in a row"""
-    until_solved: bool = False
-    """the same with the return at which the task counts as solved, where that is known"""
     eval_every: int | None = None
-    """steps between evaluations; the best policy is kept (none: 2048 with --until-return or --until-solved, else about 20
-    evaluations, which take a fifth of the steps at most; 0: never)"""
+    """steps between evaluations; the best policy is kept (none: 2048 with --until-return, else never)"""
     eval_episodes: int = 20
     """fresh episodes per evaluation, and for the final result"""
     eval_sample: bool = False
@@ -188,13 +183,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         require(self.total_steps >= 1, f"total_steps: expected an integer ≥ 1, found {self.total_steps}")
-        every, until = self.eval_every, self.until_return is not None
-        require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
-        require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
-        require(
-            every != 0 or not (until or self.until_solved),
-            "eval_every: found 0, which is never; whether the goal is reached is then unknown",
-        )
+        require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
         require(self.eval_episodes >= 1, f"eval_episodes: expected an integer ≥ 1, found {self.eval_episodes}")
 
 

@@ -3,7 +3,8 @@
 ======================  ==============================================================================
 ``config.json``         every setting, the versions of what computed it, the format's version
 ``metrics.jsonl``       one line per iteration, flushed as it is written
-``policy.safetensors``  the policy's parameters and normalizers; ``policy.json`` says how to build it
+``policy.safetensors``  the policy's parameters and normalizers, and in its header after how many iterations and steps;
+                        ``policy.json`` says how to build it
 ``best_policy.…``       the same for the best periodic evaluation, where there was one
 ``curve.png``           the learning curve
 ``summary.json``        the result; written last, so its presence says that the run came to an end
@@ -30,8 +31,6 @@ from upslope.errors import UsageError
 
 FORMAT_VERSION = 1
 """Raised when an older upslope could no longer read what a newer one writes."""
-REACHED = "reached.json"
-"""In a folder of a language policy: how far it was trained. Of a control policy, the safetensors file says it itself."""
 
 
 def default_path(algorithm: str, env_id: str, seed: int) -> Path:
@@ -104,16 +103,12 @@ class RunFolder:
         except OSError as error:
             raise files.cannot_write(self.path / name, error) from error
 
-    def save_policy(self, policy: Any, name: str = "policy", reached: Mapping[str, int] | None = None) -> None:
-        """Write ``<name>.safetensors`` from the policy's state, and in the same file how far it was trained (``reached``).
-
-        Tensors are copied out of any shared buffer.
-        """
+    def save_policy(self, policy: Any, name: str, progress: Mapping[str, int]) -> None:
+        """Write ``<name>.safetensors`` from the policy's state, with how far it is; tensors are copied out of any shared buffer."""
         from safetensors.torch import save
 
         state = {key: value.detach().cpu().contiguous().clone() for key, value in policy.state_dict().items()}
-        # one key: the format keeps several in no order, and equal runs should leave equal files
-        self.write_bytes(f"{name}.safetensors", save(state, {"reached": json.dumps(reached or {})}))
+        self.write_bytes(f"{name}.safetensors", save(state, {"upslope": json.dumps({"format_version": FORMAT_VERSION, **progress})}))
 
     def close(self) -> None:
         """Close the files that grow; writing to one again reopens it."""

@@ -12,6 +12,7 @@ from upslope.run.chart import PALETTE, Line, Panel, draw, save
 from upslope.run.curve import series, smoothed
 from upslope.run.language_settings import CompletionsSettings
 from upslope.run.report import Live, Meter, Plain, Progress, Silent, plural
+from upslope.terminal import drawn_on
 
 COLUMNS = {
     "reward": "reward",
@@ -70,7 +71,9 @@ class LanguageMeter(Meter):
         self.latest: dict[str, Any] = {}
 
     def update(self, row: Mapping[str, Any]) -> None:
-        super().update(row)  # the pace counts from the first iteration: a warm start before it says nothing of it
+        first, self.row = not self.row, row
+        if first:  # a warm start before it says nothing of the pace
+            self.started, self.done_then = time.perf_counter(), self.fraction
         self.latest |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
 
     @property
@@ -139,7 +142,7 @@ def progress_for(iterations: int, quiet: bool, stream: TextIO | None = None) -> 
     target: TextIO = sys.stdout if stream is None else stream
     if quiet:
         return Silent()
-    return LiveIterations(iterations, target) if target.isatty() else PlainIterations(iterations, target)
+    return LiveIterations(iterations, drawn_on(target)) if target.isatty() else PlainIterations(iterations, target)
 
 
 def some(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from upslope.errors import RunFault, UsageError
 from upslope.files import whole_folder
 from upslope.run import language_report as report
-from upslope.run.evaluations import Point
-from upslope.run.folder import FORMAT_VERSION, REACHED
+from upslope.run.folder import FORMAT_VERSION
 from upslope.run.language_run import FrozenAtStart, examples_of
-from upslope.run.report import Progress, warning_words
+from upslope.run.load import PROGRESS
+from upslope.run.report import Progress
+from upslope.run.saving import progress_of
 from upslope.run.session import Session, one_line
 
 EVALUATE_EVERY = 10
@@ -29,25 +28,22 @@ HELD_OUT_PAIRS = 256
 class LanguageSession(Session):
     """Carries out one :class:`~upslope.run.language_run.LanguageRun` and writes its folder."""
 
-    save_every = 300.0
-
     def _complete(self, run: Any) -> Any:
         return run if run.settings.eval_every is not None else replace(run, settings=replace(run.settings, eval_every=EVALUATE_EVERY))
 
     def _config(self) -> dict[str, Any]:
         return self.run_config.config()
 
-    def _schedule(self) -> None:
-        """Evaluations come every so many iterations."""
-
     def _save_first(self) -> None:
         self.warm_start_seconds, self.before, self.last_result = 0.0, None, None
+        self.warmed: dict[str, int] = {}
         self._save(self.prepared.policy)
 
     def _save(self, policy: Any, name: str = "policy") -> None:
+        progress = progress_of(self.reached, planned_iterations=self.run_config.settings.iterations, **self.warmed)
         with whole_folder(self.folder.path / name) as folder:
             policy.save_pretrained(folder)
-            (folder / REACHED).write_text(json.dumps(self.reached), encoding="utf-8")
+            (folder / PROGRESS).write_text(json.dumps({"format_version": FORMAT_VERSION, **progress}) + "\n", encoding="utf-8")
 
     def _plan(self) -> str:
         return report.plan(self.run_config, self.prepared, self.folder.path)
@@ -96,6 +92,10 @@ class LanguageSession(Session):
         def enough(state: Any) -> bool:
             if state.iteration % 10 == 0 and state.iteration >= 50:
                 found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
+            self.warmed = {"warm_start_iterations": state.iteration}
+            if self.pace.due():
+                with self.pace.saving():
+                    self._save(policy)
             return self.signal is not None or found["accuracy"] >= settings.warm_start
 
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
@@ -109,52 +109,30 @@ class LanguageSession(Session):
 
     def _after_iteration(self, state: Any) -> bool:
         """Evaluate where it is time, keep what was said, record; True ends the run."""
-        row = dict(state.metrics)
-        self.reached = {"iteration": state.iteration, "total_steps": state.total_steps}
+        row = self.reached = dict(state.metrics)
         every = self.run_config.settings.eval_every
-        due = state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations
-        if due and self._can_evaluate and not self.faults:
+        if self._can_evaluate and state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations:
             row |= self._evaluate(state.policy)
         samples = getattr(state.collect, "samples", [])
         self.folder.append("completions.jsonl", samples)
         self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]
         return self._record(state, row, DRAWN)
 
-    def _evaluate(self, policy: Any, episodes: int | None = None) -> dict[str, float]:
-        try:
-            result = self._fresh_episodes(policy)
-        except (RunFault, UsageError) as fault:  # the training itself is well
-            self._no_evaluations(fault)
-            return {}
-        if result.accuracy is None and result.reward_mean is None:
-            return {}
-        self._keep_best(policy, result)
+    def _evaluate(self, policy: Any) -> dict[str, float]:
+        result = self._fresh_episodes(policy)
         goal = self.run_config.settings.until_accuracy
+        mean = result.accuracy if result.accuracy is not None else result.reward_mean
+        if mean is None:
+            return {}
+        if not self.evaluations or mean > max(self.evaluations):
+            self._save(policy, "best_policy")
+        self.evaluations.append(mean)
         self.solved = goal is not None and result.accuracy is not None and result.accuracy >= goal
         return {"evaluation_reward": result.reward_mean or 0.0} | (
             {} if result.accuracy is None else {"evaluation_accuracy": result.accuracy}
         )
 
-    def _keep_best(self, policy: Any, result: Any) -> None:
-        """By accuracy, where there is one, else by reward."""
-        mean = result.accuracy if result.accuracy is not None else result.reward_mean
-        if not self.evaluations or mean > max(point.mean for point in self.evaluations):
-            self._save(policy, "best_policy")
-        std = 0.0 if result.accuracy is None else math.sqrt(mean * (1 - mean))
-        self.evaluations.append(Point(self.reached["total_steps"], mean, std, result.episodes))
-
-    def _final_result(self) -> Any:
-        """The final policy on held-out problems; keeps it as the best where it is."""
-        try:
-            result = self._fresh_episodes(self.prepared.policy)
-        except (RunFault, UsageError) as fault:
-            self.faults.append(f"the final policy was not evaluated: {fault}")
-            return None
-        if result is not None and self.evaluations:
-            self._keep_best(self.prepared.policy, result)
-        return result
-
-    def _fresh_episodes(self, policy: Any, episodes: int | None = None) -> Any:
+    def _fresh_episodes(self, policy: Any) -> Any:
         from upslope.language import evaluate
 
         if not self._can_evaluate:
@@ -191,10 +169,9 @@ class LanguageSession(Session):
             "format_rate": None if result is None else result.format_rate,
             "length_mean": None if result is None else result.length_mean,
             "episodes": 0 if result is None else result.episodes,
-            "best_accuracy": max((point.mean for point in self.evaluations), default=None),
+            "best_accuracy": max(self.evaluations, default=None),
             "solved": None if goal is None else accuracy is not None and accuracy >= goal,
             "solved_at": goal,
-            "warnings": self.faults,
             **(self._on_held_out_pairs() if error is None else {}),
         }
 
@@ -219,4 +196,4 @@ class LanguageSession(Session):
             report.draw_curve(self.folder.path / "curve.png", [*start, *self.rows, *end], title=title)
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
-        return report.result_words(summary, self.folder.path) + warning_words(summary)
+        return report.result_words(summary, self.folder.path)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError
-from upslope.run.folder import FORMAT_VERSION, REACHED
+from upslope.run.folder import FORMAT_VERSION
+from upslope.run.saving import progress_words
 
-MOST_HEADER = 10_000_000
-"""Bytes that the header of a policy's file has at most."""
+PROGRESS = "progress.json"
+"""In the folder of a language model, how far it is; in the control world this stands in the header of the weights."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,6 @@ class Run:
         """The environment's name; one that imports a module must be named by the caller, never by a file."""
         return named_environment(self.env_id, given, "--env ")
 
-    @property
-    def num_envs(self) -> int:
-        """Environments that training played side by side."""
-        collector = self.config["collector"]
-        found = collector.get("num_envs", collector.get("group_size", 1) * collector.get("num_groups", 1))
-        return found if isinstance(found, int) and found >= 1 else 1
-
-    def env_options(self, name: str) -> dict[str, Any]:
-        """What the environment was made with, where ``name`` is the run's own: ``env_kwargs`` and ``max_episode_steps``."""
-        made = self.config["env"] if name == self.env_id else {}
-        return {"env_kwargs": made.get("env_kwargs", {}), "max_episode_steps": made.get("max_episode_steps")}
-
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"
@@ -118,36 +107,28 @@ class Run:
 
     @cached_property
     def best_policy(self) -> Any:
-        """The policy of the best evaluation, the final one included."""
+        """The policy of the best periodic evaluation (runs with ``--eval-every`` or ``--until-return``)."""
         if not (self.path / "best_policy.safetensors").exists() and not (self.path / "best_policy").is_dir():
-            raise UsageError(f"run folder {self.path}: it has no best policy, for nothing was evaluated on the way; take the final one")
+            raise UsageError(f"run folder {self.path}: it has no best policy; train with --eval-every STEPS to keep one")
         return self.load_policy("best_policy")
 
-    def chosen_policy(self, which: str) -> Any:
-        """``final`` or ``best``."""
-        return self.best_policy if which == "best" else self.policy
+    def progress(self, name: str = "policy") -> dict[str, int] | None:
+        """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
+        if self.world == "language":
+            path = self.path / name / PROGRESS
+            found: Any = read_json(path) if path.exists() else {}
+        else:
+            path = self.path / f"{name}.safetensors"
+            found = read_header(path)
+        numbers = {key: value for key, value in found.items() if isinstance(value, int) and value >= 0}
+        return numbers if {"iteration", "total_steps"} <= numbers.keys() else None
 
-    def reached(self, which: str = "final") -> tuple[int, int] | None:
-        """``(done, planned)`` of a saved policy: environment steps, in the language world iterations; None where it is not recorded."""
-        name, unit = ("best_policy" if which == "best" else "policy"), "total_steps" if self.world == "control" else "iteration"
-        planned = self.config["settings"].get("iterations" if self.world == "language" else unit)
-        found = read_reached(self.path / name)
-        try:
-            return int(found[unit]), int(planned)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    def reached_words(self, which: str = "final") -> str:
-        """``the final policy, after 12,288 of 100,000 steps``; that the run did not come to its end, where it did not."""
-        found = self.reached(which)
-        if found is None:
-            return f"the {which} policy"
-        (done, planned), unit = found, "steps" if self.world == "control" else "iterations"
-        if self.summary is None:
-            which = "best policy so far" if which == "best" else "policy as last saved"
-            start = "" if done else "untrained, "
-            return f"the {which}, {start}after {done:,} of {planned:,} {unit}: the run was killed or is still running"
-        return f"the {which} policy, after {done:,} of {planned:,} {unit}"
+    def caution(self, name: str = "policy") -> str:
+        """What to know of a policy that is not the end of its run: ``policy after 12,288 of 100,000 steps (…)``; else ''."""
+        progress = self.progress(name)
+        if progress is None or (self.summary is not None and self.summary.get("status") == "finished"):
+            return ""
+        return progress_words(progress, self.summary)
 
     def load_policy(self, name: str) -> Any:
         """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode.
@@ -221,17 +202,17 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise damaged(path, str(error)) from error
 
 
-def read_reached(path: Path) -> dict[str, Any]:
-    """How far a saved policy was trained, from beside or inside it; empty where it is not recorded."""
-    if path.is_dir():
-        return read_json(path / REACHED) if (path / REACHED).exists() else {}
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON object under ``upslope`` in the header of a safetensors file; empty where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    check_inside(path)
     try:
-        with path.with_suffix(".safetensors").open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, MOST_HEADER)))
-        return dict(json.loads(header["__metadata__"]["reached"]))
-    except (OSError, ValueError, KeyError, TypeError):  # whoever reads the tensors says what is wrong with it
+        with safe_open(path, framework="np") as file:
+            found = json.loads((file.metadata() or {}).get("upslope", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

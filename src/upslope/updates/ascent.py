@@ -79,8 +79,8 @@ class Ascent:
     """parts that each pass is split into, one gradient step each"""
     max_grad_norm: float | None = 0.5
     """the gradient's global norm is clipped to this (none: no clipping)"""
-    target_kl: float | None = None
-    """stop the epochs of an update once approx KL exceeds this (none: never)"""
+    target_kl: float | None = 0.03
+    """stop the epochs of an update once a minibatch's approx KL exceeds this (none: never); it keeps a trained policy from coming apart"""
     micro_batch_size: int | None = None
     """units per backward pass, to save memory; never changes a result"""
     eps: float = 1e-5
