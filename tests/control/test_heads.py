@@ -312,6 +312,26 @@ def test_discrete_start_is_added_for_the_environment_only() -> None:
     assert head_for(spaces.MultiDiscrete([3, 3], start=[7, -1])).to_env(torch.tensor([[0, 2]])).tolist() == [[7, 1]]
 
 
+def test_a_gaussian_acts_in_units_of_its_range() -> None:
+    """−1, 0 and 1 are lower bound, middle and upper bound; what has no two finite bounds keeps the environment's units."""
+    top = float(np.finfo(np.float32).max)
+    space = box([100, -1e-3, -np.inf, 0, -top, 5], [200, 1e-3, np.inf, np.inf, top, 5])
+    low, middle, high, far = (torch.full((1, 6), a) for a in (-1.0, 0.0, 1.0, 7.5))
+    head = head_for(space)
+    tiny = np.float32(1e-3)
+    np.testing.assert_array_equal(head.to_env(low), np.float32([[100, -tiny, -1, 0, -1, 5]]))
+    np.testing.assert_array_equal(head.to_env(middle), np.float32([[150, 0, 0, 0, 0, 5]]))
+    np.testing.assert_array_equal(head.to_env(high), np.float32([[200, tiny, 1, 1, 1, 5]]))
+    np.testing.assert_array_equal(head.to_env(far), np.float32([[200, tiny, 7.5, 7.5, 7.5, 5]]))
+    np.testing.assert_array_equal(head_for(space, scaled=False).to_env(far), np.float32([[100, tiny, 7.5, 7.5, 7.5, 5]]))
+    a = torch.randn(300, 2)
+    plain = head_for(box([-1, -1], [1, 1]))  # nothing to scale: the action itself, bit for bit
+    np.testing.assert_array_equal(plain.to_env(a), a.clamp(-1, 1).numpy())
+    odd = box([0.1, -0.7], [0.3, 1e7])
+    given = head_for(odd).to_env(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    np.testing.assert_array_equal(given, np.stack([odd.low, odd.high]))
+
+
 def test_squash_and_beta_stretch_to_the_bounds() -> None:
     space = box([-1, 10], [3, 20])
     squashed, beta = head_for(space, "squashed"), head_for(space, "beta")

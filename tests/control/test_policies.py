@@ -348,6 +348,7 @@ def test_every_option_is_in_the_description() -> None:
         "epsilon": None,
         "state_dependent_std": True,
         "log_std": -0.5,
+        "scale_actions": False,
         "normalize_observation": True,
         "normalize_reward": True,
         "reward_gamma": 0.9,
@@ -356,6 +357,17 @@ def test_every_option_is_in_the_description() -> None:
     description = MLPPolicy.for_envs((VECTOR, BOX), **options).describe()
     assert description.pop("class") == "MLPPolicy"
     assert {**description, **options} == description and len(description) == len(options) + 2
+
+
+def test_a_description_from_before_actions_were_scaled_acts_as_it_did() -> None:
+    policy = MLPPolicy.for_envs((VECTOR, spaces.Box(100, 200, (1,))), seed=3)
+    old = {name: value for name, value in policy.describe().items() if name != "scale_actions"}
+    again = policy_from_description(old)
+    again.load_state_dict(policy.state_dict())
+    observation = np.full(VECTOR.shape, 0.5, np.float32)
+    assert policy.act(observation)[0] == pytest.approx(150, abs=5) and again.act(observation)[0] == 100
+    assert policy_from_description(again.describe()).act(observation)[0] == 100
+    assert policy_from_description(policy.describe()).head == policy.head
 
 
 @pytest.mark.parametrize(

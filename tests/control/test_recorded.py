@@ -100,8 +100,8 @@ def test_dict_observations_and_action_masks(mode, tmp_path):
 def test_random_actions_of_a_box_have_their_density():
     with make("Pendulum-v1", 4, 0) as envs:
         data = record(envs, RandomPolicy(envs), 50)
-        assert torch.allclose(data.tensors["behavior_log_prob"], torch.full((4, 50), -np.log(4.0)).float())
-        assert 1.5 < data.tensors["action"].abs().max() <= 2.0
+        assert data.scaled and torch.allclose(data.tensors["behavior_log_prob"], torch.full((4, 50), -np.log(2.0)).float())
+        assert 0.75 < data.tensors["action"].abs().max() <= 1.0
         policy = MLPPolicy.for_envs(envs, hidden_sizes=(8,), normalize_observation=True)
         squashed = MLPPolicy.for_envs(envs, distribution="squashed")
         scaled = MLPPolicy.for_envs(envs, normalize_reward=True)
@@ -118,13 +118,52 @@ def test_random_actions_of_a_box_have_their_density():
         RandomPolicy(unbounded)
 
 
+class Reaching(gymnasium.Env):
+    """Actions in [100, 200] × [−∞, ∞] × [−1, ∞] × [0.001, 0.003]; the reward says what the environment was given."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(np.float32([100, -np.inf, -1, 0.001]), np.float32([200, np.inf, np.inf, 0.003]))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action[0]), False, False, {}
+
+
+def test_actions_recorded_in_the_environments_units_are_read_in_the_policys_and_back(tmp_path):
+    """A file of before there were units says what it always did, and what a policy without them records means the same."""
+    with Envs(SyncVectorEnv([Reaching, Reaching]), env_id="Reaching") as envs:
+        own = MLPPolicy.for_envs(envs, hidden_sizes=(8,), seed=3)
+        raw = MLPPolicy.for_envs(envs, hidden_sizes=(8,), seed=3, scale_actions=False)
+        scaled = record(envs, own, 30, seed=7)
+        before = record(envs, raw, 30, seed=7)
+    before.save(tmp_path / "before.safetensors")
+    old = Dataset.load(changed(before, tmp_path / "old.safetensors", header={"format_version": 1}, absent=("scaled",)))
+    assert scaled.scaled and not before.scaled and not old.scaled
+    shift = np.log(50) + np.log(0.001)  # Σ log half_range
+    for data in (before, old, Dataset.load(tmp_path / "before.safetensors")):
+        assert torch.equal(Recorded(data)(raw).inputs["action"], data.tensors["action"])
+        rollout = Recorded(data)(own)
+        stored, drawn = data.tensors["action"].double(), rollout.inputs["action"].double()
+        expected = torch.stack([(stored[..., 0] - 150) / 50, stored[..., 1], stored[..., 2], (stored[..., 3] - 0.002) / 0.001], -1)
+        assert torch.allclose(drawn, expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(rollout.behavior_log_prob, data.tensors["behavior_log_prob"] + shift, rtol=1e-5)
+    back = Recorded(scaled)(raw)
+    given = back.inputs["action"][..., 0].clamp(100, 200)
+    assert torch.allclose(given, scaled.tensors["reward"], rtol=1e-6) and given.std() > 10
+    assert torch.allclose(back.behavior_log_prob, scaled.tensors["behavior_log_prob"] - shift, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def data():
     with counting(MODES[1]) as envs:
         return record(envs, RandomPolicy(envs), 8, about={"note": "made for a test"})
 
 
-def changed(data, path, drop=(), header=None, **tensors):
+def changed(data, path, drop=(), header=None, absent=(), **tensors):
     """A file with fields changed, past the checks of :class:`Dataset`."""
     data.save(path)
     found = {name: tensor.contiguous() for name, tensor in {**data.tensors, **tensors}.items() if name not in drop}
@@ -133,7 +172,8 @@ def changed(data, path, drop=(), header=None, **tensors):
 
     with safe_open(path, framework="pt") as file:
         about |= json.loads(file.metadata()["upslope"])
-    save_file(found, path, {"upslope": json.dumps({**about, **(header or {})})})
+    about = {name: value for name, value in {**about, **(header or {})}.items() if name not in absent}
+    save_file(found, path, {"upslope": json.dumps(about)})
     return path
 
 

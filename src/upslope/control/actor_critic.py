@@ -50,6 +50,9 @@ class ActorCritic(nn.Module):
     ``num_parameters``: the number of logits, or the action's dimension for a Gaussian (the policy adds ``log_std``, one
     number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
 
+    A Gaussian acts in [−1, 1], scaled to the finite bounds of the action space (:class:`~upslope.control.box_heads.Gaussian`);
+    with ``scale_actions=False`` in the environment's own units.
+
     Dropout and batch statistics are always off, so that actions are drawn and scored with one distribution.
     ``seed`` fixes the initial weights of a network that is made here; the global random state is left alone.
     """
@@ -66,6 +69,7 @@ class ActorCritic(nn.Module):
         distribution: BoxDistribution = "gaussian",
         state_dependent_std: bool = False,
         log_std: float = 0.0,
+        scale_actions: bool = True,
         epsilon: float | None = None,
         normalize_observation: bool = False,
         normalize_reward: bool = False,
@@ -75,11 +79,12 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = spaces_of(envs)
         self.encoder = Encoder(self.observation_space)
-        self.head = head_for(self.action_space, distribution, epsilon)
+        self.head = head_for(self.action_space, distribution, epsilon, scaled=scale_actions)
         self.options: dict[str, Any] = {
             "distribution": distribution,
             "state_dependent_std": state_dependent_std,
             "log_std": log_std,
+            "scale_actions": scale_actions,
             "epsilon": epsilon,
             "normalize_observation": normalize_observation,
             "normalize_reward": normalize_reward,

@@ -16,12 +16,20 @@ from torch.nn.functional import logsigmoid, softplus
 from upslope import functional as F
 from upslope.control.head import Head
 
+STANDS_FOR_INFINITY = 1e18
+"""A bound of this size or more is taken for none: ``np.finfo(np.float32).max`` is how some environments write ∞."""
+
 
 @dataclass(frozen=True)
 class Gaussian(Head):
-    """Diagonal Gaussian; the environment gets the action clipped to its bounds. Parameters: ``concat(mean, log_std)``.
+    """Diagonal Gaussian over actions in units of their range. Parameters: ``concat(mean, log_std)``.
 
-    The log-probability is that of the unclipped action, which is the one stored.
+    The environment gets ``middle + half_range · a``, clipped to its bounds: a = −1 is the lower bound, 0 the middle, 1 the upper
+    one, so that a mean near 0 and a spread near 1 fit whatever the bounds are. A dimension without two finite bounds keeps the
+    environment's own units (middle 0, half range 1), and with ``scaled=False`` every dimension does.
+
+    What is stored and scored is a, unclipped: distribution, log-probability, entropy and KL are a's. Those of the environment's
+    action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
     """
 
     dim: int
@@ -29,6 +37,7 @@ class Gaussian(Head):
     high: tuple[float, ...]
     shape: tuple[int, ...] | None = None
     dtype: str = "float32"
+    scaled: bool = True
 
     @property
     def num_parameters(self) -> int:
@@ -41,6 +50,14 @@ class Gaussian(Head):
     @cached_property
     def _bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return np.array(self.low, self.dtype), np.array(self.high, self.dtype)
+
+    @cached_property
+    def units(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's own units."""
+        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
+        bounded = self.scaled & (low < high) & (np.maximum(abs(low), abs(high)) < STANDS_FOR_INFINITY)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        return (low + high) / 2, (high - low) / 2
 
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
         mean, log_std = parameters.chunk(2, -1)
@@ -60,7 +77,8 @@ class Gaussian(Head):
         return F.gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
-        array = np.clip(action.cpu().numpy(), *self._bounds).astype(self.dtype, copy=False)
+        middle, half_range = self.units  # float64, so that rounding cannot step over the bounds
+        array = np.clip(middle + half_range * action.cpu().numpy(), *self._bounds).astype(self.dtype)
         return array if self.shape is None else array.reshape(len(array), *self.shape)
 
     def _stretch(self, unit: NDArray[Any]) -> NDArray[Any]:

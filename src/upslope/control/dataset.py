@@ -3,8 +3,9 @@
 ==============================  ==================================================================================================
 ``observation [N, T + 1, …]``   as the environment gave it, N rows side by side; the last one is what followed the row's last step.
                                 Parts of a Dict or Tuple: ``observation['camera']``, ``observation[0]``
-``action [N, T, …]``            as sampled, counted from 0 where discrete (see :mod:`upslope.control.head`)
-``behavior_log_prob [N, T]``    log-probability of the action under the policy that took it
+``action [N, T, …]``            as sampled, counted from 0 where discrete (see :mod:`upslope.control.head`); with ``scaled`` a Gaussian's
+                                is in units of its range, without in the environment's
+``behavior_log_prob [N, T]``    log-probability of the action, in those units, under the policy that took it
 ``reward [N, T]``               as the environment gave it, unscaled
 ``terminated``, ``truncated``   ``[N, T]``, boolean
 ``mask [N, T]``                 False at reset steps; may be left out where there can be none, see below
@@ -46,7 +47,8 @@ from upslope.control.spaces import space_from_json, space_to_json
 from upslope.errors import UsageError
 from upslope.files import write_bytes
 
-DATASET_VERSION = 1
+DATASET_VERSION = 2
+"""2 says whether actions are scaled; before, they never were."""
 STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")
 """The fields of shape ``[N, T]``."""
 AXES = {"observation": 2, "successor": 1}
@@ -57,7 +59,8 @@ AXES = {"observation": 2, "successor": 1}
 class Dataset:
     """A recording by a behavior policy; see the module for the ``tensors``. Checked when it is made.
 
-    ``head`` is the class of the head that drew the actions: for a Box it says what a stored action is. ``about`` is free JSON.
+    ``head`` is the class of the head that drew the actions: for a Box it says what a stored action is; ``scaled``, in which units
+    a Gaussian's is. ``about`` is free JSON.
 
     Raises:
         UsageError: fields are missing, disagree in length, or hold what no recording can.
@@ -67,6 +70,7 @@ class Dataset:
     observation_space: Space[Any]
     action_space: Space[Any]
     head: str | None = None
+    scaled: bool = False
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -114,7 +118,7 @@ class Dataset:
         if not isinstance(version, int) or version > DATASET_VERSION:
             raise UsageError(f"written by a newer upslope (format {version}, this one reads up to {DATASET_VERSION}); upgrade upslope")
         names = {"observation_space": space_from_json(observation), "action_space": space_from_json(action)}
-        return cls(tensors=tensors, head=about.pop("head", None), about=about, **names)
+        return cls(tensors=tensors, head=about.pop("head", None), scaled=about.pop("scaled", False) is True, about=about, **names)
 
     def save(self, path: str | Path) -> None:
         """Write the file under a temporary name and rename it; raises :class:`RunFault` where that fails."""
@@ -127,6 +131,7 @@ class Dataset:
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "head": self.head,
+            "scaled": self.scaled,
         }
         write_bytes(path, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"upslope": json.dumps(header)}))
 

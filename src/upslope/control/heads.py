@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 BoxDistribution = Literal["gaussian", "squashed", "beta"]
-"""Distributions over a Box: diagonal Gaussian (clipped by the environment's bounds), tanh-squashed Gaussian, Beta."""
+"""Distributions over a Box: diagonal Gaussian (scaled to the bounds and clipped by them), tanh-squashed Gaussian, Beta."""
 
 SUPPORTED = "Discrete, MultiDiscrete, MultiBinary and Box of floats"
 
@@ -203,8 +203,10 @@ class Bernoulli(Head):
         return array if self.shape is None else array.reshape(len(array), *self.shape)
 
 
-def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: float | None = None) -> Head:
-    """The head for an action space; ``distribution`` matters for Box only. :class:`UsageError` if there is none.
+def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: float | None = None, *, scaled: bool = True) -> Head:
+    """The head for an action space; ``distribution`` matters for Box only, ``scaled`` for a Gaussian (see there).
+
+    :class:`UsageError` if there is none.
 
     With ``epsilon`` the network gives action values, and the head is ε-greedy in them: Discrete only.
     """
@@ -233,4 +235,4 @@ def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: 
         raise UsageError(f"distribution {distribution!r} needs bounds on both sides, found {short(space)}: use 'gaussian'")
     kind = {"gaussian": Gaussian, "squashed": SquashedGaussian, "beta": Beta}[distribution]
     low, high = (tuple(float(x) for x in bound.reshape(-1)) for bound in (space.low, space.high))
-    return kind(dim, low, high, space.shape, str(space.dtype))
+    return kind(dim, low, high, space.shape, str(space.dtype), scaled)

@@ -98,7 +98,6 @@ TRPO_PENDULUM: Values = {
     "gamma": 0.95,
     "gae_lambda": 0.9,
     "activation": "relu",
-    "log_std": 0.7,
     "reward_scale": 0.1,
     "total_steps": 200_000,
 }
@@ -144,7 +143,6 @@ CLIPPED_ON_PENDULUM: Values = {
     "learning_rate": 1e-3,
     "gamma": 0.95,
     "activation": "relu",
-    "log_std": 0.7,
     "reward_scale": 0.1,
 }
 """PPO, and off-policy learning with PPO's clip."""
@@ -376,9 +374,6 @@ FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
 
 SAMPLED = ("upslope/ShortCorridor-v0",)
 """Tasks whose best policy is random: its most likely action alone never arrives, so evaluations sample."""
-
-GOALS = {"Pendulum-v1": -200.0}
-"""Mean returns at which a task counts as solved, where Gymnasium names none."""
 
 
 def preset_for(algorithm: str, env_id: str) -> Preset | None:

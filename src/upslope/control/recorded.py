@@ -41,9 +41,11 @@ class RandomPolicy:
         """A uniform action for each row."""
         head, rows = self.head, inputs["row"]
         if isinstance(head, Gaussian):
-            low, high = torch.tensor(head.low), torch.tensor(head.high)
-            action = low + (high - low) * torch.rand(len(rows), head.dim, generator=generator)
-            return Sample(action=action, log_prob=(-(high - low).log().sum()).expand(len(rows)))
+            middle, half_range = head.units
+            low, high = ((np.array(bound) - middle) / half_range for bound in (head.low, head.high))
+            low, width = torch.from_numpy(low).float(), torch.from_numpy(high - low).float()
+            action = low + width * torch.rand(len(rows), head.dim, generator=generator)
+            return Sample(action=action, log_prob=(-width.log().sum()).expand(len(rows)))
         mask = inputs.get("action_mask")
         action = head.sample(rows, generator, mask)
         return Sample(action=action, log_prob=head.log_prob(rows, action, mask))
@@ -85,6 +87,7 @@ def record(envs: Envs, policy: Any, num_steps: int, *, seed: int = 0, about: Map
         observation_space=envs.observation_space,
         action_space=envs.action_space,
         head=type(head).__name__ if isinstance(head, Head) else None,
+        scaled=getattr(head, "scaled", False),
         about={"env_id": envs.env_id, "seed": seed, **(about or {})},
     )
 
@@ -127,7 +130,7 @@ class Recorded:
         encoded = self._encode(policy, data.tree("observation", rows), legal)
         extended = {name: tensor.reshape(shape[0], shape[1] + 1, *tensor.shape[1:]) for name, tensor in encoded.items()}
         device = next(iter(extended.values())).device
-        action = tensors["action"].to(device)
+        action, behavior_log_prob = (x.to(device) for x in self._in_units_of(policy, tensors["action"], tensors["behavior_log_prob"]))
         inputs = {name: tensor[:, :-1].contiguous() for name, tensor in extended.items()} | {"action": action}
         extended["action"] = torch.cat([action, action[:, -1:]], 1)
         value, next_value = values_and_next(policy, extended, *self._successors(policy, rows, legal))
@@ -137,11 +140,24 @@ class Recorded:
             terminated=tensors["terminated"].to(device),
             truncated=tensors["truncated"].to(device),
             mask=tensors["mask"].to(device),
-            behavior_log_prob=tensors["behavior_log_prob"].to(device),
+            behavior_log_prob=behavior_log_prob,
             first_step=tensors["first_step"].to(device),
             value=value,
             next_value=next_value,
         )
+
+    def _in_units_of(self, policy: Any, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Recorded actions and their log-probabilities as the policy has them: a Gaussian's may be in other units than its own."""
+        head, recorded = getattr(policy, "head", None), head_for(self.data.action_space)
+        scaled = getattr(head, "scaled", False)
+        ours = type(head) in (Gaussian, type(None)) and self.data.head in (None, Gaussian.__name__)
+        if not isinstance(recorded, Gaussian) or not ours or scaled == self.data.scaled:
+            return action, log_prob
+        middle, half_range = recorded.units
+        shift = float(np.log(half_range).sum())
+        exact = action.double().numpy()
+        changed, log_prob = ((exact - middle) / half_range, log_prob + shift) if scaled else (middle + half_range * exact, log_prob - shift)
+        return torch.from_numpy(changed).to(action.dtype), log_prob
 
     def _rows(self) -> Tensor:
         """The rows of this iteration; every row comes once before any comes again."""
