@@ -224,3 +224,20 @@ def test_an_algorithm_is_described_anew_at_each_update():
     batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob.detach().where(batch.mask, 0.0))
     other = replace(algorithm, value_coef=10.0)
     assert abs(run(other, policy, batch, state)["objective"] - before) > 0.1
+
+
+def test_what_does_not_fit_the_kernels_takes_the_readable_path(monkeypatch):
+    def parts(inputs):
+        with torch.device("meta"):
+            actor, critic = ((nn.Linear(inputs, 64), nn.Linear(64, outputs)) for outputs in (4, 1))
+        return plan.Anatomy(0, 0, actor, critic, None)
+
+    assert plan.fits(parts(4)) and plan.fits(parts(20_000)) and not plan.fits(parts(200_000))  # a one-hot of 200,000 states
+    policy, batch = make_policy(inputs=9), make_batch(make_policy(inputs=9))
+    monkeypatch.setattr(plan, "MOST_SCRATCH", 1000)
+    monkeypatch.setattr(plan, "Plan", None)
+    assert fast_policy(policy) is policy and dense_policy(policy) is None
+    algorithm = PPO()
+    update = fast_update(algorithm, policy)
+    assert not isinstance(update, CompiledUpdate | DenseUpdate)
+    update(algorithm, policy, batch, algorithm.update.start(policy, seed=0))

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from upslope.fast import layout as at
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: at.TANH, nn.ReLU: at.RELU}
+MOST_SCRATCH = 2**24
+"""Numbers of scratch memory that a plan may take (64 MiB): beyond, as for a one-hot of 200,000 states, torch serves better."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def anatomy(policy: Any) -> Anatomy | None:
 
     Known are :class:`upslope.control.MLPPolicy` itself (not a subclass, which may evaluate differently) with tanh or ReLU
     layers, a categorical head or a Gaussian one whose spread does not depend on the state, in float32 on the processor,
-    without hooks.
+    without hooks, and of a size that fits :data:`MOST_SCRATCH`.
     """
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.MLPPolicy:
@@ -74,7 +76,7 @@ def anatomy(policy: Any) -> Anatomy | None:
     parts = Anatomy(head, actor[1], actor[0], critic[0], policy.log_std)
     known = {id(p) for p in parts.parameters}
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
-    return parts if plain else None
+    return parts if plain and fits(parts) else None
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -125,6 +127,18 @@ def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int
     return (layers, ACTIVATIONS[kinds.pop()] if kinds else at.TANH) if len(layers) == len(linear) else None
 
 
+def shared_sizes(parts: Anatomy) -> tuple[int, int, int]:
+    """Numbers for a layer's input with the batch first, for ``δ xᵀ``, and for a δ: what the widest of all layers needs."""
+    layers = [(rounded(layer.in_features, at.WIDTH), rounded(layer.out_features, at.WIDTH)) for layer in (*parts.actor, *parts.critic)]
+    return max(x for x, _ in layers) * at.BLOCK, max(x * y for x, y in layers), max(y for _, y in layers) * at.BLOCK
+
+
+def fits(parts: Anatomy) -> bool:
+    """Whether the scratch memory, a gradient among it, stays within :data:`MOST_SCRATCH`."""
+    rowwise, product, _ = shared_sizes(parts)
+    return 2 * rowwise + product + sum(p.numel() for p in parts.parameters) <= MOST_SCRATCH
+
+
 class Plan:
     """Integers and scratch memory for one policy whose parameters lie at addresses relative to ``base``."""
 
@@ -137,16 +151,14 @@ class Plan:
         networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = len(parts.actor), len(parts.critic)
         networks[at.LOG_STD] = 0 if parts.log_std is None else self.place(parts.log_std)
         networks[at.NUM_PARAMETERS] = num_parameters
-        widths = [size for layer in (*parts.actor, *parts.critic) for size in (layer.in_features, layer.out_features)]
-        widest = rounded(max(widths), at.WIDTH)
         networks[at.OBSERVATION_AT] = self.reserve(parts.inputs * at.BLOCK)
         records = [*self.layers(parts.actor, networks), *self.layers(parts.critic, networks)]
         networks[at.LAYERS_AT :] = np.array(records).reshape(-1)
-        networks[at.ROWWISE_AT] = self.reserve(at.BLOCK * widest)
-        networks[at.PRODUCT_AT] = self.reserve(widest * widest)
-        networks[at.DELTA_AT] = self.reserve(widest * at.BLOCK)
-        networks[at.OTHER_AT] = self.reserve(widest * at.BLOCK)
-        networks[at.VALUE_DELTA_AT] = self.reserve(widest * at.BLOCK)
+        rowwise, product, delta = shared_sizes(parts)
+        networks[at.ROWWISE_AT] = self.reserve(rowwise)
+        networks[at.PRODUCT_AT] = self.reserve(product)
+        for place in (at.DELTA_AT, at.OTHER_AT, at.VALUE_DELTA_AT):
+            networks[place] = self.reserve(delta)
         networks[at.GRADIENT_AT] = self.reserve(num_parameters)
         self.networks: NDArray[np.int64] = networks
         room = np.zeros(self.used + at.WIDTH, np.float32)
