@@ -36,6 +36,8 @@ class Walk(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         self.time = 0
         info = {"action_mask": np.zeros(2, np.int8)} if self.fault == "no-action" else {}
+        if self.fault == "reset-alone":
+            return self.observe("reset")
         return self.observe("reset" if self.clock == 0 else "later-reset"), info
 
     def step(self, action: Any) -> tuple[Any, Any, Any, bool, dict[str, Any]]:
@@ -44,9 +46,12 @@ class Walk(gymnasium.Env[Any, Any]):
             raise SystemExit(0)
         self.time += 1
         now = self.clock >= self.at
-        reward: Any = {"reward-nan": np.nan, "reward-inf": np.inf, "reward-text": "one"}.get(self.fault, 1.0) if now else 1.0
-        ended: Any = self.time >= 10
-        return self.observe("step" if now else "fine"), reward, ended, False, {}
+        wrong = {"reward-nan": np.nan, "reward-inf": np.inf, "reward-text": "one", "reward-array": np.ones(1)}
+        reward: Any = wrong.get(self.fault, 1.0) if now else 1.0
+        ended: Any = None if now and self.fault == "ended-none" else self.time >= 10
+        info: Any = [] if now and self.fault == "info-list" else {}
+        answer: Any = self.observe("step" if now else "fine"), reward, ended, False, info
+        return answer[:4] if now and self.fault == "four-values" else answer
 
 
 def walk(**options: Any) -> Walk:
@@ -77,6 +82,10 @@ def discrete_observation() -> Walk:
 
 def unbounded_action() -> Walk:
     return Walk(action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32))
+
+
+def quits() -> Walk:
+    raise SystemExit(0)
 
 
 def broken() -> Walk:

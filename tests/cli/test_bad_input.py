@@ -37,6 +37,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     "module that fails": (["train", "ppo", "import_fails:make"], "wrong weather"),
     "misspelled factory": (on("wlak"), "did you mean 'walk'?"),
     "factory that raises": (on("broken"), "OSError: no such port"),
+    "factory that exits": (on("quits"), "SystemExit: 0"),
+    "module that exits": (["train", "ppo", "import_exits:make"], "importing 'import_exits' ended Python (sys.exit)"),
     "factory of something else": (on("not_an_environment"), "expected a gymnasium.Env"),
     "unknown keyword of the environment": ([*PPO, "--env-kwargs", '{"gravty": 3}'], "gravty"),
     "keywords that are not JSON": ([*PPO, "--env-kwargs", "{gravity: 3}"], "--env-kwargs: expected a JSON object"),
@@ -62,6 +64,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     "first observation has a wrong shape": (on("walk", "--env-kwargs", '{"fault": "reset-shape"}'), "shape"),
     "first observation has a wrong dtype": (on("walk", "--env-kwargs", '{"fault": "reset-dtype"}'), "reset"),
     "reset raises": (on("walk", "--env-kwargs", '{"fault": "reset-raises"}'), "the motor is on fire"),
+    "reset without an info": (
+        on("walk", "--env-kwargs", '{"fault": "reset-alone"}'),
+        "reset: it returned ndarray of shape (3,) and dtype float32 (the old Gym's interface), expected (observation, info)",
+    ),
+    "no time for a step": (on("walk", "--step-timeout", "0"), "step_timeout: expected a number > 0 or none, found 0"),
     "no legal action": (on("walk", "--env-kwargs", '{"fault": "no-action"}'), "action"),
     # flags
     "misspelled flag": ([*PPO, "--lerning-rate", "1e-3"], "unknown flag '--lerning-rate': did you mean '--learning-rate'?"),

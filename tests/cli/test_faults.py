@@ -27,7 +27,11 @@ FAULTS = {
     "step-dtype": "observation has dtype",
     "reward-nan": "reward is not finite: nan",
     "reward-inf": "reward is not finite: inf",
-    "reward-text": "raised",
+    "reward-text": "reward is 'one' (str), expected a number",
+    "reward-array": "reward is an array of shape (1,), expected a number; return float(reward.item())",
+    "four-values": "step: it returned 4 values (the old Gym's interface), expected 5: observation, reward, terminated, truncated, info",
+    "ended-none": "step: terminated is None (NoneType), expected True or False",
+    "info-list": "step: info is [] (list), expected a dict",
 }
 
 

@@ -51,8 +51,10 @@ FAULTS = [
     ("first", np.zeros(4, np.float32), "environment 'Faulty', reset: observation has shape (4,), observation_space says (3,)"),
     ("reward", np.nan, "environment 'Faulty', step: reward is not finite: nan in environment 0"),
     ("reward", -np.inf, "environment 'Faulty', step: reward is not finite: -inf in environment 0"),
-    ("reward", "much", "environment 'Faulty' raised ValueError in step: could not convert string to float"),
-    ("reward", None, "environment 'Faulty', step: reward is not finite: nan in environment 0"),  # NumPy's reading of None
+    ("reward", "much", "environment 'Faulty', step: reward is 'much' (str), expected a number"),
+    ("reward", None, "environment 'Faulty', step: reward is None (NoneType), expected a number"),
+    ("reward", np.ones(1), "step: reward is an array of shape (1,), expected a number; return float(reward.item())"),
+    ("reward", np.ones(2), "step: reward is an array of shape (2,), expected a number"),
 ]
 
 

@@ -132,3 +132,38 @@ class Critic(nn.Module):
         logits = self.logits.expand(*action.shape, 2)
         log_prob = F.categorical_log_prob(logits, action)
         return Evaluation(log_prob=log_prob, entropy=F.categorical_entropy(logits), value=self.value_function(observation))
+
+
+class Masked(gymnasium.Env):
+    """Six steps of four actions, of which ``time % 4`` and the next one are legal; it says so by ``convention`` and counts the others.
+
+    At the end nothing is legal.
+    """
+
+    def __init__(self, convention: str = "method", action_space=None) -> None:
+        mask, place = spaces.MultiBinary(4), spaces.Box(0, 6, (1,), np.float32)
+        self.observation_space = spaces.Dict(action_mask=mask, place=place) if convention == "observation" else place
+        self.action_space = action_space or spaces.Discrete(4)
+        self.convention, self.time, self.illegal = convention, 0, 0
+        if convention == "method":
+            self.action_masks = self.legal
+
+    def legal(self):
+        return np.zeros(4, bool) if self.time == 6 else (np.arange(4) - self.time) % 4 < 2
+
+    def answer(self):
+        place = np.full(1, self.time, np.float32)
+        seen = {"action_mask": self.legal().astype(np.int8), "place": place} if self.convention == "observation" else place
+        return seen, {"action_mask": self.legal()} if self.convention == "info" else {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.answer()
+
+    def step(self, action):
+        if not self.legal()[int(action)]:
+            raise ValueError(f"illegal action {action} at time {self.time}")
+        self.time += 1
+        seen, info = self.answer()
+        return seen, 1.0, self.time == 6, False, info

@@ -1,4 +1,7 @@
-"""Which actions are legal: ``info["action_mask"]`` of a vector environment as one bool array ``[N, choices]``."""
+"""Which actions are legal: ``info["action_mask"]`` of a vector environment as one bool array ``[N, choices]``.
+
+:mod:`upslope.control.guard` puts there what environments say in other ways.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +32,36 @@ class ActionMasks:
     def read(self, info: dict[str, Any]) -> Array:
         """``[N, choices]``; environments whose row Gymnasium's ``_action_mask`` marks as missing have every action."""
         mask = np.ones((self.num_envs, self.num_choices), dtype=np.bool_)
-        given = info.get("action_mask")
+        given, present = info.get("action_mask"), info.get("_action_mask")
         if given is None:
             return mask
-        if not self.num_choices:
-            raise ValueError(f"info has an action_mask, but masks are for Discrete and MultiDiscrete actions, not {self.space}")
-        present = info.get("_action_mask")
+        if np.shape(given)[:1] != (self.num_envs,):
+            raise ValueError(f"action_mask has shape {np.shape(given)}, expected a row for each of {self.num_envs} environments")
         for index in range(self.num_envs) if present is None else np.flatnonzero(present):
-            row = given[index]
-            row = np.concatenate([np.ravel(part) for part in row]) if isinstance(row, (tuple, list)) else np.ravel(row)
-            if row.shape != (self.num_choices,):
-                raise ValueError(f"action_mask has {row.size} entries, the action space has {self.num_choices} choices")
-            mask[index] = row != 0
+            mask[index] = self.row(given[index])
         return mask
+
+    def row(self, given: Any) -> Array:
+        """One environment's mask ``[choices]``: flat, or a sequence with a part for each factor; booleans, or 0 and 1."""
+        if not self.num_choices:
+            raise ValueError(f"an action_mask is given, but masks are for Discrete and MultiDiscrete actions, not {self.space}")
+        row: Array = np.concatenate([np.ravel(part) for part in given]) if isinstance(given, (tuple, list)) and given else np.ravel(given)
+        if row.shape != (self.num_choices,):
+            raise ValueError(f"action_mask has {row.size} entries, the action space has {self.num_choices} choices")
+        if row.dtype == np.bool_:
+            return row
+        legal = row == 1
+        wrong = ~(legal | (row == 0))
+        if np.any(wrong):
+            raise ValueError(f"action_mask holds {row[np.argmax(wrong)]!s}, expected booleans, or 1 for legal and 0 for illegal")
+        return np.asarray(legal)
+
+    def has_legal(self, mask: Array) -> Array:
+        """``[N]`` whether there is a legal choice in every factor."""
+        return np.asarray(np.stack([part.any(axis=1) for part in np.split(mask, self._cuts, axis=1)]).all(axis=0))
 
     def check_legal(self, mask: Array) -> None:
         """Every factor of every environment's action needs a legal choice."""
-        legal = np.stack([part.any(axis=1) for part in np.split(mask, self._cuts, axis=1)]).all(axis=0)
+        legal = self.has_legal(mask)
         if not legal.all():
             raise ValueError(f"action_mask allows no action in environment {int(np.flatnonzero(~legal)[0])}")

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from upslope.control.action_masks import ActionMasks
+from upslope.control.guard import masked_by_observation
 from upslope.control.heads import (
     Beta,
     BoxDistribution,
@@ -80,6 +82,7 @@ class ActorCritic(nn.Module):
         self.observation_space, self.action_space = spaces_of(envs)
         self.encoder = Encoder(self.observation_space)
         self.head = head_for(self.action_space, distribution, epsilon, scaled=scale_actions)
+        self._masked_by_observation = masked_by_observation(self.observation_space, self.action_space)
         self.options: dict[str, Any] = {
             "distribution": distribution,
             "state_dependent_std": state_dependent_std,
@@ -237,9 +240,13 @@ class ActorCritic(nn.Module):
     def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]:
         """A batch of raw observations as the network's inputs; ``update`` first folds it (or those rows) into the running moments.
 
-        ``action_mask``: ``[N, n]`` for Discrete; for MultiDiscrete ``[N, Σ nvec]`` or a tuple of ``[N, n_i]``. Raises
-        :class:`UsageError` for wrong shapes, :class:`RunFault` for a state without a legal action.
+        ``action_mask``: ``[N, n]`` for Discrete; for MultiDiscrete ``[N, Σ nvec]`` or a tuple of ``[N, n_i]``; unless given, the one
+        in ``observation["action_mask"]``, where the space has one. Raises :class:`UsageError` for wrong shapes, :class:`RunFault`
+        for a state without a legal action.
         """
+        if action_mask is None and self._masked_by_observation:
+            action_mask = np.asarray(observation["action_mask"]) != 0
+            action_mask[~ActionMasks(self.action_space, 1).has_legal(action_mask)] = True  # behind an end, where nothing is asked
         normalizer = self.observation_normalizer
         if normalizer is None:
             encoded = self.encoder(observation)

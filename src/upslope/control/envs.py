@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
+from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_source, masked_by_observation, raised
 from upslope.control.starts import reset_each, time_limit
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
@@ -85,6 +86,8 @@ class Envs:
         # what Gymnasium's own return is new at every step; others may use their arrays again
         self._copies = not type(vector.unwrapped).__module__.startswith("gymnasium.")
         self._masks = ActionMasks(self.action_space, self.num_envs)
+        self.mask_source, guarded = self._guard()
+        self._asks = self.mask_source is not None and not guarded
         space = self.observation_space
         self._plain = (
             None
@@ -96,6 +99,18 @@ class Envs:
         self._clock = 0
         self._start = np.zeros(self.num_envs, dtype=np.int64)
         self._resetting: Array | None = None
+
+    def _guard(self) -> tuple[str | None, bool]:
+        """Put a guard around each sub-environment that can be reached; where masks come from, and whether guards bring them."""
+        inner: Any = self.vector.unwrapped
+        if isinstance(inner, SyncVectorEnv):
+            inner.envs = [env if isinstance(env, Guard) else Guard(env, keep_info=True) for env in inner.envs]
+            return mask_source(inner.envs[0]), True
+        if hasattr(inner, "mask_source"):
+            return inner.mask_source, True
+        if masked_by_observation(self.observation_space, self.action_space):
+            return OBSERVED, False
+        return (METHOD if callable(getattr(self.vector, "action_masks", None)) else None), False
 
     # ------------------------------------------------------------------------------------------------ reset and step
 
@@ -155,7 +170,7 @@ class Envs:
                 successors = (np.flatnonzero(ended), trees.rows(observation, np.flatnonzero(ended)))
                 observation, info = self._reset_ended(ended, info)
         self.observation = observation
-        if self.action_mask is not None or "action_mask" in info:
+        if self.action_mask is not None or "action_mask" in info or self._asks:
             self._read_action_mask(info, "step")
         if self.clip_reward:
             reward = np.sign(reward)
@@ -235,9 +250,7 @@ class Envs:
         """An exception inside the environment as one line; where it comes from stacking sub-environments, what they returned."""
         if isinstance(error, (ValueError, TypeError)) and (misfit := self._misfit()):
             raise RunFault(f"environment {self.env_id!r}, {where}: {misfit}") from error
-        message = " ".join(str(error).split())
-        message = message if len(message) <= 300 else message[:299] + "…"
-        raise RunFault(f"environment {self.env_id!r} raised {type(error).__name__} in {where}: {message or 'no message'}") from error
+        raise RunFault(f"environment {self.env_id!r}{error if isinstance(error, Misbehaved) else raised(error, where)}") from error
 
     def _fault(self, where: str, message: str) -> NoReturn:
         raise RunFault(f"environment {self.env_id!r}, {where}: {message}")
@@ -259,8 +272,16 @@ class Envs:
         except ValueError as error:
             self._fault(where, str(error))
 
+    def _asked_action_mask(self) -> dict[str, Any]:
+        """What a vector environment of the user's own says beside its info."""
+        vector: Any = self.vector
+        with self._faults(METHOD):
+            return {"action_mask": vector.action_masks() if self.mask_source == METHOD else self.observation["action_mask"]}
+
     def _read_action_mask(self, info: dict[str, Any], where: str) -> None:
         """Keep the masks for the next action; where that action will be ignored, or nothing was said, everything is legal."""
+        if self._asks and "action_mask" not in info:
+            info = self._asked_action_mask()
         if self.action_mask is None and "action_mask" not in info:
             return
         mask = self._given_action_mask(info, where)
@@ -278,7 +299,7 @@ class Envs:
         """Release the environments; safe at any time, any number of times, also after a fault."""
         for options in ({}, {"terminate": True}):
             with contextlib.suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about a call that was under way
+                warnings.filterwarnings("ignore", message=".*while waiting for a pending call")
                 self.vector.close(**options)
                 return
 

@@ -6,24 +6,28 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, parse_env_id
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope import environments
 from upslope.control import atari
 from upslope.control.envs import Envs
-from upslope.control.starts import limit_of
+from upslope.control.guard import Guard, Misbehaved
 from upslope.errors import UsageError, missing_extra, require, unknown
 from upslope.modules import hidden_by, import_named
 
 Vectorization = Literal["auto", "sync", "async", "envpool"]
 VECTOR_PAYS_FROM = 5
 """A natively vectorized environment costs about as much a step as five plain ones (CartPole: 145 µs against 20 to 30 µs each)."""
+
+STEP_TIMEOUT = 120.0
+"""Seconds that an environment in a process of its own may take to answer, unless told otherwise."""
 
 _EXTRAS = {
     "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
@@ -40,6 +44,7 @@ def make(
     env_kwargs: Mapping[str, Any] | None = None,
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     reward_scale: float = 1.0,
+    step_timeout: float | None = STEP_TIMEOUT,
     training: bool = True,
 ) -> Envs:
     """``num_envs`` copies of an environment as one vector environment.
@@ -51,8 +56,12 @@ def make(
     ``vectorization``: ``"auto"`` takes the environment's own vectorized version where it has one and ``num_envs`` is at least
     5, else one environment after the other in this process; ``"sync"`` the latter always; ``"async"`` one process for each;
     ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``reward_scale``
-    multiplies the rewards that the learner sees, not the returns that are reported. ``training=False`` makes Atari games for
-    evaluation: without reward clipping and without an end at each lost life.
+    multiplies the rewards that the learner sees, not the returns that are reported. ``step_timeout`` is for ``"async"``: the seconds
+    that a constructor, a reset or a step may take there before the process counts as hanging (None: any time).
+    ``training=False`` makes Atari games for evaluation: without reward clipping and without an end at each lost life.
+
+    Action masks are taken from ``info["action_mask"]``, from a method ``action_masks()`` of the environment (sb3-contrib's
+    convention) or from ``observation["action_mask"]`` (RLlib's and PettingZoo's), in this order.
 
     Seeds: see :class:`Envs`. Sub-environment i of ``"sync"`` and ``"async"`` equals a single environment reset with ``seed + i``;
     EnvPool's take their seeds when they are made.
@@ -62,6 +71,7 @@ def make(
     """
     require(_is_int(num_envs) and num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
     require(_is_int(seed) and seed >= 0, f"seed: expected an integer ≥ 0, found {seed!r}")
+    require(step_timeout is None or step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {step_timeout!r}")
     require(0 < reward_scale < math.inf, f"reward_scale: expected a number > 0, found {reward_scale!r}")
     if vectorization not in get_args(Vectorization):
         raise unknown("vectorization", str(vectorization), get_args(Vectorization))
@@ -74,7 +84,8 @@ def make(
     own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and not game
     vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
     if vector is None:
-        vector = _vector(build, spec, name, num_envs, kwargs, vectorization, autoreset_mode)
+        apart = Apart(step_timeout) if vectorization == "async" else None
+        vector = _vector(build, spec, name, num_envs, kwargs, apart, autoreset_mode)
         found = vector.num_envs  # a factory may make a whole vector environment; an evaluation takes as many as there are
         require(found == num_envs or not training, f"num_envs: env {name!r} makes a vector environment of {found}, expected {num_envs}")
     return Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
@@ -160,19 +171,26 @@ class Unasked(spaces.MultiDiscrete):
         return True
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Each environment in a process of its own."""
+
+    step_timeout: float | None
+
+
 def _vector(
     build: Callable[[], Any],
     spec: EnvSpec | None,
     name: str,
     num_envs: int,
     kwargs: dict[str, Any],
-    vectorization: Vectorization,
+    apart: Apart | None,
     autoreset_mode: AutoresetMode,
 ) -> VectorEnv[Any, Any, Any]:
     """Plain environments side by side; a factory that makes a whole vector environment is taken at its word."""
     try:
         first = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _cannot_make(error, spec, name, kwargs) from error
     if isinstance(first, VectorEnv):
         return first
@@ -180,33 +198,21 @@ def _vector(
         kind = f"{type(first).__module__}.{type(first).__name__}"
         raise UsageError(f"env {name!r}: expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned {kind}")
     try:
-        if vectorization == "async":
-            first.close()
-            processes = _QuietAsyncVectorEnv([build] * num_envs, copy=False, autoreset_mode=autoreset_mode)
-            processes.max_episode_steps = limit_of(first)
-            return processes
+        if apart is not None:
+            from upslope.control.workers import Workers
+
+            return Workers(build, first, num_envs, autoreset_mode=autoreset_mode, step_timeout=apart.step_timeout)
         envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
         require(
             len({id(env.unwrapped) for env in envs}) == num_envs,
             f"env {name!r}: its factory returned the same environment twice; make a new one at each call",
         )
-        return SyncVectorEnv([lambda env=env: env for env in envs], copy=False, autoreset_mode=autoreset_mode)
+        guards = [Guard(env) for env in envs]
+        return SyncVectorEnv([lambda guard=guard: guard for guard in guards], copy=False, autoreset_mode=autoreset_mode)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _cannot_make(error, spec, name, kwargs) from error
-
-
-class _QuietAsyncVectorEnv(AsyncVectorEnv):
-    """Without the warnings that repeat a worker's traceback: the exception is raised here anyway."""
-
-    max_episode_steps: int | None = None
-
-    def _raise_if_errors(self, successes: Any) -> None:
-        if not all(successes):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                super()._raise_if_errors(successes)
 
 
 def _envpool(env: Any, num_envs: int, seed: int, kwargs: dict[str, Any], *, training: bool, reward_scale: float) -> Envs:
@@ -235,9 +241,11 @@ def _envpool(env: Any, num_envs: int, seed: int, kwargs: dict[str, Any], *, trai
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
-def _cannot_make(error: Exception, spec: Any, name: str, kwargs: dict[str, Any]) -> UsageError:
+def _cannot_make(error: BaseException, spec: Any, name: str, kwargs: dict[str, Any]) -> UsageError:
     if isinstance(error, UsageError):
         return error
+    if isinstance(error, Misbehaved):
+        return UsageError(f"env {name!r}{error}")
     missing = isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled))
     entry = str(getattr(spec, "entry_point", "") or "")
     for prefix, (package, extra) in _EXTRAS.items():
@@ -247,6 +255,6 @@ def _cannot_make(error: Exception, spec: Any, name: str, kwargs: dict[str, Any])
     return UsageError(f"env {name!r} cannot be made{given}: {_line(error)}")
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message if len(message) <= 300 else message[:299] + '…'}"

@@ -166,6 +166,7 @@ class ControlRun:
             vectorization=self.env.vectorization,
             env_kwargs=self.env.env_kwargs,
             reward_scale=self.env.reward_scale,
+            step_timeout=self.env.step_timeout,
         )
         try:
             policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)

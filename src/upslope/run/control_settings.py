@@ -30,8 +30,13 @@ class EnvSettings:
     """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
     reward_scale: float = 1.0
     """the learner sees rewards times this; reported returns are unscaled"""
+    step_timeout: float | None = 120.0
+    """seconds that a step or a reset may take in a process of its own (--vectorization async) before the run fails; none: any time"""
 
     def __post_init__(self) -> None:
+        require(
+            self.step_timeout is None or self.step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {self.step_timeout}"
+        )
         require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
 
 

@@ -1,0 +1,201 @@
+"""One environment, held to Gymnasium's interface at every call: what it answers otherwise is said in one line that names it.
+
+:class:`Guard` stands around each environment that is not natively vectorized. It also finds the action masks, whichever convention
+the environment follows, and hands them on as ``info["action_mask"]``.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from upslope.control import trees
+from upslope.control.action_masks import ActionMasks
+from upslope.errors import UsageError
+
+STEP = "observation, reward, terminated, truncated, info"
+OLD = "(the old Gym's interface)"
+
+
+class Misbehaved(RuntimeError):
+    """What an environment did wrong, in words that follow its name: `` raised KeyError in step: …``; it travels between processes."""
+
+
+class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Passes on what an environment answers, checked.
+
+    ``apart``: the environment has a process of its own, where Gymnasium writes an observation into shared memory whatever its shape
+    and dtype, so they are checked here. ``keep_info=False`` leaves out everything of info but the action mask: nobody reads it, and
+    it would have to be stacked or sent.
+
+    Raises:
+        Misbehaved: from ``step`` and ``reset``, where the environment raises, or answers what is no number, no flag or no dict.
+        UsageError: from the constructor, for an action mask in the observation that does not fit the actions.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], *, apart: bool = False, keep_info: bool = False) -> None:
+        super().__init__(env)
+        self.apart, self.keep_info = apart, keep_info
+        self.mask_source = mask_source(env)
+        self._masks = ActionMasks(env.action_space, 1)
+        space = env.observation_space
+        self._plain = (space.shape, space.dtype) if isinstance(space, spaces.Box) else None
+
+    def __getattr__(self, name: str) -> Any:
+        """What the environment itself has, as if nothing stood around it."""
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        try:
+            answer: Any = self.env.reset(seed=seed, options=options)
+        except (Exception, SystemExit) as error:
+            raise Misbehaved(raised(error, "reset")) from error
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            old = "" if isinstance(answer, tuple) else f" {OLD}"
+            raise Misbehaved(f", reset: it returned {trees.describe(answer)}{old}, expected (observation, info)")
+        return self._seen(answer[0], "reset"), self._info(answer[1], answer[0], "reset", ended=False)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        try:
+            answer: Any = self.env.step(action)
+        except (Exception, SystemExit) as error:
+            raise Misbehaved(raised(error, "step")) from error
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise Misbehaved(f", step: {miscounted(answer)}")
+        observation, reward, terminated, truncated, info = answer
+        if type(reward) is not float:
+            reward = number(reward)
+        if type(terminated) is not bool or type(truncated) is not bool:
+            terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
+        info = self._info(info, observation, "step", ended=terminated or truncated)
+        return self._seen(observation, "step"), reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the environment; what it raises is a warning, for there is nothing left to lose."""
+        try:
+            self.env.close()
+        except (Exception, SystemExit) as error:
+            line = f"environment {type(self.unwrapped).__name__}{raised(error, 'close')}"
+            if self.apart:
+                print(f"upslope: warning: {line}", file=sys.stderr, flush=True)
+            else:
+                warnings.warn(line, stacklevel=2)
+
+    def _seen(self, observation: Any, where: str) -> Any:
+        if not self.apart:
+            return observation
+        if self._plain is not None and type(observation) is np.ndarray and (observation.shape, observation.dtype) == self._plain:
+            return observation
+        try:
+            batch = trees.tree_map(lambda array: array[None], observation)
+            return trees.tree_map(lambda array: array[0], trees.checked(batch, self.observation_space, 1))
+        except ValueError as error:
+            raise Misbehaved(f", {where}: {error}".replace(" in environment 0", "")) from error
+
+    def _info(self, info: Any, observation: Any, where: str, *, ended: bool) -> dict[str, Any]:
+        """What is handed on of info, with the action mask; behind an end nothing is decided, so its mask is not asked for."""
+        if not isinstance(info, dict):
+            raise Misbehaved(f", {where}: info is {shown(info)}, expected a dict")
+        kept = info if self.keep_info else {}
+        source = 'info["action_mask"]' if "action_mask" in info else self.mask_source
+        if source is None or ended:
+            return kept
+        try:
+            return {**kept, "action_mask": self._masks.row(self._given_mask(source, info, observation))}
+        except ValueError as error:
+            raise Misbehaved(f", {where}: {error}; it comes from {source}") from error
+
+    def _given_mask(self, source: str, info: dict[str, Any], observation: Any) -> Any:
+        if source == METHOD:
+            method = self.env.get_wrapper_attr("action_masks")
+            try:
+                return method() if callable(method) else method
+            except (Exception, SystemExit) as error:
+                raise Misbehaved(raised(error, METHOD)) from error
+        return (observation if source == OBSERVED else info)["action_mask"]
+
+
+# ------------------------------------------------------------------------------------------------------------ action masks
+
+METHOD, OBSERVED = "action_masks()", 'observation["action_mask"]'
+"""Where masks come from, apart from ``info``: the conventions of sb3-contrib, and of RLlib and PettingZoo."""
+
+
+def mask_source(env: Any) -> str | None:
+    """Where an environment says which actions are legal, as far as that is known before its first answer."""
+    if masked_by_observation(env.observation_space, env.action_space):
+        return OBSERVED
+    return METHOD if env.has_wrapper_attr("action_masks") else None
+
+
+def masked_by_observation(observation_space: Any, action_space: Any) -> bool:
+    """Whether a Dict observation holds the mask of the actions under ``"action_mask"``; :class:`UsageError` where its size is another.
+
+    With other actions than Discrete and MultiDiscrete it is an observation like every other.
+    """
+    choices = ActionMasks(action_space, 1).num_choices
+    if not choices or not isinstance(observation_space, spaces.Dict) or "action_mask" not in observation_space.spaces:
+        return False
+    space = observation_space.spaces["action_mask"]
+    if isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and space.shape == (choices,):
+        return True
+    found = " ".join(repr(space).split())
+    raise UsageError(f'observation["action_mask"] is {found}, the action space has {choices} choices; give a 0 or 1 for each')
+
+
+# ------------------------------------------------------------------------------------------------------------------ answers
+
+
+def raised(error: BaseException, where: str) -> str:
+    """`` raised KeyError in step: 'x' (maze.py, line 12)``."""
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 300 else message[:299] + "…"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    hint = f"; step returns {STEP}, and reset (observation, info)" if "values to unpack" in message else ""
+    return f" raised {type(error).__name__} in {where}: {message or 'no message'}{place}{hint}"
+
+
+def miscounted(answer: Any) -> str:
+    """What ``step`` returned instead of five values."""
+    if not isinstance(answer, tuple):
+        return f"it returned {trees.describe(answer)}, expected ({STEP})"
+    old = f" {OLD}" if len(answer) == 4 else ""
+    return f"it returned {len(answer)} values{old}, expected 5: {STEP}"
+
+
+def shown(value: Any) -> str:
+    """``'one' (str)``, in a few words."""
+    line = " ".join(repr(value).split())
+    return f"{line if len(line) <= 40 else line[:39] + '…'} ({type(value).__name__})"
+
+
+def number(reward: Any) -> float:
+    """A reward as a float; :class:`Misbehaved` for an array, even of one number, and for what is none."""
+    try:
+        array = np.asarray(reward)
+    except Exception as error:
+        raise Misbehaved(f", step: reward is {shown(reward)}, expected a number") from error
+    if array.shape != ():
+        hint = "; return float(reward.item())" if array.size == 1 else ""
+        raise Misbehaved(f", step: reward is an array of shape {array.shape}, expected a number{hint}")
+    if array.dtype.kind not in "fiub":
+        raise Misbehaved(f", step: reward is {shown(reward)}, expected a number")
+    return float(array)
+
+
+def flag(value: Any, name: str) -> bool:
+    """``terminated`` or ``truncated`` as a bool; :class:`Misbehaved` for what is neither true nor false."""
+    array = np.asarray(value)
+    if array.shape == () and (array.dtype.kind == "b" or (array.dtype.kind in "iuf" and array in (0, 1))):
+        return bool(array)
+    raise Misbehaved(f", step: {name} is {shown(value)}, expected True or False")

@@ -1,0 +1,188 @@
+"""Environments in processes of their own: what hangs, dies or answers nonsense ends in one line, and nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from upslope import RunFault, UsageError, control
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are ended the POSIX way")
+
+
+class Stubborn(gymnasium.Env):
+    """Does ``fault`` at its third step, in ``reset``, when it is made or when it is closed, but only in a worker."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, fault: str = "", parent: int = 0, pids: str | None = None):
+        self.fault, self.time, self.apart = fault, 0, os.getpid() != parent
+        if self.apart and pids is not None:
+            Path(pids, str(os.getpid())).touch()
+        self.strike("made")
+
+    def strike(self, where: str) -> None:
+        if not self.apart or self.fault.partition(" ")[0] != where:
+            return
+        what = self.fault.partition(" ")[2]
+        if what == "hangs":
+            time.sleep(1000)
+        if what.startswith("ignores"):  # SIGTERM, and hangs
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(1000)
+        if what == "dies":
+            os._exit(3)
+        if what == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "exits":
+            sys.exit(4)
+        if what == "raises":
+            raise OwnError("lost", "found")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.strike("reset")
+        return np.zeros(3, np.float32), {"anything": lambda: 1}  # nobody reads it, and it cannot be sent
+
+    def step(self, action):
+        self.time += 1
+        observation = np.zeros(3, np.float32)
+        if self.time == 3:
+            self.strike("step")
+            if self.fault == "shape":
+                observation = np.zeros((3, 1), np.float32)
+            if self.fault == "dtype":
+                observation = np.array(["a", "b", "c"])
+            if self.fault == "keys":
+                return observation, 0.0, False, False, None
+        return observation, 0.0, False, False, {}
+
+    def close(self):
+        self.strike("close")
+
+
+class OwnError(Exception):
+    """Cannot be taken out of a pipe again: it needs two arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def workers(fault: str, **options):
+    timeout = 1.5 if fault.endswith(("hangs", "ignores")) else 60.0
+    return control.make(
+        Stubborn, 2, vectorization="async", step_timeout=timeout, env_kwargs={"fault": fault, "parent": os.getpid(), **options}
+    )
+
+
+FAULTS = {
+    "step ignores": ": worker 0 (of 2, from 0) did not answer within 1.5 s in step; does it wait for something? give it longer with",
+    "reset hangs": ": worker 0 (of 2, from 0) did not answer within 1.5 s in reset",
+    "step dies": ": worker 0 (of 2, from 0) ended by itself with exit code 3 in step; --vectorization sync plays it in this process",
+    "reset dies": "ended by itself with exit code 3 in reset",
+    "step crashes": "was killed by SIGKILL in step; was there too little memory? try fewer --num-envs",
+    "step exits": " raised SystemExit in step: 4 (test_workers.py, line",
+    "step raises": " raised OwnError in step: lost and found (test_workers.py, line",
+    "reset raises": " raised OwnError in reset: lost and found",
+    "shape": ", step: observation has shape (3, 1), observation_space says (3,)",
+    "dtype": ", step: observation has dtype <U1, observation_space says float32",
+    "keys": ", step: info is None (NoneType), expected a dict",
+}
+
+
+@pytest.mark.parametrize("fault, message", FAULTS.items(), ids=FAULTS)
+def test_a_fault_in_a_worker_is_one_line_and_ends_the_processes(fault, message, capfd):
+    with workers(fault) as envs, pytest.raises(RunFault) as caught:
+        envs.reset()
+        for _ in range(3):
+            envs.step(np.zeros(2, np.int64))
+    assert str(caught.value).startswith("environment 'Stubborn'" + message) or message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not any(process.is_alive() for process in envs.vector.processes)
+    assert capfd.readouterr() == ("", "")
+
+
+MADE = {
+    "made hangs": "env 'Stubborn': worker 0 (of 2, from 0) did not answer within 1.5 s in its constructor",
+    "made dies": "env 'Stubborn': worker 0 (of 2, from 0) ended by itself with exit code 3 in its constructor",
+    "made exits": "env 'Stubborn' raised SystemExit in its constructor: 4",
+    "made raises": "env 'Stubborn' raised OwnError in its constructor: lost and found",
+}
+
+
+@pytest.mark.parametrize("fault, message", MADE.items(), ids=MADE)
+def test_a_constructor_that_fails_in_a_worker_only(fault, message, capfd, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        workers(fault, pids=str(tmp_path))
+    assert str(caught.value).startswith(message)
+    assert capfd.readouterr() == ("", "")
+    assert gone([int(path.name) for path in tmp_path.iterdir()], 2.0)
+
+
+def test_closing_does_not_wait_for_ever(monkeypatch, capfd):
+    monkeypatch.setattr("upslope.control.workers.CLOSING", 0.3)
+    for fault in ("close hangs", "close ignores", "close raises"):
+        with workers(fault) as envs:
+            envs.reset()
+        assert not any(process.is_alive() for process in envs.vector.processes)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2 and all("Stubborn raised OwnError in close: lost and found" in line for line in said)
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    """Whether none of these processes runs any more, at the latest after so many seconds."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + seconds
+    while any(map(runs, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+PARENT = """
+import os, sys
+from tests.control.test_workers import workers
+import numpy as np
+envs = workers("step ignores always", pids=sys.argv[1])
+envs.reset()
+for _ in range(3):
+    print("playing", flush=True)
+    envs.step(np.zeros(2, np.int64))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked up in /proc")
+def test_workers_do_not_outlive_their_parent(tmp_path):
+    root, signals = Path(__file__).parents[2], (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    folders = [tmp_path / number.name for number in signals]
+    for folder in folders:
+        folder.mkdir()
+    command = [sys.executable, "-c", PARENT]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    parents = [subprocess.Popen([*command, folder], cwd=root, stdout=pipe, stderr=nowhere, text=True) for folder in folders]
+    for parent, folder, number in zip(parents, folders, signals, strict=True):
+        assert parent.stdout is not None
+        assert [parent.stdout.readline() for _ in range(3)] == ["playing\n"] * 3
+        time.sleep(0.2)  # both workers hang now
+        pids = [int(path.name) for path in folder.iterdir()]
+        assert len(pids) == 2
+        parent.send_signal(number)
+        parent.wait(30)
+        parent.stdout.close()
+        assert gone(pids, 5.0)
