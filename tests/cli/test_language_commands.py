@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.cli.conftest import Command, good
-from tests.cli.test_language_bad_input import GRPO, SHORT, told  # noqa: F401  # the fixture
+from tests.cli.test_language_bad_input import GRPO, SHORT, SMALL, told  # noqa: F401  # the fixture
 from upslope import Run
 
 ALL = ["grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp", "rloo", "reinforce", "ppo"]
@@ -45,18 +46,107 @@ def test_what_a_run_says_and_writes(cli: Command):
     assert not list(folder.glob(".*.partial"))
 
 
+def try_next(cli: Command, said: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run every command that a run has printed at its end, the long ones with a small budget; their names."""
+    lines = said.split("try next:\n")[1].splitlines()
+    commands = [shlex.split(line.split("    ")[0].removeprefix("  upslope ")) for line in lines if line.startswith("  upslope ")]
+    budget = {"train": [*SHORT, "--quiet"], "evaluate": ["--episodes", "4"]}
+    for words in commands:
+        monkeypatch.setattr("sys.stdin", io.StringIO("12+34=\n"))
+        good(cli(*words, *budget.get(words[0], [])))
+    return [words[0] for words in commands]
+
+
 @pytest.mark.parametrize("algorithm", ALL)
-def test_every_sampling_algorithm_trains(cli: Command, algorithm: str):
-    good(cli("train", algorithm, "--model", "tiny", "--task", "addition", *SHORT, "--quiet", "--out", "run"))
-    assert Run.load("run").algorithm == algorithm
+def test_every_sampling_algorithm_trains_and_what_it_advises_runs(cli: Command, algorithm: str, monkeypatch: pytest.MonkeyPatch):
+    answer = good(cli("train", algorithm, "--model", "tiny", "--task", "addition", *SHORT, "--out", "a run"))
+    assert Run.load("a run").algorithm == algorithm
+    assert try_next(cli, answer.out, monkeypatch) == ["chat", "evaluate", "export"]
 
 
 @pytest.mark.parametrize("algorithm", RECORDED)
-def test_every_algorithm_on_recorded_texts_trains(cli: Command, algorithm: str):
-    flags = ["--iterations", "2", "--batch-size", "8", "--warm-start", "0", "--eval-episodes", "4", "--quiet", "--out", "run"]
-    good(cli("train", algorithm, "--model", "tiny", "--task", "addition", *flags))
+def test_every_algorithm_on_recorded_texts_trains_and_what_it_advises_runs(cli: Command, algorithm: str, monkeypatch: pytest.MonkeyPatch):
+    flags = ["--iterations", "2", "--batch-size", "8", "--warm-start", "0", "--eval-episodes", "4", "--out", "run"]
+    answer = good(cli("train", algorithm, "--model", "tiny", "--task", "addition", *flags))
     summary = Run.load("run").summary
     assert summary is not None and (summary.get("preference_accuracy") is not None) == (algorithm in ("dpo", "reward-model"))
+    expected = ["evaluate", "train", "export"] if algorithm == "reward-model" else ["chat", "evaluate", "export"]
+    assert try_next(cli, answer.out, monkeypatch) == expected
+
+
+WORLDS: dict[str, tuple[str, list[str], list[str]]] = {
+    "dpo on pairs": ("dpo", ["--pairs", "pairs.jsonl"], ["chat", "evaluate", "export"]),
+    "a reward model of pairs": ("reward-model", ["--pairs", "pairs.jsonl"], ["evaluate", "export"]),
+    "pairs and others held out": ("dpo", ["--pairs", "more.jsonl"], ["chat", "evaluate", "export"]),
+    "pairs beside a task": ("dpo", ["--pairs", "pairs.jsonl", "--task", "addition"], ["chat", "evaluate", "export"]),
+    "kto on labels": ("kto", ["--pairs", "labels.jsonl"], ["chat", "export"]),
+    "one problem": ("sft", ["--task", "t.jsonl"], ["chat", "export"]),
+    "three problems": ("dpo", ["--task", "three.jsonl"], ["chat", "evaluate", "export"]),
+    "a reward of one's own": ("grpo", ["--task", "prompts.jsonl", "--reward", "language_rewards:ones"], ["chat", "evaluate", "export"]),
+    "a built-in reward": ("grpo", ["--task", "prompts.jsonl", "--reward", "contains:1=0.5"], ["chat", "evaluate", "export"]),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "data", "expected"), WORLDS.values(), ids=WORLDS.keys())
+def test_what_a_run_on_data_of_one_s_own_advises_runs(
+    cli: Command, algorithm: str, data: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    files = {
+        "pairs.jsonl": [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}, {"prompt": "1+2=", "chosen": "3", "rejected": "2"}],
+        "more.jsonl": [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}],
+        "more.test.jsonl": [{"prompt": "2+2=", "chosen": "4", "rejected": "3"}],
+        "labels.jsonl": [{"prompt": "1+1=", "completion": "2", "label": True}, {"prompt": "1+1=", "completion": "3", "label": False}],
+        "t.jsonl": [{"prompt": "2+2=", "answer": "4"}],
+        "three.jsonl": [{"prompt": f"2+{n}=", "answer": str(2 + n)} for n in range(3)],
+        "prompts.jsonl": [{"prompt": f"2+{n}="} for n in range(4)],
+    }
+    for name, rows in files.items():
+        Path(name).write_text("\n".join(map(json.dumps, rows)))
+    sizes = [*SMALL, "--max-tokens", "4"] if algorithm == "grpo" else []
+    answer = good(cli("train", algorithm, "--model", "tiny", *data, *sizes, "--iterations", "1", "--eval-episodes", "4", "--out", "run"))
+    assert "warm start" not in answer.out  # nobody asked for one, and no built-in task is trained on
+    assert try_next(cli, answer.out, monkeypatch) == expected
+    if algorithm in ("dpo", "reward-model") and "three.jsonl" not in data:
+        beside = "more.jsonl" in data or "addition" in data
+        assert ("held-out pair" in answer.out) == beside
+
+
+def test_the_warm_start_ends_where_its_target_is_reached_and_is_not_repeated(cli: Command):
+    """A model that was warmed is not warmed again: neither because a file of settings says so, nor where it was asked for and is met."""
+    easy = ["--task-kwargs", '{"digits": 1}', *SMALL, "--iterations", "1", "--eval-episodes", "8", "--warm-start", "0.1"]
+    first = good(cli("train", "grpo", "--model", "tiny", "--task", "addition", *easy, "--warm-start-batch", "64", "--out", "run")).out
+    assert "warm start: imitates right answers until 10%" in first and " of training problems right after " in first
+    goes_on = ["train", "grpo", "--config", "run", "--model", "run"]
+    assert "warm start" not in good(cli(*goes_on, "--out", "more")).out
+    assert Run.load("more").config["settings"]["warm_start"] == 0.0
+    asked = good(cli(*goes_on, "--warm-start", "0.05", "--out", "again")).out
+    assert "warm start: not needed" in asked
+    summary = Run.load("again").summary
+    assert summary is not None and summary["warm_start_seconds"] == 0.0
+    missed = good(cli(*goes_on, "--warm-start", "1", "--warm-start-iterations", "3", "--out", "missed")).out
+    assert "it ended after 3 steps, short of 100%" in missed
+
+
+def test_a_plain_model_folder_is_measured_and_exported(cli: Command, told: Path):  # noqa: F811
+    """What a run holds, and what export writes, are models' folders: they need a task, and no run."""
+    good(cli("export", told / "policy", "--out", "plain"))
+    flags = ["--task", "addition", "--episodes", "8", "--json"]
+    expected = json.loads(good(cli("evaluate", told, *flags)).out)
+    for folder in ("plain", told / "policy"):
+        found = json.loads(good(cli("evaluate", folder, *flags)).out)
+        assert {name: found[name] for name in ("accuracy", "reward_mean", "length_mean")} == {
+            name: expected[name] for name in ("accuracy", "reward_mean", "length_mean")
+        }
+    assert "plain on addition, greedy: 8 held-out problems" in good(cli("evaluate", "plain", *flags[:4])).out
+    Path("p.jsonl").write_text(json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "3"}))
+    found = json.loads(good(cli("evaluate", "plain", "--pairs", "p.jsonl", "--json")).out)
+    assert found["pairs"] == 1 and found["ranked_by"] == "log_prob"
+    for words, expected_words in {
+        ("evaluate", "plain"): "plain is a model's folder and no run, so say what to measure it on: --task addition",
+        ("evaluate", "plain", "--task", "addition", "--pairs", "p.jsonl"): "never both",
+    }.items():
+        answer = cli(*words)
+        assert answer.code == 2 and expected_words in answer.err, answer
 
 
 def test_kl_to_a_reference(cli: Command):
@@ -135,7 +225,10 @@ def test_files_of_problems_and_pairs(cli: Command):
     flags = ["--max-tokens", "4", *SHORT, "--quiet", "--out"]
     good(cli("train", "grpo", "--model", "tiny", "--task", "sums.jsonl", *flags, "run"))
     good(cli("train", "grpo", "--model", "tiny", "--task", "sums.jsonl", "--reward", "language_rewards:ones", *flags, "own"))
-    assert json.loads(good(cli("evaluate", "own", "--json")).out)["accuracy"] is not None  # the recorded module is not imported
+    asked = cli("evaluate", "own", "--json")  # the recorded module is not imported, unless the caller names it
+    assert asked.code == 2 and "trained with language_rewards:ones" in asked.err and "--reward language_rewards:ones" in asked.err
+    assert json.loads(good(cli("evaluate", "own", "--reward", "language_rewards:ones", "--json")).out)["accuracy"] is not None
+    assert json.loads(good(cli("evaluate", "own", "--reward", "answer", "--json")).out)["reward_mean"] is not None
     Path("pairs.jsonl").write_text(json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "3"}))
     good(cli("train", "dpo", "--model", "tiny", "--pairs", "pairs.jsonl", "--iterations", "1", "--quiet", "--out", "dpo"))
 

@@ -58,17 +58,19 @@ def main(words: list[str]) -> int:
 
 def policy_of(text: str) -> Any:
     """The policy of a run's folder, or of a model's."""
+    from upslope.run.language_evaluate import policy_at
+    from upslope.run.language_load import is_model_folder
     from upslope.run.language_run import check_extra
 
     check_extra()
-    if (Path(text) / "metrics.jsonl").exists() or (Path(text) / "policy").is_dir() or not (Path(text) / "config.json").exists():
-        run = Run.load(text)
-        if run.world != "language":
-            raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
-        return run.policy
-    from upslope.language import LanguagePolicy
-
-    return LanguagePolicy.from_pretrained(text).requires_grad_(False)
+    if is_model_folder(text):
+        return policy_at(Path(text), best=False)
+    run = Run.load(text)
+    if run.world != "language":
+        raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
+    if run.algorithm == "reward-model":
+        raise UsageError(f"chat: {text} holds a reward model, which scores and does not talk; expected the run of another algorithm")
+    return run.policy
 
 
 def lines() -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from upslope.cli.flags import PATH, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.folder import check_free
+from upslope.run.language_load import is_model_folder
 from upslope.run.load import Run
 
 FLAGS = (
@@ -15,9 +19,10 @@ FLAGS = (
 )
 
 HELP = """\
-usage: upslope export RUN --out DIR [flags]
+usage: upslope export RUN|MODEL --out DIR [flags]
 
-Write the model of a run as an ordinary Transformers folder, which plain Transformers and vLLM load; adapters are merged.
+Write the model of a run, or in a model's folder (RUN/policy for one), as an ordinary Transformers folder, which plain
+Transformers and vLLM load; adapters are merged.
 
   upslope export runs/grpo-sums-0 --out trained
 """
@@ -33,7 +38,9 @@ def main(words: list[str]) -> int:
         raise UsageError("export: expected RUN, a run folder; try: upslope export runs/grpo-sums-0 --out trained")
     if "out" not in values:
         raise UsageError("--out: expected the folder to write, found nothing")
-    run = Run.load(plain[0])
+    run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
+    if isinstance(run, Path):
+        return export_folder(run, values)
     if run.world != "language":
         raise UsageError(
             f"export: {plain[0]} holds a control policy, which is plain safetensors already; expected the run of a language model"
@@ -43,5 +50,21 @@ def main(words: list[str]) -> int:
 
     policy = run.best_policy if values.get("best") else run.policy
     policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
+    print(f"wrote {values['out']}")
+    return 0
+
+
+def export_folder(folder: Path, values: dict[str, Any]) -> int:
+    """Write the model in a model's folder anew: a copy, or with ``--bfloat16`` one of half the size."""
+    if values.keys() & {"best", "policy"}:
+        raise UsageError(
+            f"export: {folder} is one model and no run, so there is nothing to choose from; name the run, or leave the flag out"
+        )
+    check_free(values["out"])
+    import torch
+
+    from upslope.run.language_evaluate import policy_at
+
+    policy_at(folder, best=False).save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
     print(f"wrote {values['out']}")
     return 0

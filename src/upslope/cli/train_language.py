@@ -51,7 +51,10 @@ def main(words: list[str]) -> int:
     check_owners(name, words, flags)
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
     output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
-    settings = {**from_file(output.pop("config", None), flags, values), **values}
+    recorded = from_file(output.pop("config", None), flags, values)
+    if values.get("model", "tiny") != "tiny":  # a run goes on from a model: the warm start of the recorded one is not repeated
+        recorded.pop("warm_start", None)
+    settings = {**recorded, **values}
     if "--help" in words or "-h" in words:
         return show_help(name, settings)
     if plain[:1] != [name]:

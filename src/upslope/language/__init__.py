@@ -5,7 +5,7 @@ from __future__ import annotations
 from upslope.language.asked import TrainerState
 from upslope.language.collect import Completions
 from upslope.language.engine import EmbeddedEngine, Engine, Generated
-from upslope.language.evaluate import LanguageResult, evaluate
+from upslope.language.evaluate import LanguageResult, PairsResult, evaluate, evaluate_pairs
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair, Problem, Task
 from upslope.language.recorded import Recorded, demonstrations, labeled, preference_pairs
@@ -24,6 +24,7 @@ __all__ = [
     "LanguageResult",
     "PPOStepper",
     "Pair",
+    "PairsResult",
     "Part",
     "Problem",
     "Recorded",
@@ -33,6 +34,7 @@ __all__ = [
     "builtin",
     "demonstrations",
     "evaluate",
+    "evaluate_pairs",
     "labeled",
     "pairs_from",
     "preference_pairs",

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from upslope.errors import require
 from upslope.language.asked import TrainerState
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.policy import LanguagePolicy
-from upslope.language.problems import Problem, Task, columns_of
+from upslope.language.problems import Pair, Problem, Task, columns_of
+from upslope.language.recorded import preference_pairs
 from upslope.language.rewards import Reward, Rewards, completion_for
 
 
@@ -76,6 +78,42 @@ def evaluate(
         format_rate=None if form is None else float(np.mean(form)),
         length_mean=float(np.mean(lengths)),
         episodes=len(found),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult:
+    """The share of preference pairs whose chosen completion wins, with its 95 % interval (Wilson), and the number of pairs.
+
+    ``ranked_by`` is ``score``, a reward model's value of the whole completion, or ``log_prob``, ``log π(y|x)``, its tokens' sum.
+    """
+
+    preference_accuracy: float
+    preference_interval: tuple[float, float]
+    pairs: int
+    ranked_by: str
+
+
+@torch.no_grad()
+def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: bool = False, size: int = 16) -> PairsResult:
+    """How many pairs a policy ranks right, by its value head's score or by the log-probability of the completions.
+
+    By log-probability this is the ranking accuracy of Chen et al. 2024, "Preference Learning Algorithms Do Not Learn Preference
+    Rankings"; no reference is part of it, so it is not the accuracy of DPO's implicit rewards that training reports. Ties are lost.
+
+    Raises:
+        UsageError: no pairs, or scores of a policy without a value head.
+    """
+    collect, wins = preference_pairs(policy, pairs), []
+    for start in range(0, len(pairs), size):
+        inputs = collect.rollout(policy, list(range(start, min(start + size, len(pairs))))).inputs
+        value = policy.score(**inputs) if by_score else policy.evaluate(**inputs).log_prob.sum(-1)
+        wins += (value[:, 0] > value[:, 1]).float().tolist()
+    return PairsResult(
+        preference_accuracy=float(np.mean(wins)),
+        preference_interval=interval(wins),
+        pairs=len(wins),
+        ranked_by="score" if by_score else "log_prob",
     )
 
 

@@ -41,18 +41,24 @@ ON_TINY: dict[str, Values] = {
     "reward-model": {"learning_rate": 1e-3, "batch_size": 64, "warm_start": 0.5, "iterations": 200},
 }
 
+NEED_A_WARM_START = ("addition", "copy", "sums")
+"""Tasks in which a model that was made on the spot, and says anything, would wait very long for its first reward."""
+
 PAIRS_IN_A_PASS = 4
 """For pretrained models: pairs or single texts, which are fewer tokens than a group."""
 
 
-def preset_for(algorithm: str, model: str, task: str | None, known: set[str]) -> dict[str, Any]:
-    """The settings to start from, of those that are ``known`` to this algorithm."""
+def preset_for(algorithm: str, model: str, task: str | None, known: set[str], *, recorded: bool = False) -> dict[str, Any]:
+    """The settings to start from, of those that are ``known`` to this algorithm; ``recorded``: it learns from texts in a file.
+
+    A warm start is part of them only where a built-in task needs one; elsewhere it has to be asked for.
+    """
     kind = "tiny" if model == "tiny" else "pretrained"
     found = dict(PRESETS.get((kind, task or ""), PRETRAINED if kind == "pretrained" else TINY)) | dict(OWN.get(algorithm, {}))
     if kind == "tiny":
         found |= ON_TINY.get(algorithm, {})
     elif algorithm in OWN:
         found["micro_batch_size"] = PAIRS_IN_A_PASS
-    if task is None:
-        found["warm_start"] = 0.0  # there is nothing to imitate
+    if task not in NEED_A_WARM_START or recorded:
+        found["warm_start"] = 0.0
     return {name: value for name, value in found.items() if name in known}

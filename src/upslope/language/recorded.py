@@ -58,7 +58,10 @@ class Recorded:
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
         """The next units."""
-        indices = self.order.take(self.batch_size)
+        return self.rollout(policy, self.order.take(self.batch_size))
+
+    def rollout(self, policy: LanguagePolicy, indices: list[int]) -> Rollout:
+        """The units with these indices."""
         rows = [ids for i in indices for ids in self.completions[i]]
         count = len(self.completions[indices[0]])
         ids, length = padded(rows, policy.device)

@@ -1,8 +1,9 @@
-"""``upslope evaluate`` for a language run: its policy on held-out problems."""
+"""``upslope evaluate`` for language models: a run's policy, or the model in a folder, on held-out problems or preference pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError
@@ -10,39 +11,114 @@ from upslope.run.language_run import check_extra, rewards_from
 from upslope.run.language_settings import TaskSettings
 from upslope.run.load import Run
 
+HELD_OUT_PAIRS = 256
+"""Pairs that are made of a task's held-out problems to measure a preference on."""
 
-def evaluate_run(
-    run: Run,
+
+def evaluate_model(
+    target: Run | Path,
     *,
     task: str | None = None,
     reward: Sequence[str] | None = None,
+    pairs: Path | None = None,
     episodes: int | None = None,
     max_tokens: int | None = None,
     seed: int = 100,
     greedy: bool = True,
     best: bool = False,
 ) -> Any:
-    """A :class:`~upslope.language.LanguageResult` of the run's policy on its task's held-out problems, or another task's.
+    """Measure a run's policy, or the model in a Transformers folder, as it was trained or as the caller says.
 
-    A reward recorded as ``module:function`` is not imported unless the caller names it again; the task's own then counts.
+    A :class:`~upslope.language.LanguageResult` on the held-out problems of the run's task or of ``task``; a
+    :class:`~upslope.language.PairsResult` on ``pairs``, and of a reward model or of what was trained on a file of pairs.
 
     Raises:
-        UsageError: no task, a damaged folder, a task that holds nothing out.
+        UsageError: nothing to measure on, a reward whose module only the caller may name, a damaged folder.
     """
     check_extra()
-    from upslope.language import evaluate
+    from upslope.language import evaluate, evaluate_pairs
     from upslope.language import task as make_task
 
-    recorded = run.config["task"]
+    config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
+    recorded, scores = config["task"], isinstance(target, Run) and target.algorithm == "reward-model"
+    name = task or recorded.get("task")
+    if pairs is not None and task is not None:
+        raise UsageError("pairs: a model is measured on a task's problems or on pairs, never both; leave out --task or --pairs")
+    if pairs is not None or scores or name is None:
+        found = pairs_for(config, task, given=pairs)
+        if found is None:
+            raise UsageError(nothing_to_measure(target))
+        return evaluate_pairs(policy_at(target, best), found[:episodes], by_score=scores)
+    same = name == recorded.get("task")
+    names = rewards_for(recorded if same else {}, reward)
+    limits = TaskSettings(reward_timeout=recorded.get("reward_timeout")).reward_limits
+    made = make_task(name, reward=rewards_from(names, **limits) if names else None, **(recorded.get("task_kwargs", {}) if same else {}))
+    tokens = max_tokens or (config["collector"].get("max_tokens") if same else None)
+    return evaluate(policy_at(target, best), made, episodes=episodes, max_tokens=tokens, seed=seed, greedy=greedy)
+
+
+def policy_at(target: Run | Path, best: bool) -> Any:
+    """The policy of a run, or in a model's folder."""
+    check_extra()
+    if isinstance(target, Run):
+        return target.best_policy if best else target.policy
+    from upslope.language import LanguagePolicy
+
+    return LanguagePolicy.from_pretrained(target).requires_grad_(False)
+
+
+def rewards_for(recorded: Mapping[str, Any], given: Sequence[str] | None) -> list[str]:
+    """The rewards to measure with, by name: those given, else those of the run, if naming them runs no code.
+
+    Raises:
+        UsageError: a run's reward is a module's function, or the folder of a reward model: the caller has to name it again.
+    """
+    names = [str(name) for name in recorded.get("reward") or ()]
+    foreign = [name for name in names if is_foreign(name)]
+    if foreign and not given:
+        raise UsageError(
+            f"reward: this run was trained with {', '.join(foreign)}, and what a file names is not imported; "
+            f"say --reward {' '.join(names)} to measure with it, or another one"
+        )
+    return list(given or names)
+
+
+def is_foreign(reward: str) -> bool:
+    """Whether a reward's name, ``module:function=0.5`` for one, is not that of a built-in one."""
+    from upslope.language.rewards import BUILTIN, parse_weight
+
+    return parse_weight(reward)[0].partition(":")[0] not in BUILTIN
+
+
+def pairs_for(config: Mapping[str, Any], task: str | None = None, *, given: Path | None = None) -> list[Any] | None:
+    """Preference pairs to measure on, None where there are none.
+
+    Those of the file ``given``, else of ``task``, else what the run was trained on: its file of pairs, better the one beside it that
+    was held out (``FILE.test.jsonl``), or its task. Of a task, pairs are made of held-out problems.
+    """
+    from upslope.language.tasks import pairs_from, read_pairs
+    from upslope.language.tasks import task as make_task
+
+    trained_on, recorded = config["collector"].get("pairs"), config["task"]
+    if given is not None:
+        return read_pairs(given)
+    if task is None and trained_on is not None and config["algorithm"]["name"] in ("dpo", "reward-model"):
+        return read_pairs(held_out_file(Path(trained_on)) or Path(trained_on))
     name = task or recorded.get("task")
     if name is None:
-        raise UsageError("task: this run was trained on recorded texts; say which task to measure on, --task addition for one")
-    same = name == recorded.get("task")
-    options = recorded.get("task_kwargs", {}) if same else {}
-    seconds = recorded.get("reward_timeout")
-    limits = TaskSettings(reward_timeout=None if seconds is None else float(seconds)).reward_limits
-    rewards = rewards_from(reward, **limits) if reward else None
-    made = make_task(str(name), seed=0, reward=rewards, **options)
-    tokens = max_tokens or (run.config["collector"].get("max_tokens") if same else None)
-    policy = run.best_policy if best else run.policy
-    return evaluate(policy, made, episodes=episodes, max_tokens=tokens, seed=seed, greedy=greedy)
+        return None
+    options = recorded.get("task_kwargs", {}) if name == recorded.get("task") else {}
+    return pairs_from(make_task(name, **options), count=HELD_OUT_PAIRS, held_out=True)
+
+
+def held_out_file(pairs: Path) -> Path | None:
+    """``FILE.test.jsonl`` beside ``FILE.jsonl``, where it exists."""
+    beside = pairs.with_name(f"{pairs.stem}.test.jsonl")
+    return beside if beside.exists() else None
+
+
+def nothing_to_measure(target: Run | Path) -> str:
+    """What to say where neither a task nor pairs are known."""
+    if not isinstance(target, Run):
+        return f"task: {target} is a model's folder and no run, so say what to measure it on: --task addition, or --pairs FILE.jsonl"
+    return "task: this run was trained on recorded texts; say what to measure on: --task addition, or --pairs FILE.jsonl of preferences"

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from upslope.run.load import check_inside
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether this is the folder of a Transformers model (a run's ``policy`` for one), not that of a run."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and "world" not in config
 
 
 def load_language_policy(run: Any, name: str) -> Any:

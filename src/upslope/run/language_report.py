@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 
 from upslope.run.chart import PALETTE, Line, Panel, draw, save
 from upslope.run.curve import series, smoothed
+from upslope.run.language_evaluate import is_foreign
 from upslope.run.language_settings import CompletionsSettings
 from upslope.run.report import Live, Meter, Plain, Progress, Silent, plural
 from upslope.terminal import drawn_on
@@ -166,7 +168,7 @@ def shortened(text: str, width: int, *, tail: bool = False) -> str:
     return repr(flat[-width:] if tail else flat[: width - 1] + "…")
 
 
-def result_words(summary: Mapping[str, Any], folder: Path) -> str:
+def result_words(summary: Mapping[str, Any], folder: Path, run: Any) -> str:
     """What happened, and what to try next."""
     status = "stopped on request: everything up to the last iteration is saved" if summary["status"] == "interrupted" else "finished"
     if summary["solved"]:
@@ -188,14 +190,28 @@ def result_words(summary: Mapping[str, Any], folder: Path) -> str:
         f"{summary['wall_seconds']:.1f} s with evaluation and files"
     )
     lines.append(f"learning curve: {folder / 'curve.png'}")
-    task = "" if summary["task"] is None else f" --task {summary['task']}"
-    rows = {
-        f"upslope chat {folder}": "talk to it",
-        f"upslope evaluate {folder}{task} --json": "measure it again",
-        f"upslope export {folder} --out DIR": "an ordinary Transformers folder, for vLLM for one",
-    }
+    rows = next_commands(summary, folder, run)
     width = max(map(len, rows)) + 4
     return "\n".join([*lines, "", "try next:", *(f"  {command:<{width}}{why}" for command, why in rows.items())])
+
+
+def next_commands(summary: Mapping[str, Any], folder: Path, run: Any) -> dict[str, str]:
+    """Commands that make sense after this run, and work as they stand, with what each is for."""
+    task = [] if run.task.task is None else ["--task", run.task.task]
+    rows: dict[tuple[str, ...], str] = {}
+    scores = run.name == "reward-model"
+    if not scores:
+        rows["chat", str(folder)] = "talk to it"
+    if summary["episodes"]:
+        # what a file names is not imported, so rewards that would be are named again
+        reward = ["--reward", *run.task.reward] if any(map(is_foreign, run.task.reward)) else []
+        rows["evaluate", str(folder), *task, *reward, "--json"] = "measure it again"
+    elif summary.get("held_out_pairs") or (run.name in ("dpo", "reward-model") and run.collector.pairs is not None):
+        rows["evaluate", str(folder)] = "rank preference pairs with it"
+    if scores and task:
+        rows["train", "grpo", "--model", run.model.model, *task, "--reward", str(folder)] = "train with it as the reward"
+    rows["export", str(folder), "--out", f"{folder}-model"] = "an ordinary Transformers folder, for vLLM for one"
+    return {shlex.join(["upslope", *words]): why for words, why in rows.items()}
 
 
 def draw_curve(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:

@@ -79,7 +79,9 @@ class LanguageRun:
         run = cls(name=algorithm, algorithm=algorithm_for(algorithm), collector=ALGORITHMS[algorithm][2]())
         known = set(settings_of(*run.parts()))
         run = run.replaced({name: value for name, value in FOR_TEXT.get(algorithm, {}).items() if name in known})
-        return run.replaced(preset_for(algorithm, str(settings.get("model", "tiny")), settings.get("task"), known)).replaced(settings)
+        recorded = settings.get("pairs") is not None
+        preset = preset_for(algorithm, str(settings.get("model", "tiny")), settings.get("task"), known, recorded=recorded)
+        return run.replaced(preset).replaced(settings)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:

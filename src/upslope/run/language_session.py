@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from upslope.errors import UsageError
 from upslope.files import whole_folder
 from upslope.run import language_report as report
 from upslope.run.folder import FORMAT_VERSION
+from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_run import FrozenAtStart, examples_of
 from upslope.run.load import PROGRESS
 from upslope.run.report import Progress
@@ -21,8 +25,8 @@ EVALUATE_EVERY = 10
 """Iterations between evaluations unless told otherwise."""
 DRAWN = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
 """What the learning curve needs."""
-HELD_OUT_PAIRS = 256
-"""Pairs that are kept from training to measure a preference on."""
+PAIRS_IN_A_PASS = 16
+"""Pairs that are measured at once."""
 
 
 class LanguageSession(Session):
@@ -78,7 +82,10 @@ class LanguageSession(Session):
         return task is not None and bool(task.held_out) and self.run_config.name != "reward-model"
 
     def _warm_start(self) -> None:
-        """Imitate right answers until enough training problems are answered right; held-out problems are not looked at."""
+        """Imitate right answers until enough training problems are answered right; held-out problems are not looked at.
+
+        Not a step is made where they are already, by a model that was trained before.
+        """
         from upslope import SFT, Ascent
         from upslope.language import demonstrations, evaluate
         from upslope.run.train import train
@@ -89,21 +96,30 @@ class LanguageSession(Session):
         started = time.perf_counter()
         found = {"accuracy": 0.0}
 
+        def reached() -> bool:
+            found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
+            return found["accuracy"] >= settings.warm_start
+
         def enough(state: Any) -> bool:
-            if state.iteration % 10 == 0 and state.iteration >= 50:
-                found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
             self.warmed = {"warm_start_iterations": state.iteration}
             if self.pace.due():
                 with self.pace.saving():
                     self._save(policy)
-            return self.signal is not None or found["accuracy"] >= settings.warm_start
+            return self.signal is not None or (state.iteration % 10 == 0 and reached())
 
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
         update = Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0, schedule=lambda done: min(1.0, 0.05 + done * rise))
         algorithm = SFT(update=update)
+        fresh = self.run_config.model.model == "tiny"  # whose answers nobody need look at
+        if not fresh and reached():
+            self.progress.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
+            return
         train(algorithm, policy, data, iterations=settings.warm_start_iterations, seed=settings.seed, callbacks=enough)
         self.warm_start_seconds = time.perf_counter() - started
-        self.progress.note(f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s")
+        words = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
+        short = found["accuracy"] < settings.warm_start and self.signal is None
+        missed = f"; it ended after {settings.warm_start_iterations:,} steps, short of {settings.warm_start:.0%}"
+        self.progress.note(words + (missed if short else ""))
 
     # ----------------------------------------------------------------------------------------------- after each iteration
 
@@ -138,7 +154,10 @@ class LanguageSession(Session):
         if not self._can_evaluate:
             return None
         settings, collect = self.run_config.settings, self.prepared.collect
-        options = {"max_tokens": getattr(collect, "max_tokens", None), "trainer_state": getattr(collect, "trainer_state", None)}
+        options: dict[str, Any] = {
+            "max_tokens": getattr(collect, "max_tokens", None),
+            "trainer_state": getattr(collect, "trainer_state", None),
+        }
         return evaluate(policy, self.prepared.task, episodes=settings.eval_episodes, **options)
 
     # ------------------------------------------------------------------------------------------------------------ the end
@@ -176,17 +195,38 @@ class LanguageSession(Session):
         }
 
     def _on_held_out_pairs(self) -> dict[str, Any]:
-        """For what is trained on pairs: how many others it ranks right."""
-        if self.run_config.name not in ("dpo", "reward-model") or self.prepared.task is None:
+        """For what is trained on pairs: how many others it ranks right, by the method's own measure (DPO's is against the reference)."""
+        pairs = self.held_out_pairs()
+        if not pairs:
             return {}
-        from upslope.language import pairs_from, preference_pairs
+        from upslope.language import preference_pairs
 
-        prepared, algorithm = self.prepared, self.run_config.algorithm
-        pairs = pairs_from(prepared.task, count=HELD_OUT_PAIRS, held_out=True)
+        prepared, algorithm, right = self.prepared, self.run_config.algorithm, 0.0
         reference = getattr(prepared.collect, "reference", None)
-        rollout = preference_pairs(prepared.policy, pairs, batch_size=len(pairs), reference=reference)(prepared.policy)
-        metrics = algorithm.objective(prepared.policy, algorithm.estimate(prepared.policy, rollout))[1]
-        return {"preference_accuracy": float(metrics["accuracy"]), "held_out_pairs": len(pairs)}
+        if isinstance(reference, FrozenAtStart):  # the run was stopped before it began
+            return {}
+        collect = preference_pairs(prepared.policy, pairs, reference=reference)
+        with torch.no_grad():
+            for start in range(0, len(pairs), PAIRS_IN_A_PASS):
+                indices = list(range(start, min(start + PAIRS_IN_A_PASS, len(pairs))))
+                batch = algorithm.estimate(prepared.policy, collect.rollout(prepared.policy, indices))
+                right += float(algorithm.objective(prepared.policy, batch)[1]["accuracy"]) * len(indices)
+        return {"preference_accuracy": right / len(pairs), "held_out_pairs": len(pairs)}
+
+    def held_out_pairs(self) -> list[Any]:
+        """Pairs that were not trained on: of the file beside that of the pairs, else made of the task's held-out problems."""
+        from upslope.language import pairs_from, read_pairs
+
+        run, task = self.run_config, self.prepared.task
+        if run.name not in ("dpo", "reward-model"):
+            return []
+        beside = held_out_file(run.collector.pairs) if run.collector.pairs is not None else None
+        if beside is not None:
+            return read_pairs(beside)
+        try:
+            return [] if task is None else pairs_from(task, count=HELD_OUT_PAIRS, held_out=True)
+        except UsageError:  # too few problems to make a wrong answer of another one's
+            return []
 
     def _draw(self, summary: Mapping[str, Any]) -> None:
         title = f"{self.run_config.name} on {self.run_config.target}, seed {summary['seed']}"
@@ -196,4 +236,4 @@ class LanguageSession(Session):
             report.draw_curve(self.folder.path / "curve.png", [*start, *self.rows, *end], title=title)
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
-        return report.result_words(summary, self.folder.path)
+        return report.result_words(summary, self.folder.path, self.run_config)
