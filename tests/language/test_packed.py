@@ -1,5 +1,7 @@
 """The packed pass, in which a group shares its prompt, against one plain Transformers call for each row; and the last layer."""
 
+import json
+
 import pytest
 import torch
 import transformers as tf
@@ -20,9 +22,10 @@ from tests.language.models import (
 )
 from upslope import GRPO, Ascent
 from upslope.errors import UsageError
-from upslope.language import LanguagePolicy, attention, head
+from upslope.language import LanguagePolicy, architecture, attention, head, reduced
 from upslope.language.attention import Packed
 from upslope.language.head import TokenLogProb
+from upslope.language.reduced import small_settings
 from upslope.records import Batch
 
 SHAPES = {
@@ -184,27 +187,9 @@ def test_micro_batches_of_unequal_token_counts_are_one_batch(size):
 # what is refused
 
 
-def mamba():
-    return tf.MambaForCausalLM(tf.MambaConfig(vocab_size=SIZES["vocab_size"], hidden_size=32, num_hidden_layers=2, state_size=4))
-
-
-def bloom():
-    return tf.BloomForCausalLM(tf.BloomConfig(vocab_size=SIZES["vocab_size"], hidden_size=32, n_layer=2, n_head=4))
-
-
-def gpt_oss():
-    sizes = {**SIZES, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4}
-    return tf.GptOssForCausalLM(tf.GptOssConfig(**sizes, layer_types=["sliding_attention", "full_attention"]))
-
-
 def t5():
     sizes = {"vocab_size": SIZES["vocab_size"], "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return tf.T5ForConditionalGeneration(tf.T5Config(**sizes, decoder_start_token_id=0))
-
-
-def falcon_with_alibi():
-    sizes = {"vocab_size": SIZES["vocab_size"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return tf.FalconForCausalLM(tf.FalconConfig(**sizes, alibi=True))
 
 
 def bert():
@@ -216,7 +201,7 @@ def classifier():
     return tf.LlamaForSequenceClassification(tf.LlamaConfig(**SIZES))
 
 
-@pytest.mark.parametrize("make", [mamba, bloom, gpt_oss, t5, falcon_with_alibi, bert, classifier])
+@pytest.mark.parametrize("make", [t5, bert, classifier])
 def test_other_architectures_are_refused_in_one_line(make):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -233,8 +218,29 @@ def test_other_architectures_are_refused_in_one_line(make):
 def test_attention_of_a_kind_that_is_not_shared_is_found_out(monkeypatch):
     real = attention.How.scores
     monkeypatch.setattr(attention.How, "scores", lambda self, q, k: real(self, q, k) + 0.1 * torch.arange(k.shape[-2]))
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM cannot be used.*other log-probabilities"):
-        policy_of("llama")
+    for found in ({}, {(tf.LlamaForCausalLM, small_key("llama")): architecture.PACKED}):  # by a small copy, and by the model itself
+        monkeypatch.setattr(architecture, "FOUND", found)
+        because = policy_of("llama").attention.because
+        assert because is not None and because.startswith("shared attention gives other log-probabilities than its own")
+    assert "on a short text" in because
+
+
+def small_key(family):
+    return json.dumps(small_settings(model_of(family).config.to_dict()), default=str, sort_keys=True)
+
+
+def test_a_window_that_has_no_name_is_found_where_texts_reach_it(monkeypatch):
+    """As if the configuration called it something that the small copy does not know."""
+    monkeypatch.setattr(architecture, "FOUND", {})
+    monkeypatch.setattr(reduced, "SMALL", {k: v for k, v in reduced.SMALL.items() if k != "sliding_window"})
+    monkeypatch.setattr(attention.How, "window", property(lambda self: None, lambda self, value: None), raising=False)
+    model = tf.MistralForCausalLM(tf.MistralConfig(**{**SIZES, "max_position_embeddings": 512}, sliding_window=48))
+    policy = LanguagePolicy(model, TOKENIZER, compute_dtype=torch.float32)
+    assert policy.attention.packed
+    policy.look_up_to(20)
+    assert policy.attention.packed
+    policy.look_up_to(60)
+    assert "on texts of 120 tokens" in policy.attention.because
 
 
 def test_arguments_are_checked():

@@ -289,4 +289,6 @@ def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16)
 
 def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt], max_tokens: int) -> None:
     """Refuse prompts that leave no room for a completion, before anything is sampled."""
-    check_prompts(policy, policy.encode_all(prompts), max_tokens)
+    ids = policy.encode_all(prompts)
+    check_prompts(policy, ids, max_tokens)
+    policy.look_up_to(max(map(len, ids)) + max_tokens)

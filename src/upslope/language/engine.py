@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
+from upslope.language.architecture import changes_with_length
 from upslope.language.attention import Grid, How, additive, prompt_attention, softmax
 from upslope.language.head import finished
+from upslope.language.plain import PlainDecoding
 from upslope.language.policy import LanguagePolicy, logit_cap, logit_scale, of, output_layer
 from upslope.language.product import Product
 
@@ -70,6 +72,8 @@ class EmbeddedEngine:
         self.policy, self.version = policy, version
         weights = policy.weights()
         self.weights = None if weights is None else {name: w.detach() for name, w in weights.items()}
+        if not policy.attention.packed:
+            return
         layer, body = output_layer(policy.model), policy.body
         bias = None if layer.bias is None else of(self.weights, body, layer.bias)
         scale = logit_scale(policy.model) / policy.temperature
@@ -86,11 +90,32 @@ class EmbeddedEngine:
         """
         require(group_size >= 1, f"group_size: expected an integer ≥ 1, found {group_size}")
         check_prompts(self.policy, prompt_ids, max_tokens)
+        self.policy.look_up_to(max(map(len, prompt_ids)) + max_tokens)
+        if not self.policy.attention.packed:
+            return self.one_by_one(prompt_ids, group_size, max_tokens, seed, greedy)
         run = Decoding(self, prompt_ids, group_size, max_tokens, seed, greedy)
         while run.active:
             run.fill()
             run.step()
         return run.result()
+
+    def one_by_one(self, prompt_ids: Sequence[Sequence[int]], group_size: int, max_tokens: int, seed: int, greedy: bool) -> Generated:
+        """The plain way; the same random numbers choose."""
+        policy = self.policy
+        decoding = PlainDecoding(policy, self.weights, cached=policy.attention.cached)
+        uniform = None if greedy else uniforms((len(prompt_ids), group_size, max_tokens), seed, policy.device)
+        made = [
+            decoding.completions(ids, None if uniform is None else uniform[i], group_size, max_tokens) for i, ids in enumerate(prompt_ids)
+        ]
+        length = torch.tensor([[len(tokens) for tokens, _ in lanes] for lanes in made], device=policy.device)
+        shape = (*length.shape, int(length.max()))
+        ids, log_prob = torch.zeros(shape, dtype=torch.long, device=policy.device), torch.zeros(shape, device=policy.device)
+        for i, lanes in enumerate(made):
+            for lane, (tokens, said) in enumerate(lanes):
+                ids[i, lane, : len(tokens)], log_prob[i, lane, : len(tokens)] = torch.tensor(tokens), torch.tensor(said)
+        last = ids.gather(-1, length[..., None] - 1).squeeze(-1)
+        stopped = torch.isin(last, torch.tensor(sorted(policy.stop_ids), device=policy.device, dtype=torch.long))
+        return Generated(completion_ids=ids, log_prob=log_prob, length=length, finished=stopped, policy_version=self.version)
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
@@ -101,7 +126,8 @@ def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], m
         require(bool(ids), f"prompts[{i}]: it has no token")
         if len(ids) + max_tokens > policy.context:
             raise UsageError(
-                f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}; "
+                f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}"
+                f"{', beyond which its rotary scaling changes for the whole text' if changes_with_length(policy.model) else ''}; "
                 f"shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
             )
 
@@ -221,9 +247,8 @@ class Decoding:
         self.log_prob = torch.zeros(shape, device=device)
         self.length = torch.zeros(shape[:2], dtype=torch.long, device=device)
         self.finished = torch.zeros(shape[:2], dtype=torch.bool, device=device)
-        generator = torch.Generator().manual_seed(seed)
-        self.uniform = None if greedy else torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
-        self.stop = torch.tensor(sorted(engine.policy.stop_ids), device=device)
+        self.uniform = None if greedy else uniforms(shape, seed, device)
+        self.stop = torch.tensor(sorted(engine.policy.stop_ids), device=device, dtype=torch.long)
         slots = min(len(prompt_ids), max(1, engine.width // group_size))
         self.cache = Cache(slots, group_size, max(map(len, self.prompts)), max_tokens)
         self.product = Product(engine.head[0], slots * group_size)
@@ -307,6 +332,11 @@ class Decoding:
             finished=self.finished,
             policy_version=self.engine.version,
         )
+
+
+def uniforms(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    """A random number for each place of each completion, drawn before anything is sampled."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 BLOCK = 512

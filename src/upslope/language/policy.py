@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import UsageError, require
+from upslope.language import plain
+from upslope.language.architecture import BRIEF, PACKED, Attention, changes_with_length, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
 from upslope.language.head import TokenLogProb
 from upslope.language.memory import keep_large_blocks
@@ -32,8 +34,10 @@ class Body(nn.Module):
         self.model = model
         self.value_head = value_head
 
-    def forward(self, layout: Any) -> Tensor:
-        """Last hidden states of a row, ``[N, H]``."""
+    def forward(self, layout: Any) -> Any:
+        """Last hidden states of a packed row, ``[N, H]``; logits and hidden states of a plain one."""
+        if isinstance(layout, plain.Row):
+            return layout.run(self.model)
         with borrowed(self.model):
             ids, positions = layout.ids.unsqueeze(0), layout.positions.unsqueeze(0)
             found = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
@@ -51,8 +55,9 @@ class LanguagePolicy(nn.Module):
         compute_dtype: of the passes; None chooses what this processor or GPU is fastest in. Parameters stay float32.
 
     Raises:
-        UsageError: an architecture that is not decoder-only or needs what the shared attention cannot do (checked by comparing it
-            with the model's own on a short text), a tokenizer without an end token, a temperature that is not positive.
+        UsageError: an architecture that is not a causal decoder, a tokenizer without an end token, a temperature that is not positive.
+
+    ``policy.attention`` says whether texts pass packed or one row at a time (:mod:`~upslope.language.architecture`).
     """
 
     def __init__(
@@ -64,11 +69,20 @@ class LanguagePolicy(nn.Module):
         value_head: bool = False,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
         require(
             tokenizer.eos_token_id is not None, "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token"
         )
+        self.assemble(model, temperature, value_head, compute_dtype)
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids(model, tokenizer)
+        self.attention = inspect(self)
+        if len(tokenizer) > self.vocabulary:
+            raise UsageError(f"tokenizer: it has {len(tokenizer)} tokens, the model {self.vocabulary}; they do not belong together")
+
+    def assemble(self, model: PreTrainedModel, temperature: float, value_head: bool, compute_dtype: torch.dtype | None) -> None:
+        """The parts that need no tokenizer."""
+        super().__init__()
         config: Any = model.config
         model.eval()
         for layer in model.modules():
@@ -81,12 +95,25 @@ class LanguagePolicy(nn.Module):
             nn.init.zeros_(head.bias)
             head.to(model.device)
         self.body = Body(model, head)
-        self.tokenizer = tokenizer
         self.temperature = temperature
         self.compute_dtype = compute_dtype or fastest(model.device)
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
-        self.stop_ids = stop_ids(model, tokenizer)
-        check_architecture(self)
+        self.stop_ids: frozenset[int] = frozenset()
+        self.attention, self.inspected = PACKED, BRIEF
+
+    @classmethod
+    def around(cls, model: PreTrainedModel, *, attention: Attention, compute_dtype: torch.dtype) -> Self:
+        """A policy without a tokenizer, whose attention is known: what :mod:`~upslope.language.architecture` compares with."""
+        policy = cls.__new__(cls)
+        policy.assemble(model, 1.0, False, compute_dtype)
+        policy.attention, policy.inspected = attention, 1 << 60
+        return policy
+
+    def look_up_to(self, length: int) -> None:
+        """Make sure that the way in which texts pass is right up to ``length`` tokens, before the first of them passes."""
+        if length > self.inspected:
+            self.inspected = 2 * length
+            self.attention = inspect_beyond(self, self.inspected)
 
     # ------------------------------------------------------------------------------------------------ what it is made of
 
@@ -104,7 +131,8 @@ class LanguagePolicy(nn.Module):
     def context(self) -> int:
         """The longest text that the model can see, in tokens."""
         config: Any = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        return min(longest, changes_with_length(self.model) or longest)
 
     @property
     def vocabulary(self) -> int:
@@ -194,6 +222,15 @@ class LanguagePolicy(nn.Module):
         ``prompt_ids [B, P]`` and ``completion_ids [B, G, T]`` are right-padded, their lengths ``[B]`` and ``[B, G]``; what stands in
         the padding is never looked at. ``value`` at a token is that of the text before it.
         """
+        inputs = {
+            "prompt_ids": prompt_ids,
+            "prompt_length": prompt_length,
+            "completion_ids": completion_ids,
+            "completion_length": completion_length,
+        }
+        self.check_context(prompt_length, completion_length)
+        if not self.attention.packed:
+            return plain.evaluate(self, inputs)
         packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length)
         real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
         weights = self.weights()
@@ -220,8 +257,24 @@ class LanguagePolicy(nn.Module):
         """The value head's word on each whole completion ``[B, G]``: a reward model."""
         if self.body.value_head is None:
             raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
+        inputs = {
+            "prompt_ids": prompt_ids,
+            "prompt_length": prompt_length,
+            "completion_ids": completion_ids,
+            "completion_length": completion_length,
+        }
+        self.check_context(prompt_length, completion_length)
+        if not self.attention.packed:
+            return plain.score(self, inputs)
         packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length, whole=True)
         return self.values(self.hidden(packed, self.weights())[packed.last])
+
+    def check_context(self, prompt_length: Tensor, completion_length: Tensor) -> None:
+        """Refuse texts that the model cannot see, or not as it sees shorter ones."""
+        longest = int((prompt_length[:, None] + completion_length).max())
+        if longest > self.context:
+            why = "" if changes_with_length(self.model) is None else ", beyond which its rotary scaling changes for the whole text"
+            raise UsageError(f"texts: {longest} tokens exceed the model's context of {self.context}{why}; shorten them")
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head, in float32."""
@@ -236,8 +289,12 @@ class LanguagePolicy(nn.Module):
         return {name: p.to(self.compute_dtype) for name, p in self.body.named_parameters()}
 
     def hidden(self, layout: Any, weights: dict[str, Tensor] | None) -> Tensor:
-        """Last hidden states ``[N, H]`` of a row."""
+        """Last hidden states ``[N, H]`` of a packed row."""
         return self.body(layout) if weights is None else torch.func.functional_call(self.body, weights, (layout,))
+
+    def read(self, row: plain.Row, weights: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[N, vocabulary]`` of a plain row, and last hidden states where it wants them."""
+        return self.body(row) if weights is None else torch.func.functional_call(self.body, weights, (row,))
 
 
 def check_text(text: str) -> None:
@@ -295,38 +352,3 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     found = getattr(config, "eos_token_id", None)
     more = [] if found is None else [found] if isinstance(found, int) else list(found)
     return frozenset({int(cast(int, tokenizer.eos_token_id)), *more})
-
-
-@torch.no_grad()
-def check_architecture(policy: LanguagePolicy) -> None:
-    """Hold the shared attention and the last layer to the model's own forward pass, on a text of eight tokens.
-
-    Raises UsageError where they differ: an architecture that this would score wrongly.
-    """
-    model = policy.model
-    layer = model.get_output_embeddings()
-    kind = type(model).__name__
-    require(isinstance(layer, nn.Linear), f"model: {kind} has no linear output layer, so it is no decoder-only language model")
-    if len(policy.tokenizer) > policy.vocabulary:
-        raise UsageError(f"tokenizer: it has {len(policy.tokenizer)} tokens, the model {policy.vocabulary}; they do not belong together")
-    ids = (torch.arange(8, device=policy.device) * 7 + 3) % policy.vocabulary
-    prompt, completions = ids[:3], torch.stack([ids[3:], ids[3:].flip(0)])
-    length = torch.tensor([3], device=policy.device)
-    precision, policy.compute_dtype = policy.compute_dtype, next(model.parameters()).dtype
-    try:
-        rows = torch.cat([prompt.expand(2, 3), completions], 1)
-        logits = model(input_ids=rows, use_cache=False).logits[:, 2:-1].float() / policy.temperature
-        own = logits.log_softmax(-1).gather(-1, completions[..., None]).squeeze(-1)
-        packed = policy.evaluate(
-            prompt_ids=prompt[None], prompt_length=length, completion_ids=completions[None], completion_length=length.expand(1, 2) + 2
-        )
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"model: {kind} cannot be used, its layers do not take part in shared attention ({error})") from error
-    finally:
-        policy.compute_dtype = precision
-    difference = (packed.log_prob[0].float() - own).abs().max().item()
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.2  # float32 agrees to 1e-5
-    if not difference < tolerance:
-        raise UsageError(f"model: {kind} cannot be used, shared attention gives other log-probabilities than its own (by {difference:.2g})")

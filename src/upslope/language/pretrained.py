@@ -6,10 +6,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import logging
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import RunFault, UsageError, missing_extra
+from upslope.language.quiet import quiet
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -172,30 +169,6 @@ def write_smollm2(folder: Path) -> Path:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
     return folder
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers and peft without progress bars, remarks and warnings about one another."""
-    from transformers.utils import logging as theirs
-
-    level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    theirs.set_verbosity(logging.CRITICAL)
-    hub.setLevel(logging.CRITICAL)
-    theirs.disable_progress_bar()
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        theirs.set_verbosity(level)
-        hub.setLevel(hub_level)
-        theirs.enable_progress_bar()
-        if bars is None:
-            del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]
 
 
 def first_line(error: BaseException) -> str:

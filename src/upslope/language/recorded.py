@@ -52,6 +52,7 @@ class Recorded:
             size = len(prompt) + max(map(len, texts))
             if size > policy.context:
                 raise UsageError(f"data[{i}]: its {size} tokens exceed the model's context of {policy.context}; shorten it")
+        policy.look_up_to(max(len(ids) + max(map(len, rest)) for ids, rest in zip(self.prompts, self.completions, strict=True)))
         self.batch_size, self.reference = min(batch_size, len(rows)), reference
         self.order = Order(len(rows), seed)
         self.remembered: dict[int, Tensor] = {}

@@ -56,6 +56,7 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
         f"  {plural(settings.iterations, 'iteration')}"
         + ("" if settings.until_accuracy is None else f"; ends once {settings.until_accuracy:.0%} of held-out problems are answered right"),
         f"  model {run.model.model}, {what}, passes in {precision}, temperature {policy.temperature:g}",
+        f"  attention: {policy.attention}",
     ]
     if settings.warm_start > 0:
         lines.append(f"  warm start: imitates right answers until {settings.warm_start:.0%} of training problems are answered right")

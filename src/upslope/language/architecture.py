@@ -1,0 +1,294 @@
+"""Whether a model's layers can take part in the shared attention: compared with plain Transformers before anything is trained.
+
+The comparison runs on a small copy of the model with random weights (:mod:`~upslope.language.reduced`), whose windows, chunks and
+switches lie within some dozen tokens: rows of unlike lengths side by side, log-probabilities, entropies and gradients of the training
+pass, and what the engine samples, against one eager call of the unmodified model for each row. The model itself is then held to its own
+forward pass on a short text. What differs takes the plain way (:mod:`~upslope.language.plain`); what fails there too is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from upslope.errors import UsageError
+from upslope.language.plain import log_probs, rows
+from upslope.language.quiet import quiet
+from upslope.language.reduced import reduced, small_settings
+
+if TYPE_CHECKING:
+    from upslope.language.policy import LanguagePolicy
+
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities, and of a gradient relative to its norm, that float32 sums in another order explain."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How texts pass through a model: packed, sharing each prompt among its group; or plain, one row at a time, ``because`` of this.
+
+    ``cached``: in the plain way, decoding with the model's own cache gives the same as reading the text anew for each token.
+    """
+
+    because: str | None = None
+    cached: bool = True
+
+    @property
+    def packed(self) -> bool:
+        """Whether the shared attention serves it."""
+        return self.because is None
+
+    def __str__(self) -> str:
+        return "packed" if self.because is None else f"plain, one row at a time, because {self.because}"
+
+
+PACKED = Attention()
+BRIEF, LONGEST = 34, 2048
+"""Texts up to the first length are covered by the small copy with short windows; beyond the second, attention itself is too dear to try."""
+FOUND: dict[tuple[type, str], Attention] = {}
+"""What comparisons in this process have found, by class and small settings."""
+
+
+def inspect(policy: LanguagePolicy) -> Attention:
+    """The way that a policy's model takes.
+
+    Raises:
+        UsageError: no causal language model, or one that gives other log-probabilities than its own even row by row.
+    """
+    model = policy.model
+    kind = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UsageError(f"model: {kind} has an encoder; expected a decoder-only model")
+    if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
+        raise UsageError(f"model: {kind} has no output layer over the vocabulary, so it is no language model")
+    with quiet():
+        return on_a_short_text(policy, of_small_copy(model))
+
+
+def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
+    """The way for texts of ``length`` tokens: a small copy with the configuration's own windows is compared on texts as long.
+
+    This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`LONGEST` tokens are not tried.
+    """
+    model, size = policy.model, min(length, policy.context, LONGEST)
+    if not policy.attention.packed or size <= BRIEF:
+        return policy.attention
+    key = type(model), json.dumps([size, small_settings(model.config.to_dict(), shorter=False)], default=str, sort_keys=True)
+    if key not in FOUND:
+        with quiet(), torch.no_grad():
+            copied = reduced(model, shorter=False)
+            inputs = drawn(copied, [size - 8, size // 3], [[8, 5], [size // 4, 1]])  # so that few tokens need be decoded
+            truth = Truth.of(copied, inputs, gradients=False)
+            when = f"on texts of {size} tokens"
+            because = fault(lambda: truth.difference_of_pass(probe(copied, PACKED)), when) or fault(
+                lambda: truth.difference_of_samples(probe(copied, PACKED)), f"while decoding {when}"
+            )
+            FOUND[key] = PACKED if because is None else Attention(because, cached=False)
+    return FOUND[key]
+
+
+def of_small_copy(model: PreTrainedModel) -> Attention:
+    """What a small copy shows beyond every window; remembered for models of the same class and settings."""
+    kind = type(model)
+    try:
+        key = kind, json.dumps(small_settings(model.config.to_dict()), default=str, sort_keys=True)
+        if key not in FOUND:
+            FOUND[key] = compared(reduced(model), kind.__name__, lengths_for(model))
+        return FOUND[key]
+    except UsageError:
+        raise
+    except Exception as error:
+        return Attention(f"no small copy can be made on which to compare it beyond its windows ({short(error)})", cached=False)
+
+
+def lengths_for(model: PreTrainedModel) -> tuple[list[int], list[list[int]]]:
+    """Lengths of prompts and completions: rows of 8 to 34 tokens; to 22 where rotary frequencies change with the length of a text."""
+    return ([3, 14], [[20, 5], [16, 1]]) if changes_with_length(model) is None else ([3, 8], [[14, 5], [12, 1]])
+
+
+def compared(model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
+    """The way of a small copy; raises :class:`UsageError` where it is not causal."""
+    inputs, packed = drawn(model, *lengths), probe(model, PACKED)
+    try:
+        truth = Truth.of(model, inputs)
+    except Exception as error:
+        raise UsageError(f"model: {kind} cannot be used, its own forward pass fails on one row ({short(error)})") from error
+    because = fault(lambda: truth.difference_of_pass(packed), "in training") or fault(
+        lambda: truth.difference_of_samples(packed), "while decoding"
+    )
+    if because is None:
+        return PACKED
+    check_causal(model, inputs, kind)
+    found = Attention(because)
+    return found if fault(lambda: truth.difference_of_samples(probe(model, found)), "") is None else replace(found, cached=False)
+
+
+@torch.no_grad()
+def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
+    """Hold the model itself, with its own weights, to its own forward pass."""
+    model = policy.model
+    inputs = drawn(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
+    try:
+        truth = Truth.of(model, inputs, gradients=False)
+    except Exception as error:
+        raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({short(error)})") from error
+    if attention.packed:
+        because = fault(lambda: truth.difference_of_pass(probe(model, PACKED)), "on a short text", truth.tolerance)
+        attention = PACKED if because is None else Attention(because, cached=False)
+    if not attention.packed:
+        check_causal(model, inputs, type(model).__name__)
+    return attention
+
+
+def fault(compare: Callable[[], float], when: str, tolerance: float = TOLERANCE) -> str | None:
+    """Why a comparison speaks against the shared attention; None where it does not."""
+    try:
+        difference = compare()
+    except Exception as error:
+        return f"its layers do not take part in shared attention ({short(error)})"
+    return None if difference < tolerance else f"shared attention gives other log-probabilities than its own {when} (by {difference:.2g})"
+
+
+def short(error: BaseException) -> str:
+    """A message in one line of at most 160 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def probe(model: PreTrainedModel, attention: Attention) -> LanguagePolicy:
+    """A policy around a model without a tokenizer, in the precision of its parameters."""
+    from upslope.language.policy import LanguagePolicy
+
+    return LanguagePolicy.around(model, attention=attention, compute_dtype=next(model.parameters()).dtype)
+
+
+def drawn(
+    model: PreTrainedModel, prompts: Sequence[int], completions: Sequence[Sequence[int]], vocabulary: int | None = None
+) -> dict[str, Tensor]:
+    """Random texts of these lengths, in the shapes of :meth:`LanguagePolicy.evaluate`."""
+    size, generator = vocabulary or vocabulary_of(model), torch.Generator().manual_seed(0)
+    prompt_length, length = torch.tensor(prompts), torch.tensor(completions)
+    shapes = (len(prompts), max(prompts)), (*length.shape, int(length.max()))
+    ids = [torch.randint(size, shape, generator=generator) for shape in shapes]
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if padding is not None and shapes[0][1] > 2:  # some models count their positions by it
+        ids[0][:, 1] = min(padding, size - 1)
+    found = {"prompt_ids": ids[0], "prompt_length": prompt_length, "completion_ids": ids[1], "completion_length": length}
+    return {name: x.to(model.device) for name, x in found.items()}
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """How many tokens a model knows."""
+    layer: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    known = getattr(embedding, "num_embeddings", None)
+    return min(int(layer.weight.shape[0]), int(known or layer.weight.shape[0]))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the unmodified model says of each row: log-probabilities and entropies ``[2, B, G, T]``, the gradient of ``weight · said``."""
+
+    model: PreTrainedModel
+    inputs: dict[str, Tensor]
+    said: Tensor
+    weight: Tensor
+    gradient: list[Tensor] | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, inputs: dict[str, Tensor], *, gradients: bool = True) -> Truth:
+        """One call for each row."""
+        with torch.set_grad_enabled(gradients):
+            said = spoken(model, inputs)
+        weight = torch.randn(said.shape, generator=torch.Generator().manual_seed(1)).to(said)
+        gradient = slopes(model, (weight * said).sum()) if gradients else None
+        return cls(model, inputs, said.detach(), weight, gradient)
+
+    @property
+    def tolerance(self) -> float:
+        """For weights in float32 the usual one; eight bits of mantissa round more."""
+        return TOLERANCE if next(self.model.parameters()).dtype in (torch.float32, torch.float64) else 0.05
+
+    def difference_of_pass(self, policy: LanguagePolicy) -> float:
+        """The largest difference between a policy's training pass and this."""
+        found = policy.evaluate(**self.inputs)
+        said = torch.stack([found.log_prob, found.entropy])
+        difference = (said - self.said).abs().max().item()
+        if self.gradient is None:
+            return difference
+        own = slopes(self.model, (self.weight * said).sum())
+        largest = max(float(g.norm()) for g in self.gradient)
+        away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(own, self.gradient, strict=True)]
+        return max(difference, *away) if all(x == x for x in away) else float("nan")
+
+    def difference_of_samples(self, policy: LanguagePolicy) -> float:
+        """The largest difference between what a policy's engine says of its samples and what the model says of them."""
+        from upslope.language.engine import EmbeddedEngine
+
+        lengths = self.inputs["prompt_length"].tolist()
+        prompts = [ids[:n].tolist() for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]
+        longest = int((self.inputs["prompt_length"][:, None] + self.inputs["completion_length"]).max())
+        max_tokens = max(8, longest - max(lengths))
+        made = EmbeddedEngine(policy, width=2).generate(prompts, group_size=2, max_tokens=max_tokens, seed=1)
+        inputs = {**self.inputs, "completion_ids": made.completion_ids, "completion_length": made.length}
+        with torch.no_grad():
+            return (spoken(self.model, inputs)[0] - made.log_prob).abs().max().item()
+
+
+def spoken(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Log-probabilities and entropies of one plain call for each row, ``[2, B, G, T]``, 0 behind the end."""
+    lengths = inputs["completion_length"]
+    found: list[Tensor] = []
+    for ids, start in rows(**inputs):
+        if len(ids) > start:
+            log_p = log_probs(model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1], 1.0)
+            found.append(torch.stack([log_p.gather(-1, ids[start:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)]))
+    real = torch.arange(inputs["completion_ids"].shape[-1], device=lengths.device) < lengths[..., None]
+    said = torch.cat(found, -1)
+    return torch.stack([x.new_zeros(real.shape).masked_scatter(real, x) for x in said])
+
+
+def slopes(model: nn.Module, objective: Tensor) -> list[Tensor]:
+    """Gradients of all parameters, zeros where the objective does not reach."""
+    moved = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(objective, moved, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(moved, found, strict=True)]
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, inputs: dict[str, Tensor], kind: str) -> None:
+    """A text's beginning must mean the same whatever follows it, or nothing sampled token by token can be scored as a whole."""
+    for ids, start in rows(**inputs):
+        whole = log_probs(model(input_ids=ids[None], use_cache=False).logits[0], 1.0)
+        for end in range(max(1, start - 1), len(ids), 3):
+            part = log_probs(model(input_ids=ids[None, :end], use_cache=False).logits[0], 1.0)
+            difference = (part - whole[:end]).abs().max().item()
+            if not difference < (TOLERANCE if whole.dtype == part.dtype == torch.float32 else 1.0):
+                raise UsageError(
+                    f"model: {kind} cannot be used, it is not causal: log-probabilities of a text of {end} tokens "
+                    f"change (by {difference:.2g}) with the tokens that follow it"
+                )
+
+
+def changes_with_length(model: PreTrainedModel) -> int | None:
+    """The longest text whose rotary frequencies are those of shorter ones; None where they never change.
+
+    Dynamic NTK scaling and LongRoPE turn *all* of a text's positions differently once it is longer than this, so that a token's
+    probability depends on what follows it.
+    """
+    config: Any = model.config.get_text_config()
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found] if "rope_type" in found else [part for part in found.values() if isinstance(part, dict)]
+    limits: list[int] = []
+    for part in kinds:
+        rope = str(part.get("rope_type"))
+        if rope == "longrope" or "dynamic" in rope:
+            limit = part.get("original_max_position_embeddings") if rope == "longrope" else None
+            limits.append(int(limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings))
+    return min(limits, default=None)

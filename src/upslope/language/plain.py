@@ -1,0 +1,140 @@
+"""The plain way: one row at a time through the model's own forward pass. Slower than the packed pass, and right for any causal model.
+
+It serves architectures whose layers cannot take part in the shared attention (state-space and recurrent layers, convolutions over
+time, attention of their own); :mod:`~upslope.language.architecture` says which.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError
+from upslope.records import Evaluation
+
+if TYPE_CHECKING:
+    from upslope.language.policy import LanguagePolicy
+
+STATES = ("past_key_values", "cache_params", "state", "mems")
+"""Where Transformers models keep what they remember of a text; each takes back what it returned under the same name."""
+
+
+@dataclass
+class Row:
+    """One text as the model itself reads it: ``ids [N]``, behind what ``state`` remembers.
+
+    ``keeps``: remember it for the tokens that follow. ``wants_hidden``: also what the output layer receives.
+    """
+
+    ids: Tensor
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    keeps: bool = False
+    wants_hidden: bool = False
+
+    def run(self, model: Any) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[N, vocabulary]``, and last hidden states ``[N, H]`` where they were asked for."""
+        seen: list[Tensor] = []
+        layer = model.get_output_embeddings() if self.wants_hidden else None
+        hook = None if layer is None else layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            found = model(input_ids=self.ids.unsqueeze(0), use_cache=self.keeps, **self.state)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if self.keeps:
+            self.state = {name: found[name] for name in STATES if found.get(name) is not None}
+        return found.logits[0], seen[-1][0] if seen else None
+
+
+def rows(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """The text of each row in the order of the cells, without padding, and where its completion begins."""
+    for b, start in enumerate(prompt_length.tolist()):
+        for g, length in enumerate(completion_length[b].tolist()):
+            yield torch.cat([prompt_ids[b, :start], completion_ids[b, g, :length]]), start
+
+
+def evaluate(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Evaluation:
+    """What :meth:`LanguagePolicy.evaluate` says, ``[B, G, T]``, from one call of the model for each row."""
+    completion_ids, lengths = inputs["completion_ids"], inputs["completion_length"]
+    real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < lengths[..., None]
+    weights, valued = policy.weights(), policy.has_value
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for ids, start in rows(**inputs):
+        if len(ids) > start:
+            logits, hidden = policy.read(Row(ids[:-1], wants_hidden=valued), weights)
+            log_p = log_probs(logits[start - 1 :], policy.temperature)
+            entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+            value = policy.values(required(hidden)[start - 1 :]) if valued else None
+            parts.append((log_p.gather(-1, ids[start:, None]).squeeze(-1), entropy, value))
+    if not parts:
+        zeros = torch.zeros(real.shape, device=real.device)
+        return Evaluation(log_prob=zeros, entropy=zeros, value=zeros if valued else None)
+    joined = [torch.cat(cast(Any, column)) for column in zip(*parts, strict=True) if column[0] is not None]
+    on_grid = [x.new_zeros(real.shape).masked_scatter(real, x) for x in joined]
+    return Evaluation(log_prob=on_grid[0], entropy=on_grid[1], value=on_grid[2] if valued else None)
+
+
+def score(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Tensor:
+    """The value head's word on each whole completion ``[B, G]``."""
+    weights = policy.weights()
+    last = [required(policy.read(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(**inputs)]
+    return policy.values(torch.stack(last)).view(inputs["completion_length"].shape)
+
+
+def required(hidden: Tensor | None) -> Tensor:
+    """Hidden states, which models that have no output layer of one piece do not show."""
+    if hidden is None:
+        raise UsageError("value_head: this model does not show what its output layer receives; train it without a value head")
+    return hidden
+
+
+def log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """In float32 at least."""
+    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+
+
+class PlainDecoding:
+    """Sampling one completion after the other, with the cache that the model itself keeps, or without where that is not exact."""
+
+    def __init__(self, policy: LanguagePolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
+        self.policy, self.weights, self.cached = policy, weights, cached
+
+    def completions(
+        self, prompt: Sequence[int], uniform: Tensor | None, group_size: int, max_tokens: int
+    ) -> list[tuple[list[int], list[float]]]:
+        """Token ids and their log-probabilities for each lane; ``uniform [G, T]`` are the random numbers, None is greedy."""
+        ids = torch.tensor(prompt, device=self.policy.device)
+        state, first = self.read(ids, {})
+        return [
+            self.one(ids, copy.deepcopy(state), first, None if uniform is None else uniform[lane], max_tokens) for lane in range(group_size)
+        ]
+
+    def read(self, ids: Tensor, state: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """What is remembered after these tokens, and log-probabilities of the next one ``[1, vocabulary]``."""
+        row = Row(ids, state, keeps=self.cached)
+        logits, _ = self.policy.read(row, self.weights)
+        if self.cached and not row.state:
+            raise UsageError("model: it keeps no cache")
+        return row.state, log_probs(logits[-1:], self.policy.temperature)
+
+    def one(
+        self, ids: Tensor, state: dict[str, Any], log_p: Tensor, uniform: Tensor | None, max_tokens: int
+    ) -> tuple[list[int], list[float]]:
+        """One completion, up to its end token or ``max_tokens``."""
+        from upslope.language.engine import inverse_cdf
+
+        tokens: list[int] = []
+        said: list[float] = []
+        while True:
+            token = log_p.argmax(-1) if uniform is None else inverse_cdf(log_p, uniform[len(tokens), None])
+            tokens.append(int(token))
+            said.append(float(log_p[0, tokens[-1]]))
+            if tokens[-1] in self.policy.stop_ids or len(tokens) == max_tokens:
+                return tokens, said
+            ids = torch.cat([ids, token])
+            state, log_p = self.read(token if self.cached else ids, state)
