@@ -28,10 +28,26 @@ class Diverged(RunFault):
 def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") -> UsageError:
     """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?", and ``hint_after``."""
     names = sorted(choices)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    near = nearest(name, names)
     shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(shown)}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(shown)}"
+    if not near and kind == "flag" and len(names) > 24:
+        hint = "--help lists them all"
     return UsageError(f"unknown {kind} {name!r}: {hint}{hint_after}")
+
+
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """The choices that may have been meant, empty where none is near: the same but for dashes, an abbreviation (``lr``: learning rate),
+    one or two of which it is a word (``gae``: gae lambda), or else the one that is spelled most alike."""
+    plain = {choice: choice.lower().strip("-").replace("_", "-") for choice in choices}
+    wanted = name.lower().strip("-").replace("_", "-")
+    same = [choice for choice, text in plain.items() if text == wanted]
+    initials = [choice for choice, text in plain.items() if len(wanted) > 1 and wanted == "".join(word[:1] for word in text.split("-"))]
+    word = [choice for choice, text in plain.items() if len(wanted) > 2 and f"-{wanted}-" in f"-{text}-"]
+    spelled = {cutoff: difflib.get_close_matches(wanted, plain.values(), n=1, cutoff=cutoff) for cutoff in (0.8, 0.6)}
+    alike = spelled[0.8] or spelled[0.6]
+    best = sorted((c for c, text in plain.items() if text in alike), key=lambda c: -difflib.SequenceMatcher(None, name, c).ratio())[:1]
+    return same[:1] or initials[:2] or (best if spelled[0.8] else word if len(word) in (1, 2) else best)
 
 
 def require(condition: bool, message: str) -> None:
@@ -42,4 +58,25 @@ def require(condition: bool, message: str) -> None:
 
 def missing_extra(package: str, extra: str) -> UsageError:
     """The message for a package that an optional feature needs."""
-    return UsageError(f"this needs {package}, which is not installed: pip install 'upslope[{extra}]'")
+    return UsageError(f"this needs {package}, which is not installed: {install(f'upslope[{extra}]')}")
+
+
+def install(requirement: str) -> str:
+    """The command that installs a requirement here: with the pip of this Python, and for a clone of this library into the clone.
+
+    ``install("upslope[box2d]")`` → ``pip install -e '.[box2d]'`` in a clone, ``pip install 'upslope[box2d]'`` after ``pip install
+    upslope``; ``.venv/bin/python -m pip install …`` where ``pip`` alone is another Python's.
+    """
+    import os
+    import shutil
+    import sys
+    from pathlib import Path
+
+    def shown(path: Path) -> str:
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+    python, pip, clone = Path(sys.executable), shutil.which("pip"), Path(__file__).parents[2]
+    command = "pip" if pip is not None and os.path.samefile(Path(pip).parent, python.parent) else f"{shown(python)} -m pip"
+    if requirement.startswith("upslope[") and (clone / "pyproject.toml").exists():
+        return f"{command} install -e '{shown(clone)}{requirement.removeprefix('upslope')}'"
+    return f"{command} install '{requirement}'"

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from tests.cli.conftest import SHORT, Command
+from upslope.errors import install, nearest
 from upslope.run.folder import FORMAT_VERSION
 
 PPO = ["train", "ppo", "CartPole-v1"]
@@ -27,6 +28,13 @@ CASES: dict[str, tuple[list[str], str]] = {
     "nothing but flags": (["train", "--seed", "3"], "expected ALGORITHM ENV_ID"),
     "no environment": (["train", "ppo"], "expected ALGORITHM ENV_ID"),
     "one word too many": ([*PPO, "Pendulum-v1"], "found also 'Pendulum-v1'"),
+    "a folder called like an algorithm": (
+        ["train", "--out", "ppo", "a2c", "CartPole-v1", "--lr", "1"],
+        "'--lr': did you mean '--learning-rate'",
+    ),
+    "and a slip besides": (["train", "--out", "reinforce", "ppo", "CartPole-v1", "--clip-rnge", ".2"], "did you mean '--clip-range'?"),
+    "a flag that resembles none": ([*PPO, "--resume"], "unknown flag '--resume': --help lists them all"),
+    "a module that ends Python": (["train", "ppo", "exits_at_once:make"], "importing 'exits_at_once' ended Python (sys.exit)"),
     "list takes nothing": (["list", "ppo"], "unexpected 'ppo'"),
     # algorithms and environments
     "unknown algorithm": (["train", "pp0", "CartPole-v1"], "unknown algorithm 'pp0': did you mean 'ppo'?"),
@@ -203,7 +211,7 @@ def test_missing_packages_name_their_extra(cli: Command, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, package, None)
     answer = cli("train", "ppo", *flags)
     assert answer.code == 2
-    assert f"pip install 'upslope[{extra}]'" in one_line(answer.err)
+    assert install(f"upslope[{extra}]") in one_line(answer.err)
     assert not Path("runs").exists()
 
 
@@ -212,7 +220,7 @@ def test_missing_loggers_name_their_extra(cli: Command, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     answer = cli(*PPO, f"--{name}")
     assert answer.code == 2
-    assert f"pip install 'upslope[{name}]'" in one_line(answer.err)
+    assert install(f"upslope[{name}]") in one_line(answer.err)
     assert not Path("runs").exists()
 
 
@@ -385,3 +393,50 @@ def test_a_recorded_module_is_not_imported_unasked(cli: Command, copied: Path):
     for command in ("evaluate", "play"):
         answer = cli(command, copied)
         assert answer.code == 2 and "say --env import_fails:make" in one_line(answer.err)
+
+
+FLAGS = ["--learning-rate", "--num-envs", "--num-epochs", "--num-steps", "--total-steps", "--gae-lambda", "--clip-range", "--eps", "--seed"]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("--lr", ["--learning-rate"]),
+        ("--num_envs", ["--num-envs"]),
+        ("--n-envs", ["--num-envs"]),
+        ("--envs", ["--num-envs"]),
+        ("--gae", ["--gae-lambda"]),
+        ("--steps", ["--num-steps", "--total-steps"]),
+        ("--total-timesteps", ["--total-steps"]),
+        ("--clip-rnge", ["--clip-range"]),
+        ("--seeds", ["--seed"]),
+        ("--resume", []),
+        ("--wandb-project", []),
+    ],
+)
+def test_what_was_probably_meant(name: str, expected: list[str]):
+    assert nearest(name, FLAGS) == expected
+
+
+@pytest.mark.parametrize(
+    "pip, clone, requirement, command",
+    [
+        ("bin/pip", True, "upslope[box2d]", "pip install -e '.[box2d]'"),
+        ("other/pip", True, "upslope[box2d]", "bin/python -m pip install -e '.[box2d]'"),
+        (None, True, "upslope[box2d]", "bin/python -m pip install -e '.[box2d]'"),
+        ("bin/pip", False, "upslope[box2d]", "pip install 'upslope[box2d]'"),
+        ("bin/pip", True, "ale-py", "pip install 'ale-py'"),
+    ],
+)
+def test_how_to_install_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: str | None, clone: bool, requirement: str, command: str
+):
+    """In a clone its own folder, elsewhere the package; always with the pip of the Python that runs."""
+    for name in ("bin/pip", "other/pip", "src/upslope/errors.py", *(["pyproject.toml"] if clone else [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr("shutil.which", lambda _: None if pip is None else str(tmp_path / pip))
+    monkeypatch.setattr("upslope.errors.__file__", str(tmp_path / "src" / "upslope" / "errors.py"))
+    assert install(requirement) == command

@@ -392,7 +392,7 @@ def test_the_current_folder_comes_last(tmp_path: Path, start: list[str]):
     ]
     done = subprocess.run([sys.executable, *safe, *start, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "executed").exists() and (tmp_path / "runs" / "ppo-mine-make-0" / "summary.json").exists()
+    assert not (tmp_path / "executed").exists() and (tmp_path / "runs" / "ppo-make-0" / "summary.json").exists()
 
 
 def test_a_module_that_is_hidden_by_an_installed_one(cli: Command, tmp_path: Path):

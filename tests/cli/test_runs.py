@@ -78,7 +78,7 @@ def test_default_folders_are_numbered_when_taken(cli: Command):
     for _ in range(3):
         good(cli(*TRAIN, "--total-steps", "32", "--quiet", "--seed", "4"))
     assert sorted(p.name for p in Path("runs").iterdir()) == ["ppo-CartPole-v1-4", "ppo-CartPole-v1-4-2", "ppo-CartPole-v1-4-3"]
-    assert default_path("ppo", "mine:make/it", 1) == Path("runs/ppo-mine-make-it-1")
+    assert default_path("ppo", "mine:make/it", 1) == Path("runs/ppo-make-it-1")
 
 
 def test_the_same_seed_gives_the_same_run(cli: Command):

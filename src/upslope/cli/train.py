@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,11 @@ def main(words: list[str]) -> int:
         from upslope.cli import train_language
 
         return train_language.main(words)
-    name = next((word for word in words if word in ALGORITHMS), None)
+    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
+    name = named(words, ALGORITHMS, lambda candidate: [*flags_for(candidate).values(), *others])
     if name is None:
         return without_algorithm(words)
-    base = ControlRun(env_id="", algorithm=algorithm_for(name), collector=ALGORITHMS[name][2])
-    flags = flags_of(settings_of(*base.parts()))
-    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
+    flags = flags_for(name)
     wants_help = "--help" in words or "-h" in words
     check_owners(name, words, flags)
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
@@ -74,6 +74,26 @@ def main(words: list[str]) -> int:
         raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
     output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
     return run(name, plain[1], flags, values, output)
+
+
+def flags_for(name: str) -> dict[str, Flag]:
+    """The settings of a run with this algorithm."""
+    return flags_of(settings_of(*ControlRun(env_id="", algorithm=algorithm_for(name), collector=ALGORITHMS[name][2]).parts()))
+
+
+def named(words: list[str], algorithms: Iterable[str], flags: Callable[[str], Iterable[Flag]]) -> str | None:
+    """The algorithm that the words name, None for none; it may stand behind flags, and a flag's value may be called like another."""
+    candidates = [word for word in words if word in algorithms]
+    if not candidates or words[0] == candidates[0]:
+        return candidates[0] if candidates else None
+    for name in candidates:
+        try:
+            if parse([word for word in words if word not in ("--help", "-h")], flags(name))[0][:1] == [name]:
+                return name
+        except UsageError:  # these flags are not this algorithm's; what is wrong is said once it is known which one is meant
+            continue
+    after_flag = [word for before, word in itertools.pairwise(words) if before.startswith("--")]
+    return next((word for word in candidates if word not in after_flag), candidates[0])
 
 
 def concerns_language(words: list[str]) -> bool:

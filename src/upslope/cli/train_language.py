@@ -7,7 +7,7 @@ from typing import Any
 
 from upslope.cli.flags import PATH, Flag, flags_of, parse
 from upslope.cli.help import section
-from upslope.cli.train import from_file
+from upslope.cli.train import from_file, named
 from upslope.errors import UsageError, unknown
 from upslope.run.control_settings import Output
 from upslope.run.folder import check_free
@@ -37,7 +37,8 @@ EXTRA = (Flag("config", PATH, None, "start from the settings in this JSON file o
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
-    name = next((word for word in words if word in ALGORITHMS), None)
+    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
+    name = named(words, ALGORITHMS, lambda candidate: [*flags_of(settings_of(*LanguageRun.of(candidate).parts())).values(), *others])
     if name is None:
         if "--help" in words or "-h" in words:
             print(HELP.format(algorithms=", ".join(ALGORITHMS)))
@@ -47,7 +48,6 @@ def main(words: list[str]) -> int:
             raise UsageError(f"train: expected ALGORITHM first, one of {', '.join(ALGORITHMS)}; found {words[0]!r}")
         raise unknown("algorithm", first, ALGORITHMS)
     flags = flags_of(settings_of(*LanguageRun.of(name).parts()))
-    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
     check_owners(name, words, flags)
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
     output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}

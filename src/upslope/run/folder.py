@@ -34,8 +34,8 @@ FORMAT_VERSION = 1
 
 
 def default_path(algorithm: str, env_id: str, seed: int) -> Path:
-    """``runs/<algorithm>-<task>-<seed>``, with characters that a file name should not have replaced."""
-    task = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id).strip("-")
+    """``runs/<algorithm>-<task>-<seed>``: no module before the task's name, nor characters that a file name should not have."""
+    task = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id.rpartition(":")[2]).strip("-") or "task"
     return Path("runs") / f"{algorithm}-{task}-{seed}"
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from upslope.errors import RunFault, UsageError
+from upslope.errors import RunFault, UsageError, install
 from upslope.files import whole_file
 from upslope.run.load import Run
 from upslope.run.threads import one_thread
@@ -92,7 +92,7 @@ def frame_of(env: Any, name: str) -> Frame:
         frame = env.render()
     except Exception as error:
         line = " ".join(str(error).split())
-        hint = "; pip install 'upslope[classic]'" if "pygame" in line else ""
+        hint = f"; {install('upslope[classic]')}" if "pygame" in line else ""
         raise UsageError(f"play: environment {name!r} cannot render ({line}){hint}") from error
     array = np.asarray(frame)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
