@@ -18,6 +18,7 @@ from safetensors.torch import load
 
 from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import PPO, Run, UsageError
+from upslope.control.evaluate import EvaluationResult, Played
 from upslope.run.control_run import ControlRun
 from upslope.run.control_settings import EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
 
@@ -28,11 +29,15 @@ def test_evaluate_prints_one_object(cli: Command, trained: Path):
     out = good(cli("evaluate", trained, "--episodes", "3", "--seed", "5", "--json")).out
     answer = json.loads(out)
     assert out.count("\n") == 1
-    assert answer.keys() == {"return_mean", "return_std", "return_interval", "length_mean", "episodes"}
-    assert answer["episodes"] == 3 and answer["return_mean"] == answer["length_mean"]
+    assert answer.keys() == {
+        "return_mean", "return_std", "return_interval", "length_mean", "reward_per_step", "episodes", "episodes_ended", "policy",
+        "iteration", "total_steps", "planned_steps", "finished",
+    }  # fmt: skip
+    assert answer["episodes"] == answer["episodes_ended"] == 3 and answer["return_mean"] == answer["length_mean"]
+    assert (answer["policy"], answer["planned_steps"], answer["finished"]) == ("final", 128, True) and answer["total_steps"] >= 128
     assert good(cli("evaluate", trained, "--episodes", "3", "--seed", "5", "--json")).out == out
-    words = good(cli("evaluate", trained, "--episodes", "3", "--best", "--sample")).out
-    assert "3 fresh episodes" in words and "95 % interval" in words
+    words = good(cli("evaluate", trained, "--episodes", "3", "--policy", "best", "--sample")).out
+    assert "3 fresh episodes" in words and "95 % interval" in words and "best policy after " in words and " of 128 steps" in words
 
 
 def test_evaluate_matches_a_plain_loop(cli: Command, trained: Path):
@@ -56,7 +61,8 @@ def test_play_writes_an_animation(cli: Command, trained: Path):
     pytest.importorskip("pygame")
     out = good(cli("play", trained, "--out", "deep/cart.gif", "--max-steps", "30", "--episodes", "2")).out
     assert "wrote deep/cart.gif" in out
-    words = out.replace(",", "").split()
+    assert "final policy after " in out
+    words = out.splitlines()[0].replace(",", "").split()
     returns = [float(word) for word in words[words.index("return") + 1 :]]
     assert sum(returns) == int(words[2]) - len(returns)  # one frame more than steps in each episode, a reward of 1 for each step
     with Image.open("deep/cart.gif") as picture:
@@ -222,16 +228,14 @@ def test_every_preset_names_real_settings():
 def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch: pytest.MonkeyPatch):
     means = iter([500.0, 400.0, 480.0, 475.0, 1.0])
 
-    class Result:
-        def __init__(self, mean: float) -> None:
-            self.return_mean, self.return_std, self.return_interval, self.length_mean, self.episodes = mean, 0.0, (mean, mean), 1.0, 20
-
     seen: list[dict[str, Any]] = []
 
     class Scripted:
-        def __call__(self, policy: Any) -> Result:
+        native, steps, cut_after = False, 0, 0
+
+        def __call__(self, policy: Any, episodes: int | None = None) -> EvaluationResult:
             seen.append({name: tensor.clone() for name, tensor in policy.state_dict().items()})
-            return Result(next(means))
+            return EvaluationResult.of([Played(next(means), 1, ended=True)])
 
         def close(self) -> None:
             """Nothing is open."""
@@ -250,10 +254,11 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
 
 
 def test_evaluations_come_every_2048_steps():
-    from upslope.run.session import EVALUATE_EVERY, Session
+    from upslope.run.session import Session
 
-    session = Session(ControlRun.of("ppo", "CartPole-v1", until_return=475.0), Output())
-    assert session.run_config.settings.eval_every == EVALUATE_EVERY == 2048
+    for settings in ({"until_return": 475.0}, {"until_solved": True}):
+        session = Session(ControlRun.of("ppo", "CartPole-v1", **settings), Output())
+        assert session.run_config.settings.eval_every == 2048
 
 
 def test_loggers_get_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):
@@ -312,7 +317,7 @@ def test_reinforce_and_a2c_run(cli: Command):
     )
     good(cli("train", "a2c", "Pendulum-v1", "--num-envs", "2", "--total-steps", "60", "--eval-episodes", "1", "--no-fast", "--out", "a"))
     assert Run.load("r").config["collector"] == {"num_envs": 2, "num_episodes": None}
-    assert Run.load("a").summary["solved"] is None  # type: ignore[index]  # Pendulum states no goal
+    assert Run.load("a").summary["solved"] is False  # type: ignore[index]
 
 
 def test_reward_scale_changes_what_is_learned_not_what_is_told(cli: Command):

@@ -161,7 +161,11 @@ def test_kl_to_a_reference(cli: Command):
 
 def test_evaluate_prints_one_object(cli: Command, told: Path):  # noqa: F811
     found = json.loads(good(cli("evaluate", told, "--task", "addition", "--episodes", "8", "--json")).out)
-    assert found.keys() == {"accuracy", "accuracy_interval", "reward_mean", "format_rate", "length_mean", "episodes"}
+    assert found.keys() == {
+        "accuracy", "accuracy_interval", "reward_mean", "format_rate", "length_mean", "episodes", "policy", "iteration", "total_steps",
+        "planned_iterations", "finished",
+    }  # fmt: skip
+    assert found["policy"] == "final" and found["iteration"] == found["planned_iterations"] == len(Run.load(told).metrics())
     assert found["episodes"] == 8 and 0 <= found["accuracy_interval"][0] <= found["accuracy_interval"][1] <= 1
     assert found == json.loads(good(cli("evaluate", told, "--episodes", "8", "--json")).out)
     assert "held-out problems" in good(cli("evaluate", told, "--episodes", "8")).out

@@ -55,7 +55,7 @@ REFUSED = {
     "no folder": (["record", "CartPole-v1", "--random", "--out", "deep/steps"], "--out: there is no folder"),
     "no run": (["record", "CartPole-v1", "--out", "x"], "run folder CartPole-v1: there is no such folder"),
     "no steps": (["record", "CartPole-v1", "--random", "--out", "x", "--steps", "0"], "--steps: expected an integer from 1"),
-    "random and best": (["record", "CartPole-v1", "--random", "--best", "--out", "x"], "--random: it needs no run"),
+    "random and best": (["record", "CartPole-v1", "--random", "--policy", "best", "--out", "x"], "--random: it needs no run"),
     "unknown environment": (["record", "CartPol-v1", "--random", "--out", "x"], "did you mean 'CartPole-v1'?"),
     "no data": ([*OFF, "--data", "nowhere"], "data: there is no file nowhere"),
     "no data set": ([*OFF, "--data", "text"], "data: text is no safetensors file"),

@@ -178,7 +178,7 @@ def test_lines_hold_what_json_cannot_as_null():
 
 
 def test_time_left_counts_from_the_first_iteration(monkeypatch):
-    clock = iter([0.0, 60.0, 70.0])  # made; a first iteration after a minute of warm start; the second took ten seconds
+    clock = iter([60.0, 70.0])  # a first iteration after a minute of warm start; the second took ten seconds
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     meter = LanguageMeter(5)
     meter.update({"iteration": 1})

@@ -66,7 +66,7 @@ def test_metrics_are_means_over_the_episodes_that_ended():
     assert metrics["num_episodes"] == 3
     assert metrics["episode_length"] == np.mean(lengths)
     assert metrics["episode_return"] == np.mean([sum(1 + 0.5 * t for t in range(1, n + 1)) for n in lengths])
-    assert control.Steps(make_counting(), 1)(Critic()).metrics == {"num_episodes": 0.0}
+    assert control.Steps(make_counting(), 1)(Critic()).metrics == {"num_episodes": 0.0, "reward_per_step": 1.5}
 
 
 @pytest.mark.parametrize("mode", MODES)

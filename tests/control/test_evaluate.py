@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.control.worlds import Critic, Loop, Ruled, SeededLength
-from upslope import RunFault, UsageError, control
-from upslope.control.evaluate import bootstrap_interval
+from upslope import UsageError, control
+from upslope.control.evaluate import CUT_AFTER, bootstrap_interval
 from upslope.control.heads import Categorical, Distribution
 
 
@@ -152,7 +152,59 @@ def test_sizes(options, message):
         control.Evaluator(SeededLength, **options)
 
 
-def test_an_environment_without_end_is_told(monkeypatch):
-    evaluator = control.Evaluator(lambda: Loop(limit=10**9), episodes=1, max_episode_steps=50)
-    with pytest.raises(RunFault, match="did not end within 50 steps"):
-        evaluator(Chooser())
+class Some(SeededLength):
+    """SeededLength whose long episodes have no end."""
+
+    def step(self, action):
+        observation, reward, terminated, *rest = super().step(action)
+        return observation, reward, terminated and self.length == 2, *rest
+
+
+def test_an_episode_without_an_end_is_cut_off_and_counts_with_what_it_had():
+    lengths = lengths_of(range(100, 120))
+    result = control.evaluate(Chooser(), Some, episodes=20, seed=100, num_envs=3, cut_after=50)
+    assert list(result.returns) == [2.0 if length == 2 else 50.0 for length in lengths]
+    assert list(result.ended) == [length == 2 for length in lengths]
+    assert result.episodes_ended == sum(length == 2 for length in lengths) and result.episodes == 20
+    assert result.length_mean == result.return_mean and result.reward_per_step == 1.0
+    endless = control.evaluate(Chooser(), lambda: Loop(limit=10**9), episodes=3, cut_after=7)
+    assert (endless.returns, endless.ended) == ((7.0, 7.0, 7.0), (False, False, False))
+    assert control.Evaluator(Loop, episodes=1).cut_after == CUT_AFTER
+
+
+def test_a_time_limit_truncates_and_is_not_cut_off():
+    result = control.evaluate(Chooser(), lambda: Loop(limit=10**9), episodes=3, max_episode_steps=9, cut_after=7)
+    assert (result.returns, result.ended) == ((9.0, 9.0, 9.0), (True, True, True))
+
+
+def test_no_more_environments_than_are_allowed():
+    made = []
+
+    class Counted(SeededLength):
+        def __init__(self):
+            made.append(self)
+            super().__init__()
+
+    with control.Evaluator(Counted, episodes=20, seed=100, num_envs=3) as evaluator:
+        assert list(evaluator(Chooser()).returns) == lengths_of(range(100, 120)) and len(made) == 3
+    control.evaluate(Chooser(), Counted, episodes=20)
+    assert len(made) == 3 + 8
+    with control.Evaluator("CartPole-v1", episodes=20, num_envs=1) as evaluator:  # rows of one array, and no environments
+        assert evaluator.envs.num_envs == 20
+
+
+def test_fewer_episodes_than_usual_start_from_the_same_seeds():
+    with control.Evaluator(SeededLength, episodes=15, seed=7, num_envs=4) as evaluator:
+        assert list(evaluator(Chooser(), 6).returns) == lengths_of(range(7, 13))
+        assert list(evaluator(Chooser()).returns) == lengths_of(range(22, 37))
+
+
+def test_given_environments_are_played_and_left_open():
+    envs = control.make(SeededLength, 4)
+    actions = np.zeros(4, np.int64)
+    envs.reset()
+    envs.step(actions)
+    with control.Evaluator(envs, episodes=6, seed=100) as evaluator:
+        assert list(evaluator(Chooser()).returns) == lengths_of(range(100, 106))
+    ended = [item for _ in range(90) for item in envs.step(actions).finished]
+    assert len(ended) > 4  # still there, and episodes follow upon one another as they did

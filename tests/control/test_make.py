@@ -247,3 +247,30 @@ def test_a_factory_that_returns_one_environment_twice_is_refused():
     env = Counting()
     with pytest.raises(UsageError, match="returned the same environment twice"):
         control.make(lambda: env, 2)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("env", ["MountainCar-v0", "tests.control.worlds:Loop"])
+def test_a_time_limit_of_ones_own_truncates(env, vectorization):
+    """In place of the 200 steps that MountainCar is registered with, also where it is longer."""
+    limit = 230 if env == "MountainCar-v0" else 4
+    with control.make(env, 2, vectorization=vectorization, max_episode_steps=limit) as envs:
+        assert envs.max_episode_steps == limit
+        envs.reset()
+        lengths = [item[1] for _ in range(limit + 1) for item in envs.step(np.zeros(2, np.int64)).finished]
+    assert lengths == [limit, limit]
+
+
+def test_a_time_limit_of_ones_own_in_a_native_vector_version():
+    with control.make("CartPole-v1", 8, max_episode_steps=5) as envs:
+        assert not isinstance(envs.vector, SyncVectorEnv) and envs.max_episode_steps == 5
+        envs.reset()
+        steps = [envs.step(np.zeros(8, np.int64)) for _ in range(5)]
+    assert steps[-1].truncated.all() and not steps[-1].terminated.any()
+
+
+def test_a_time_limit_that_cannot_be_given_is_refused():
+    with pytest.raises(UsageError, match="max_episode_steps: expected an integer ≥ 1 or none, found 0"):
+        control.make("CartPole-v1", max_episode_steps=0)
+    with pytest.raises(UsageError, match="makes a whole vector environment; give that its limit there"):
+        control.make(lambda: gymnasium.make_vec("CartPole-v1", 2), 2, max_episode_steps=5)

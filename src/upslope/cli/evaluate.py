@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, parse, several
+from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, parse, several
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.language_load import is_model_folder
@@ -18,9 +18,10 @@ FLAGS = (
     Flag("episodes", INTEGER, None, "fresh episodes to play (none: 20; of a language model all held-out problems)"),
     Flag("seed", INTEGER, 100, "of the episodes; each is seeded differently"),
     Flag("json", SWITCH, False, "print one JSON object and nothing else"),
-    Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
+    POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's own is module:name, or to try another one"),
+    Flag("max_episode_steps", INTEGER, None, "truncate episodes after so many steps (none: as in training)"),
     Flag("task", TEXT, None, "language models: the task to measure on (none: the run's own)"),
     Flag("reward", several(TEXT, None), None, "language models: rewards, where the run's own are module:function"),
     Flag("pairs", PATH, None, "language models: a JSONL file of prompt, chosen, rejected: how many pairs are ranked right"),
@@ -31,6 +32,7 @@ HELP = """\
 usage: upslope evaluate RUN|MODEL [flags]
 
 Play fresh episodes with the policy in a run folder and report the mean return with a 95 % bootstrap interval.
+It is the final policy unless --policy best takes that of the best evaluation on the way.
 A language model, of a run or in a model's folder, answers held-out problems, greedily: accuracy with its interval, reward,
 format rate, length. A reward model, and any model with --pairs, ranks preference pairs.
 
@@ -49,41 +51,58 @@ def main(words: list[str]) -> int:
     if not plain:
         raise UsageError("evaluate: expected RUN, a run folder; try: upslope evaluate runs/ppo-CartPole-v1-0")
     given = {flag.name: flag.default for flag in FLAGS} | values
-    for name in ("episodes", "max_tokens"):
+    for name in ("episodes", "max_tokens", "max_episode_steps"):
         require(given[name] is None or given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
     if isinstance(run, Path) or run.world == "language":
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
+        require(given["max_episode_steps"] is None, "--max-episode-steps: this run trained a language model; say --max-tokens")
         return evaluate_language(run, given)
     for name in ("task", "reward", "max_tokens", "pairs"):
         require(given[name] is None, f"--{name.replace('_', '-')}: this run trained on an environment, {run.env_id}")
-    given["episodes"] = given["episodes"] or 20
-    env = run.environment(given["env"])
-    policy = run.best_policy if given["best"] else run.policy
+    return evaluate_control(run, given)
+
+
+def evaluate_control(run: Run, given: dict[str, Any]) -> int:
+    """Play fresh episodes and report."""
     from upslope.control import evaluate
+    from upslope.control.evaluate import MOST_ENVS
     from upslope.run.threads import one_thread
 
-    kwargs = run.config["env"]["env_kwargs"] if given["env"] in (None, run.env_id) else None
+    env = run.environment(given["env"])
+    policy = run.chosen_policy(given["policy"])
+    options = run.env_options(env)
+    if given["max_episode_steps"] is not None:
+        options["max_episode_steps"] = given["max_episode_steps"]
+    if env == run.env_id:  # no more environments than training had, made as they were
+        options |= {"num_envs": min(MOST_ENVS, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
     with one_thread(policy):
-        result = evaluate(policy, env, episodes=given["episodes"], seed=given["seed"], greedy=not given["sample"], env_kwargs=kwargs)
+        result = evaluate(policy, env, episodes=given["episodes"] or 20, seed=given["seed"], greedy=not given["sample"], **options)
     low, high = result.return_interval
     if given["json"]:
         fields = {"return_mean": result.return_mean, "return_std": result.return_std, "return_interval": [low, high]}
-        print(json.dumps({**fields, "length_mean": result.length_mean, "episodes": result.episodes}))
-    else:
-        how = "with sampled actions" if given["sample"] else "greedy"
-        print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
-        print_caution(run, given["best"])
-        print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
-        print(f"  length {result.length_mean:.1f} steps")
+        fields |= {"length_mean": result.length_mean, "reward_per_step": result.reward_per_step}
+        print(json.dumps({**fields, "episodes": result.episodes, "episodes_ended": result.episodes_ended, **which_policy(run, given)}))
+        return 0
+    how = "with sampled actions" if given["sample"] else "greedy"
+    print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
+    print(f"  {run.policy_words(given['policy'])}")
+    print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
+    print(f"  length {result.length_mean:.1f} steps")
+    if result.episodes_ended < result.episodes:
+        print(
+            f"  {result.episodes_ended} of {result.episodes} episodes ended; the others were cut off and count with what they had "
+            f"(--max-episode-steps N says after how many steps), reward per step {result.reward_per_step:.3f}"
+        )
     return 0
 
 
-def print_caution(run: Run, best: bool) -> None:
-    """Say so where the policy is not the end of its run."""
-    if words := run.caution("best_policy" if best else "policy"):
-        print(f"  {words}")
+def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
+    """Which policy was measured, and how far it was trained."""
+    progress = run.progress("best_policy" if given["policy"] == "best" else "policy") or {}
+    finished = run.summary is not None and run.summary.get("status") == "finished"
+    return {"policy": given["policy"], **{k: n for k, n in progress.items() if k != "format_version"}, "finished": finished}
 
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
@@ -99,10 +118,10 @@ def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
         max_tokens=given["max_tokens"],
         seed=given["seed"],
         greedy=not given["sample"],
-        best=given["best"],
+        best=given["policy"] == "best",
     )
     if given["json"]:
-        print(json.dumps(asdict(result)))
+        print(json.dumps(asdict(result) | (which_policy(run, given) if isinstance(run, Run) else {})))
         return 0
     name, task = (run.algorithm, run.env_id) if isinstance(run, Run) else (str(run), "")
     if hasattr(result, "preference_accuracy"):
@@ -112,7 +131,7 @@ def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
         head, *lines = answer_lines(f"{name} on {given['task'] or task}, {how}", result)
     print(head)
     if isinstance(run, Run):
-        print_caution(run, given["best"])
+        print(f"  {run.policy_words(given['policy'])}")
     print("\n".join(f"  {line}" for line in lines))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.flags import PATH, SWITCH, Flag, parse
+from upslope.cli.flags import PATH, POLICY, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.folder import check_free
@@ -15,7 +15,7 @@ from upslope.run.load import Run
 FLAGS = (
     Flag("out", PATH, None, "folder to write"),
     Flag("bfloat16", SWITCH, False, "half the size: weights in bfloat16"),
-    Flag("best", SWITCH, False, "the model of the best periodic evaluation instead of the final one"),
+    POLICY,
 )
 
 HELP = """\
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     check_free(values["out"])
     import torch
 
-    policy = run.best_policy if values.get("best") else run.policy
+    policy = run.chosen_policy(values.get("policy", "final"))
     policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
     print(f"wrote {values['out']}")
     return 0

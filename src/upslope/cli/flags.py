@@ -140,6 +140,10 @@ def one_of(names: Sequence[str]) -> Kind:
     return Kind(parse, "{" + ",".join(names) + "}")
 
 
+POLICY = Flag("policy", one_of(("final", "best")), "final", "the final policy, or that of the best evaluation on the way")
+"""Which policy of a run a command takes."""
+
+
 def several(kind: Kind, count: int | None) -> Kind:
     """Exactly ``count`` values, or (None) one or more; ``none`` is the empty tuple there."""
 

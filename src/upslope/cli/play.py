@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, parse
+from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.load import Run
@@ -14,7 +14,7 @@ FLAGS = (
     Flag("episodes", INTEGER, 1, "episodes to record, one after the other"),
     Flag("seed", INTEGER, 100, "of the first episode; the next ones count on"),
     Flag("max_steps", INTEGER, 1000, "frames to record at most: one for each start and each step"),
-    Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
+    POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
 )
@@ -22,7 +22,7 @@ FLAGS = (
 HELP = """\
 usage: upslope play RUN [--out FILE.gif|FILE.mp4] [flags]
 
-Record the policy in a run folder while it plays.
+Record the policy in a run folder while it plays: the final one, unless --policy best takes that of the best evaluation.
 
   upslope play runs/ppo-CartPole-v1-0 --out cart.gif
 """
@@ -46,6 +46,6 @@ def main(words: list[str]) -> int:
     from upslope.run.play import record
 
     path: Path = given["out"] or run.path / "play.gif"
-    options = {name: given[name] for name in ("episodes", "seed", "max_steps", "best", "sample", "env")}
+    options = {name: given[name] for name in ("episodes", "seed", "max_steps", "policy", "sample", "env")}
     print(record(run, path, **options))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, SWITCH, TEXT, Flag, kind_of, parse
+from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, kind_of, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import MOST_ROWS, EnvSettings, check_num_envs
@@ -17,7 +17,7 @@ FLAGS = (
     Flag("num_envs", INTEGER, 8, "environments played side by side: the rows of the data"),
     Flag("seed", INTEGER, 0, "of the environments and of the actions"),
     Flag("random", SWITCH, False, "record uniformly random actions; the command then names an environment instead of a run"),
-    Flag("best", SWITCH, False, "the policy of the best periodic evaluation instead of the final one"),
+    POLICY,
     Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
     Flag("env_kwargs", kind_of(dict[str, Any], EnvSettings, "env_kwargs"), None, "keyword arguments for the environment, as a JSON object"),
 )
@@ -47,16 +47,16 @@ def main(words: list[str]) -> int:
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     check_num_envs(given["num_envs"])
     check_new(given["out"])
-    env, policy, kwargs, behavior = behavior_of(plain[0], given)
+    env, policy, options, behavior = behavior_of(plain[0], given)
     from upslope import control
 
-    with control.make(env, given["num_envs"], given["seed"], env_kwargs=kwargs) as envs:
+    with control.make(env, given["num_envs"], given["seed"], **options) as envs:
         data = control.record(
             envs,
             control.RandomPolicy(envs) if policy is None else policy,
             -(-given["steps"] // given["num_envs"]),
             seed=given["seed"],
-            about={"env_kwargs": kwargs, "behavior": behavior},
+            about={"env_kwargs": options["env_kwargs"], "behavior": behavior},
         )
     data.save(given["out"])
     episodes, mean = data.episodes()
@@ -76,14 +76,16 @@ def check_new(path: Path | None) -> None:
         raise UsageError(f"--out: there is no folder {path.absolute().parent}; make it first")
 
 
-def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, Any] | None, str]:
-    """``(environment, policy, env_kwargs, words)``; no policy means random actions."""
+def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, Any], str]:
+    """``(environment, policy, what it is made with, words)``; no policy means random actions."""
     if given["random"]:
-        require(not given["best"] and given["env"] is None, "--random: it needs no run, so leave out --best and --env")
-        return name, None, given["env_kwargs"], "random actions"
+        require(given["policy"] == "final" and given["env"] is None, "--random: it needs no run, so leave out --policy and --env")
+        return name, None, {"env_kwargs": given["env_kwargs"]}, "random actions"
     run = Run.load(name)
     if run.world == "language":
         raise UsageError(f"record: {name} holds a language model; it records the policies of environments")
-    policy = run.best_policy if given["best"] else run.policy
-    kwargs = run.config["env"]["env_kwargs"] if given["env_kwargs"] is None else given["env_kwargs"]
-    return run.environment(given["env"]), policy.frozen(), kwargs, f"{run.algorithm}, seed {run.config['settings'].get('seed', 0)}"
+    policy, env = run.chosen_policy(given["policy"]), run.environment(given["env"])
+    options = run.env_options(env)
+    if given["env_kwargs"] is not None:
+        options["env_kwargs"] = given["env_kwargs"]
+    return env, policy.frozen(), options, f"{run.algorithm}, seed {run.config['settings'].get('seed', 0)}"

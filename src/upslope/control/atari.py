@@ -17,6 +17,9 @@ import gymnasium
 
 from upslope.errors import missing_extra
 
+LONGEST = 27_000
+"""Steps of a game at most: the Arcade Learning Environment cuts it after 108,000 frames, of which a step holds 4."""
+
 
 def looks_like(env_id: str) -> bool:
     """Whether an id names an Atari game, installed or not."""

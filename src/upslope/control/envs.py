@@ -137,6 +137,10 @@ class Envs:
         """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step."""
         return self._clock - self._start
 
+    def running(self, index: int) -> tuple[float, int]:
+        """``(return, length)`` of an environment's running episode so far."""
+        return float(self._returns[index]), int(self._clock - self._start[index])
+
     def step(self, action: Array) -> Step:
         """One step everywhere; ``action [N, …]`` as the environment takes it."""
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,29 +12,61 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 
 from upslope.control.envs import Envs
-from upslope.control.make import make
+from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, own_vector
 from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
 from upslope.control.trees import Array
-from upslope.errors import RunFault, UsageError, require
+from upslope.errors import UsageError, require
 
-MOST_ENVS = 32
-"""Environments that an evaluation keeps open at most, unless told otherwise."""
+MOST_ENVS, MOST_ROWS = 8, 32
+"""Environments that an evaluation makes at most unless told otherwise, and rows of one that is natively vectorized."""
+CUT_AFTER = 27_000
+"""Steps after which an episode without a time limit is cut off, unless told otherwise: as long as an Atari game may be."""
+
+
+class Played(NamedTuple):
+    """What came of one episode; one that was cut off before its end has the return and the length that it had by then."""
+
+    returned: float
+    length: int
+    ended: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Undiscounted returns of ``episodes`` whole episodes, and what they say about the policy's mean.
+    """Undiscounted returns of ``episodes`` episodes, and what they say about the policy's mean.
 
     ``return_std`` is the spread over episodes (sample standard deviation, 0 for one episode); ``return_interval`` the 95 %
-    bootstrap interval ``(low, high)`` of the mean.
+    bootstrap interval ``(low, high)`` of the mean. Where ``ended`` is False an episode was cut off, and its return is what had
+    been collected by then; ``episodes_ended`` counts the others. ``reward_per_step`` is over all steps of all episodes.
     """
 
     return_mean: float
     return_std: float
     return_interval: tuple[float, float]
     length_mean: float
+    reward_per_step: float
     episodes: int
+    episodes_ended: int
     returns: tuple[float, ...]
+    ended: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, played: Sequence[Played]) -> EvaluationResult:
+        """The summary of these episodes."""
+        returns = np.array([item.returned for item in played])
+        ended = tuple(item.ended for item in played)
+        steps = sum(item.length for item in played)
+        return cls(
+            return_mean=float(returns.mean()),
+            return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+            return_interval=bootstrap_interval(returns),
+            length_mean=steps / len(played),
+            reward_per_step=float(returns.sum()) / steps,
+            episodes=len(played),
+            episodes_ended=sum(ended),
+            returns=tuple(returns.tolist()),
+            ended=ended,
+        )
 
 
 def bootstrap_interval(values: Array, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -51,20 +83,20 @@ class OneEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         self._last: Any = None
-        self._over = True
+        self.over = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is None and self._last is not None:
             return self._last, {}
         self._last, info = self.env.reset(seed=seed, options=options)
-        self._over = False
+        self.over = False
         return self._last, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if self._over:
+        if self.over:
             return self._last, 0.0, False, False, {}
         self._last, reward, terminated, truncated, info = self.env.step(action)
-        self._over = bool(terminated or truncated)
+        self.over = bool(terminated or truncated)
         return self._last, reward, terminated, truncated, info
 
 
@@ -74,66 +106,84 @@ class Evaluator:
     Call k starts its episodes from the seeds ``seed + k · episodes + i``; every seed gives exactly one episode, so that
     short ones are not preferred. (An environment with its own vectorized version draws the first states of a batch from one
     generator, seeded with the batch's first seed.) ``greedy=False`` samples actions. Normalization stays as it is.
+
+    ``env`` as in :func:`make`, or :class:`Envs` that exist already: those are reset, played and left open. At most
+    ``num_envs`` environments are made (8 unless given); rows of a natively vectorized one cost nothing and are not counted.
+    ``max_episode_steps`` truncates, as in :func:`make`; an episode without a time limit is cut off after ``cut_after`` steps.
+    After a call ``steps`` says how many steps of all environments it took.
+
+    Raises:
+        UsageError: an environment that cannot be made, or a policy that cannot act greedily.
+        RunFault: the environment fails while running.
     """
 
     def __init__(
         self,
-        env: str | Callable[..., Any],
+        env: str | Callable[..., Any] | Envs,
         *,
         episodes: int = 20,
         seed: int = 100,
         greedy: bool = True,
         num_envs: int | None = None,
+        vectorization: Vectorization = "auto",
         env_kwargs: Mapping[str, Any] | None = None,
-        max_episode_steps: int = 100_000,
+        max_episode_steps: int | None = None,
+        step_timeout: float | None = STEP_TIMEOUT,
+        cut_after: int = CUT_AFTER,
     ) -> None:
         require(isinstance(episodes, int) and episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes!r}")
         require(num_envs is None or num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
-        self.episodes, self.seed, self.greedy = episodes, seed, greedy
-        self.max_episode_steps = max_episode_steps
-        self.calls = 0
-        self.envs: Envs = make(env, min(num_envs or MOST_ENVS, episodes), seed, env_kwargs=env_kwargs, training=False)
-        if isinstance(self.envs.vector, SyncVectorEnv):
-            self.envs.vector.envs = [OneEpisode(single) for single in self.envs.vector.envs]
+        require(isinstance(cut_after, int) and cut_after >= 1, f"cut_after: expected an integer ≥ 1, found {cut_after!r}")
+        self.episodes, self.seed, self.greedy, self.cut_after = episodes, seed, greedy, cut_after
+        self.calls, self.steps, self.native = 0, 0, False
         self.generator = torch.Generator().manual_seed(seed)
+        self._owned = not isinstance(env, Envs)
+        self._single: list[OneEpisode] = []
+        if isinstance(env, Envs):
+            self.envs = env
+            return
+        options: Any = {"env_kwargs": dict(env_kwargs or {}), "max_episode_steps": max_episode_steps}
+        rows = min(MOST_ROWS, episodes)
+        native = own_vector(env, rows, seed, **options) if vectorization == "auto" and rows >= VECTOR_PAYS_FROM else None
+        count = min(num_envs or MOST_ENVS, episodes)
+        self.native = native is not None
+        self.envs = native or make(env, count, seed, vectorization=vectorization, step_timeout=step_timeout, training=False, **options)
+        if isinstance(self.envs.vector, SyncVectorEnv):
+            self._single = [OneEpisode(single) for single in self.envs.vector.envs]
+            self.envs.vector.envs = list(self._single)
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> EvaluationResult:
+    def __call__(self, policy: Any, episodes: int | None = None) -> EvaluationResult:
+        """Play, ``episodes`` other than usual where given (at most as many as usual)."""
         if self.calls == 0:
             check_spaces(policy, self.envs)
+        wanted = self.episodes if episodes is None else min(episodes, self.episodes)
         seed = self.seed + self.calls * self.episodes
-        self.calls += 1
-        played: list[tuple[float, int]] = []
-        while len(played) < self.episodes:
-            played += self._batch(policy, seed + len(played))
-        returns = np.array([item[0] for item in played[: self.episodes]])
-        return EvaluationResult(
-            return_mean=float(returns.mean()),
-            return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-            return_interval=bootstrap_interval(returns),
-            length_mean=float(np.mean([item[1] for item in played[: self.episodes]])),
-            episodes=self.episodes,
-            returns=tuple(returns.tolist()),
-        )
+        self.calls, self.steps = self.calls + 1, 0
+        played: list[Played] = []
+        while len(played) < wanted:
+            played += self._batch(policy, seed + len(played), min(wanted - len(played), self.envs.num_envs))
+        return EvaluationResult.of(played)
 
-    def _batch(self, policy: Any, seed: int) -> list[tuple[float, int]]:
-        """The first episode of every environment after a reset, in row order."""
+    def _batch(self, policy: Any, seed: int, wanted: int) -> list[Played]:
+        """The first episode of the first ``wanted`` environments after a reset, in row order."""
         envs = self.envs
-        envs.reset(seed)
+        envs.reset(None if envs.seeded else seed)
+        for single in self._single[wanted:]:
+            single.over = True
         make_tape = method(policy, "tape") if self.greedy else None
         tape = make_tape(envs.num_envs, 1) if make_tape is not None and takes_observations_as_they_are(policy, envs) else None
-        first: list[tuple[float, int] | None] = [None] * envs.num_envs
-        missing = envs.num_envs
-        for _ in range(self.max_episode_steps):
+        first: dict[int, Played] = {}
+        for _ in range(envs.max_episode_steps or self.cut_after):
+            self.steps += 1
             step = envs.step(self._act(policy) if tape is None or envs.action_mask is not None else self._act_on_tape(policy, tape))
             if step.finished:
-                for index, item in zip(np.flatnonzero(step.terminated | step.truncated), step.finished, strict=True):
-                    if first[index] is None:
-                        first[index] = item
-                        missing -= 1
-                if not missing:
-                    return [item for item in first if item is not None]
-        raise RunFault(f"environment {envs.env_id!r}: an episode did not end within {self.max_episode_steps} steps; give it a time limit")
+                for index, item in zip(np.flatnonzero(step.terminated | step.truncated).tolist(), step.finished, strict=True):
+                    if index < wanted:
+                        first.setdefault(index, Played(*item, ended=True))
+                if len(first) == wanted:
+                    break
+        return [first.get(index) or Played(*envs.running(index), ended=False) for index in range(wanted)]
 
     def _act_on_tape(self, policy: Any, tape: Any) -> Array:
         """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.tape`)."""
@@ -155,8 +205,9 @@ class Evaluator:
         return to_env(policy, envs, action)
 
     def close(self) -> None:
-        """Release the environments."""
-        self.envs.close()
+        """Release the environments, unless they were given."""
+        if self._owned:
+            self.envs.close()
 
     def __enter__(self) -> Evaluator:
         return self
@@ -167,13 +218,16 @@ class Evaluator:
 
 def evaluate(
     policy: Any,
-    env: str | Callable[..., Any],
+    env: str | Callable[..., Any] | Envs,
     *,
     episodes: int = 20,
     seed: int = 100,
     greedy: bool = True,
     num_envs: int | None = None,
+    vectorization: Vectorization = "auto",
     env_kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    cut_after: int = CUT_AFTER,
 ) -> EvaluationResult:
     """Play ``episodes`` fresh episodes, each differently seeded, and summarize their returns; see :class:`Evaluator`.
 
@@ -181,5 +235,15 @@ def evaluate(
         UsageError: an environment that cannot be made, or a policy that cannot act greedily.
         RunFault: the environment fails while running.
     """
-    with Evaluator(env, episodes=episodes, seed=seed, greedy=greedy, num_envs=num_envs, env_kwargs=env_kwargs) as evaluator:
+    with Evaluator(
+        env,
+        episodes=episodes,
+        seed=seed,
+        greedy=greedy,
+        num_envs=num_envs,
+        vectorization=vectorization,
+        env_kwargs=env_kwargs,
+        max_episode_steps=max_episode_steps,
+        cut_after=cut_after,
+    ) as evaluator:
         return evaluator(policy)

@@ -44,6 +44,7 @@ def make(
     env_kwargs: Mapping[str, Any] | None = None,
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     reward_scale: float = 1.0,
+    max_episode_steps: int | None = None,
     step_timeout: float | None = STEP_TIMEOUT,
     training: bool = True,
 ) -> Envs:
@@ -56,8 +57,9 @@ def make(
     ``vectorization``: ``"auto"`` takes the environment's own vectorized version where it has one and ``num_envs`` is at least
     5, else one environment after the other in this process; ``"sync"`` the latter always; ``"async"`` one process for each;
     ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``reward_scale``
-    multiplies the rewards that the learner sees, not the returns that are reported. ``step_timeout`` is for ``"async"``: the seconds
-    that a constructor, a reset or a step may take there before the process counts as hanging (None: any time).
+    multiplies the rewards that the learner sees, not the returns that are reported. ``max_episode_steps`` truncates episodes after
+    so many steps, in place of the limit that an id is registered with. ``step_timeout`` is for ``"async"``: the seconds that a
+    constructor, a reset or a step may take there before the process counts as hanging (None: any time).
     ``training=False`` makes Atari games for evaluation: without reward clipping and without an end at each lost life.
 
     Action masks are taken from ``info["action_mask"]``, from a method ``action_masks()`` of the environment (sb3-contrib's
@@ -73,22 +75,48 @@ def make(
     require(_is_int(seed) and seed >= 0, f"seed: expected an integer ≥ 0, found {seed!r}")
     require(step_timeout is None or step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {step_timeout!r}")
     require(0 < reward_scale < math.inf, f"reward_scale: expected a number > 0, found {reward_scale!r}")
+    limit = max_episode_steps
+    require(limit is None or (_is_int(limit) and limit >= 1), f"max_episode_steps: expected an integer ≥ 1 or none, found {limit!r}")
     if vectorization not in get_args(Vectorization):
         raise unknown("vectorization", str(vectorization), get_args(Vectorization))
     kwargs = dict(env_kwargs or {})
     if vectorization == "envpool":
+        kwargs |= {} if limit is None else {"max_episode_steps": limit}
         return _envpool(env, num_envs, seed, kwargs, training=training, reward_scale=reward_scale)
     factory, spec, name = _resolve(env)
     game = spec is not None and atari.is_game(spec, kwargs)
+    registered = spec is not None and not game
+    if registered and limit is not None:
+        kwargs["max_episode_steps"] = limit  # gymnasium.make and the vector version take it in place of the id's own
     build = (lambda: atari.make(spec, kwargs, training=training)) if game else lambda: factory(**kwargs)
-    own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and not game
+    own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
     vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
     if vector is None:
         apart = Apart(step_timeout) if vectorization == "async" else None
-        vector = _vector(build, spec, name, num_envs, kwargs, apart, autoreset_mode)
+        limited = build if registered or limit is None else lambda: _cut(build(), limit, name)
+        vector = _vector(limited, spec, name, num_envs, kwargs, apart, autoreset_mode)
         found = vector.num_envs  # a factory may make a whole vector environment; an evaluation takes as many as there are
         require(found == num_envs or not training, f"num_envs: env {name!r} makes a vector environment of {found}, expected {num_envs}")
-    return Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
+    envs = Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
+    if game and envs.max_episode_steps is None:
+        envs.max_episode_steps = atari.LONGEST
+    return envs
+
+
+def own_vector(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, Any], max_episode_steps: int | None) -> Envs | None:
+    """``num_envs`` rows of a registered environment's own vectorized version, which is one object whatever their number; None without."""
+    _, spec, name = _resolve(env)
+    if spec is None or spec.vector_entry_point is None or atari.is_game(spec, env_kwargs):
+        return None
+    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    vector = _own_vector(spec, num_envs, {**env_kwargs, **limit})
+    return None if vector is None else Envs(vector, seed=seed, env_id=name)
+
+
+def _cut(env: Any, limit: int, name: str) -> Any:
+    """With a time limit around it."""
+    require(not isinstance(env, VectorEnv), f"max_episode_steps: env {name!r} makes a whole vector environment; give that its limit there")
+    return gymnasium.wrappers.TimeLimit(env, limit) if isinstance(env, gymnasium.Env) else env
 
 
 def _is_int(value: Any) -> bool:

@@ -375,6 +375,9 @@ FAMILIES: dict[str, dict[str, Preset]] = {"ALE/": {"ppo": Preset(ATARI)}}
 SAMPLED = ("upslope/ShortCorridor-v0",)
 """Tasks whose best policy is random: its most likely action alone never arrives, so evaluations sample."""
 
+GOALS = {"Pendulum-v1": -200.0}
+"""Mean returns at which a task counts as solved, where Gymnasium names none."""
+
 
 def preset_for(algorithm: str, env_id: str) -> Preset | None:
     """The preset of an algorithm on a task, or of the task's family; an id without a version means the listed one."""

@@ -179,13 +179,20 @@ class Recording:
             value=value,
             next_value=next_value,
             first_step=torch.from_numpy(self.first_step).to(log_prob.device),
-            metrics=episode_metrics(self.finished),
+            metrics=episode_metrics(self.finished) | self._reward_per_step(),
         )
 
     @staticmethod
     def _rows(columns: Array, like: Tensor) -> Tensor:
         """``[T, N]`` → tensor ``[N, T]``."""
         return torch.from_numpy(np.ascontiguousarray(columns.T)).to(like.device)
+
+    def _reward_per_step(self) -> Metrics:
+        """Where no episode ended: what the environments paid on average, unscaled; of clipped rewards that is not known."""
+        mask = np.array(self.mask)
+        if self.finished or self.envs.clip_reward or not mask.any():
+            return {}
+        return {"reward_per_step": float(np.array(self.reward)[mask].mean() / self.envs.reward_scale)}
 
     def _seen_reward(self) -> Array:
         """``[T, N]`` rewards as the learner sees them: divided by the running scale if the policy keeps one."""

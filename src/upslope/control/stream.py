@@ -32,6 +32,7 @@ class Stream(Collector):
         self.num_steps = num_steps
         self._inputs: dict[str, Tensor] | None = None
         self._finished: list[tuple[float, int]] = []
+        self._rewards: list[float] = []
 
     def observe(self, policy: Any) -> dict[str, Tensor]:
         """The inputs ``[1, *]`` of the state to act in; running moments take it in."""
@@ -52,6 +53,7 @@ class Stream(Collector):
         answer = envs.step(to_env(policy, envs, action))
         terminated, truncated = bool(answer.terminated[0]), bool(answer.truncated[0])
         self._finished += answer.finished
+        self._rewards.append(float(answer.reward[0]) / envs.reward_scale)
         if not (terminated or truncated):
             next_inputs = self._inputs = self._encoded(policy)
         else:
@@ -75,6 +77,7 @@ class Stream(Collector):
         return float(normalizer(answer.reward)[0])
 
     def metrics(self) -> Metrics:
-        """Number, mean return and mean length of the episodes that ended since the last call."""
-        finished, self._finished = self._finished, []
-        return episode_metrics(finished)
+        """Number, mean return and mean length of the episodes that ended since the last call; without one the reward per step."""
+        finished, rewards, self._finished, self._rewards = self._finished, self._rewards, [], []
+        found = episode_metrics(finished)
+        return found if finished or not rewards or self.envs.clip_reward else {**found, "reward_per_step": sum(rewards) / len(rewards)}

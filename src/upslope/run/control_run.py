@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,6 +48,9 @@ ALGORITHMS: dict[str, tuple[str, str, CollectorSettings]] = {
     "trpo": ("upslope.algorithms.trpo", "TRPO", StepsSettings()),
 }
 """The one table of shipped algorithms: name → module, class, and how it collects unless told otherwise."""
+
+SLOW_TO_MAKE = 0.5
+"""Seconds for one environment from which on an evaluation makes a single one."""
 
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
 FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": FRESH_NETWORK, "RLOO": FRESH_NETWORK}
@@ -159,6 +163,7 @@ class ControlRun:
 
         seed = self.settings.seed
         data = self.data()
+        started = time.perf_counter()
         envs = control.make(
             self.env_id,
             self.collector.num_envs if data is None else 1,
@@ -166,9 +171,13 @@ class ControlRun:
             vectorization=self.env.vectorization,
             env_kwargs=self.env.env_kwargs,
             reward_scale=self.env.reward_scale,
+            max_episode_steps=self.env.max_episode_steps,
             step_timeout=self.env.step_timeout,
         )
+        seconds = (time.perf_counter() - started) / envs.num_envs
         try:
+            if self.settings.until_solved:
+                known_goal(envs.env_id, otherwise="until_solved")
             policy = (self.make_policy(envs) if saved is None else continued(saved, envs, self.settings.init)).to(device)
             envs.reset()
             inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
@@ -184,7 +193,7 @@ class ControlRun:
             envs.close()
             raise
         run = self if saved is None else replace(self, policy=recorded_policy(saved))
-        return Prepared(run=run, envs=envs, policy=policy, collect=collect)
+        return Prepared(run=run, envs=envs, policy=policy, collect=collect, make_seconds=seconds)
 
     def make_collector(self, envs: Any) -> Any:
         """What plays in these environments."""
@@ -260,16 +269,20 @@ class Prepared:
     envs: Any
     policy: Any
     collect: Any
+    make_seconds: float = 0.0
+    """how long it took to make one of the environments"""
 
     @property
     def solved_at(self) -> float | None:
-        """The return that counts as solved: ``until_return``, else the task's own threshold, else unknown."""
-        if self.run.settings.until_return is not None:
-            return self.run.settings.until_return
-        import gymnasium
+        """The return that counts as solved: ``until_return``, else the task's own goal, else unknown."""
+        until = self.run.settings.until_return
+        return known_goal(self.envs.env_id) if until is None else until
 
-        spec = gymnasium.registry.get(self.envs.env_id)
-        return None if spec is None else spec.reward_threshold
+    @property
+    def stop_at(self) -> float | None:
+        """The return that ends the run, where one does."""
+        settings = self.run.settings
+        return self.solved_at if settings.until_solved or settings.until_return is not None else None
 
     @property
     def target(self) -> str:
@@ -280,18 +293,43 @@ class Prepared:
         """Close the environments."""
         self.envs.close()
 
-    def evaluator(self) -> Any:
-        """Plays fresh episodes, each call others; its seeds lie far from those of the training environments."""
+    def evaluator(self, *, own: bool = False) -> Any:
+        """Plays fresh episodes, each call others; its seeds lie far from those of the training environments.
+
+        It makes no more environments than training did, and one where they are slow to make. ``own`` makes none: it plays in
+        those of the training, which must be over.
+        """
         from upslope.control import Evaluator
 
-        settings = self.run.settings
+        settings, env = self.run.settings, self.run.env
         return Evaluator(
-            self.run.env_id,
+            self.envs if own else self.run.env_id,
             episodes=settings.eval_episodes,
             seed=1_000_000 * (settings.seed + 1),
             greedy=not settings.eval_sample,
-            env_kwargs=self.run.env.env_kwargs,
+            num_envs=1 if self.make_seconds > SLOW_TO_MAKE else self.run.collector.num_envs,
+            vectorization=env.vectorization,
+            env_kwargs=env.env_kwargs,
+            max_episode_steps=env.max_episode_steps,
+            step_timeout=env.step_timeout,
         )
+
+
+def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
+    """The mean return at which a task counts as solved: Gymnasium's threshold, else the presets'; None where neither knows one.
+
+    Raises:
+        UsageError: it is not known, and ``otherwise`` names a setting that needs it.
+    """
+    import gymnasium
+
+    from upslope.control.presets import GOALS
+
+    spec = gymnasium.registry.get(env_id)
+    goal = GOALS.get(env_id) if spec is None or spec.reward_threshold is None else spec.reward_threshold
+    if goal is None and otherwise is not None:
+        raise UsageError(f"{otherwise}: no return is known at which {env_id!r} counts as solved; say it with until_return")
+    return goal
 
 
 # ------------------------------------------------------------------------------------------------------------- checks

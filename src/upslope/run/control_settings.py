@@ -30,13 +30,15 @@ class EnvSettings:
     """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
     reward_scale: float = 1.0
     """the learner sees rewards times this; reported returns are unscaled"""
+    max_episode_steps: int | None = None
+    """episodes are truncated after so many steps, in training and evaluation (none: the environment's own time limit)"""
     step_timeout: float | None = 120.0
     """seconds that a step or a reset may take in a process of its own (--vectorization async) before the run fails; none: any time"""
 
     def __post_init__(self) -> None:
-        require(
-            self.step_timeout is None or self.step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {self.step_timeout}"
-        )
+        limit, timeout = self.max_episode_steps, self.step_timeout
+        require(limit is None or limit >= 1, f"max_episode_steps: expected an integer ≥ 1 or none, found {limit}")
+        require(timeout is None or timeout > 0, f"step_timeout: expected a number > 0 or none, found {timeout}")
         require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
 
 
@@ -172,8 +174,11 @@ class RunSettings:
     """environment steps after which the run ends, rounded up to whole iterations"""
     until_return: float | None = None
     """stop once the evaluated (greedy) policy's mean return over fresh episodes is at least this, twice in a row"""
+    until_solved: bool = False
+    """the same with the return at which the task counts as solved, where that is known"""
     eval_every: int | None = None
-    """steps between evaluations; the best policy is kept (none: 2048 with --until-return, else never)"""
+    """steps between evaluations; the best policy is kept (none: 2048 with --until-return or --until-solved, else about 20
+    evaluations, which take a fifth of the steps at most; 0: never)"""
     eval_episodes: int = 20
     """fresh episodes per evaluation, and for the final result"""
     eval_sample: bool = False
@@ -188,7 +193,13 @@ class RunSettings:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         require(self.total_steps >= 1, f"total_steps: expected an integer ≥ 1, found {self.total_steps}")
-        require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
+        every, until = self.eval_every, self.until_return is not None
+        require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
+        require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
+        require(
+            every != 0 or not (until or self.until_solved),
+            "eval_every: found 0, which is never; whether the goal is reached is then unknown",
+        )
         require(self.eval_episodes >= 1, f"eval_episodes: expected an integer ≥ 1, found {self.eval_episodes}")
 
 

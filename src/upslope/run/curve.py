@@ -14,7 +14,7 @@ from upslope.run.chart import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
 
 Rows = Sequence[Mapping[str, Any]]
-STEPS, RETURN = "environment steps", "episode return"
+STEPS, RETURN, PER_STEP = "environment steps", "episode return", "reward per step"
 RETURN_OF = {"control": "episode_return", "language": "reward"}
 """What is compared between runs."""
 
@@ -39,17 +39,24 @@ def smoothed(values: Array, share: float = 0.05) -> Array:
 
 
 def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = None) -> None:
-    """Write the learning curve of one run: returns of training episodes, their running mean, evaluations."""
-    x, y = series(rows, "episode_return")
+    """Write the learning curve of one run: returns of training episodes, their running mean, evaluations.
+
+    Where no episode of training ended, what a step was paid stands in for the return.
+    """
+    endless = not len(series(rows, "episode_return")[0]) and len(series(rows, "reward_per_step")[0])
+    shown, evaluated, axis = (
+        ("reward_per_step", "evaluation_reward_per_step", PER_STEP) if endless else ("episode_return", "evaluation_return", RETURN)
+    )
+    x, y = series(rows, shown)
     lines = [
-        Line(x, y, PALETTE[0], "training episodes", width=1.2, faint=True),
+        Line(x, y, PALETTE[0], "training" if endless else "training episodes", width=1.2, faint=True),
         Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4),
     ]
-    points = series(rows, "evaluation_return")
+    points = series(rows, evaluated)
     if len(points[0]):
         lines.append(Line(*points, PALETTE[1], "evaluation", width=1.4, marks=True))
-    levels = [] if solved_at is None else [(solved_at, f"solved: {solved_at:g}")]
-    save(draw([Panel(title, STEPS, RETURN, lines, levels)]), path)
+    levels = [] if solved_at is None or endless else [(solved_at, f"solved: {solved_at:g}")]
+    save(draw([Panel(title, STEPS, axis, lines, levels)]), path)
 
 
 def draw_comparison(path: Path, runs: Sequence[Run]) -> None:

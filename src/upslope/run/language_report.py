@@ -74,9 +74,7 @@ class LanguageMeter(Meter):
         self.latest: dict[str, Any] = {}
 
     def update(self, row: Mapping[str, Any]) -> None:
-        first, self.row = not self.row, row
-        if first:  # a warm start before it says nothing of the pace
-            self.started, self.done_then = time.perf_counter(), self.fraction
+        super().update(row)  # the pace counts from the first iteration: a warm start before it says nothing of it
         self.latest |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,15 @@ from typing import Any
 
 import torch
 
-from upslope.errors import UsageError
+from upslope.errors import RunFault, UsageError
 from upslope.files import whole_folder
 from upslope.run import language_report as report
+from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_run import FrozenAtStart, examples_of
 from upslope.run.load import PROGRESS
-from upslope.run.report import Progress
+from upslope.run.report import Progress, warning_words
 from upslope.run.saving import progress_of
 from upslope.run.session import Session, one_line
 
@@ -37,6 +39,9 @@ class LanguageSession(Session):
 
     def _config(self) -> dict[str, Any]:
         return self.run_config.config()
+
+    def _schedule(self) -> None:
+        """Evaluations come every so many iterations."""
 
     def _save_first(self) -> None:
         self.warm_start_seconds, self.before, self.last_result = 0.0, None, None
@@ -127,28 +132,48 @@ class LanguageSession(Session):
         """Evaluate where it is time, keep what was said, record; True ends the run."""
         row = self.reached = dict(state.metrics)
         every = self.run_config.settings.eval_every
-        if self._can_evaluate and state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations:
+        due = state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations
+        if due and self._can_evaluate and self.evaluating:
             row |= self._evaluate(state.policy)
         samples = getattr(state.collect, "samples", [])
         self.folder.append("completions.jsonl", samples)
         self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]
         return self._record(state, row, DRAWN)
 
-    def _evaluate(self, policy: Any) -> dict[str, float]:
-        result = self._fresh_episodes(policy)
+    def _evaluate(self, policy: Any, episodes: int | None = None) -> dict[str, float]:
+        try:
+            result = self._fresh_episodes(policy)
+        except (RunFault, UsageError) as fault:  # the training itself is well
+            self._no_evaluations(fault)
+            return {}
+        self._keep_best(policy, result)
         goal = self.run_config.settings.until_accuracy
+        self.solved = goal is not None and result.accuracy is not None and result.accuracy >= goal
+        found = {"evaluation_reward": result.reward_mean, "evaluation_accuracy": result.accuracy}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _keep_best(self, policy: Any, result: Any) -> None:
+        """By accuracy, where there is one, else by reward."""
         mean = result.accuracy if result.accuracy is not None else result.reward_mean
         if mean is None:
-            return {}
-        if not self.evaluations or mean > max(self.evaluations):
+            return
+        if not self.evaluations or mean > max(point.mean for point in self.evaluations):
             self._save(policy, "best_policy")
-        self.evaluations.append(mean)
-        self.solved = goal is not None and result.accuracy is not None and result.accuracy >= goal
-        return {"evaluation_reward": result.reward_mean or 0.0} | (
-            {} if result.accuracy is None else {"evaluation_accuracy": result.accuracy}
-        )
+        std = 0.0 if result.accuracy is None else math.sqrt(mean * (1 - mean))
+        self.evaluations.append(Point(self.reached.get("total_steps", 0), mean, std, result.episodes))
 
-    def _fresh_episodes(self, policy: Any) -> Any:
+    def _final_result(self) -> Any:
+        """The final policy on held-out problems; keeps it as the best where it is."""
+        try:
+            result = self._fresh_episodes(self.prepared.policy)
+        except (RunFault, UsageError) as fault:
+            self.faults.append(f"the final policy was not evaluated: {fault}")
+            return None
+        if result is not None and self.evaluations:
+            self._keep_best(self.prepared.policy, result)
+        return result
+
+    def _fresh_episodes(self, policy: Any, episodes: int | None = None) -> Any:
         from upslope.language import evaluate
 
         if not self._can_evaluate:
@@ -188,9 +213,10 @@ class LanguageSession(Session):
             "format_rate": None if result is None else result.format_rate,
             "length_mean": None if result is None else result.length_mean,
             "episodes": 0 if result is None else result.episodes,
-            "best_accuracy": max(self.evaluations, default=None),
+            "best_accuracy": max((point.mean for point in self.evaluations), default=None),
             "solved": None if goal is None else accuracy is not None and accuracy >= goal,
             "solved_at": goal,
+            "warnings": self.faults,
             **(self._on_held_out_pairs() if error is None else {}),
         }
 
@@ -236,4 +262,4 @@ class LanguageSession(Session):
             report.draw_curve(self.folder.path / "curve.png", [*start, *self.rows, *end], title=title)
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
-        return report.result_words(summary, self.folder.path, self.run_config)
+        return report.result_words(summary, self.folder.path, self.run_config) + warning_words(summary)

@@ -71,6 +71,18 @@ class Run:
         """The environment's name; one that imports a module must be named by the caller, never by a file."""
         return named_environment(self.env_id, given, "--env ")
 
+    @property
+    def num_envs(self) -> int:
+        """Environments that training played side by side."""
+        collector = self.config["collector"]
+        found = collector.get("num_envs", collector.get("group_size", 1) * collector.get("num_groups", 1))
+        return found if isinstance(found, int) and found >= 1 else 1
+
+    def env_options(self, name: str) -> dict[str, Any]:
+        """What the environment was made with, where ``name`` is the run's own: ``env_kwargs`` and ``max_episode_steps``."""
+        made = self.config["env"] if name == self.env_id else {}
+        return {"env_kwargs": made.get("env_kwargs", {}), "max_episode_steps": made.get("max_episode_steps")}
+
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"
@@ -107,10 +119,14 @@ class Run:
 
     @cached_property
     def best_policy(self) -> Any:
-        """The policy of the best periodic evaluation (runs with ``--eval-every`` or ``--until-return``)."""
+        """The policy of the best evaluation, the final one included."""
         if not (self.path / "best_policy.safetensors").exists() and not (self.path / "best_policy").is_dir():
-            raise UsageError(f"run folder {self.path}: it has no best policy; train with --eval-every STEPS to keep one")
+            raise UsageError(f"run folder {self.path}: it has no best policy, for nothing was evaluated on the way; take the final one")
         return self.load_policy("best_policy")
+
+    def chosen_policy(self, which: str) -> Any:
+        """``final`` or ``best``."""
+        return self.best_policy if which == "best" else self.policy
 
     def progress(self, name: str = "policy") -> dict[str, int] | None:
         """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
@@ -129,6 +145,11 @@ class Run:
         if progress is None or (self.summary is not None and self.summary.get("status") == "finished"):
             return ""
         return progress_words(progress, self.summary)
+
+    def policy_words(self, which: str) -> str:
+        """``final policy after 100,096 of 100,000 steps``; how the run ended, where it did not come to its end."""
+        progress = self.progress("best_policy" if which == "best" else "policy")
+        return f"{which} {'policy' if progress is None else progress_words(progress, self.summary)}"
 
     def load_policy(self, name: str) -> Any:
         """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode.

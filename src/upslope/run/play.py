@@ -31,7 +31,7 @@ def record(
     episodes: int = 1,
     seed: int = 100,
     max_steps: int = 1000,
-    best: bool = False,
+    policy: str = "final",
     sample: bool = False,
 ) -> str:
     """Play and write the animation; returns a sentence that says what was recorded.
@@ -43,20 +43,20 @@ def record(
         raise UsageError(f"--out: expected a name that ends in .gif or .mp4, found {path}")
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise UsageError(f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
-    policy = run.best_policy if best else run.policy
+    player = run.chosen_policy(policy)
     name = run.environment(env)
-    kwargs = run.config["env"]["env_kwargs"] if name == run.env_id else {}
-    with one_thread(policy):
-        frames, returns, rate, whole = play(policy, name, kwargs, episodes, seed, max_steps, greedy=not sample)
+    options = run.env_options(name)
+    with one_thread(player):
+        frames, returns, rate, whole = play(player, name, options, episodes, seed, max_steps, greedy=not sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = write_gif if path.suffix.lower() == ".gif" else write_mp4
     write(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
     cut = "" if whole else f" (cut off after {len(frames) - len(returns)} steps)"
-    return f"wrote {path}: {len(frames)} frames, return {played}{cut}"
+    return f"wrote {path}: {len(frames)} frames, return {played}{cut}\n{run.policy_words(policy)}"
 
 
-def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
+def rendered(name: str, options: Mapping[str, Any]) -> Any:
     """One environment that renders to arrays; raises :class:`UsageError` where it cannot."""
     # the usual renderer needs neither a display nor its greeting
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -65,8 +65,9 @@ def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
 
     from upslope import control
 
+    options = {**options, "env_kwargs": {**options["env_kwargs"], "render_mode": "rgb_array"}}
     try:
-        envs = control.make(name, 1, vectorization="sync", env_kwargs={**env_kwargs, "render_mode": "rgb_array"}, training=False)
+        envs = control.make(name, 1, vectorization="sync", training=False, **options)
     except UsageError as error:
         raise UsageError(f"play: {error}") from error
     env = cast(SyncVectorEnv, envs.vector).envs[0]
@@ -78,7 +79,7 @@ def rendered(name: str, env_kwargs: Mapping[str, Any]) -> Any:
 
 def check_renders(name: str, env_kwargs: Mapping[str, Any]) -> None:
     """Render one frame and throw it away; raises :class:`UsageError` where that fails."""
-    envs, env = rendered(name, env_kwargs)
+    envs, env = rendered(name, {"env_kwargs": env_kwargs})
     try:
         envs.reset()
         frame_of(env, name)
@@ -101,10 +102,10 @@ def frame_of(env: Any, name: str) -> Frame:
 
 
 def play(
-    policy: Any, name: str, env_kwargs: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
+    policy: Any, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
 ) -> tuple[list[Frame], list[float], float, bool]:
     """Frames, returns of the episodes, the environment's frames per second, and whether the last episode was seen to its end."""
-    envs, env = rendered(name, env_kwargs)
+    envs, env = rendered(name, options)
     try:
         rate = float(env.metadata.get("render_fps") or 30)
         frames: list[Frame] = []

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from upslope.run.evaluations import POINTS
 from upslope.terminal import drawn_on, printable
 
 Row = Mapping[str, Any]
@@ -52,7 +53,7 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
     """The whole run in words, before it starts."""
     settings = run.settings
     lines = [f"{type(run.algorithm).__name__} on {prepared.envs.env_id}, seed {settings.seed}", "  " + collecting(run)]
-    lines.append("  " + stopping(settings))
+    lines.append("  " + stopping(settings, prepared.stop_at))
     lines.append("  " + policy_words(prepared.policy, run.policy, settings))
     lines.append(f"  writing to {folder}")
     return "\n".join(lines)
@@ -109,17 +110,18 @@ def passes(epochs: int, minibatches: int, transitions: int | None) -> str:
     return f"{plural(epochs, 'epoch')} of {parts}{'' if transitions is None else f' of {transitions // minibatches:,}'}"
 
 
-def stopping(settings: Any) -> str:
-    """When the run ends."""
+def stopping(settings: Any, stop_at: float | None) -> str:
+    """When the run ends, and what is watched on the way."""
     words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
-    every, how = settings.eval_every, "sampled" if settings.eval_sample else "greedy"
-    if settings.until_return is not None:
-        goal = f"returns {settings.until_return:g} or more over {plural(settings.eval_episodes, 'fresh episode')}, twice in a row"
+    every, how, episodes = settings.eval_every, "sampled" if settings.eval_sample else "greedy", settings.eval_episodes
+    if stop_at is not None:
+        goal = f"returns {stop_at:g} or more over {plural(episodes, 'fresh episode')}, twice in a row"
         return f"{words}; ends once the {how} policy {goal} (checked every {plural(every, 'step')})"
-    if every is not None:
-        episodes = plural(settings.eval_episodes, "fresh episode")
-        return f"{words}; {how} evaluation on {episodes} every {plural(every, 'step')}, the best policy is kept"
-    return words
+    if every == 0:
+        return f"{words}; no evaluation before the end"
+    when = f"every {plural(every, 'step')}" if every else f"at about {POINTS} points"
+    most = plural(episodes, "fresh episode") if every else f"up to {plural(episodes, 'fresh episode')}"
+    return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
 
 
 def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
@@ -181,11 +183,14 @@ class Meter:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self.returns: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        self.started, self.done_then = time.perf_counter(), 0.0
+        self.started: float | None = None
+        self.done_then = 0.0
         self.row: Row = {}
 
     def update(self, row: Row) -> None:
         self.row = row
+        if self.started is None:  # the first iteration also compiled, and is no measure of the others
+            self.started, self.done_then = time.perf_counter(), self.fraction
         if "episode_return" in row:
             self.returns.append((row["episode_return"], row.get("num_episodes", 1.0)))
 
@@ -199,6 +204,8 @@ class Meter:
         episodes = sum(count for _, count in self.returns)
         if episodes:
             parts.append(f"return {sum(mean * count for mean, count in self.returns) / episodes:.1f}")
+        elif "reward_per_step" in row:
+            parts.append(f"reward per step {row['reward_per_step']:.3f}")
         if "train_seconds" in row:
             parts.append(f"{row['total_steps'] / max(row['train_seconds'], 1e-9):,.0f} steps/s")
         parts += [f"{label} {row[name]:.3f}" for name, label in columns.items() if name in row]
@@ -207,10 +214,13 @@ class Meter:
         return " · ".join(parts)
 
     def left(self) -> str:
-        """Time to the end at the pace so far, evaluation included; nothing before there is a pace, and after the last step."""
-        if not self.done_then < self.fraction < 1:
+        """Time to the end at the pace so far, evaluation included; nothing before a second has shown a pace, and after the last step."""
+        if self.started is None or not self.done_then < self.fraction < 1:
             return ""
-        seconds = (time.perf_counter() - self.started) * (1 - self.fraction) / (self.fraction - self.done_then)
+        passed = time.perf_counter() - self.started
+        if passed < 1.0:
+            return ""
+        seconds = passed * (1 - self.fraction) / (self.fraction - self.done_then)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
@@ -297,18 +307,24 @@ def result_words(summary: Mapping[str, Any], folder: Any) -> str:
     """What happened, in plain words, and what to try next."""
     lines = [verdict(summary)]
     if summary.get("return_mean") is not None:
-        low, high = summary["return_interval"]
-        lines.append(
-            f"the {summary['evaluated']} policy returns {summary['return_mean']:.1f} on average over "
-            f"{plural(summary['episodes'], 'fresh episode')} "
-            f"(95 % interval {low:.1f} to {high:.1f})"
-        )
+        lines.append(f"the {summary['evaluated']} policy {returned(summary)}")
     lines.append(
         f"{plural(summary['total_steps'], 'step')} in {summary['train_seconds']:.2f} s of training "
         f"({summary['steps_per_second']:,.0f} steps/s), {summary['wall_seconds']:.2f} s with evaluation and files"
     )
     lines.append(f"learning curve: {folder / 'curve.png'}")
     return "\n".join(lines)
+
+
+def returned(result: Mapping[str, Any]) -> str:
+    """``returns 500.0 on average over 20 fresh episodes (95 % interval …)``; where no episode ended, what a step paid."""
+    low, high = result["return_interval"]
+    count, ended = result["episodes"], result["episodes_ended"]
+    if not ended:
+        length = f"{result['length_mean']:,.0f} steps"
+        return f"is paid {result['reward_per_step']:.3f} a step: none of {plural(count, 'fresh episode')} ended within {length}"
+    words = f"returns {result['return_mean']:.1f} on average over {plural(count, 'fresh episode')} (95 % interval {low:.1f} to {high:.1f})"
+    return words if ended == count else f"{words}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
@@ -321,6 +337,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if goal is not None:
         return f"finished without reaching {goal:g}; a longer run (--total-steps) or another --seed may"
     return "finished"
+
+
+def warning_words(summary: Mapping[str, Any]) -> str:
+    """What did not go well, at the very end, where it is seen; empty where nothing is to be said."""
+    return "".join(f"\n\nwarning: {words}" for words in summary["warnings"])
 
 
 def next_words(summary: Mapping[str, Any], folder: Any) -> str:

@@ -49,9 +49,9 @@ def progress_words(progress: Mapping[str, int], summary: Mapping[str, Any] | Non
     unit = "iterations" if "planned_iterations" in progress else "steps"
     done, planned = progress["iteration" if unit == "iterations" else "total_steps"], progress.get(f"planned_{unit}")
     status = "killed, or is still going on" if summary is None else str(summary.get("status"))
-    how = f"the run was {status}" if status != "failed" else "the run failed"
+    how = "the run failed" if status == "failed" else f"the run was {status}"
     if progress["iteration"] == 0 and progress.get("warm_start_iterations"):
         return f"policy after {progress['warm_start_iterations']:,} steps of its warm start ({how} before the first iteration ended)"
     if progress["iteration"] == 0:
         return f"untrained policy ({how} before the first iteration ended)"
-    return f"policy after {done:,}{'' if planned is None else f' of {planned:,}'} {unit} ({how})"
+    return f"policy after {done:,}{'' if planned is None else f' of {planned:,}'} {unit}{'' if status == 'finished' else f' ({how})'}"

@@ -12,19 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from upslope.errors import Diverged, RunFault, UsageError
+from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.run.control_run import ControlRun
 from upslope.run.control_settings import Output
+from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path, versions
 from upslope.run.load import Run
 from upslope.run.loggers import Logger, check_loggers, loggers_for
-from upslope.run.report import Progress, next_words, plan, progress_for, result_words
+from upslope.run.report import Progress, next_words, plan, progress_for, result_words, warning_words
 from upslope.run.saving import SavePace, progress_of
 from upslope.run.threads import one_thread
 
-EVALUATE_EVERY = 2048
-"""Steps between evaluations under ``until_return``."""
-DRAWN = ("total_steps", "episode_return", "evaluation_return")
+DRAWN = ("total_steps", "episode_return", "reward_per_step", "evaluation_return", "evaluation_reward_per_step")
 """What the learning curve needs; everything else of a row is in ``metrics.jsonl`` only."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
@@ -40,8 +39,8 @@ class Session:
 
     def _complete(self, run: ControlRun) -> Any:
         settings = run.settings
-        if settings.until_return is not None and settings.eval_every is None:
-            settings = replace(settings, eval_every=EVALUATE_EVERY)
+        if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
+            settings = replace(settings, eval_every=UNTIL_EVERY)
         return replace(run, settings=settings)
 
     # ------------------------------------------------------------------------------------------------- from start to end
@@ -73,7 +72,7 @@ class Session:
                     self._train()
                     if self.signal is None:
                         self.training = False
-                        result = self._fresh_episodes(self.prepared.policy)
+                        result = self._final_result()
             except UsageError as mistake:
                 if not self.rows:  # nothing was computed, so nothing is kept
                     self.folder.discard()
@@ -88,8 +87,7 @@ class Session:
         finally:
             for logger in self.loggers:
                 logger.close()
-            if self.evaluator is not None:
-                self.evaluator.close()
+            self._close_evaluator()
         if error is not None:
             raise error
         if not self.output.quiet:
@@ -97,17 +95,20 @@ class Session:
         return summary
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
-        return f"{result_words(summary, self.folder.path)}\n\n{next_words(summary, self.folder.path)}"
+        return f"{result_words(summary, self.folder.path)}\n\n{next_words(summary, self.folder.path)}{warning_words(summary)}"
 
     def _open(self) -> None:
         self.state_row: dict[str, Any] = {}
-        self.evaluations: list[float] = []
+        self.evaluations: list[Point] = []
         self.evaluator: Any = None
+        self.faults: list[str] = []
+        self.evaluating = True
         self.rows: list[dict[str, Any]] = []
         self.solved = False
         self.training = True
         self.reached: Mapping[str, Any] = {}
         self.pace = SavePace()
+        self._schedule()
         self.config = self._config()
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.config, "versions": versions()})
         self._save_first()
@@ -122,6 +123,9 @@ class Session:
         if ":" not in config["env_id"]:
             config["env_id"] = self.prepared.envs.env_id  # with its version, where it was asked for without
         return config
+
+    def _schedule(self) -> None:
+        self.schedule = Schedule(self.run_config.settings)
 
     def _save_first(self) -> None:
         self.folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.prepared.policy.describe()})
@@ -154,10 +158,11 @@ class Session:
 
     def _after_iteration(self, state: Any) -> bool:
         """Evaluate where it is time, then record; True ends the run."""
+        before = self.reached.get("total_steps", 0)
         row = self.reached = dict(state.metrics)
-        every = self.run_config.settings.eval_every
-        if every is not None and state.total_steps // every > self.state_row.get("total_steps", 0) // every:
-            row |= self._evaluate(state.policy)
+        self.schedule.watch(row)
+        if self.evaluating and (episodes := self.schedule.due(before, state.total_steps)):
+            row |= self._evaluate(state.policy, episodes)
         return self._record(state, row, DRAWN)
 
     def _record(self, state: Any, row: dict[str, Any], drawn: Iterable[str]) -> bool:
@@ -173,24 +178,68 @@ class Session:
                 self._save(state.policy)
         return self.solved or self.signal is not None
 
-    def _evaluate(self, policy: Any) -> dict[str, float]:
+    def _evaluate(self, policy: Any, episodes: int) -> dict[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
-        mean = self._fresh_episodes(policy).return_mean
-        if not self.evaluations or mean > max(self.evaluations):
-            self._save(policy, "best_policy")
-        self.evaluations.append(mean)
-        goal = self.run_config.settings.until_return
-        self.solved = goal is not None and len(self.evaluations) >= 2 and min(self.evaluations[-2:]) >= goal
-        return {"evaluation_return": mean}
+        try:
+            result = self._fresh_episodes(policy, episodes)
+        except (RunFault, UsageError) as fault:  # the training itself is well
+            self._no_evaluations(fault)
+            return {}
+        self.schedule.played(result, self.evaluator)
+        self._keep_best(policy, result)
+        goal = self.prepared.stop_at
+        last = self.evaluations[-2:]
+        self.solved = goal is not None and len(last) == 2 and all(point.complete and point.mean >= goal for point in last)
+        return evaluation_row(result)
 
-    def _fresh_episodes(self, policy: Any) -> Any:
+    def _keep_best(self, policy: Any, result: Any) -> None:
+        """Remember an evaluation, and the policy where none was better."""
+        if not self.evaluations or result.return_mean > max(point.mean for point in self.evaluations):
+            self._save(policy, "best_policy")
+        complete = result.episodes_ended == result.episodes
+        self.evaluations.append(Point(self.reached.get("total_steps", 0), result.return_mean, result.return_std, result.episodes, complete))
+
+    def _no_evaluations(self, fault: Exception) -> None:
+        """From here on the run goes without."""
+        self.faults.append(f"an evaluation after {self.reached['total_steps']:,} steps failed, and the later ones were left out: {fault}")
+        self.progress.note(self.faults[-1])
+        self.evaluating = False
+        self._close_evaluator()
+
+    def _close_evaluator(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.close()
+            self.evaluator = None
+
+    def _fresh_episodes(self, policy: Any, episodes: int | None = None) -> Any:
         if self.evaluator is None:
             self.evaluator = self.prepared.evaluator()
+        self.evaluator.cut_after = self.schedule.cut_after
         if self.run_config.settings.fast:
             from upslope.fast import twins
 
             policy = twins.fast_policy(policy)
-        return self.evaluator(policy)
+        return self.evaluator(policy, episodes)
+
+    def _final_result(self) -> Any:
+        """The final policy on fresh episodes; where other environments cannot be made or fail, on those of the training, which is over."""
+        policy = self.prepared.policy
+        try:
+            result = self._fresh_episodes(policy)
+        except (RunFault, UsageError) as fault:
+            self._close_evaluator()
+            try:
+                require(not self.prepared.envs.clip_reward, "its training environments play lives, not games")
+                self.evaluator = self.prepared.evaluator(own=True)
+                result = self._fresh_episodes(policy)
+            except (RunFault, UsageError) as again:
+                self.faults.append(f"the final policy was not evaluated: {fault}; then: {again}")
+                return None
+            if not self.faults:
+                self.progress.note(f"no environments for an evaluation ({fault}): the final policy plays in those of the training")
+        if self.evaluations or self.schedule.every:
+            self._keep_best(policy, result)
+        return result
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -233,9 +282,11 @@ class Session:
         row, settings, goal = self.state_row, self.run_config.settings, self.prepared.solved_at
         seconds = row.get("train_seconds", 0.0)
         mean = None if result is None else result.return_mean
-        solved = None if goal is None else mean is not None and mean >= goal
-        if settings.until_return is not None:
+        whole = result is not None and result.episodes_ended == result.episodes
+        solved = None if goal is None else whole and mean is not None and mean >= goal
+        if self.prepared.stop_at is not None:
             solved = self.solved
+        best = max(self.evaluations, key=lambda point: point.mean, default=None)
         return {
             "format_version": FORMAT_VERSION,
             "status": "failed" if error is not None else "interrupted" if self.signal is not None else "finished",
@@ -252,23 +303,40 @@ class Session:
             "return_std": None if result is None else result.return_std,
             "return_interval": None if result is None else list(result.return_interval),
             "length_mean": None if result is None else result.length_mean,
+            "reward_per_step": None if result is None else result.reward_per_step,
             "evaluated": "sampled" if self.run_config.settings.eval_sample else "greedy",
             "episodes": 0 if result is None else result.episodes,
-            "best_return": max(self.evaluations, default=None),
+            "episodes_ended": 0 if result is None else result.episodes_ended,
+            "evaluations": len(self.evaluations),
+            "best_return": None if best is None else best.mean,
+            "best_total_steps": None if best is None else best.total_steps,
             "solved": solved,
             "solved_at": goal,
+            "warnings": self.faults,
         }
 
     def _draw(self, summary: Mapping[str, Any]) -> None:
         from upslope.run.curve import draw_curve
 
         title = f"{type(self.run_config.algorithm).__name__} on {summary['env_id']}, seed {summary['seed']}"
-        draw_curve(self.folder.path / "curve.png", self.rows, title=title, solved_at=summary["solved_at"])
+        end: list[dict[str, Any]] = []
+        if summary["return_mean"] is not None:
+            points = {"evaluation_return": summary["return_mean"], "evaluation_reward_per_step": summary["reward_per_step"]}
+            end = [{"total_steps": summary["total_steps"], **points}]
+        draw_curve(self.folder.path / "curve.png", [*self.rows, *end], title=title, solved_at=summary["solved_at"])
 
     @property
     def exit_code(self) -> int:
         """0, or 128 plus the signal that ended the run (130 after Ctrl-C)."""
         return 0 if self.signal is None else 128 + self.signal
+
+
+def evaluation_row(result: Any) -> dict[str, float]:
+    """What ``metrics.jsonl`` says of an evaluation; where episodes were cut off, how many were not."""
+    row = {"evaluation_return": result.return_mean}
+    if result.episodes_ended < result.episodes:
+        row |= {"evaluation_episodes_ended": float(result.episodes_ended), "evaluation_reward_per_step": result.reward_per_step}
+    return row
 
 
 def one_line(error: BaseException) -> str:

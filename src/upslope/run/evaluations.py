@@ -1,0 +1,73 @@
+"""When a run evaluates, on how many episodes, and what is remembered of it. Everything here depends on steps, nothing on time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+POINTS = 20
+"""Evaluations of a run for which nothing was chosen."""
+SHARE = 0.2
+"""Steps of those evaluations for each step of training, about: they have no update, so it is less of the time."""
+NATIVE_STEP = 2
+"""Steps of training that take about as long as one of all rows of CartPole's vectorized version."""
+FEWEST = 5
+"""Episodes of one of them at least."""
+UNTIL_EVERY = 2048
+"""Steps between the evaluations that decide whether a goal is reached."""
+CUT_AFTER = 1000
+"""Steps after which an episode without a time limit is cut off, unless training has seen longer ones end."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: after how many steps of training, and what it found; ``complete`` says that no episode was cut off."""
+
+    total_steps: int
+    mean: float
+    std: float
+    episodes: int
+    complete: bool = True
+
+
+class Schedule:
+    """Which iterations end with an evaluation, and on how many episodes.
+
+    With ``eval_every`` every so many steps, on ``eval_episodes``; with a goal to stop at every 2,048 steps. Else at 20 points of
+    the budget, on as many of ``eval_episodes`` as cost a fifth of the steps in between, yet at least 5; while evaluations have
+    taken more than a fifth of the steps so far, a point is passed over. (Of a natively vectorized environment, a step of all rows
+    counts as two.) The last point is left to the final evaluation.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.total_steps, self.episodes = settings.total_steps, settings.eval_episodes
+        self.bounded = settings.eval_every is None
+        self.every: int = max(1, self.total_steps // POINTS) if self.bounded else settings.eval_every
+        self.spent, self.length, self.longest = 0.0, 0.0, 0.0
+
+    def watch(self, row: Mapping[str, Any]) -> None:
+        """What training says of its episodes."""
+        self.longest = max(self.longest, row.get("episode_length", 0.0))
+
+    def due(self, before: int, now: int) -> int:
+        """Episodes to play after the iteration that went from ``before`` to ``now`` steps; 0 where it is not time."""
+        if not self.every or now // self.every == before // self.every:
+            return 0
+        if not self.bounded:
+            return self.episodes
+        if now >= self.total_steps or self.spent > SHARE * now:
+            return 0
+        affordable = SHARE * self.every / self.length if self.length else self.episodes
+        return int(min(self.episodes, max(FEWEST, affordable)))
+
+    def played(self, result: Any, evaluator: Any) -> None:
+        """What an evaluation has cost."""
+        native = evaluator.native  # its cost does not depend on the number of episodes
+        self.length = 0.0 if native else result.length_mean
+        self.spent += NATIVE_STEP * evaluator.steps if native else result.length_mean * result.episodes
+
+    @property
+    def cut_after(self) -> int:
+        """Steps after which an episode without a time limit is cut off: twice as long as training has seen them, at least 1,000."""
+        return max(CUT_AFTER, round(2 * self.longest))
