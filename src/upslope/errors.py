@@ -10,6 +10,7 @@ Every message is one line that names the argument, what was found and what to do
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -56,9 +57,20 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def missing_extra(package: str, extra: str) -> UsageError:
-    """The message for a package that an optional feature needs."""
-    return UsageError(f"this needs {package}, which is not installed: {install(f'upslope[{extra}]')}")
+class MissingExtra(UsageError, ImportError):
+    """A package that an optional feature needs is not installed."""
+
+
+def missing_extra(package: str, extra: str) -> MissingExtra:
+    """The error for a package that an optional feature needs, with the command that installs it."""
+    return MissingExtra(f"this needs {package}, which is not installed: {install(f'upslope[{extra}]')}")
+
+
+def require_packages(extra: str, *packages: str) -> None:
+    """Raise :class:`MissingExtra` for the first of these packages that is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, extra)
 
 
 def install(requirement: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -222,6 +224,35 @@ def test_missing_loggers_name_their_extra(cli: Command, monkeypatch: pytest.Monk
     assert answer.code == 2
     assert install(f"upslope[{name}]") in one_line(answer.err)
     assert not Path("runs").exists()
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+from importlib.machinery import PathFinder
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in ("transformers", "tokenizers") else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Bare() if finder is PathFinder else finder for finder in sys.meta_path]
+from upslope.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "grpo", "--model", "tiny"], ["export", "run", "--out", "x"], ["chat", "run"], ["evaluate", "model", "--task", "copy"]],
+)
+def test_without_transformers_every_language_command_says_what_to_install(tmp_path: Path, words: list[str]):
+    (tmp_path / "run").mkdir()
+    config = {"format_version": 1, "world": "language", "algorithm": {"name": "grpo"}, "collector": {}, "policy": {}, "task": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "settings": {}}))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    found = subprocess.run([sys.executable, "-c", WITHOUT_TRANSFORMERS, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stdout == ""
+    assert re.search(r"this needs transformers, which is not installed: .*pip install .*\[language\]'$", found.stderr), found.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------ --out

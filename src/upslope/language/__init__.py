@@ -1,6 +1,11 @@
+# ruff: noqa: E402
 """Language models as policies: any decoder-only Transformers model, trained by the same algorithms as everything else."""
 
 from __future__ import annotations
+
+from upslope.errors import require_packages
+
+require_packages("language", "transformers", "tokenizers")  # before they are imported: one line that says what to install
 
 from upslope.language.asked import TrainerState
 from upslope.language.collect import Completions

@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from upslope.errors import UsageError, require, unknown
+from upslope.errors import UsageError, require, require_packages, unknown
 from upslope.run.control_run import check_device, flat_config
 from upslope.run.control_settings import Output
 from upslope.run.language_settings import CompletionsSettings, LanguageRunSettings, ModelSettings, RecordedSettings, TaskSettings
@@ -276,11 +275,7 @@ class PreparedLanguage:
 
 def check_extra() -> None:
     """Say which extra to install where Transformers is missing."""
-    from upslope.errors import missing_extra
-
-    for package in ("transformers", "tokenizers"):
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra(package, "language")
+    require_packages("language", "transformers", "tokenizers")
 
 
 def make_policy(settings: ModelSettings, task: Any, *, value_head: bool, seed: int) -> Any:
