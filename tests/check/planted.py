@@ -111,9 +111,31 @@ def trajectory_ratio_in_groups(policy, rollout):
     return (ratio * F.leave_one_out(rollout.reward.sum(-1))).mean()
 
 
+def near_a_reference(policy, rollout, estimate, in_reward):
+    new = log_prob(policy, rollout)
+    kl = (estimate(new.detach() if in_reward else new, rollout.reference_log_prob)).where(rollout.mask, 0.0)
+    g = rollout.reward.sum(-1, keepdim=True) - (0.2 * kl.sum(-1, keepdim=True) if in_reward else 0.0)
+    return total(new * g - (0.0 if in_reward else 0.2 * kl), rollout)
+
+
+def k1_in_the_reward(policy, rollout):
+    return near_a_reference(policy, rollout, F.kl_k1, True)
+
+
+def k2_in_the_objective(policy, rollout):
+    return near_a_reference(policy, rollout, F.kl_k2, False)
+
+
+def k3_in_the_objective(policy, rollout):
+    return near_a_reference(policy, rollout, F.kl_k3, False)
+
+
 SOUND = {
     f.__name__: (f, options)
     for f, options in (
+        (k1_in_the_reward, {}),
+        (k2_in_the_objective, {}),
+        (k3_in_the_objective, {}),
         (plain_reinforce, {}),
         (discounted_reinforce, {}),
         (number_for_each_row, {}),
@@ -249,6 +271,13 @@ def sums_forwards(policy, rollout, gamma):
     return total(discount(rollout, gamma) * log_prob(policy, rollout) * g, rollout)
 
 
+@planted("later rewards left out")
+def bootstraps_from_where_it_is(policy, rollout, gamma):
+    """δ_t = r_t + γ V(s_t) − V(s_t): the value of this state has no part in the expectation."""
+    delta = rollout.reward + gamma * rollout.value - rollout.value
+    return total(discount(rollout, gamma) * log_prob(policy, rollout) * delta, rollout)
+
+
 @planted("log-probabilities shifted")
 def shifts_tokens(policy, rollout):
     new, g = log_prob(policy, rollout), returns(rollout, 1.0)
@@ -367,6 +396,11 @@ def runs_through_ends(reward, value, after, terminated, truncated, mask):
     return found.where(mask, 0.0)
 
 
+@actor_critic("ends do not cut")
+def cut_by_terminations_only(reward, value, after, terminated, truncated, mask):
+    return F.gae(reward, value, after, terminated, torch.zeros_like(truncated), 0.9, 0.8, mask)
+
+
 @actor_critic("reward of the next step")
 def next_reward(reward, value, after, terminated, truncated, mask):
     reward = torch.cat([reward[..., 1:], torch.zeros_like(reward[..., :1])], -1)
@@ -407,6 +441,11 @@ def one_flag(r, gamma, trace):
 @unknown_decay("discount applied twice")
 def gamma_squared_in_the_td_error(r, gamma, trace):
     return F.gae(r.reward, r.value, r.next_value, r.terminated, r.truncated, gamma * gamma, trace, r.mask)
+
+
+@unknown_decay("value of the same state")
+def value_of_this_state_for_the_next(r, gamma, trace):
+    return F.gae(r.reward, r.value, r.value, r.terminated, r.truncated, gamma, trace, r.mask)
 
 
 @unknown_decay("off by one")
@@ -516,6 +555,54 @@ def k1_as_a_loss(policy, rollout):
     return total(new * score - 0.1 * (new - rollout.reference_log_prob), rollout)
 
 
+@planted("k2 or k3 in the reward")
+def k2_in_the_reward(policy, rollout):
+    return near_a_reference(policy, rollout, F.kl_k2, True)
+
+
+@planted("k2 or k3 in the reward")
+def k3_in_the_reward(policy, rollout):
+    return near_a_reference(policy, rollout, F.kl_k3, True)
+
+
+@planted("k3 with swapped arguments")
+def k3_the_other_way_round(policy, rollout):
+    return near_a_reference(policy, rollout, lambda new, other: F.kl_k3(other, new), False)
+
+
+@planted("wrong sign")
+def pushes_away_from_the_reference(policy, rollout):
+    return near_a_reference(policy, rollout, lambda new, other: -F.kl_k2(new, other), False)
+
+
+@planted("biased by no known law")
+def a_divergence_of_nobody(policy, rollout):
+    return near_a_reference(policy, rollout, lambda new, other: (new - other) ** 4, False)
+
+
+@planted("k3 with swapped arguments", group=True)
+@dataclass(frozen=True, kw_only=True)
+class SwappedK3(GRPO):
+    kl_coef: float = 0.1
+    average_over: str = "constant"
+    advantage: object = F.leave_one_out
+
+    def objective(self, policy, batch):
+        value, metrics = GRPO.objective(replace(self, kl_coef=0.0), policy, batch)
+        new = policy.evaluate(**batch.inputs).log_prob
+        return value - self.kl_coef * F.weighted_sum(F.kl_k3(batch.reference_log_prob, new), batch.weight), metrics
+
+
+@planted("k2 or k3 in the reward", by_design=["missing discount weight"])
+@dataclass(frozen=True, kw_only=True)
+class K2InTheReward(PPO):
+    reference_kl_coef: float = 0.1
+
+    def estimate(self, policy, rollout):
+        k2 = self.reference_kl_coef * F.kl_k2(rollout.behavior_log_prob, rollout.reference_log_prob, rollout.mask)
+        return PPO.estimate(replace(self, reference_kl_coef=0.0), policy, replace(rollout, reward=rollout.reward - k2))
+
+
 @planted("k1 in the objective")
 @dataclass(frozen=True, kw_only=True)
 class K1(GRPO):
@@ -533,6 +620,23 @@ class K1(GRPO):
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
+
+
+@planted("entropy of the action taken")
+def surprise_of_the_action_as_a_bonus(policy, rollout):
+    new = log_prob(policy, rollout)
+    return total(new * returns(rollout, 1.0) - 0.01 * new, rollout)
+
+
+@planted("entropy of the action taken", by_design=["missing discount weight"])
+@dataclass(frozen=True, kw_only=True)
+class SurpriseAsBonus(PPO):
+    entropy_coef: float = 0.01
+
+    def objective(self, policy, batch):
+        value, metrics = PPO.objective(replace(self, entropy_coef=0.0), policy, batch)
+        new = policy.evaluate(**batch.inputs).log_prob
+        return value - self.entropy_coef * F.weighted_sum(new, batch.weight), metrics
 
 
 @planted("entropy on masked steps")

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 
 from upslope import UsageError, control, tabular
+from upslope import functional as F
+from upslope.control.box_heads import SquashedGaussian
 from upslope.records import Evaluation, Sample
 from upslope.testing import ContractError, check_policy
 
@@ -180,6 +183,66 @@ def test_continuous_actions():
     check_policy(Gaussian(), seen)
     with pytest.raises(ContractError, match="the mean of ∇log π over 1536 samples is not 0"):
         check_policy(Gaussian(wrong=True), seen)
+
+
+class Squashed(Gaussian):
+    """``a = tanh u`` with ``u ~ N(μ, σ²)``, and a is what is kept."""
+
+    def __init__(self, size=1, *, slope=True, entropy="right"):
+        super().__init__()
+        self.mean, self.log_std = nn.Linear(3, size), nn.Parameter(torch.full((size,), -0.3))
+        self.slope, self.entropy = slope, entropy
+
+    def log_prob(self, observation, action):
+        found = F.gaussian_log_prob(self.mean(observation), self.log_std, action.atanh())
+        return found - (1 - action.square()).log().sum(-1) if self.slope else found
+
+    @torch.no_grad()
+    def sample(self, inputs, *, state=None, generator=None):
+        action = F.gaussian_sample(self.mean(inputs["observation"]), self.log_std, generator).tanh()
+        return Sample(action=action, log_prob=self.log_prob(inputs["observation"], action))
+
+    def evaluate(self, *, observation, action):
+        mean, log_prob = self.mean(observation), self.log_prob(observation, action)
+        head = SquashedGaussian(mean.shape[-1], (-1.0,), (1.0,))
+        entropy = head.entropy(torch.cat([mean, self.log_std.expand_as(mean)], -1))
+        if self.entropy == "of the Gaussian":
+            entropy = F.gaussian_entropy(self.log_std).expand(log_prob.shape)
+        return Evaluation(log_prob=log_prob, entropy=-log_prob if self.entropy == "of the action" else entropy)
+
+
+class Unsquashed(Squashed):
+    """The mean of −log π is this entropy, so that only the density tells that the tanh is missing from log π."""
+
+    def evaluate(self, *, observation, action):
+        found = super().evaluate(observation=observation, action=action)
+        return Evaluation(log_prob=found.log_prob, entropy=F.gaussian_entropy(self.log_std).expand(found.log_prob.shape))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_squashed_actions(size):
+    torch.manual_seed(0)
+    seen = {"observation": torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))}
+    check_policy(Squashed(size), seen)
+    with pytest.raises(ContractError, match=r"the entropy is .*change of variables of a squashed action \(tanh\)"):
+        check_policy(Squashed(size, entropy="of the Gaussian"), seen)
+    with pytest.raises(ContractError, match=r"the entropy is .*change of variables of a squashed action \(tanh\)"):
+        check_policy(Squashed(size, slope=False), seen)
+    with pytest.raises(ContractError, match=r"log_prob is not the density .* log N\(u\) − Σ log\(1 − tanh² u\)"):
+        check_policy(Unsquashed(size, slope=False), seen)
+    with pytest.raises(ContractError, match="the entropy of one state differs with the action that is scored"):
+        check_policy(Squashed(size, entropy="of the action"), seen)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("distribution", ["gaussian", "squashed", "beta"])
+def test_the_shipped_densities(distribution, size):
+    spaces_ = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 3, (size,))
+    policy = control.MLPPolicy.for_envs(spaces_, seed=0, hidden_sizes=(8,), distribution=distribution)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.4 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    check_policy(policy, {"observation": torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))})
 
 
 def test_bad_input():

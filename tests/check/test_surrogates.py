@@ -1,6 +1,7 @@
 """check_surrogate: a clip may only hold back what has moved far enough already."""
 
 import pytest
+import torch
 
 from tests.check.planted import clipped, worse_of_two
 from upslope.algorithms import grpo, ppo
@@ -15,6 +16,19 @@ def test_a_clip_on_the_wrong_side_is_named(surrogate):
     with pytest.raises(ContractError, match=r"clip on the wrong side, no gradient for A > 0 at ratio 0\.5") as error:
         check_surrogate(hidden)
     assert error.value.law in LAWS and "\n" not in str(error.value)
+
+
+def soft_adaptive(new, old, advantage, mask, clip_range):
+    """SAPO: ``4/τ σ(τ (ratio − 1)) A`` with another temperature for each sign; two Python numbers in ``torch.where`` are float32."""
+    ratio, advantage = (new.where(mask, 0.0) - old.where(mask, 0.0)).exp(), advantage.where(mask, 0.0)
+    temperature = torch.where(advantage > 0, 1.0, 1.05)
+    return 4 / temperature * (temperature * (ratio - 1)).sigmoid() * advantage
+
+
+def test_a_constant_in_float32_is_no_fault():
+    check_surrogate(soft_adaptive)
+    with pytest.raises(ContractError, match="not advantage"):
+        check_surrogate(lambda *arguments: 1.001 * soft_adaptive(*arguments))
 
 
 @pytest.mark.parametrize("surrogate", {**ppo.SURROGATES, **grpo.SURROGATES}.values())

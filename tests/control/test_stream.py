@@ -38,6 +38,34 @@ def test_action_masks_follow_the_state(mode):
     assert metrics["episode_length"] == 4
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_everything_is_legal_in_a_successor_that_is_not_acted_in(mode):
+    """Not what is legal where the next episode starts."""
+    played = stream(Ruled, mode)
+    policy = control.MLPPolicy.for_envs(played.envs, hidden_sizes=(4,), seed=0)
+    for t in range(8):
+        inputs = played.observe(policy)
+        assert inputs["action_mask"].tolist() == [[a == t % 4 % 3 for a in range(3)]]
+        step = played.step(policy, played.act(policy, inputs))
+        legal = [True] * 3 if step.ended else [a == (t + 1) % 4 % 3 for a in range(3)]
+        assert step.ended == (t % 4 == 3) and step.next_inputs["action_mask"].tolist() == [legal]
+
+
+def test_the_return_that_scales_rewards_starts_anew_after_every_kind_of_end():
+    played = stream(num_steps=13)
+    policy = control.MLPPolicy.for_envs(played.envs, normalize_reward=True, seed=0)
+    OnlineActorCritic().learn(policy, played, OnlineActorCritic().start(policy))
+    returns, gamma = [], policy.reward_normalizer.gamma
+    for length in (3, 5, 2, 4):  # ended and cut by turns
+        discounted = 0.0
+        for t in range(length):
+            discounted = gamma * discounted + 1.0 + 0.5 * (t + 1)
+            returns.append(discounted)
+    moments = policy.reward_normalizer.moments
+    assert float(moments.mean) == pytest.approx(np.mean(returns[:13]), rel=1e-6)  # float32 or better
+    assert float(moments.var) == pytest.approx(np.var(returns[:13]), rel=1e-6)
+
+
 def test_running_moments_take_in_each_observation_once():
     played = stream(num_steps=13)  # episodes of 3 and 5 and 2 steps, then three more: 13 observations acted on, and the next
     policy = control.MLPPolicy.for_envs(played.envs, normalize_observation=True, normalize_reward=True, seed=0)

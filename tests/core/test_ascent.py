@@ -71,7 +71,7 @@ def test_micro_batches_never_change_a_result(unit, size):
     whole, metrics, _ = updated(PPO(update=Ascent(num_minibatches=2)), torch.float64, unit)
     pieces, piece_metrics, _ = updated(PPO(update=Ascent(num_minibatches=2, micro_batch_size=size)), torch.float64, unit)
     assert torch.allclose(whole, pieces, rtol=0, atol=1e-12)
-    assert piece_metrics["objective"] == pytest.approx(metrics["objective"], abs=1e-12)
+    assert piece_metrics == pytest.approx(metrics, abs=1e-12)  # rows are of unlike lengths: their means weigh by steps, not by rows
 
 
 class Twice(nn.Module):

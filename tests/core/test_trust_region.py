@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -203,6 +203,48 @@ def test_a_step_is_refused_where_only_the_bound_is_broken():
     batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob.detach())
     metrics = stepped(Trap(update=TrustRegion(max_kl=2.0, damping=0.0, num_cg_steps=30, num_backtracks=30), elsewhere=1e9), policy, batch)
     assert metrics["line_search_steps"] > 1 and metrics["accepted"] == 1 and 0.1 < metrics["kl"] <= 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient(TRPO):
+    """Refuses the first ``refused`` points that it is asked about away from the start."""
+
+    refused: int
+    seen: list = field(default_factory=list)
+
+    def objective(self, policy, batch):
+        value, metrics = super().objective(policy, batch)
+        self.seen.append(bool(metrics["log_ratio"].any()))
+        return (value if sum(self.seen) > self.refused or not self.seen[-1] else value - 1e9), metrics
+
+
+@pytest.mark.parametrize("refused", [0, 1, 3])
+def test_the_line_search_starts_at_the_longest_step(refused):
+    """The first try is the whole natural step, each further one backtrack_factor times the one before."""
+    steps = []
+    for algorithm in (NPG(update=NaturalGradient(max_kl=0.01)), Patient(update=TrustRegion(max_kl=0.01), refused=refused)):
+        policy, batch = made()
+        batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob.detach())
+        before = vector(policy.actor.parameters())
+        metrics = stepped(algorithm, policy, batch)
+        steps.append(vector(policy.actor.parameters()) - before)
+    assert (metrics["accepted"], metrics["line_search_steps"]) == (1, refused + 1)
+    torch.testing.assert_close(steps[1], 0.8**refused * steps[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [NPG, TRPO])
+def test_an_entropy_bonus_spreads_the_policy(make):
+    policy, batch = made()
+    batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob.detach(), advantage=0 * batch.advantage)
+
+    def entropy():
+        return (policy.evaluate(**batch.inputs).entropy * batch.weight).sum().item()
+
+    before = entropy()
+    value, _ = make(entropy_coef=0.3).objective(policy, batch)
+    assert value.item() == pytest.approx(0.3 * before, abs=1e-12)
+    stepped(make(entropy_coef=0.3), policy, batch)
+    assert entropy() > before + 0.01
 
 
 def test_no_gradient_means_no_step():

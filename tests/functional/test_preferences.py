@@ -69,6 +69,17 @@ def test_kto(shape: tuple[int, ...], seed: int) -> None:
         near(finite_difference(lambda x: fast(x).sum(), log_prob)[0], gradient)
 
 
+def test_the_reference_point_of_kto_takes_no_gradient() -> None:
+    """Else the mean of all completions would be pushed away from what each of them is compared with."""
+    log_prob = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    desirable = torch.tensor([True, False, True])
+    slopes = []
+    for point in (log_prob.sum(-1).mean().expand(3), log_prob.sum(-1).mean().detach().expand(3)):
+        value = F.kto_value(log_prob, 0 * log_prob.detach(), None, 0.5, desirable=desirable, reference_point=point)
+        slopes += torch.autograd.grad(value.sum(), log_prob)
+    close(slopes[0], slopes[1], 0.0)
+
+
 @given(PAIRS, SEEDS)
 def test_bradley_terry(shape: tuple[int, ...], seed: int) -> None:
     score = np.random.default_rng(seed).standard_normal(shape[:-1])

@@ -293,6 +293,25 @@ def test_refill_goes_on_until_enough_groups_have_spread():
     assert state.metrics["dead_groups"] == pytest.approx(5 / 9)
 
 
+def test_every_round_of_every_iteration_samples_with_a_seed_of_its_own():
+    policy = policy_for()
+    seeds, sampled = [], []
+
+    class Noting(EmbeddedEngine):
+        def generate(self, prompt_ids, **options):
+            seeds.append(options["seed"])
+            found = super().generate(prompt_ids, **options)
+            sampled.append(found.completion_ids)
+            return found
+
+    collect = collector(lambda *, completions: [1.0] * len(completions), ["ab"], num_prompts=1, refill=3, engine=Noting(policy))
+    for _ in range(3):
+        collect(policy)
+    assert len(seeds) == len(set(seeds)) == 12
+    # the prompt is one and the same, so with one seed each round would only say again what the first has said
+    assert not any(torch.equal(a, b) for i, a in enumerate(sampled) for b in sampled[:i])
+
+
 def test_rounds_of_other_lengths_are_joined():
     policy = policy_for()
     one = collector(max_tokens=2)(policy)

@@ -68,14 +68,17 @@ def started_before(case: Case, form: str) -> Iterator[Found]:
 
 
 def several_in_a_row(case: Case) -> Iterator[Found]:
-    """Two episodes one after the other are as good as two beside each other."""
-    p = case.main
-    pair = rows(p.rollout, (1, 6), False)
-    beside = case.plain(p.policy, pair).gradient
-    behind = case.plain(p.policy, mapped(pair, lambda x: x.reshape(1, -1), max_steps=6)).gradient
-    c = factor(behind, beside)
-    if c is None or c < 0:
-        yield "ends do not cut", "two episodes in one row, against the same two in two rows"
+    """Two episodes one after the other are as good as two beside each other, also where the recording of the first is cut short."""
+    cut = probe(probes.truncated, case.gamma)
+    cut_rows = [int(i) for i in cut.rollout.truncated.any(-1).nonzero()]
+    for p, index, kind in ((case.main, (1, 6), "episodes"), (cut, (cut_rows[0], cut_rows[-1]), "truncated episodes")):
+        pair = rows(p.rollout, index, False)
+        beside = case.plain(p.policy, pair).gradient
+        behind = case.plain(p.policy, mapped(pair, lambda x: x.reshape(1, -1), max_steps=pair.mask.numel())).gradient
+        c = factor(behind, beside)
+        if c is None or c < 0:
+            yield "ends do not cut", f"two {kind} in one row, against the same two in two rows"
+            return
 
 
 def critic(case: Case) -> Iterator[Found]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -79,12 +79,12 @@ class Estimator:
         self.not_finite: str | None = None
         """the recording on which the gradient was not finite"""
 
-    def plain(self) -> Estimator:
-        """The same without bonuses, penalties and scaling by the batch, where these are settings (:data:`OFF`)."""
+    def plain(self, kept: Collection[str] = ()) -> Estimator:
+        """The same without bonuses, penalties and scaling by the batch, where these are settings (:data:`OFF`) and not ``kept``."""
         if not (self.is_algorithm and is_dataclass(self.given)):
             return self
         names = {f.name for f in fields(self.given) if f.init}
-        changes = {name: value for name, value in OFF.items() if name in names and getattr(self.given, name) != value}
+        changes = {name: value for name, value in OFF.items() if name in names.difference(kept) and getattr(self.given, name) != value}
         return Estimator(replace(self.given, **changes), self.gamma, self.group) if changes else self  # pyright: ignore[reportArgumentType]
 
     def __call__(self, policy: Any, rollout: Rollout) -> Estimate:

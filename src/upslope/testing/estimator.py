@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
-from upslope.testing import batches, groups, other_policies, probes, stages
+from upslope.testing import batches, divergence, groups, other_policies, probes, stages
 from upslope.testing.contract import cosine, factor
 from upslope.testing.estimates import Estimator, Moments
 from upslope.testing.laws import LAWS, reason
@@ -28,8 +28,11 @@ LATER = {
     "truncation": "truncation taken for termination, termination taken for truncation",
     "episodes in a row": "ends do not cut",
     "episodes under way": "discount restarted",
+    "micro-batches": "mean of micro-batch means, normalized per micro-batch",
+    "another policy's steps": "importance weight missing, ratio inverted, per-step ratio, past ratio missing, later ratios missing, "
+    "importance weights cut, clip on the wrong side",
 }
-"""What compares with a known expectation on other recordings, and the laws that show there."""
+"""What is tried on other recordings, and the laws that show there."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Log:
     checked: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])
     """what could not be checked, each with its laws"""
+    left_out: list[str] = field(default_factory=list[str])
+    """what does not apply, each with its laws and the reason"""
 
     def run(self, name: str, results: Iterable[Found]) -> None:
         """One more check."""
@@ -123,8 +128,9 @@ def first_causes(found: list[Found]) -> dict[str, str]:
         return {"not finite": laws["not finite"]}
     if "ratio inverted" in laws:
         laws.pop("wrong sign", None)
-    if "k1 in the objective" in laws:  # off-policy it needs a weight, too
+    if "k1 in the objective" in laws:  # off-policy it needs a weight, too; and beside a reference it is a bonus for rare actions
         laws.pop("importance weight missing", None)
+        laws.pop("entropy of the action taken", None)
     if len(laws) > 1:
         laws.pop("biased by no known law", None)
     return dict(reversed(laws.items()))
@@ -140,7 +146,10 @@ def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log)
     log.run("rows all alike", stages.alike(case))
     if case.full.is_algorithm:
         log.run("micro-batches", batches.micro_batches(case))
-    log.run("reference policy", other_policies.reference(case))
+    log.run("entropy bonus", stages.bonus_of_the_action(case))
+    results, skipped = divergence.kl_term(case)
+    log.run("reference policy", [*other_policies.reference(case), *results])
+    log.skipped += skipped
     if case.scale_free:
         log.notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
     elif form is not None:
@@ -148,10 +157,11 @@ def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log)
     if case.group and (case.scale_free or form is None):
         log.run("comparison of scores", groups.comparison(case))
     if case.uses_behavior:
-        results, notes, skipped = other_policies.another_policy(case, form)
+        results, skipped, left_out = other_policies.another_policy(case, form)
         log.run("another policy's steps", results)
-        log.notes += notes
         log.skipped += skipped
+        log.left_out += left_out
+    log.left_out += out_of_place(case, whole_episodes)
     if form is None or any(law in SPOIL_LENGTHS for law, _ in log.found):
         log.skipped += [f"{name} ({LATER[name]})" for name in later(case, whole_episodes)]
         return
@@ -168,8 +178,25 @@ def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log)
         log.notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
 
 
+def out_of_place(case: Case, whole_episodes: bool | None) -> list[str]:
+    """Which of :data:`LATER` do not belong to this estimator, and why."""
+    asked = later(case, whole_episodes)
+    one_in_a_row = "it is for whole episodes, one in a row"
+    reasons = {
+        "truncation": one_in_a_row if whole_episodes else "it asks for no value of what follows",
+        "episodes in a row": one_in_a_row,
+        "episodes under way": one_in_a_row,
+    }
+    reasons = {name: why for name, why in reasons.items() if name not in asked}
+    if not case.full.is_algorithm:
+        reasons["micro-batches"] = "it has no objective of a part"
+    if not case.uses_behavior:
+        reasons["another policy's steps"] = "it does not look at behavior_log_prob"
+    return [f"{name} ({LATER[name]}): {why}" for name, why in reasons.items()]
+
+
 def later(case: Case, whole_episodes: bool | None) -> list[str]:
-    """Which of :data:`LATER` belong to this estimator."""
+    """Which of the checks on other episodes belong to this estimator."""
     names = ["lengths"]
     if case.bootstraps and not whole_episodes:
         names.append("truncation")
@@ -196,7 +223,8 @@ def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorR
     law = "biased by no known law" if c is None else "wrong sign"
     findings = () if c is not None and c > 0 else (Finding(law, "", "as you said" if law in by_design else None),)
     method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
-    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, Log(checked=["expectation"]))
+    log = Log(checked=["expectation"], left_out=["everything else: it learns at every step of a task without end"])
+    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, log)
 
 
 def compared(
@@ -232,4 +260,5 @@ def compared(
         notes=tuple(log.notes),
         checked=tuple(log.checked),
         not_checked=tuple(log.skipped),
+        left_out=tuple(log.left_out),
     )

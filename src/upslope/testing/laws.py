@@ -25,7 +25,9 @@ LAWS = {
     "ends do not cut": "episodes in one row run into each other: terminated | truncated cuts every recursion and restarts γ^t",
     "off by one": "each action is credited with the return of the step after it: G_t begins with the reward of step t",
     "reward of the next step": "δ_t takes the reward of step t + 1: it is r_t + γ V(s_{t+1}) − V(s_t), with the reward that followed a_t",
-    "later rewards left out": "an action is not credited with the rewards after the next one: the return is summed backwards from the end",
+    "later rewards left out": "an action is credited with its own reward and with nothing that follows: add γ V(s_{t+1}), the value of the "
+    "next state and not of this one, or sum the return backwards from the end",
+    "value of the same state": "δ_t takes V(s_t) for what follows: it is r_t + γ V(s_{t+1}) − V(s_t), with the value of the next state",
     "temporal-difference sign": "the critic's signs in δ are the wrong way round: δ_t = r_t + γ V(s_{t+1}) − V(s_t)",
     "log-probabilities shifted": "log-probabilities and advantages are one step apart: that of step t belongs to the action taken at t",
     "baseline depends on the action": "the baseline contains what the action decides: subtract only what is known before it, V(s_t) say",
@@ -33,6 +35,12 @@ LAWS = {
     "group mean without G/(G-1)": "the mean holds the row's own score, which shrinks the gradient by (G − 1)/G; take F.leave_one_out",
     "k1 in the objective": "the KL term has gradient 0 in expectation: log π − log π_ref as a loss teaches nothing; take k2 or k3, or "
     "put k1 in the reward",
+    "k2 or k3 in the reward": "the KL in the reward is an estimate whose score-function gradient is no KL's: there it is k1, log π − log "
+    "π_ref; k2 and k3 belong into the objective",
+    "k3 with swapped arguments": "the two log-probabilities in k3 are the wrong way round: it is exp(log π_ref − log π) − (log π_ref − log "
+    "π) − 1",
+    "entropy of the action taken": "the entropy bonus is −log π of the action taken, whose gradient is 0 in expectation: take that of the "
+    "distribution, −Σ_a π log π; if it is meant as a constant baseline, say by_design",
     "padding leaks": "masked entries or their number change the estimate: hide them with torch.where and count with the mask",
     "entropy on masked steps": "the entropy of masked steps is counted: weight it with the mask like everything else",
     "mean of micro-batch means": "the means of parts are averaged, or do not add up: long and short parts weigh the same; take weights "

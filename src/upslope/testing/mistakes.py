@@ -100,6 +100,8 @@ def of_advantages(probe: Probe, form: str) -> Iterator[tuple[str, Decay]]:
     yield "termination taken for truncation", advantage(r.reward, value, r.next_value, never)
     yield "truncation taken for termination", advantage(r.reward, value, after, r.terminated | r.truncated)
     yield "temporal-difference sign", advantage(r.reward, -value, -after)
+    yield "value of the same state", advantage(r.reward, value, value)
+    yield "value of the same state", advantage(r.reward, value, value, never)
     yield "discount applied twice", advantage(r.reward, value, after, gamma=gamma**2)
     ends = (r.terminated, r.truncated)
     yield "off by one", lambda trace: probe.expectation(later(F.gae(r.reward, value, after, *ends, gamma, trace, r.mask)), weight)

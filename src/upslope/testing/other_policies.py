@@ -20,20 +20,19 @@ NEARBY, FAR = 1e-4, 0.5
 
 
 def another_policy(case: Case, form: str | None) -> tuple[list[Found], list[str], list[str]]:
-    """Steps that another policy took: findings, notes, and what could not be looked at."""
+    """Steps that another policy took: findings, what could not be looked at, and what does not apply."""
     small, large = reaction(case, 0.5), reaction(case, 100.0)
     if large == 0.0:
-        note = "its ratio is clipped: it is for steps of a policy nearby, and judged there"
-        return [*one_decision(case), *clip_side(case)], [note], []
+        return [*one_decision(case), *clip_side(case)], [], [f"{SEVERAL}: its ratio is clipped, it is judged on steps of a policy nearby"]
     if small is not None and large is not None and abs(small - 0.5) < 1e-3 and large < 99.0:
         return (
             [("importance weights cut", f"a ratio of 100 weighs {large:.3g}")],
-            [],
             [SEVERAL],
+            [],
         )
     found = [*one_decision(case), *clip_side(case)]
     if found or form is None:
-        return found, [], []
+        return found, [SEVERAL], []
     return list(several_decisions(case, form)), [], []
 
 

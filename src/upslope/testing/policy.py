@@ -12,6 +12,7 @@ from torch import Tensor
 from upslope.errors import UsageError, require
 from upslope.records import Evaluation, Sample
 from upslope.testing.contract import hold
+from upslope.testing.density import check_density
 
 GROUPS, PER_GROUP = 24, 64
 """Samples of one input whose mean score is looked at, in groups: the spread of the groups gives the interval."""
@@ -32,8 +33,9 @@ def check_policy(policy: Any, inputs: Mapping[str, Tensor], *, num_actions: int 
     3. it is differentiable, and a row does not depend on the other rows of a batch;
     4. neither changes inputs, parameters or buffers;
     5. with finitely many actions :math:`\sum_a \pi(a|s) = 1`, the entropy is :math:`-\sum_a \pi \log \pi`, actions that
-       ``inputs["action_mask"]`` forbids have probability 0, and :math:`\sum_a \pi \nabla \log \pi = 0`; else the mean of
-       :math:`\nabla \log \pi` over samples is 0 within its interval.
+       ``inputs["action_mask"]`` forbids have probability 0, and :math:`\sum_a \pi \nabla \log \pi = 0`; else, over samples and
+       within intervals, the mean of :math:`\nabla \log \pi` is 0, that of :math:`-\log \pi` is the entropy, and
+       :math:`\pi` is proportional to the density of the actions (in up to six dimensions).
 
     Args:
         policy: an object with ``sample``, ``evaluate`` and ``parameters``.
@@ -58,6 +60,7 @@ def check_policy(policy: Any, inputs: Mapping[str, Tensor], *, num_actions: int 
     count = num_actions if num_actions is not None else number_of_actions(policy, inputs, sample, shape)
     if count is None:
         check_mean_score(policy, inputs, seed)
+        check_density(policy, inputs, seed)
     else:
         check_table(policy, inputs, shape, count)
 

@@ -51,6 +51,8 @@ class EstimatorReport:
     checked: tuple[str, ...] = field(default=())
     not_checked: tuple[str, ...] = field(default=())
     """what could not be looked at, each with its laws"""
+    left_out: tuple[str, ...] = field(default=())
+    """what does not apply to this estimator, each with its laws and the reason"""
 
     @property
     def broken(self) -> tuple[Finding, ...]:
@@ -75,7 +77,8 @@ class EstimatorReport:
         meant = "".join(f", {f.law} by design" for f in self.findings)
         if self.not_checked:
             return f"no broken law found{meant}; not checked: " + ", ".join(self.not_checked)
-        return f"every law holds{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
+        every = "every law that applies holds" if self.left_out else "every law holds"
+        return f"{every}{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
 
     def raise_for_law(self) -> EstimatorReport:
         """The report itself, or :class:`ContractError` with the laws that are broken."""
@@ -94,6 +97,7 @@ class EstimatorReport:
             "unbiased": self.unbiased,
             "checked": list(self.checked),
             "not_checked": list(self.not_checked),
+            "left_out": list(self.left_out),
             "objective": self.objective,
             "gamma": self.gamma,
             "method": self.method,
@@ -119,7 +123,8 @@ class EstimatorReport:
         lines += [f"  by design    {f}" for f in self.findings if f.by_design is not None]
         lines += [f"  note         {note}" for note in self.notes]
         lines.append(f"  checked      {', '.join(self.checked)}")
-        return "\n".join([*lines, f"  not checked  {', '.join(self.not_checked)}"] if self.not_checked else lines)
+        lines += [f"  not checked  {', '.join(self.not_checked)}"] if self.not_checked else []
+        return "\n".join([*lines, *(f"  left out     {what}" for what in self.left_out)])
 
 
 def angle(cosine: float) -> str:

@@ -195,6 +195,22 @@ def entropy_weight(case: Case) -> float | None:
     return None
 
 
+def bonus_of_the_action(case: Case) -> Iterator[Found]:
+    """A bonus of −log π of the action taken moves every estimate, and its expectation by nothing."""
+    run, p = Bonus(case.full.plain(("entropy_coef",))), case.main
+    left = run.moments(p, case.size)
+    if float(left.mean.norm()) > EXACT * left.variance**0.5 or left.variance < EXACT**2:
+        return
+    index = range(1, 1 + case.size)
+    found = run(p.policy, rows(p.rollout, index, case.group)).gradient
+    for form in FORMS[:2]:
+        _, weight = weights(p, form)
+        c = factor(found, -(weight.unsqueeze(-1) * p.score)[list(index)].sum((0, 1)))
+        if c is not None and c > 0:
+            yield "entropy of the action taken", f"with no reward at all it is −{c:.3g} ∇log π, and 0 in expectation"
+            return
+
+
 def alike(case: Case) -> Iterator[Found]:
     """Rows that are all alike have no spread; the estimate is finite none the less."""
     p = probe(probes.arms, case.gamma)
