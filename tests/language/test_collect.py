@@ -346,7 +346,7 @@ def test_iterations_sample_anew_and_a_seed_repeats_them():
 
 def test_messages_go_through_the_template_and_come_back_as_messages():
     policy, told = policy_for(), []
-    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}h{% endif %}"
 
     def reward(*, prompts, completions):
         told.append((prompts, completions))
@@ -354,7 +354,7 @@ def test_messages_go_through_the_template_and_come_back_as_messages():
 
     prompt = [{"role": "user", "content": "ab"}]
     rollout = collector(reward, [prompt], num_prompts=1)(policy)
-    assert rollout.inputs["prompt_ids"][0].tolist() == policy.encode("ab:")
+    assert rollout.inputs["prompt_ids"][0].tolist() == policy.encode("abh")
     ((prompts, completions),) = told
     assert prompts == [prompt] * 4 and all(c[0]["role"] == "assistant" for c in completions)
 

@@ -61,7 +61,7 @@ def test_its_tokenizer_is_an_ordinary_one(tmp_path):
     policy = policy_of("llama")
     policy.save_pretrained(tmp_path)
     tokenizer, again = AutoTokenizer.from_pretrained(tmp_path), LanguagePolicy.from_pretrained(tmp_path)
-    for text in ("hello (1)", "", " a\n", "ä"):
+    for text in ("hello (1)", "", " a\n", "<unk>"):
         assert tokenizer(text)["input_ids"] == policy.encode(text) == again.encode(text)
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0 and again.stop_ids == {0}
 

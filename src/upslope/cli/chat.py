@@ -40,6 +40,7 @@ def main(words: list[str]) -> int:
     require(given["max_tokens"] >= 1, f"--max-tokens: expected an integer ≥ 1, found {given['max_tokens']}")
     require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
     policy = policy_of(plain[0])
+    policy.rendering.refuses_unknown = False  # what the model itself has said must not end the talk
     from upslope.language import EmbeddedEngine
 
     engine = EmbeddedEngine(policy)
@@ -50,7 +51,7 @@ def main(words: list[str]) -> int:
         made = engine.generate(
             [policy.encode(prompt)], group_size=1, max_tokens=given["max_tokens"], seed=given["seed"] + turn, greedy=given["greedy"]
         )
-        answer = policy.decode(made.completion_ids[0, 0, : int(made.length[0, 0])].tolist())
+        answer = policy.decode(made.completion_ids[0, 0, : int(made.length[0, 0])].tolist(), after=prompt)
         talk.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
     return 0

@@ -111,7 +111,7 @@ class Completions:
         while not rounds or (len(rounds) <= self.refill and sum(int(found.spread.sum()) for _, found in rounds) < self.num_prompts):
             problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
             before = time.perf_counter()
-            prompt_ids = policy.encode_all([problem.prompt for problem in problems])
+            prompt_ids = policy.encode_all([problem.prompt for problem in problems], places_of(problems))
             seed = self.seed * 1_000_003 + self.iteration * 101 + len(rounds)
             generated = engine.generate(prompt_ids, group_size=self.group_size, max_tokens=self.max_tokens, seed=seed)
             seconds += time.perf_counter() - before
@@ -133,7 +133,7 @@ class Completions:
         lengths = generated.length.tolist()
         ids = generated.completion_ids.tolist()
         said = [ids[p][g][: lengths[p][g]] for p in range(len(problems)) for g in range(G)]
-        texts = [policy.decode(row) for row in said]
+        texts = [policy.decode(row, problems[i // G].prompt) for i, row in enumerate(said)]
         repeated = [problem for problem in problems for _ in range(G)]
         completions = [completion_for(problem.prompt, text) for problem, text in zip(repeated, texts, strict=True)]
         ended = ["stop" if finished else "length" for finished in generated.finished.flatten().tolist()]
@@ -223,15 +223,17 @@ def recorded(
     score: Tensor,
     finished: Tensor,
     known: Tensor | None = None,
+    start: Tensor | None = None,
     max_steps: int | None = None,
     unit: Any = "group",
 ) -> Rollout:
-    """A rollout ``[units, G, T]`` with each row's score at its last token; rows that are not ``known`` are masked."""
+    """A rollout ``[units, G, T]`` with each row's score at its last token; rows not ``known`` and tokens before ``start`` are masked."""
     device = completion_ids.device
     prompts, prompt_length = padded(prompt_ids, device)
     t = torch.arange(completion_ids.shape[-1], device=device)
     mask = t < completion_length[..., None]
     mask = mask if known is None else mask & known[..., None]
+    mask = mask if start is None else mask & (t >= start[..., None])
     last = (t == completion_length[..., None] - 1) & mask
     reward = (score[..., None] * last).float()
     return Rollout(
@@ -287,8 +289,14 @@ def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16)
     return torch.cat([policy.evaluate(**part).log_prob for part in parts])
 
 
-def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt], max_tokens: int) -> None:
+def places_of(problems: Sequence[Problem]) -> list[str]:
+    """Where each problem was read, as far as it knows, for errors."""
+    return [problem.place or f"prompts[{i}]" for i, problem in enumerate(problems)]
+
+
+def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt | Problem], max_tokens: int) -> None:
     """Refuse prompts that leave no room for a completion, before anything is sampled."""
-    ids = policy.encode_all(prompts)
+    problems = [p if isinstance(p, Problem) else Problem(prompt=p) for p in prompts]
+    ids = policy.encode_all([p.prompt for p in problems], places_of(problems))
     check_prompts(policy, ids, max_tokens)
     policy.look_up_to(max(map(len, ids)) + max_tokens)

@@ -12,6 +12,7 @@ import torch
 
 from upslope.errors import require
 from upslope.language.asked import TrainerState
+from upslope.language.collect import places_of
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Pair, Problem, Task, columns_of
@@ -58,11 +59,11 @@ def evaluate(
     require(bool(found), f"task {task.name}: it holds no problem out, so nothing can be evaluated; give it a FILE.test.jsonl")
     require(episodes is None or episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes}")
     found = found[:episodes]
-    prompts = policy.encode_all([problem.prompt for problem in found])
+    prompts = policy.encode_all([problem.prompt for problem in found], places_of(found))
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
     lengths = made.length[:, 0].tolist()
     said = [ids[:n] for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
-    texts = [policy.decode(ids) for ids in said]
+    texts = [policy.decode(ids, problem.prompt) for ids, problem in zip(said, found, strict=True)]
     correct = checked(task.correct, found, texts)
     told: dict[str, Any] = {
         "completion_ids": said,

@@ -8,7 +8,7 @@ casts them first, and their gradients come back in float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,9 +20,11 @@ from upslope.errors import UsageError, require
 from upslope.language import plain
 from upslope.language.architecture import BRIEF, PACKED, Attention, changes_with_length, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
+from upslope.language.checks import Prompt
 from upslope.language.head import TokenLogProb
 from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import fastest
+from upslope.language.rendering import Rendering
 from upslope.records import Evaluation
 
 
@@ -70,12 +72,14 @@ class LanguagePolicy(nn.Module):
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
-        require(
-            tokenizer.eos_token_id is not None, "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token"
-        )
         self.assemble(model, temperature, value_head, compute_dtype)
         self.tokenizer = tokenizer
-        self.stop_ids = stop_ids(model, tokenizer)
+        self.rendering = Rendering(tokenizer, generation_stops(model))
+        require(
+            tokenizer.eos_token_id is not None or self.rendering.turn.end_id is not None,
+            "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token",
+        )
+        self.own_stop_ids = None
         self.attention = inspect(self)
         if len(tokenizer) > self.vocabulary:
             raise UsageError(f"tokenizer: it has {len(tokenizer)} tokens, the model {self.vocabulary}; they do not belong together")
@@ -98,7 +102,7 @@ class LanguagePolicy(nn.Module):
         self.temperature = temperature
         self.compute_dtype = compute_dtype or fastest(model.device)
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
-        self.stop_ids: frozenset[int] = frozenset()
+        self.own_stop_ids: frozenset[int] | None = frozenset()
         self.attention, self.inspected = PACKED, BRIEF
 
     @classmethod
@@ -144,6 +148,15 @@ class LanguagePolicy(nn.Module):
         """Whether there is a value head."""
         return self.body.value_head is not None
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a completion: the tokenizer's, those of the model's generation settings, the chat template's end of a turn."""
+        return self.rendering.stop_ids if self.own_stop_ids is None else self.own_stop_ids
+
+    @stop_ids.setter
+    def stop_ids(self, ids: frozenset[int]) -> None:
+        self.own_stop_ids = ids
+
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, *, lora_rank: int | None = None, **options: Any) -> Self:
         """A model and tokenizer from a folder (or a hub's name, where there is one); ``options`` as for the class.
@@ -182,37 +195,23 @@ class LanguagePolicy(nn.Module):
 
     # --------------------------------------------------------------------------------------------------------- text and ids
 
-    def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a prompt: text verbatim, or messages through the chat template, ready for the assistant's turn."""
-        return self.encode_all([prompt])[0]
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: ``tokenizer(text)``, or messages through the chat template, ready for the assistant's turn.
 
-    def encode_all(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
-        """:meth:`encode` of each prompt, several times faster than one by one."""
-        texts = iter(self.encode_texts([prompt for prompt in prompts if isinstance(prompt, str)]))
-        talks = iter(self.encode_talks([prompt for prompt in prompts if not isinstance(prompt, str)]))
-        return [next(texts) if isinstance(prompt, str) else next(talks) for prompt in prompts]
+        Where the last message is the assistant's, that turn is continued.
+        """
+        return self.encode_all([prompt], ["prompt"])[0]
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, verbatim."""
-        tokenizer: Any = self.tokenizer
-        for text in texts:
-            if not text.isascii():
-                check_text(text)
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    def encode_all(self, prompts: Sequence[Prompt], places: Sequence[str] | None = None) -> list[list[int]]:
+        """:meth:`encode` of each prompt, several times faster than one by one; ``places`` name them in errors."""
+        return self.rendering.prompts(prompts, places)
 
-    def encode_talks(self, talks: Sequence[Sequence[dict[str, str]]]) -> list[list[int]]:
-        """Token ids of each list of messages, through the chat template."""
-        tokenizer: Any = self.tokenizer
-        for talk in talks:
-            check_messages(talk)
-        if talks and not tokenizer.chat_template:
-            raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
-        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
-        return tokenizer.apply_chat_template([list(talk) for talk in talks], **options)["input_ids"] if talks else []
+    def decode(self, ids: Sequence[int], after: Prompt | None = None) -> str:
+        """The text of a completion, without its end token and other special ones. For people and rewards; nothing is trained on it.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, without its end token and other special ones. For people and rewards; nothing is trained on it."""
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        Say ``after`` which prompt it stands: tokenizers that mark the starts of words lose a first blank without it.
+        """
+        return self.rendering.decode(ids, after)
 
     # ------------------------------------------------------------------------------------------------------------- scoring
 
@@ -297,28 +296,6 @@ class LanguagePolicy(nn.Module):
         return self.body(row) if weights is None else torch.func.functional_call(self.body, weights, (row,))
 
 
-def check_text(text: str) -> None:
-    """Refuse what is no text: half of a surrogate pair, which comes from bytes that were not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"prompt: character {error.start + 1} is a lone surrogate, so this is no text; save its source as UTF-8") from None
-
-
-def check_messages(talk: Any) -> None:
-    """Refuse a prompt that is neither a text nor a list of messages."""
-    listed = (
-        isinstance(talk, Sequence) and len(talk) > 0 and all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in talk)
-    )
-    if not listed:
-        kind = type(talk).__name__
-        raise UsageError(
-            f'prompt: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {talk!r:.60}'
-        )
-    for message in talk:
-        check_text(message["content"])
-
-
 # ------------------------------------------------------------------------------------------------------- what models differ in
 
 
@@ -346,9 +323,8 @@ def logit_cap(model: PreTrainedModel) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a completion: the tokenizer's and those of the model's generation settings."""
+def generation_stops(model: PreTrainedModel) -> list[int]:
+    """The end tokens of the model's generation settings."""
     config: Any = getattr(model, "generation_config", None)  # models that generate nothing have none
     found = getattr(config, "eos_token_id", None)
-    more = [] if found is None else [found] if isinstance(found, int) else list(found)
-    return frozenset({int(cast(int, tokenizer.eos_token_id)), *more})
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

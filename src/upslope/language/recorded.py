@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from upslope.errors import UsageError, require
 from upslope.language.collect import Order, log_probs, padded, recorded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
+from upslope.language.rendering import Row, and_more
 from upslope.language.rewards import Prompt
 from upslope.records import Rollout
 
@@ -21,8 +23,9 @@ class Recorded:
     """``policy -> Rollout`` of ``batch_size`` recorded units per iteration, in an order that ``seed`` decides.
 
     ``rows`` are ``(prompt, completions, scores)``: one completion for demonstrations and labels, two for pairs, with what stands as
-    the reward of each one's last token. An end token is put behind each. The reference's log-probabilities of a unit are computed
-    once and remembered.
+    the reward of each one's last token. Prompt and completion are tokenized together, with one end
+    (:mod:`~upslope.language.rendering`); tokens in which the completions of a pair differ although they are the prompt's are masked.
+    The reference's log-probabilities of a unit are computed once and remembered. ``places`` name the rows in errors.
 
     Raises:
         UsageError: no rows, a text that does not fit into the model's context, a reference of another vocabulary.
@@ -36,6 +39,7 @@ class Recorded:
         batch_size: int = 16,
         reference: LanguagePolicy | None = None,
         seed: int = 0,
+        places: Sequence[str] | None = None,
     ) -> None:
         require(bool(rows), "data: expected at least one row, found none")
         require(batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {batch_size}")
@@ -43,16 +47,22 @@ class Recorded:
             raise UsageError(
                 f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
             )
-        self.prompts = policy.encode_all([prompt for prompt, _, _ in rows])
-        ended = iter(with_end(policy, [completion_text(text, f"data[{i}]") for i, (_, texts, _) in enumerate(rows) for text in texts]))
-        self.completions = [[next(ended) for _ in texts] for _, texts, _ in rows]
+        places = places or [f"data[{i}]" for i in range(len(rows))]
+        texts = [[completion_text(text, place) for text in texts] for (_, texts, _), place in zip(rows, places, strict=True)]
+        groups = policy.rendering.rows([prompt for prompt, _, _ in rows], texts, places)
+        shared = [num_shared(group) for group in groups]
+        self.prompts = [group[0].ids[:n] for group, n in zip(groups, shared, strict=True)]
+        self.completions = [[row.ids[n:] for row in group] for group, n in zip(groups, shared, strict=True)]
+        self.starts = [[row.start - n for row in group] for group, n in zip(groups, shared, strict=True)]
         self.scores = [list(scores) for _, _, scores in rows]
-        for i, (prompt, texts) in enumerate(zip(self.prompts, self.completions, strict=True)):
-            require(bool(prompt), f"data[{i}]: its prompt has no token")
-            size = len(prompt) + max(map(len, texts))
+        for group, n, place in zip(groups, shared, places, strict=True):
+            joined = " of its own: the completion's first letters are in its first token" if any(row.seam for row in group) else ""
+            require(n > 0, f"{place}: its prompt has no token{joined}")
+            size = max(len(row.ids) for row in group)
             if size > policy.context:
-                raise UsageError(f"data[{i}]: its {size} tokens exceed the model's context of {policy.context}; shorten it")
+                raise UsageError(f"{place}: its {size} tokens exceed the model's context of {policy.context}; shorten it")
         policy.look_up_to(max(len(ids) + max(map(len, rest)) for ids, rest in zip(self.prompts, self.completions, strict=True)))
+        warn_of_seams(groups, places)
         self.batch_size, self.reference = min(batch_size, len(rows)), reference
         self.order = Order(len(rows), seed)
         self.remembered: dict[int, Tensor] = {}
@@ -73,6 +83,7 @@ class Recorded:
             length.view(len(indices), count),
             score=score,
             finished=torch.ones_like(score, dtype=torch.bool),
+            start=torch.tensor([self.starts[i] for i in indices], device=policy.device),
             unit="pair",
         )
         if self.reference is None:
@@ -94,10 +105,22 @@ class Recorded:
         return torch.stack(rows).where(rollout.mask, 0.0)
 
 
-def with_end(policy: LanguagePolicy, texts: Sequence[str]) -> list[list[int]]:
-    """Recorded completions as token ids, each with the end token that the policy is to learn."""
-    end = int(cast(int, policy.tokenizer.eos_token_id))
-    return [[*ids, end] for ids in policy.encode_texts(texts)]
+def num_shared(group: Sequence[Row]) -> int:
+    """How many tokens the completions of a prompt have before them in common."""
+    first, n = group[0].ids, min(row.start for row in group)
+    return next((k for k in range(n) if any(row.ids[k] != first[k] for row in group)), n)
+
+
+def warn_of_seams(groups: Sequence[Sequence[Row]], places: Sequence[str]) -> None:
+    """Say where the model is trained behind other tokens than it will be asked with."""
+    seams = [(place, row.seam) for group, place in zip(groups, places, strict=True) for row in group if row.seam]
+    if seams:
+        found = sorted({place for place, _ in seams}, key=places.index)
+        warnings.warn(
+            f"{seams[0][0]}{and_more(found)}: the prompt's end is cut into other tokens once the completion follows ({seams[0][1]!r:.40}); "
+            "trained on is the whole text as the tokenizer cuts it. Move blanks from the prompt's end to the completion's beginning",
+            stacklevel=4,
+        )
 
 
 def completion_text(completion: Any, place: str) -> str:
@@ -128,18 +151,24 @@ def told(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any, ...]]:
             yield tuple(getattr(example, name) for name in names)
 
 
+def places_of(examples: Sequence[Any]) -> list[str]:
+    """Where each example was read, as far as it knows, for errors."""
+    return [getattr(example, "place", "") or f"data[{i}]" for i, example in enumerate(examples)]
+
+
 def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]], **options: Any) -> Recorded:
     """Prompts with the completion to imitate, for SFT."""
-    return Recorded(policy, [(prompt, [text], [0.0]) for prompt, text in told(examples, "prompt", "completion")], **options)
+    rows = [(prompt, [text], [0.0]) for prompt, text in told(examples, "prompt", "completion")]
+    return Recorded(policy, rows, places=places_of(examples), **options)
 
 
 def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
     """Completions that are wanted (+1) or not (−1), for KTO."""
-    rows = told(examples, "prompt", "completion", "label")
-    return Recorded(policy, [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in rows], **options)
+    rows = [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in told(examples, "prompt", "completion", "label")]
+    return Recorded(policy, rows, places=places_of(examples), **options)
 
 
 def preference_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], **options: Any) -> Recorded:
     """Chosen and rejected completions, for DPO and reward models."""
-    rows = told(pairs, "prompt", "chosen", "rejected")
-    return Recorded(policy, [(prompt, [chosen, rejected], [0.0, 0.0]) for prompt, chosen, rejected in rows], **options)
+    rows = [(prompt, [chosen, rejected], [0.0, 0.0]) for prompt, chosen, rejected in told(pairs, "prompt", "chosen", "rejected")]
+    return Recorded(policy, rows, places=places_of(pairs), **options)

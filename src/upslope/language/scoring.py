@@ -10,7 +10,6 @@ import torch
 from upslope.errors import UsageError
 from upslope.language.collect import padded
 from upslope.language.policy import LanguagePolicy
-from upslope.language.recorded import with_end
 from upslope.language.rewards import Prompt, text_of
 
 
@@ -28,8 +27,11 @@ def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[flo
         found: list[float] = []
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            prompt_ids, prompt_length = padded(policy.encode_all(prompts[part]), policy.device)
-            ids, length = padded(with_end(policy, [text_of(c) for c in completions[part]]), policy.device)
+            texts = [[text_of(completion)] for completion in completions[part]]
+            places = [f"item {i + 1}" for i in range(len(prompts))][part]
+            rows = [row for (row,) in policy.rendering.rows(prompts[part], texts, places)]
+            prompt_ids, prompt_length = padded([row.ids[: row.start] for row in rows], policy.device)
+            ids, length = padded([row.ids[row.start :] for row in rows], policy.device)
             inputs = {"prompt_ids": prompt_ids, "prompt_length": prompt_length}
             found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
         return found

@@ -153,7 +153,7 @@ def pairs_from(task: Task, *, seed: int = 0, count: int = 256, held_out: bool = 
             while wrong == answer_of(problem):
                 wrong = generator.choice(others)
             rejected = make(Problem(prompt=problem.prompt, columns={**problem.columns, "answer": wrong}))
-            pairs.append(Pair(prompt=problem.prompt, chosen=make(problem), rejected=rejected))
+            pairs.append(Pair(prompt=problem.prompt, chosen=make(problem), rejected=rejected, place=problem.place))
     return pairs
 
 

@@ -190,7 +190,7 @@ class LanguageRun:
         settings = self.collector
         assert isinstance(settings, CompletionsSettings)
         max_tokens = settings.max_tokens or task.max_tokens
-        check_room(policy, [problem.prompt for problem in [*task.train, *task.held_out]], max_tokens)
+        check_room(policy, [*task.train, *task.held_out], max_tokens)
         kl = getattr(self.algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
         require(
             settings.refill == 0 or not (kl or getattr(self.algorithm, "needs_every_group", True)),
@@ -335,11 +335,13 @@ def reward_model(name: str) -> Callable[..., list[float]] | None:
     return score_with(run.policy)
 
 
-def examples_of(task: Any) -> list[tuple[Any, str]]:
+def examples_of(task: Any) -> list[Any]:
     """Training problems with right completions."""
+    from upslope.language.problems import Labeled
+
     if task is None or task.solution is None:
         raise UsageError("task: it has no answers to imitate; give the file a column answer or completion")
-    return [(problem.prompt, task.solution(problem)) for problem in task.train]
+    return [Labeled(prompt=p.prompt, completion=task.solution(p), label=True, place=p.place) for p in task.train]
 
 
 def labeled_from(pairs: Sequence[Any]) -> list[Any]:
@@ -347,5 +349,7 @@ def labeled_from(pairs: Sequence[Any]) -> list[Any]:
     from upslope.language.problems import Labeled
 
     return [
-        Labeled(prompt=p.prompt, completion=text, label=label) for p in pairs for text, label in ((p.chosen, True), (p.rejected, False))
+        Labeled(prompt=p.prompt, completion=text, label=label, place=p.place)
+        for p in pairs
+        for text, label in ((p.chosen, True), (p.rejected, False))
     ]
