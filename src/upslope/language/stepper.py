@@ -45,7 +45,7 @@ class PPOStepper:
         """One response to each query, as token ids; ``policy.decode`` makes text of them."""
         self.engine.sync(self.policy, self.num_steps)
         self.num_calls = getattr(self, "num_calls", 0) + 1
-        prompts, order, size = grouped(self.policy.encode_all(queries))
+        prompts, order, size = grouped(self.policy.encode_all(queries, [f"queries[{i}]" for i in range(len(queries))]))
         made = self.engine.generate(prompts, group_size=size, max_tokens=max_tokens, seed=self.seed * 1_000_003 + self.num_calls)
         ids, lengths = made.completion_ids.flatten(0, 1).tolist(), made.length.flatten().tolist()
         responses = {place: ids[i][: lengths[i]] for i, place in enumerate(order)}
@@ -59,7 +59,7 @@ class PPOStepper:
         """
         check_step(queries, responses, rewards)
         policy, device = self.policy, self.policy.device
-        prompts, order, size = grouped(policy.encode_all(queries))
+        prompts, order, size = grouped(policy.encode_all(queries, [f"queries[{i}]" for i in range(len(queries))]))
         shape = (len(prompts), size)
         ids, length = padded([responses[i] for i in order], device)
         finished = torch.tensor([responses[i][-1] in policy.stop_ids for i in order], device=device).view(shape)
