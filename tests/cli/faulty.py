@@ -59,6 +59,17 @@ def walk(**options: Any) -> Walk:
     return Walk(**options)
 
 
+class Screen(Walk):
+    """Shows a small float image."""
+
+    def observe(self, where: str) -> Any:
+        return np.full((20, 20, 3), 0.1 * self.time, np.float32)
+
+
+def screen() -> Walk:
+    return Screen(observation_space=spaces.Box(0, 1, (20, 20, 3), np.float32))
+
+
 def no_frames() -> Walk:
     """Takes no render_mode."""
     return Walk()

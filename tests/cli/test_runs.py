@@ -187,3 +187,16 @@ def test_time_left_counts_from_the_first_iteration(monkeypatch):
     assert meter.left() == "0:30 left"
     meter.update({"iteration": 5})
     assert meter.left() == ""
+
+
+@pytest.mark.parametrize(
+    "image, words, kind", [("auto", "an image, 3 × 20 × 20", "CNNPolicy"), ("no", "1,200 numbers (20 × 20 × 3, flat", "MLPPolicy")]
+)
+def test_what_an_observation_is_taken_for_is_said_and_kept(cli: Command, image: str, words: str, kind: str):
+    flags = ["--image", image, "--hidden-sizes", "8", "--total-steps", "32", "--out", "run", *SHORT]
+    answer = good(cli("train", "ppo", "faulty:screen", *flags))
+    assert f"observation: {words}" in answer.out
+    assert type(Run.load("run").policy).__name__ == kind and Run.load("run").config["policy"]["image"] == image
+    good(cli("evaluate", "run", "--env", "faulty:screen", "--episodes", "2"))
+    out = cli("train", "ppo", "faulty:screen", "--init", "run", "--image", image, *SHORT)
+    assert out.code == 2 and "leave out --image" in out.err

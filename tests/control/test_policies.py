@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.control.test_spaces import SPACES, batch_of
 from upslope import PPO, control, train
 from upslope.control.heads import Gaussian
+from upslope.control.images import Image
 from upslope.control.networks import ACTIVATIONS, CNN, MLP, Dense
 from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
 from upslope.errors import RunFault, UsageError
@@ -231,7 +232,7 @@ def test_the_seed_fixes_the_weights_and_the_global_state_stays(space: str) -> No
 
 def test_networks_alone_draw_from_their_own_generator_too() -> None:
     def make(seed: int) -> list[nn.Module]:
-        return [MLP(4, 2, seed=seed), CNN({"image": (3, 36, 36)}, 2, 2, hidden_sizes=(8,), seed=seed)]
+        return [MLP(4, 2, seed=seed), CNN({"image": Image((3, 36, 36), None)}, 2, 2, hidden_sizes=(8,), seed=seed)]
 
     before = torch.get_rng_state()
     first = make(3)
@@ -306,7 +307,7 @@ def test_wrong_options_are_refused_in_one_line(space: str, options: dict[str, An
 def test_the_other_policy_is_named_where_this_one_does_not_fit() -> None:
     with pytest.raises(UsageError, match="has images; use CNNPolicy"):
         MLPPolicy.for_envs((SPACES["nested"], DISCRETE))
-    with pytest.raises(UsageError, match=r"no image .* use MLPPolicy"):
+    with pytest.raises(UsageError, match="taken for an image; use MLPPolicy, or image='yes'"):
         CNNPolicy.for_envs((VECTOR, DISCRETE))
     with pytest.raises(UsageError, match="action space Text"):
         MLPPolicy.for_envs((VECTOR, spaces.Text(3)))
@@ -346,6 +347,7 @@ def test_every_option_is_in_the_description() -> None:
         "critic": False,
         "distribution": "squashed",
         "epsilon": None,
+        "image": "no",
         "state_dependent_std": True,
         "log_std": -0.5,
         "scale_actions": False,

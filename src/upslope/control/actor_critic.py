@@ -24,6 +24,7 @@ from upslope.control.heads import (
     MultiCategorical,
     head_for,
 )
+from upslope.control.images import ImageChoice
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
 from upslope.errors import RunFault, UsageError
@@ -46,8 +47,9 @@ class ActorCritic(nn.Module):
     """A policy from any network that gives a head's parameters and, if it has a critic, a value.
 
     ``network`` is an ``nn.Module``, or what makes one when called with ``(input_size, num_parameters)``: the class itself.
-    Its ``forward`` takes ``observation [N, d]`` (float32: the vector part of the observation, flattened), or the uint8 image
-    ``[N, C, H, W]`` where the observation is one, or a dict of these where it has several parts; it returns
+    Its ``forward`` takes ``observation [N, d]`` (float32: the vector part of the observation, flattened), or the image
+    ``[N, C, H, W]`` where the observation is one, or a dict of these where it has several parts; ``image`` decides what is one, and
+    whether it is uint8 or float32 (:mod:`upslope.control.images`: ``"auto"``, ``"yes"``, ``"no"``). It returns
     ``(parameters [N, P], value [N])``, or the parameters alone. ``input_size`` is d, (C, H, W), or a dict of these. P is
     ``num_parameters``: the number of logits, or the action's dimension for a Gaussian (the policy adds ``log_std``, one
     number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
@@ -73,6 +75,7 @@ class ActorCritic(nn.Module):
         log_std: float = 0.0,
         scale_actions: bool = True,
         epsilon: float | None = None,
+        image: ImageChoice = "auto",
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         reward_gamma: float = 0.99,
@@ -80,7 +83,7 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_space, self.action_space = spaces_of(envs)
-        self.encoder = Encoder(self.observation_space)
+        self.encoder = Encoder(self.observation_space, image)
         self.head = head_for(self.action_space, distribution, epsilon, scaled=scale_actions)
         self._masked_by_observation = masked_by_observation(self.observation_space, self.action_space)
         self.options: dict[str, Any] = {
@@ -89,6 +92,7 @@ class ActorCritic(nn.Module):
             "log_std": log_std,
             "scale_actions": scale_actions,
             "epsilon": epsilon,
+            "image": image,
             "normalize_observation": normalize_observation,
             "normalize_reward": normalize_reward,
             "reward_gamma": reward_gamma,
@@ -122,7 +126,8 @@ class ActorCritic(nn.Module):
     @property
     def input_size(self) -> Any:
         """What the network takes: d for a vector, (C, H, W) for an image, a dict by input name where there are several."""
-        sizes = {name: self.encoder.images.get(name, self.encoder.size) for name in self.encoder.names}
+        images = self.encoder.images
+        sizes = {name: images[name].shape if name in images else self.encoder.size for name in self.encoder.names}
         return sizes if len(sizes) > 1 else next(iter(sizes.values()))
 
     def _observation_normalizer(self) -> ObservationNormalizer:
@@ -135,8 +140,9 @@ class ActorCritic(nn.Module):
         images = self.encoder.images
         zeros: dict[str, Tensor] = {}
         for name in self.encoder.names:
-            shape, dtype = (images[name], torch.uint8) if name in images else ((self.encoder.size,), torch.float32)
-            zeros[name] = torch.zeros(3, *shape, dtype=dtype, device=self._device)
+            image = images.get(name)
+            shape, dtype = ((self.encoder.size,), np.float32) if image is None else (image.shape, image.dtype)
+            zeros[name] = torch.from_numpy(np.zeros((3, *shape), dtype)).to(self._device)
         with torch.no_grad():
             output: Any = self.network(zeros if self._input is None else zeros[self._input])
         parameters, value = output if isinstance(output, tuple) else (output, None)

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from upslope.control.images import ImageChoice
 from upslope.control.spaces import Encoder, Space, short
 from upslope.errors import UsageError, require, unknown
 
@@ -104,15 +105,16 @@ def features_for(
     fourier_order: int = 3,
     low: Sequence[float] | None = None,
     high: Sequence[float] | None = None,
+    image: ImageChoice = "auto",
 ) -> Features:
     """The features of this name for an observation space; ``low`` and ``high`` limit what is unbounded or hardly ever reached.
 
     Raises:
         UsageError: images; a space that is no vector of real numbers, or has no limits, where limits are needed; too many features.
     """
-    encoder = Encoder(space)
+    encoder = Encoder(space, image)
     if encoder.images:
-        raise UsageError(f"features: {short(space)} holds an image, which needs a network; use --features network")
+        raise UsageError(f"features: {short(space)} holds an image, which needs a network; use --features network, or --image no")
     if name == "linear":
         return Linear(encoder)
     if name not in FEATURES:

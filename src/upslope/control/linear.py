@@ -55,7 +55,7 @@ class LinearPolicy(ActorCritic):
     ) -> None:
         low, high = (None if limit is None else [float(x) for x in limit] for limit in (feature_low, feature_high))
         sizes = {"num_tilings": num_tilings, "num_tiles": num_tiles, "fourier_order": fourier_order}
-        found = features_for(spaces_of(envs)[0], features, low=low, high=high, **sizes)
+        found = features_for(spaces_of(envs)[0], features, low=low, high=high, image=options.get("image", "auto"), **sizes)
         super().__init__(lambda _, outputs: LinearNetwork(found.size, outputs, critic), envs, seed=seed, **options)
         limits = {"feature_low": low, "feature_high": high}
         self.options = {"features": features, **sizes, **limits, "critic": critic, **self.options}

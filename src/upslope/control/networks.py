@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from upslope.control.images import NATURE_SIDE, Image, Reading
 from upslope.errors import UsageError, unknown
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -126,7 +127,7 @@ def image_trunk(shape: tuple[int, int, int], generator: torch.Generator) -> nn.S
     """
     channels, height, width = shape
     nature, small = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)], [(32, 3, 2, 1), (64, 3, 2, 1), (64, 3, 1, 1)]
-    plan = nature if min(height, width) >= 36 else small
+    plan = nature if min(height, width) >= NATURE_SIDE else small
     layers: list[nn.Module] = []
     for outputs, size, stride, padding in plan:
         layers += [convolution(channels, outputs, size, stride, padding, generator), nn.ReLU()]
@@ -146,15 +147,28 @@ def trunk_size(shape: tuple[int, int, int], trunk: nn.Sequential) -> int:
     return channels * height * width
 
 
+def read(image: Tensor, reading: Reading | None) -> Tensor:
+    """An encoded image ``[N, C, H, W]`` as the numbers that a convolution takes, ``[N, C · width, H, W]``."""
+    if reading is None:
+        return image
+    parts = [image.float() / (reading.count - 1)] if reading.share else []
+    if reading.ones:
+        index = image.clamp(max=reading.ones - 1).unsqueeze(2)
+        codes = torch.arange(reading.ones, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+        parts.append((index == codes).flatten(1, 2) * reading.one)
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
 class CNN(nn.Module):
     """One trunk for actor and critic: each image through convolutions, joined with the vector part, a ReLU layer or more, two heads.
 
-    Takes uint8 images ``[*, C, H, W]`` (divided by 255 here) and, where ``vector_size`` is not 0, ``observation [*, d]``.
+    Takes images ``[*, C, H, W]`` as :mod:`upslope.control.images` encodes them, float32 or uint8 (read here: divided by the largest
+    number, and one-hot where codes are told apart), and, where ``vector_size`` is not 0, ``observation [*, d]``.
     """
 
     def __init__(
         self,
-        images: Mapping[str, tuple[int, int, int]],
+        images: Mapping[str, Image],
         vector_size: int,
         outputs: int,
         *,
@@ -166,9 +180,11 @@ class CNN(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.names = tuple(images)
         self.vector_size = vector_size
-        self.trunks = nn.ModuleList(image_trunk(shape, generator) for shape in images.values())
+        self.readings = [image.reading for image in images.values()]
+        shapes = [(c * (1 if read is None else read.width), h, w) for ((c, h, w), read, *_) in images.values()]
+        self.trunks = nn.ModuleList(image_trunk(shape, generator) for shape in shapes)
         size = vector_size
-        for shape, trunk in zip(images.values(), self.trunks, strict=True):
+        for shape, trunk in zip(shapes, self.trunks, strict=True):
             assert isinstance(trunk, nn.Sequential)
             size += trunk_size(shape, trunk)
         layers: list[nn.Module] = []
@@ -182,9 +198,9 @@ class CNN(nn.Module):
     def features(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         named = {self.names[0]: inputs} if isinstance(inputs, Tensor) else inputs
         parts = [named["observation"]] if self.vector_size else []
-        for name, trunk in zip(self.names, self.trunks, strict=True):
+        for name, reading, trunk in zip(self.names, self.readings, self.trunks, strict=True):
             image = named[name]
-            flat = trunk(image.reshape(-1, *image.shape[-3:]).float() / 255)
+            flat = trunk(read(image.reshape(-1, *image.shape[-3:]), reading))
             parts.append(flat.reshape(*image.shape[:-3], -1))
         return self.joined(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
 

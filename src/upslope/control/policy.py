@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.heads import Categorical
+from upslope.control.images import ImageChoice
 from upslope.control.linear import LinearPolicy
 from upslope.control.networks import CNN, MLP, check_sizes
 from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
@@ -43,7 +44,7 @@ class MLPPolicy(ActorCritic):
 
         def network(inputs: Any, outputs: int) -> nn.Module:
             if not isinstance(inputs, int):
-                raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy")
+                raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy, or image='no'")
             values = self.critic_outputs(outputs)
             return MLP(inputs, outputs, hidden_sizes=sizes, activation=activation, critic=critic, critic_outputs=values, seed=seed)
 
@@ -124,10 +125,10 @@ class CNNPolicy(ActorCritic):
 
         def network(inputs: Any, outputs: int) -> nn.Module:
             if isinstance(inputs, int):
-                raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has no image (uint8 from 0 to 255); use MLPPolicy")
+                space = short(spaces_of(envs)[0])
+                raise UsageError(f"observation space {space}: nothing in it is taken for an image; use MLPPolicy, or image='yes'")
             shapes = inputs if isinstance(inputs, dict) else {self.encoder.names[0]: inputs}
-            images = {name: shape for name, shape in shapes.items() if name != "observation"}
-            return CNN(images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, seed=seed)
+            return CNN(self.encoder.images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, seed=seed)
 
         super().__init__(network, envs, seed=seed, **options)
         self.options = {"hidden_sizes": list(sizes), "critic": critic, **self.options}
@@ -149,9 +150,9 @@ POLICIES: dict[str, type[ActorCritic]] = {
 }
 
 
-def policy_for(envs: Any, **options: Any) -> ActorCritic:
-    """A :class:`CNNPolicy` where the observation holds an image, else an :class:`MLPPolicy`."""
-    return (CNNPolicy if Encoder(spaces_of(envs)[0]).images else MLPPolicy)(envs, **options)
+def policy_for(envs: Any, *, image: ImageChoice = "auto", **options: Any) -> ActorCritic:
+    """A :class:`CNNPolicy` where something in the observation is taken for an image, else an :class:`MLPPolicy`."""
+    return (CNNPolicy if Encoder(spaces_of(envs)[0], image).images else MLPPolicy)(envs, image=image, **options)
 
 
 def policy_from_description(description: Mapping[str, Any], *, network: Any = None) -> ActorCritic:

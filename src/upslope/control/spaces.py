@@ -1,8 +1,8 @@
 """Gymnasium spaces as tensors and as JSON.
 
 :class:`Encoder` turns a (batch of) raw observation into the few tensors that a network takes: everything vector-like in
-one float tensor ``observation [N, d]``, every image as uint8 ``image [N, C, H, W]``. :func:`space_to_json` and
-:func:`space_from_json` let a run folder hold a space without pickling it.
+one float tensor ``observation [N, d]``, every image as ``image [N, C, H, W]``, uint8 or float32 (:mod:`upslope.control.images` says what
+is one). :func:`space_to_json` and :func:`space_from_json` let a run folder hold a space without pickling it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from upslope.control.images import MOST_ONES, Image, ImageChoice, Reading, bounds, is_grid, is_image, reading
 from upslope.errors import UsageError
 
 Space = spaces.Space[Any]
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
-IMAGE_SIDE = 16
-"""Smallest height and width of what counts as an image; smaller arrays are flattened."""
 
 
 def short(space: Any) -> str:
@@ -55,54 +54,43 @@ class Leaf:
     space: Space
     size: int  # numbers it puts into "observation"; 0 for an image
     continuous: bool  # whether normalization applies to it
-    image: str | None = None  # the name of the input it becomes, if an image
-    image_shape: tuple[int, int, int] | None = None  # (channels, height, width)
+    name: str | None = None  # of the input that it becomes, if an image
+    image: Image | None = None
+    codes: Reading | None = None  # of a grid's
 
     def of(self, observation: Any) -> Any:
         for key in self.path:
             observation = observation[key]
         return observation
 
-
-def is_image(space: Space) -> bool:
-    """Whether a Box holds pixels: uint8 from 0 to 255, 2 to 4 axes, height and width of at least 16."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or not 2 <= len(space.shape) <= 4:
-        return False
-    _, height, width = image_shape(space.shape)
-    return min(height, width) >= IMAGE_SIDE and bool((space.low == 0).all()) and bool((space.high == 255).all())
-
-
-def channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether an image of three or four axes ends in its channels: the last axis is no longer than the one before height."""
-    return shape[-1] <= shape[-3]
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, height, width) of ``[H, W]``, ``[H, W, C]``, ``[C, H, W]`` and of stacks ``[K, H, W, C]``, ``[K, C, H, W]``."""
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    frames = shape[0] if len(shape) == 4 else 1
-    channels, height, width = (shape[-1], *shape[-3:-1]) if channels_last(shape) else shape[-3:]
-    return frames * channels, height, width
+    def words(self) -> str:
+        """What it is taken for."""
+        shape, space = " × ".join(map(str, self.space.shape or ())), self.space
+        if self.image is not None:
+            return self.image.words()
+        if self.codes is not None:
+            low, count = self.codes.low, self.codes.count
+            shares = "" if not self.codes.share else f", and divided by {count - 1}"
+            told = f"{low} to {low + count - 1}" if not shares else f"below {self.codes.ones - 1}"
+            return f"a grid of {shape} codes, {told} told apart{shares} ({self.size:,} numbers)"
+        if isinstance(space, spaces.Discrete):
+            return f"one of {space.n:,}"
+        if len(self.space.shape or ()) > 1:
+            return f"{self.size:,} numbers ({shape}, flattened)"
+        return f"{self.size:,} number{'s' if self.size != 1 else ''}"
 
 
-def _pixels(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A batch of images ``[N, *shape]`` as ``[N, C, H, W]``."""
-    if len(shape) >= 3 and channels_last(shape):
-        array = np.moveaxis(array, -1, -3)
-    return np.array(array, dtype=np.uint8, order="C").reshape(len(array), *image_shape(shape))
-
-
-def _leaves(space: Space, path: tuple[str | int, ...], root: Space) -> list[Leaf]:
+def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: ImageChoice) -> list[Leaf]:
     if isinstance(space, spaces.Dict):
-        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key), root)]
+        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key), root, image)]
     if isinstance(space, spaces.Tuple):
-        return [leaf for index, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, index), root)]
+        return [leaf for index, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, index), root, image)]
     if isinstance(space, spaces.Box):
-        if is_image(space):
-            name = "/".join(["image", *map(str, path)])
-            return [Leaf(path, space, 0, False, name, image_shape(space.shape))]
-        return [Leaf(path, space, math.prod(space.shape), True)]
+        if is_image(space, image):
+            return [Leaf(path, space, 0, False, "/".join(["image", *map(str, path)]), Image.of(space))]
+        if is_grid(space) and (codes := reading(space)) is not None and codes.width * (size := math.prod(space.shape)) <= MOST_ONES:
+            return [Leaf(path, space, codes.width * size, False, codes=codes)]
+        return [Leaf(path, space, math.prod(space.shape), not is_binary(space))]
     if isinstance(space, spaces.Discrete):
         return [Leaf(path, space, int(space.n), False)]
     if isinstance(space, spaces.MultiDiscrete):
@@ -111,6 +99,16 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space) -> list[Leaf
         return [Leaf(path, space, math.prod(space.shape), False)]
     inside = "" if space is root else f" in {short(root)}"
     raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
+
+
+def is_bytes(space: Space) -> bool:
+    """Whether it is a Box of bytes: an emulator's memory."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.high.max(initial=0) == 255
+
+
+def is_binary(space: spaces.Box) -> bool:
+    """Whether it holds zeros and ones, which nothing normalizes: an action mask for one."""
+    return space.dtype is not None and space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
 
 
 def _one_hot(index: NDArray[Any], out: NDArray[Any]) -> None:
@@ -129,30 +127,34 @@ def _write(leaf: Leaf, array: NDArray[Any], out: NDArray[Any]) -> None:
         for factor, count in enumerate(space.nvec.reshape(-1)):
             start, stop = stop, stop + int(count)
             _one_hot(indices[:, factor], out[:, start:stop])
+    elif leaf.codes is not None:
+        out[:] = leaf.codes(array)
     else:
         out[:] = array.reshape(len(array), -1)
-        if space.dtype == np.uint8 and isinstance(space, spaces.Box) and space.high.max(initial=0) == 255:
+        if is_bytes(space):
             out /= 255  # bytes (an emulator's memory) would saturate the first layer
 
 
 class Encoder:
     """Turns observations of one space into named arrays; see the module's first lines.
 
-    Attributes: ``size``, the length d of the vector part (0 if all is images); ``images``, name → (channels, height, width);
+    Attributes: ``size``, the length d of the vector part (0 if all is images); ``images``, name → :class:`Image`;
     ``names``, the inputs that come out; ``continuous [d]``, True where a number comes from a Box.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, image: ImageChoice = "auto") -> None:
         self.space = space
-        self.leaves = _leaves(space, (), space)
+        self.leaves = _leaves(space, (), space, image)
         self.size = sum(leaf.size for leaf in self.leaves)
-        self.images = {leaf.image: leaf.image_shape for leaf in self.leaves if leaf.image and leaf.image_shape}
+        self.images: dict[str, Image] = {leaf.name: leaf.image for leaf in self.leaves if leaf.name and leaf.image}
+        if image == "yes" and not self.images:
+            raise UsageError(f"image: nothing in {short(space)} has 2 to 4 axes, so nothing is an image; leave it out")
         self.names = (("observation",) if self.size else ()) + tuple(self.images)
         if not self.names:
             raise UsageError(f"observation space {short(space)}: holds no numbers")
         self.continuous = np.repeat([leaf.continuous for leaf in self.leaves], [leaf.size for leaf in self.leaves])
         leaf = self.leaves[0]
-        plain = len(self.leaves) == 1 and isinstance(space, spaces.Box) and not leaf.image
+        plain = len(self.leaves) == 1 and isinstance(space, spaces.Box) and leaf.image is None and leaf.codes is None
         self._plain_size = leaf.size if plain and space.dtype != np.uint8 else 0
 
     def is_single(self, observation: Any) -> bool:
@@ -174,7 +176,7 @@ class Encoder:
         return _map(self.space, observation, lambda array: np.asarray(array)[None])
 
     def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:
-        """A batch of observations as new arrays: ``observation [N, d]`` of ``dtype`` and uint8 images ``[N, C, H, W]``.
+        """A batch of observations as new arrays: ``observation [N, d]`` of ``dtype`` and images ``[N, C, H, W]``.
 
         Raises :class:`UsageError` for a shape that is not the space's with a leading N.
         """
@@ -189,12 +191,28 @@ class Encoder:
         encoded: dict[str, NDArray[Any]] = {"observation": vector} if self.size else {}
         stop = 0
         for leaf, array in zip(self.leaves, arrays, strict=True):
-            if leaf.image:
-                encoded[leaf.image] = _pixels(array, leaf.space.shape or ())
+            if leaf.image is not None and leaf.name is not None:
+                encoded[leaf.name] = leaf.image(array, leaf.space.shape or ())
             else:
                 start, stop = stop, stop + leaf.size
                 _write(leaf, array, vector[:, start:stop])
         return encoded
+
+    def words(self) -> str | None:
+        """What the observation is taken for, part by part; None where there is no doubt, for all of it are rows of numbers."""
+        if all(len(leaf.space.shape or ()) < 2 for leaf in self.leaves):
+            return None
+        named = [("/".join(map(str, leaf.path)), leaf.words()) for leaf in self.leaves]
+        return "; ".join(f"{path} {words}" if path else words for path, words in named)
+
+    def largest(self, observation: Any) -> float:
+        """The largest magnitude among the real numbers of a batch, and of their bounds where they are finite."""
+        found = [0.0]
+        for leaf in self.leaves:
+            if leaf.continuous and isinstance(leaf.space, spaces.Box) and not is_bytes(leaf.space):
+                found.append(float(np.abs(np.asarray(leaf.of(observation), np.float64)).max(initial=0.0)))
+                found += [abs(bound) for bound in bounds(leaf.space) if math.isfinite(bound)]
+        return max(found)
 
     @staticmethod
     def _check(leaf: Leaf, array: NDArray[Any]) -> None:

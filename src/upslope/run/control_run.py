@@ -232,6 +232,7 @@ class ControlRun:
             "log_std": chosen.log_std,
             "scale_actions": chosen.scale_actions,
             "epsilon": None if not by_values else 0.1 if chosen.epsilon is None else chosen.epsilon,
+            "image": chosen.image,
             "normalize_observation": chosen.normalize_observation,
             "normalize_reward": chosen.normalize_reward,
             "reward_gamma": getattr(self.algorithm, "gamma", 0.99),
@@ -245,7 +246,7 @@ class ControlRun:
             names = ("features", "num_tilings", "num_tiles", "fourier_order", "feature_low", "feature_high")
             options["critic"] = options["critic"] and not by_values
             return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, **options)
-        if Encoder(envs.observation_space).images:
+        if Encoder(envs.observation_space, chosen.image).images:
             return CNNPolicy.for_envs(envs, **sizes, **options)
         return policy_for(envs, **sizes, activation=chosen.activation, **options)
 

@@ -54,9 +54,30 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
     settings = run.settings
     lines = [f"{type(run.algorithm).__name__} on {prepared.envs.env_id}, seed {settings.seed}", "  " + collecting(run)]
     lines.append("  " + stopping(settings, prepared.stop_at))
+    lines += [f"  {line}" for line in observing(prepared.envs, prepared.policy)]
     lines.append("  " + policy_words(prepared.policy, run.policy, settings))
     lines.append(f"  writing to {folder}")
     return "\n".join(lines)
+
+
+LARGE = 100.0
+"""A number of the observation beyond this saturates a network's first layer."""
+
+
+def observing(envs: Any, policy: Any) -> list[str]:
+    """What observations are taken for where that is a choice, how large they are where that matters, where action masks come from."""
+    lines: list[str] = []
+    encoder = policy.encoder
+    if (words := encoder.words()) is not None:
+        others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
+        lines.append(f"observation: {words}; --image {others} takes it otherwise")
+    largest = 0.0 if policy.observation_normalizer is not None else encoder.largest(envs.observation)
+    if largest > LARGE:
+        lines.append(f"the observation holds numbers up to {largest:,.6g}, and nothing scales them: --normalize-observation does")
+    if envs.action_mask is not None:
+        source = envs.mask_source or 'info["action_mask"]'
+        lines.append(f"only legal actions are taken, by the environment's {source}")
+    return lines
 
 
 def collecting(run: Any) -> str:
