@@ -123,3 +123,20 @@ def ignoring(log_prob: Any, behavior_log_prob: Any, advantage: Any, mask: Any, c
 def raising(log_prob: Any, behavior_log_prob: Any, advantage: Any, mask: Any, clip_range: Any) -> Any:
     """A surrogate with a mistake in it."""
     return log_prob * undefined_name  # type: ignore[name-defined]  # noqa: F821
+
+
+class Drawn(Walk):
+    """One that can be watched."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def drawn(render_mode: str | None = None) -> Drawn:
+    return Drawn(render_mode)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +23,7 @@ from upslope.run.load import Run
 from upslope.run.threads import one_thread
 
 Frame = NDArray[np.uint8]
+DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
 GIF_WIDTH, GIF_RATE = 480, 25
 """Pixels and frames per second: enough to watch, small enough to mail."""
 
@@ -61,6 +66,8 @@ def rendered(name: str, options: Mapping[str, Any]) -> Any:
     # the usual renderer needs neither a display nor its greeting
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default wants a display
     from gymnasium.vector import SyncVectorEnv
 
     from upslope import control
@@ -75,6 +82,24 @@ def rendered(name: str, options: Mapping[str, Any]) -> Any:
         envs.close()
         raise UsageError(f"play: environment {name!r} cannot render to rgb_array, so there is nothing to record")
     return envs, env
+
+
+def can_render(envs: Any) -> bool:
+    """Whether an animation can be made of such environments, as far as that shows without making another one."""
+    if "rgb_array" not in ((getattr(envs.vector, "metadata", None) or {}).get("render_modes") or ()):
+        return False
+    spec = gymnasium.registry.get(envs.env_id)
+    module, _, name = envs.env_id.rpartition(":")
+    entry: Any = spec.entry_point if spec is not None else getattr(sys.modules.get(module), name, None)
+    if isinstance(entry, str):
+        if entry.startswith(DRAWN_BY_PYGAME):
+            return importlib.util.find_spec("pygame") is not None
+        return True
+    try:
+        parameters = inspect.signature(entry).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "render_mode" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def check_renders(name: str, env_kwargs: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ On a terminal progress is one live line (rich); elsewhere, in a log file for one
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import deque
@@ -365,13 +366,12 @@ def warning_words(summary: Mapping[str, Any]) -> str:
     return "".join(f"\n\nwarning: {words}" for words in summary["warnings"])
 
 
-def next_words(summary: Mapping[str, Any], folder: Any) -> str:
-    """Commands to try next."""
-    env = f" --env {summary['env_id']}" if ":" in summary["env_id"] else ""  # a module is never imported because a file says so
-    rows = {
-        f"upslope play {folder}{env} --out policy.gif": "watch the policy",
-        f"upslope evaluate {folder}{env} --episodes 100": "measure it again, on other episodes",
-        f"upslope train {summary['algorithm']} {summary['env_id']} --help": "every setting, with its default",
-    }
+def next_words(summary: Mapping[str, Any], folder: Any, *, renders: bool, shipped: bool) -> str:
+    """Commands to try next; watching only where there is something to see, the help page of a ``shipped`` algorithm only."""
+    run, name = shlex.quote(str(folder)), shlex.quote(summary["env_id"])
+    env = f" --env {name}" if ":" in summary["env_id"] else ""  # a module is never imported because a file says so
+    rows = {f"upslope play {run}{env} --out policy.gif": "watch the policy"} if renders else {}
+    rows |= {f"upslope evaluate {run}{env} --episodes 100": "measure it again, on other episodes"}
+    rows |= {f"upslope train {summary['algorithm']} {name} --help": "every setting, with its default"} if shipped else {}
     width = max(map(len, rows)) + 4
     return "\n".join(["try next:", *(f"  {command:<{width}}{why}" for command, why in rows.items())])

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from upslope.errors import Diverged, RunFault, UsageError, require
-from upslope.run.control_run import ControlRun
+from upslope.run.control_run import ALGORITHMS, ControlRun
 from upslope.run.control_settings import Output
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path, versions
@@ -95,7 +95,11 @@ class Session:
         return summary
 
     def _closing_words(self, summary: Mapping[str, Any]) -> str:
-        return f"{result_words(summary, self.folder.path)}\n\n{next_words(summary, self.folder.path)}{warning_words(summary)}"
+        from upslope.run.play import can_render
+
+        folder, shipped = self.folder.path, summary["algorithm"] in ALGORITHMS
+        further = next_words(summary, folder, renders=can_render(self.prepared.envs), shipped=shipped)
+        return f"{result_words(summary, folder)}\n\n{further}{warning_words(summary)}"
 
     def _open(self) -> None:
         self.state_row: dict[str, Any] = {}
