@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
-from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, Ascent, Diverged, OffPolicyGradient, RunFault
+from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, TRPO, Ascent, Diverged, OffPolicyGradient, RunFault
 from upslope import functional as F
 from upslope.algorithms.off_policy import per_step
 from upslope.fast import update
-from upslope.fast.twins import compiled_update
+from upslope.fast.twins import compiled_update, fast_update
 from upslope.fast.update import CompiledUpdate
 
 pytest.importorskip("llvmlite")
@@ -314,3 +314,29 @@ def test_parameters_that_have_moved_are_found_again():
 def test_a_partial_of_a_shipped_surrogate_is_not_taken_for_it():
     algorithm = PPO(surrogate=partial(F.clipped_surrogate, dual_clip=2.0))
     assert compiled_update(algorithm, make_policy()) is None
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("algorithm", [PPO(), TRPO()], ids=["ppo", "trpo"])
+def test_the_rounding_of_a_narrow_policy_is_no_mismatch(algorithm, fast):
+    """With σ = e^log_std the last digit of an action of size 1 moves log π by some 3 · 1.2e-7 / σ."""
+
+    def step(log_std, away):
+        policy = make_policy("gaussian", log_std=log_std)
+        with torch.no_grad():
+            policy.log_std.fill_(log_std)
+        batch = make_batch(policy, (150,))
+        moved = away * torch.where(torch.arange(150) % 2 == 0, 1.0, -1.0)
+        batch = replace(batch, behavior_log_prob=batch.behavior_log_prob + moved.where(batch.mask, 0.0))
+        update = fast_update(algorithm, policy) if fast else algorithm.update
+        update(algorithm, policy, batch, algorithm.update.start(policy, seed=0))
+        return policy
+
+    before = make_policy("gaussian", log_std=-10.0)
+    assert not torch.equal(vector(step(-10.0, 0.008)), vector(before))
+    with pytest.raises(RunFault, match=r"found exp\(±0\.\d+\); the policy must sample and score with the same distribution"):
+        step(-3.0, 0.008)  # a mismatch
+    with pytest.raises(RunFault, match=r"same distribution"):
+        step(-10.0, 1.0)
+    with pytest.raises(RunFault, match=r"which is rounding: the last digit of an action moves log π by up to .* raise entropy_coef"):
+        step(-15.0, 0.5)

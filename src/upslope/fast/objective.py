@@ -108,7 +108,7 @@ class ObjectiveAscent(CompiledAscent):
         if not math.isfinite(sums[at.OBJECTIVE]):
             raise Diverged(diagnosis(state, part, policy))
         if first:
-            check_first_ratio(float(sums[at.MAX_LOG_RATIO]))
+            check_first_ratio(float(sums[at.MAX_LOG_RATIO]), policy, part)
         # the minus sign of Ascent: Adam minimizes
         reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
         found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)

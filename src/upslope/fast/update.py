@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,20 @@ class CompiledUpdate:
         started = state.num_updates
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
-            self.kernel(
+            run = partial(
+                self.kernel,
                 *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data),
                 *(options.ctypes.data, addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, len(chunk), minibatches),
                 results.ctypes.data,
             )
+            run()
+            if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
+                check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, flat_part(batch, order[: bounds[1]]))
+                results[:], options[at.RATIO_TOLERANCE] = 0.0, math.inf
+                run()
             taken = int(results[at.STEPPED])
             state.num_updates = started + taken
-            if results[at.STATUS] in (at.NOT_FINITE, at.RATIO_NOT_ONE):
+            if results[at.STATUS] == at.NOT_FINITE:
                 epoch, part = divmod(taken - before, minibatches)
                 rows_of_part = np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]]
                 self.fail(results, policy, batch, state, rows_of_part)
@@ -109,12 +116,15 @@ class CompiledUpdate:
 
     def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
-        if results[at.STATUS] == at.RATIO_NOT_ONE:
-            check_first_ratio(float(results[at.MAX_LOG_RATIO]))
         if math.isfinite(results[at.NUM_RESULTS + at.OBJECTIVE]):
             check_gradient(math.nan, state)
-        flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
-        raise Diverged(diagnosis(state, flat.select(torch.from_numpy(rows)), policy))
+        raise Diverged(diagnosis(state, flat_part(batch, rows), policy))
+
+
+def flat_part(batch: Batch, rows: Array) -> Batch:
+    """These steps of a batch, one after the other."""
+    flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
+    return flat.select(torch.from_numpy(rows))
 
 
 def averaged(results: Array, objective: Objective) -> Metrics:

@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 RATIO_TOLERANCE = 1e-3
 """Largest |log π − log π_behavior| on the first minibatch of an update that rounding can explain (float32 sums)."""
+UNITS = 16
+"""Units in the last place of an action, or of its mean, that the sums of a network may differ by."""
+COARSEST = 0.1
+"""Largest |log π − log π_behavior| of a very narrow policy that is let pass as rounding: beyond, updates would follow noise."""
 
 
 @dataclass
@@ -155,7 +159,7 @@ class Ascent:
                     raise Diverged(diagnosis(state, part, policy))
                 log_ratio = metrics.pop("log_ratio", None)
                 if first and log_ratio is not None:
-                    check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item())
+                    check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item(), policy, piece)
                 # the only minus sign: Adam minimizes
                 torch.autograd.backward(-objective, inputs=state.parameters)
                 if piece is part:
@@ -216,13 +220,45 @@ def averaged(collected: dict[str, list[Tensor]]) -> Metrics:
     return means
 
 
-def check_first_ratio(max_log_ratio: float) -> None:
-    """Before its first step the policy still is the one that sampled: π/π_behavior must be 1 (FORMULAS section 8)."""
-    if max_log_ratio > RATIO_TOLERANCE:
+def check_first_ratio(max_log_ratio: float, policy: Any, part: Batch) -> None:
+    """Before its first step the policy still is the one that sampled: π/π_behavior must be 1 (FORMULAS section 8).
+
+    Where the policy is so narrow that the last digits of an action move log π, rounding is allowed for, up to a ratio of
+    exp(±:data:`COARSEST`).
+    """
+    if max_log_ratio <= RATIO_TOLERANCE:
+        return
+    rounding = action_rounding(policy, part)
+    if max_log_ratio > RATIO_TOLERANCE + UNITS * rounding:
         raise RunFault(
             f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}); "
             "the policy must sample and score with the same distribution (temperature, masks, dropout, normalization)"
         )
+    if max_log_ratio > COARSEST:
+        raise RunFault(
+            f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}), which is rounding: the last digit of "
+            f"an action moves log π by up to {rounding:.2g}, so narrow has the policy become; raise entropy_coef, or lower the learning rate"
+        )
+
+
+def action_rounding(policy: Any, part: Batch) -> float:
+    """By how much log π may change where a unit in the last place of an action does: ``max_t Σ_i |∂log π/∂a_i| · eps · max(|a_i|, 1)``.
+
+    For a Gaussian that is ``|a − μ|/σ² · eps · max(|a|, 1)``. 0 for actions that are integers, which do not round.
+    """
+    action = part.inputs.get("action")
+    if action is None or not action.is_floating_point():
+        return 0.0
+    action = action.detach().clone().requires_grad_()
+    log_prob = policy.evaluate(**{**part.inputs, "action": action}).log_prob
+    if not log_prob.requires_grad:
+        return 0.0
+    (slope,) = cast(Sequence[Tensor | None], torch.autograd.grad(log_prob.sum(), action, allow_unused=True))
+    if slope is None:
+        return 0.0
+    moved = slope.abs() * torch.finfo(action.dtype).eps * action.detach().abs().clamp(min=1.0)
+    each = moved.reshape(*log_prob.shape, -1).sum(-1)
+    return each.masked_fill(~part.mask, 0.0).max().item()
 
 
 ADVICE = "lower the learning rate, lower max_grad_norm, or normalize observations and rewards"

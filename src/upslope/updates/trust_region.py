@@ -96,7 +96,7 @@ class NaturalStep(ABC):
         if not math.isfinite(objective.item()):
             raise Diverged(diagnosis(state, batch, policy))
         if "log_ratio" in metrics:
-            check_first_ratio(metrics["log_ratio"].detach().abs().masked_fill(~batch.mask, 0.0).max().item())
+            check_first_ratio(metrics["log_ratio"].detach().abs().masked_fill(~batch.mask, 0.0).max().item(), policy, batch)
         if not state.actor:
             state.actor = reached(distribution_of(policy, batch.inputs, otherwise=NEEDED).parameters, state.parameters)
             require(bool(state.actor), "policy: no trainable parameter moves its distribution")
