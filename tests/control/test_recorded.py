@@ -33,8 +33,10 @@ def test_a_rollout_from_a_file_is_the_one_that_was_played(mode, tmp_path):
         data = record(envs, policy, 11, seed=7)
     data.save(tmp_path / "steps.safetensors")
     found = Recorded(tmp_path / "steps.safetensors")(policy)
-    for name in ("reward", "terminated", "truncated", "mask", "behavior_log_prob", "value", "next_value", "first_step"):
+    for name in ("reward", "terminated", "truncated", "mask", "behavior_log_prob", "first_step"):
         assert torch.equal(getattr(found, name), getattr(played, name)), name
+    for name in ("value", "next_value"):  # products of matrices round by the number of rows
+        torch.testing.assert_close(getattr(found, name), getattr(played, name), rtol=0, atol=2e-6)
     assert all(torch.equal(found.inputs[name], tensor) for name, tensor in played.inputs.items())
     assert data.episodes() == (played.metrics["num_episodes"], pytest.approx(played.metrics["episode_return"]))
 

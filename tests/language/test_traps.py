@@ -216,7 +216,7 @@ def test_a_prompt_says_the_same_whatever_pads_it(family):
     alone = scored_by(policy, [prompt], [[completion]]).log_prob[0, 0]
     for padding in range(6):
         beside = scored_by(policy, [prompt, [12] * (3 + padding)], [[completion], [completion]]).log_prob[0, 0]
-        torch.testing.assert_close(beside, alone, rtol=0, atol=1e-6)
+        torch.testing.assert_close(beside, alone, rtol=1e-6, atol=2e-6)  # float32
         sampled = EmbeddedEngine(policy).generate([prompt, [12] * (3 + padding)], group_size=1, max_tokens=4, greedy=True)
         text = torch.tensor([prompt + sampled.completion_ids[0, 0].tolist()])
         own = policy.model(input_ids=text).logits[0, 2:-1].log_softmax(-1).amax(-1)

@@ -237,7 +237,7 @@ def check_first_ratio(max_log_ratio: float, policy: Any, part: Batch) -> None:
     if max_log_ratio > COARSEST:
         raise RunFault(
             f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}), which is rounding: the last digit of "
-            f"an action moves log π by up to {rounding:.2g}, so narrow has the policy become; raise entropy_coef, or lower the learning rate"
+            f"an action moves log π by up to {rounding:.2g}, so narrow has the policy become; raise entropy_coef or lower the learning rate"
         )
 
 
