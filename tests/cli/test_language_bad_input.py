@@ -41,6 +41,8 @@ FILES = {
     "nolabel.jsonl": '{"prompt": "a", "completion": "x"}\n',
     "textlabel.jsonl": '{"prompt": "a", "completion": "x", "label": "yes"}\n',
     "surrogate.jsonl": '{"prompt": "a", "answer": "b"}\n{"prompt": "\\ud800 a", "answer": "b"}\n',
+    "unknown.jsonl": '{"prompt": "a", "answer": "b"}\n{"prompt": "\\u00e9", "answer": "b"}\n',
+    "unknownpair.jsonl": '{"prompt": "a", "chosen": "x", "rejected": "y"}\n{"prompt": "a", "chosen": "x", "rejected": "\\u00e9"}\n',
     "latelong.jsonl": "".join(json.dumps({"prompt": str(n) * (1200 if n == 150 else 1), "answer": "b"}) + "\n" for n in range(300)),
     "notes.txt": "hello\n",
 }
@@ -64,6 +66,15 @@ CASES: dict[str, tuple[list[str], str]] = {
     "adapters on a fresh model": ([*GRPO, "--lora-rank", "4"], "lora_rank: the tiny model"),
     "smollm2 that was not written": (["train", "grpo", "--model", "smollm2", "--task", "sums"], "upslope model smollm2 --out smollm2"),
     "half a character": ([*JSONL, "surrogate.jsonl"], "surrogate.jsonl, line 2: it holds a lone surrogate"),
+    "a character without a token": ([*JSONL, "unknown.jsonl"], "unknown.jsonl, line 2: the tokenizer has no token for 'é'"),
+    "a character without a token, imitated or held out": (
+        ["train", "sft", "--model", "tiny", "--task", "unknown.jsonl"],
+        "unknown.jsonl, line 2: the tokenizer has no token for 'é'",
+    ),
+    "a character without a token, in a pair": (
+        ["train", "dpo", "--model", "tiny", "--pairs", "unknownpair.jsonl"],
+        "unknownpair.jsonl, line 2: the tokenizer has no token for 'é'",
+    ),
     "one long prompt among many": ([*JSONL, "latelong.jsonl"], "shorten the prompt, which begins with '150150"),
     "nothing held out and a goal": (
         [*JSONL, "good.jsonl", "--task-kwargs", '{"held_out_fraction": 0}', "--until-accuracy", "0.5"],

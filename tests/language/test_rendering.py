@@ -365,6 +365,10 @@ def test_unknown_characters_of_other_tokenizers():
     rendering.refuses_unknown = False
     with pytest.warns(UserWarning, match="has no token for 'é'"):
         assert rendering.prompts(["aéc"]) == [[1, 3]]
+    half = Tokenizer(models.BPE({"<eos>": 0, "a": 1, "Ã": 2}, []))  # one of the two bytes of é
+    half.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(UsageError, match="has no token for 'é'"):
+        Rendering(tf.PreTrainedTokenizerFast(tokenizer_object=half, eos_token="<eos>")).prompts(["aé"])
     list_of_words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))
     list_of_words.pre_tokenizer = pre_tokenizers.Whitespace()
     rendering = Rendering(wrapped(list_of_words, CHATML, eos_token="</s>"))

@@ -44,11 +44,13 @@ def drops_unknown(tokenizer: Any) -> bool:
 
 
 def vanishes(tokenizer: Any, character: str) -> bool:
-    """Whether a character becomes no token although neither normalizer nor splitter takes it out."""
+    """Whether a character, or one of its bytes, is in no vocabulary although neither normalizer nor splitter takes it out."""
     backend = tokenizer.backend_tokenizer
     kept = character if backend.normalizer is None else backend.normalizer.normalize_str(character)
     parts = [(kept, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(kept)
-    return any(part for part, _ in parts) and not backend.encode(character, add_special_tokens=False).ids
+    if backend.model.continuing_subword_prefix or backend.model.end_of_word_suffix:  # then a symbol depends on where it stands
+        return any(part for part, _ in parts) and not backend.encode(character, add_special_tokens=False).ids
+    return any(backend.token_to_id(symbol) is None for part, _ in parts for symbol in part)
 
 
 def word_anchor(tokenizer: Any) -> int | None:

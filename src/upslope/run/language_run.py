@@ -214,10 +214,13 @@ class LanguageRun:
     def recorded(self, policy: Any, task: Any, reference: Any) -> Any:
         """The collector of recorded texts."""
         from upslope.language import recorded as data
+        from upslope.language.collect import check_room
         from upslope.language.tasks import pairs_from, read_labeled, read_pairs
 
         settings = self.collector
         assert isinstance(settings, RecordedSettings)
+        if task is not None and task.held_out and self.name != "reward-model":  # what evaluations will ask
+            check_room(policy, task.held_out, task.max_tokens)
         options: dict[str, Any] = {"batch_size": settings.batch_size, "reference": reference, "seed": self.settings.seed}
         if self.name == "sft":
             require(
