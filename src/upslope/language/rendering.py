@@ -21,7 +21,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from upslope.errors import UsageError, require
@@ -57,7 +56,7 @@ class Rendering:
         self.ends = [int(i) for i in (tokenizer.eos_token_id, *generation_stops) if i is not None]
         self.rendered: tuple[Any, Turn] = (None, Turn())
         self.unknown_id, self.drops, self.refuses_unknown = unknown_id(tokenizer), drops_unknown(tokenizer), True
-        self._vanishes = cache(lambda character: vanishes(tokenizer, character))
+        self.vanishing: dict[str, bool] = {}
         self.anchor = word_anchor(tokenizer)
 
     @property
@@ -117,7 +116,9 @@ class Rendering:
     def _lost(self, text: str, ids: list[int], offsets: Sequence[tuple[int, int]] | None) -> list[str]:
         """What has no token: it became the unknown one, unless the text itself writes that, or vanished."""
         if self.drops:
-            return [c for c in without(text, list(self.added.values())) if self._vanishes(c)]
+            characters = dict.fromkeys(without(text, list(self.added.values())))
+            self.vanishing |= {c: vanishes(self.tokenizer, c) for c in characters if c not in self.vanishing}
+            return [c for c in characters if self.vanishing[c]]
         name = self.tokenizer.convert_ids_to_tokens(self.unknown_id)
         if offsets is None:
             return ["a character"] if ids.count(self.unknown_id or 0) > text.count(name) else []
