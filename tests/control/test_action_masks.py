@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -153,3 +155,19 @@ def test_a_vector_environment_of_ones_own(convention, mode):
     envs = control.Envs(Whole(convention, mode))
     assert envs.mask_source == SOURCES[convention]
     control.Steps(envs, 20)(control.policy_for(envs, seed=1))
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_what_only_looks_like_a_mask_is_named_once(vectorization, capfd):
+    class Almost(Masked):
+        def answer(self):
+            return super().answer()[0], {"legal_actions": [0, 1]}
+
+    words = 'environment Almost: info["legal_actions"] looks like an action mask and is not used as one; call it "action_mask"'
+    envs = control.make(Almost, 2, vectorization=vectorization, env_kwargs={"convention": "none"})
+    with envs, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        envs.reset()
+        envs.reset()
+    said = [str(item.message) for item in caught] + capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and words in said[0] and envs.action_mask is None

@@ -1,5 +1,6 @@
 """Faults while running: what an environment may do wrong, said in one line; closing is always safe."""
 
+import asyncio
 from typing import ClassVar
 
 import gymnasium
@@ -163,3 +164,24 @@ def test_a_number_outside_a_discrete_space(space, found):
     envs.reset()
     with pytest.raises(RunFault, match=rf"step: observation.* is outside .*Discrete.*: {found} in environment 0"):
         envs.step(np.zeros(2, np.int64))
+
+
+def test_what_an_environment_raises_need_not_be_an_exception():
+    class Cancelled(Counting):
+        def step(self, action):
+            raise asyncio.CancelledError("later")
+
+    envs = control.make(Cancelled, 2)
+    envs.reset()
+    with pytest.raises(RunFault, match=r"raised CancelledError in step: later \(test_faults.py, line"):
+        envs.step(np.zeros(2, np.int64))
+
+
+def test_closing_that_fails_is_a_warning():
+    class Closing(Counting):
+        def close(self):
+            raise OSError("no such window")
+
+    envs = control.make(Closing)
+    with pytest.warns(UserWarning, match="environment Closing raised OSError in close: no such window"):
+        envs.close()

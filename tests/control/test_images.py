@@ -198,6 +198,14 @@ def test_the_plan_says_that_numbers_are_large() -> None:
     assert plan_of(unbounded, np.zeros((1, 2), np.float32)) == plan_of(box(-4.8, 3.4e38, 2), np.zeros((1, 2), np.float32)) == []
 
 
+def test_the_plan_says_that_an_image_is_not_what_its_space_says() -> None:
+    bright = np.full((1, 20, 20, 3), 200, np.float32)
+    for high in (1, np.inf):
+        _, line = plan_of(box(0, high, 20, 20, 3), bright)
+        assert line.startswith("an image holds numbers up to 200 where its space promises at most 1 or nothing")
+    assert len(plan_of(box(0, 255, 20, 20, 3), bright)) == 1
+
+
 def test_the_plan_says_where_masks_come_from() -> None:
     for convention, source in (("info", 'info["action_mask"]'), ("method", "action_masks()")):
         with control.make(Masked, 2, env_kwargs={"convention": convention}) as envs:

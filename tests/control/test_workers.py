@@ -15,6 +15,7 @@ import pytest
 from gymnasium import spaces
 
 from upslope import RunFault, UsageError, control
+from upslope.control.workers import end
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are ended the POSIX way")
 
@@ -186,3 +187,15 @@ def test_workers_do_not_outlive_their_parent(tmp_path):
         parent.wait(30)
         parent.stdout.close()
         assert gone(pids, 5.0)
+
+
+def test_a_process_forked_later_leaves_the_workers_alone():
+    with workers("") as envs:
+        envs.reset()
+        child = os.fork()
+        if child == 0:  # what garbage collection may do there to its copies
+            envs.vector.close_extras()
+            end(envs.vector.processes, envs.vector.owner)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert envs.step(np.zeros(2, np.int64)).mask.all()

@@ -91,7 +91,7 @@ class Envs:
         space = self.observation_space
         self._plain = (
             None
-            if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete))
+            if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
             else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
         )
         self._all = np.ones(self.num_envs, dtype=np.bool_)
@@ -104,7 +104,7 @@ class Envs:
         """Put a guard around each sub-environment that can be reached; where masks come from, and whether guards bring them."""
         inner: Any = self.vector.unwrapped
         if isinstance(inner, SyncVectorEnv):
-            inner.envs = [env if isinstance(env, Guard) else Guard(env, keep_info=True) for env in inner.envs]
+            inner.envs = [env if isinstance(env, Guard) else Guard(env, keep_info=True, tells=i == 0) for i, env in enumerate(inner.envs)]
             return mask_source(inner.envs[0]), True
         if hasattr(inner, "mask_source"):
             return inner.mask_source, True
@@ -252,7 +252,7 @@ class Envs:
 
     def _raise(self, where: str, error: BaseException) -> NoReturn:
         """An exception inside the environment as one line; where it comes from stacking sub-environments, what they returned."""
-        if isinstance(error, (ValueError, TypeError)) and (misfit := self._misfit()):
+        if isinstance(error, (ValueError, TypeError, LookupError)) and (misfit := self._misfit()):
             raise RunFault(f"environment {self.env_id!r}, {where}: {misfit}") from error
         raise RunFault(f"environment {self.env_id!r}{error if isinstance(error, Misbehaved) else raised(error, where)}") from error
 
@@ -263,11 +263,12 @@ class Envs:
         """The first sub-environment's observation that its own space does not allow, if Gymnasium shows them."""
         inner = self.vector.unwrapped
         for item in getattr(inner, "_env_obs", ()) if isinstance(inner, SyncVectorEnv) else ():
-            if item is not None:
-                try:
-                    trees.checked(trees.tree_map(lambda array: array[None], item), self.observation_space, 1)
-                except ValueError as error:
-                    return str(error)
+            if item is None:
+                return "observation is None"
+            try:
+                trees.checked(trees.tree_map(lambda array: array[None], item), self.observation_space, 1)
+            except ValueError as error:
+                return str(error)
         return None
 
     def _given_action_mask(self, info: dict[str, Any], where: str) -> Array:

@@ -22,6 +22,11 @@ from upslope.errors import UsageError
 
 STEP = "observation, reward, terminated, truncated, info"
 OLD = "(the old Gym's interface)"
+NUMBERS, FLAGS = (float, int, np.floating, np.integer, np.bool_), frozenset((bool, np.bool_))
+LOOKALIKES = frozenset(
+    f"{legal}_{action}" for legal in ("legal", "valid", "available", "avail", "allowed") for action in ("actions", "moves", "action_mask")
+) | {"action_masks", "actions_mask", "invalid_action_mask", "legal_mask", "valid_mask"}
+"""What other conventions call the legal actions, some by their numbers: not taken, for nobody knows which of them it is."""
 
 
 class Misbehaved(RuntimeError):
@@ -33,20 +38,23 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     ``apart``: the environment has a process of its own, where Gymnasium writes an observation into shared memory whatever its shape
     and dtype, so they are checked here. ``keep_info=False`` leaves out everything of info but the action mask: nobody reads it, and
-    it would have to be stacked or sent.
+    it would have to be stacked or sent. ``tells=False`` leaves it to another guard to speak of names that look like a mask's.
 
     Raises:
         Misbehaved: from ``step`` and ``reset``, where the environment raises, or answers what is no number, no flag or no dict.
         UsageError: from the constructor, for an action mask in the observation that does not fit the actions.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], *, apart: bool = False, keep_info: bool = False) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], *, apart: bool = False, keep_info: bool = False, tells: bool = True) -> None:
         super().__init__(env)
         self.apart, self.keep_info = apart, keep_info
         self.mask_source = mask_source(env)
         self._masks = ActionMasks(env.action_space, 1)
+        self._tells = tells and self.mask_source is None and self._masks.num_choices > 0
         space = env.observation_space
         self._plain = (space.shape, space.dtype) if isinstance(space, spaces.Box) else None
+        self._keys = space.spaces.keys() if isinstance(space, spaces.Dict) else None
+        self._looks = apart or self._keys is not None
 
     def __getattr__(self, name: str) -> Any:
         """What the environment itself has, as if nothing stood around it."""
@@ -57,42 +65,68 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise Misbehaved(raised(error, "reset")) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
-            old = "" if isinstance(answer, tuple) else f" {OLD}"
+            old = "" if answer is None or isinstance(answer, tuple) else f" {OLD}"
             raise Misbehaved(f", reset: it returned {trees.describe(answer)}{old}, expected (observation, info)")
-        return self._seen(answer[0], "reset"), self._info(answer[1], answer[0], "reset", ended=False)
+        observation, info = answer
+        if self._tells and isinstance(info, dict):
+            self._tell_of_lookalikes(observation, info)
+        if self._looks:
+            observation = self._seen(observation, "reset")
+        return observation, self._info(info, observation, "reset", ended=False)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         try:
             answer: Any = self.env.step(action)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise Misbehaved(raised(error, "step")) from error
-        if not isinstance(answer, tuple) or len(answer) != 5:
+        if not isinstance(answer, (tuple, list)) or len(answer) != 5:
             raise Misbehaved(f", step: {miscounted(answer)}")
         observation, reward, terminated, truncated, info = answer
-        if type(reward) is not float:
+        if not isinstance(reward, NUMBERS):
             reward = number(reward)
-        if type(terminated) is not bool or type(truncated) is not bool:
+        if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
-        info = self._info(info, observation, "step", ended=terminated or truncated)
-        return self._seen(observation, "step"), reward, terminated, truncated, info
+        if self._looks:
+            observation = self._seen(observation, "step")
+        if type(info) is dict and self.mask_source is None and "action_mask" not in info:  # the usual case, and the quick one
+            return observation, reward, terminated, truncated, info if self.keep_info else {}
+        return observation, reward, terminated, truncated, self._info(info, observation, "step", ended=terminated or truncated)
 
     def close(self) -> None:
         """Close the environment; what it raises is a warning, for there is nothing left to lose."""
         try:
             self.env.close()
         except (Exception, SystemExit) as error:
-            line = f"environment {type(self.unwrapped).__name__}{raised(error, 'close')}"
-            if self.apart:
-                print(f"upslope: warning: {line}", file=sys.stderr, flush=True)
-            else:
-                warnings.warn(line, stacklevel=2)
+            self._warn(raised(error, "close"))
+
+    def _warn(self, words: str) -> None:
+        line = f"environment {type(self.unwrapped).__name__}{words}"
+        if self.apart:
+            print(f"upslope: warning: {line}", file=sys.stderr, flush=True)
+        else:
+            warnings.warn(line, stacklevel=2)
+
+    def _tell_of_lookalikes(self, observation: Any, info: dict[str, Any]) -> None:
+        """Say once that what is called almost like an action mask is not one."""
+        self._tells = False
+        if "action_mask" in info:
+            return
+        for name, keys in (("info", info), ("observation", observation if isinstance(observation, dict) else {})):
+            for key in LOOKALIKES.intersection(keys):
+                self._warn(
+                    f': {name}["{key}"] looks like an action mask and is not used as one; call it "action_mask" (1 legal, 0 illegal)'
+                )
 
     def _seen(self, observation: Any, where: str) -> Any:
-        if not self.apart:
-            return observation
+        if not self.apart and isinstance(observation, dict) and observation.keys() == self._keys:
+            return observation  # the rest is seen when all are stacked; Gymnasium passes over keys that are too many
         if self._plain is not None and type(observation) is np.ndarray and (observation.shape, observation.dtype) == self._plain:
             return observation
         try:

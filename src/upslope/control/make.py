@@ -225,6 +225,10 @@ def _vector(
     if not isinstance(first, gymnasium.Env):
         kind = f"{type(first).__module__}.{type(first).__name__}"
         raise UsageError(f"env {name!r}: expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned {kind}")
+    for kind in ("observation_space", "action_space"):
+        space = getattr(first, kind, None)
+        require(isinstance(space, spaces.Space), f"env {name!r}: its {kind} is {space!r}, expected a space of gymnasium.spaces")
+    require(isinstance(first.metadata, Mapping), f"env {name!r}: its metadata is {first.metadata!r}, expected a dict")
     try:
         if apart is not None:
             from upslope.control.workers import Workers
@@ -235,7 +239,7 @@ def _vector(
             len({id(env.unwrapped) for env in envs}) == num_envs,
             f"env {name!r}: its factory returned the same environment twice; make a new one at each call",
         )
-        guards = [Guard(env) for env in envs]
+        guards = [Guard(env, tells=index == 0) for index, env in enumerate(envs)]
         return SyncVectorEnv([lambda guard=guard: guard for guard in guards], copy=False, autoreset_mode=autoreset_mode)
     except UsageError:
         raise

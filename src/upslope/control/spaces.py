@@ -205,14 +205,18 @@ class Encoder:
         named = [("/".join(map(str, leaf.path)), leaf.words()) for leaf in self.leaves]
         return "; ".join(f"{path} {words}" if path else words for path, words in named)
 
-    def largest(self, observation: Any) -> float:
-        """The largest magnitude among the real numbers of a batch, and of their bounds where they are finite."""
-        found = [0.0]
+    def largest(self, observation: Any) -> tuple[float, float]:
+        """The largest magnitude that a network meets unscaled: among the numbers of a batch and their finite bounds, and in its images."""
+        numbers, images = [0.0], [0.0]
         for leaf in self.leaves:
-            if leaf.continuous and isinstance(leaf.space, spaces.Box) and not is_bytes(leaf.space):
-                found.append(float(np.abs(np.asarray(leaf.of(observation), np.float64)).max(initial=0.0)))
-                found += [abs(bound) for bound in bounds(leaf.space) if math.isfinite(bound)]
-        return max(found)
+            if not isinstance(leaf.space, spaces.Box) or leaf.codes is not None or is_bytes(leaf.space):
+                continue
+            found = float(np.abs(np.asarray(leaf.of(observation), np.float64)).max(initial=0.0))
+            if leaf.continuous:
+                numbers += [found, *(abs(bound) for bound in bounds(leaf.space) if math.isfinite(bound))]
+            elif leaf.image is not None and leaf.image.reading is None:
+                images.append(found / leaf.image.scale)
+        return max(numbers), max(images)
 
     @staticmethod
     def _check(leaf: Leaf, array: NDArray[Any]) -> None:

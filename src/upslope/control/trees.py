@@ -100,7 +100,7 @@ def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise ValueError(f"observation{path} has dtype {array.dtype}, observation_space{path} says {dtype}")
         array = array.astype(dtype)
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         check_range(array, space, path)
     if dtype.kind == "f" and not all_finite(array):
         where = np.argwhere(~np.isfinite(array))[0]
@@ -111,9 +111,12 @@ def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
 
 
 def check_range(array: Array, space: Any, path: str = "") -> None:
-    """``ValueError`` for a number that a Discrete or MultiDiscrete space does not hold: as an index it would count from behind."""
-    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    outside = (array < space.start) | (array >= space.start + count)
+    """``ValueError`` for a number that a discrete space does not hold: as an index it would count from behind."""
+    if isinstance(space, spaces.MultiBinary):
+        start, count = 0, 2
+    else:
+        start, count = space.start, space.n if isinstance(space, spaces.Discrete) else space.nvec
+    outside = (array < start) | (array >= start + count)
     if outside.any():
         where = np.argwhere(outside)[0]
         raise ValueError(f"observation{path} is outside {space}: {array[tuple(where)]} in environment {where[0]}")
@@ -121,6 +124,8 @@ def check_range(array: Array, space: Any, path: str = "") -> None:
 
 def describe(tree: Any) -> str:
     """What an unexpected observation is, in a few words."""
+    if tree is None:
+        return "None"
     if isinstance(tree, dict):
         return f"a dict with the keys {sorted(map(str, tree))}"
     if isinstance(tree, (tuple, list)):

@@ -45,16 +45,17 @@ class Workers(AsyncVectorEnv):
         self.max_episode_steps = limit_of(first)
         self.mask_source = mask_source(first)
         self.step_timeout = step_timeout
-        factories = [Factory(build, first if index == 0 else None) for index in range(num_envs)]
+        self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
+        factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
         try:
             super().__init__(factories, copy=False, autoreset_mode=autoreset_mode, worker=work)
         except BaseException:
-            end(getattr(self, "processes", []))
+            end(getattr(self, "processes", []), self.owner)
             raise
 
     def _check_spaces(self) -> None:
         """Called when all processes have started: from here on they are spoken to by way of :class:`Line`."""
-        weakref.finalize(self, end, self.processes)  # at the interpreter's end too
+        weakref.finalize(self, end, self.processes, self.owner)  # at the interpreter's end too
         self.lines = [
             Line(pipe, process, f"worker {index} (of {self.num_envs}, from 0)", self.step_timeout)
             for index, (pipe, process) in enumerate(zip(self.parent_pipes, self.processes, strict=True))
@@ -74,6 +75,8 @@ class Workers(AsyncVectorEnv):
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ask the workers to close, wait for :data:`CLOSING` seconds at most, end those that are left."""
+        if os.getpid() != self.owner:
+            return
         for line in self.lines:
             with contextlib.suppress(Exception):
                 line.send(("close", None))
@@ -83,14 +86,16 @@ class Workers(AsyncVectorEnv):
         deadline = time.monotonic() + patience
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
-        end(self.processes)
+        end(self.processes, self.owner)
         for line in self.lines:
             line.close()
         self.error_queue.close()
 
 
-def end(processes: list[Any]) -> None:
-    """Terminate the processes that still run; kill those that do not care."""
+def end(processes: list[Any], owner: int) -> None:
+    """Terminate the processes that ``owner`` started and that still run; kill those that do not care."""
+    if os.getpid() != owner:
+        return
     for stop in (BaseProcess.terminate, BaseProcess.kill):
         running = [process for process in processes if process.is_alive()]
         for process in running:
@@ -150,11 +155,13 @@ class Line:
 class Factory:
     """Makes the environment where it is called; in the process of ``first``, gives that one."""
 
-    def __init__(self, build: Callable[[], Any], first: Any = None) -> None:
-        self.build, self.first, self.here = build, first, os.getpid()
+    def __init__(self, build: Callable[[], Any], first: Any, *, tells: bool) -> None:
+        self.build, self.first, self.tells, self.here = build, first, tells, os.getpid()
 
     def __call__(self) -> Any:
-        return self.first if self.first is not None and os.getpid() == self.here else Guard(self.build(), apart=True)
+        if self.first is not None and os.getpid() == self.here:
+            return self.first
+        return Guard(self.build(), apart=True, tells=self.tells)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "first": None}

@@ -63,6 +63,7 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
 
 LARGE = 100.0
 """A number of the observation beyond this saturates a network's first layer."""
+LARGE_PIXEL = 10.0
 
 
 def observing(envs: Any, policy: Any) -> list[str]:
@@ -72,9 +73,13 @@ def observing(envs: Any, policy: Any) -> list[str]:
     if (words := encoder.words()) is not None:
         others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
         lines.append(f"observation: {words}; --image {others} takes it otherwise")
-    largest = 0.0 if policy.observation_normalizer is not None else encoder.largest(envs.observation)
-    if largest > LARGE:
-        lines.append(f"the observation holds numbers up to {largest:,.6g}, and nothing scales them: --normalize-observation does")
+    numbers, images = encoder.largest(envs.observation)
+    if numbers > LARGE and policy.observation_normalizer is None:
+        lines.append(f"the observation holds numbers up to {numbers:,.6g}, and nothing scales them: --normalize-observation does")
+    if images > LARGE_PIXEL:
+        lines.append(
+            f"an image holds numbers up to {images:,.6g} where its space promises at most 1 or nothing: let the environment scale it"
+        )
     if envs.action_mask is not None:
         source = envs.mask_source or 'info["action_mask"]'
         lines.append(f"only legal actions are taken, by the environment's {source}")
