@@ -13,7 +13,6 @@ from tests.language.models import TOKENIZER, model_of, plain, policy_of, small, 
 from upslope import GRPO, PPO, SFT, Ascent, train
 from upslope.errors import RunFault, UsageError
 from upslope.language import Completions, EmbeddedEngine, LanguagePolicy, demonstrations, pretrained
-from upslope.language.precision import fastest
 from upslope.language.tiny import character_tokenizer, tiny
 
 FAMILIES = [
@@ -352,9 +351,3 @@ def test_the_built_in_model_is_the_same_for_a_seed():
 def test_sizes_are_checked(options, message):
     with pytest.raises(UsageError, match=message):
         tiny(**options)
-
-
-def test_precision_is_one_of_two():
-    assert fastest("cpu") in (torch.float32, torch.bfloat16) and fastest("cpu") == fastest(torch.device("cpu"))
-    assert fastest("meta") == torch.float32
-    assert policy_of("llama", compute_dtype=None).compute_dtype == fastest("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ EXTRA = (
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
+    if not {"--help", "-h"} & set(words):
+        check_alone(os.environ)
     if concerns_language(words):
         from upslope.cli import train_language
 
@@ -94,6 +97,16 @@ def named(words: list[str], algorithms: Iterable[str], flags: Callable[[str], It
             continue
     after_flag = [word for before, word in itertools.pairwise(words) if before.startswith("--")]
     return next((word for word in candidates if word not in after_flag), candidates[0])
+
+
+def check_alone(environment: Mapping[str, str]) -> None:
+    """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
+    size = environment.get("WORLD_SIZE", "1").strip()
+    if size not in ("", "1"):
+        raise UsageError(
+            f"train: started as one of WORLD_SIZE={size} processes (torchrun, accelerate launch), but a run is one process: "
+            "each would train the same; start upslope by itself, or unset WORLD_SIZE"
+        )
 
 
 def concerns_language(words: list[str]) -> bool:

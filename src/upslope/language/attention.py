@@ -61,13 +61,13 @@ def attention(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """``[1, heads, N, D]`` queries and ``[1, key heads, N, D]`` keys and values → ``[1, N, heads, D]``."""
+    """``[1, heads, N, D]`` queries, ``[1, key heads, N, D]`` keys and ``[1, key heads, N, E]`` values → ``[1, N, heads, E]``."""
     if layout is None:
         raise UsageError("model: its attention is upslope's, which needs a layout; call it through the policy")
     if options.get("s_aux") is not None or dropout:
         raise UsageError("model: attention with sinks or dropout is not supported")
     how = How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    return layout.attend(module.layer_idx, query[0], key[0], value[0], how).unsqueeze(0), None
+    return layout.attend(module.layer_idx, query[0], key[0], value[0], how).contiguous().unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -224,7 +224,7 @@ def completion_attention(
     to_prompt = how.scores(q.view(K, B, G * repeat * T, D), prompt_key).view(*grid, P)
     to_prompt = to_prompt if across is None else to_prompt + across
     to_own = how.scores(q.view(K, B, G, repeat * T, D), key).view(*grid, T) + own
-    weight = softmax(torch.cat([to_prompt, to_own], -1))
-    found = torch.matmul(weight[..., :P].reshape(K, B, G * repeat * T, P), prompt_value).view(*grid, D)
-    found = found + torch.matmul(weight[..., P:].reshape(K, B, G, repeat * T, T), value).view(*grid, D)
-    return found.permute(0, 3, 1, 2, 4, 5).reshape(heads, B, G, T, D)
+    weight, wide = softmax(torch.cat([to_prompt, to_own], -1)), value.shape[-1]  # a value may be wider or narrower than its key
+    found = torch.matmul(weight[..., :P].reshape(K, B, G * repeat * T, P), prompt_value).view(*grid, wide)
+    found = found + torch.matmul(weight[..., P:].reshape(K, B, G, repeat * T, T), value).view(*grid, wide)
+    return found.permute(0, 3, 1, 2, 4, 5).reshape(heads, B, G, T, wide)

@@ -142,12 +142,12 @@ class Cache:
     size: int
     layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=dict[int, Any])
 
-    def of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four tensors of a layer, made on first use, when their heads and sizes are known."""
         if layer not in self.layers:
-            heads, _, width = like.shape
-            prompt, own = (self.slots, heads, self.prompt_size, width), (self.slots, heads, self.lanes, self.size, width)
-            self.layers[layer] = (like.new_zeros(prompt), like.new_zeros(prompt), like.new_zeros(own), like.new_zeros(own))
+            prompt, own = (self.slots, len(key), self.prompt_size), (self.slots, len(key), self.lanes, self.size)
+            pk, pv, k, v = (x.new_zeros(*shape, x.shape[-1]) for shape in (prompt, own) for x in (key, value))
+            self.layers[layer] = pk, pv, k, v
         return self.layers[layer]
 
     def keep(self, slots: Tensor) -> None:
@@ -175,7 +175,7 @@ class Prefill:
             visible = p[:, None] >= p
             self.masks[how.window] = additive(visible if how.window is None else visible & (p[:, None] - p < how.window), query.dtype)
         q, k, v = (self.grid.spread(x) for x in (query, key, value))
-        prompt_keys, prompt_values, _, _ = self.cache.of(layer, key)
+        prompt_keys, prompt_values, _, _ = self.cache.of(layer, key, value)
         prompt_keys[self.slots, :, :P] = k.transpose(0, 1)
         prompt_values[self.slots, :, :P] = v.transpose(0, 1)
         found = prompt_attention(q, k, v, how, self.masks[how.window])
@@ -210,7 +210,7 @@ class Step:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
         """``[heads, rows, D]`` → ``[rows, heads, D]``."""
-        prompt_keys, prompt_values, keys, values = self.cache.of(layer, key)
+        prompt_keys, prompt_values, keys, values = self.cache.of(layer, key, value)
         place = self.at[self.slot]
         keys[self.slot, :, self.lane, place] = key.transpose(0, 1)
         values[self.slot, :, self.lane, place] = value.transpose(0, 1)
@@ -227,10 +227,10 @@ class Step:
         to_prompt = how.scores(grid.view(B, K, G * repeat, D), prompt_keys).view(B, K, G, repeat, P)
         to_own = how.scores(grid, keys[:, :, :, : self.length])
         weight = softmax(torch.cat([to_prompt, to_own], -1) + self.hidden(how, query.dtype))
-        found = torch.matmul(weight[..., :P].reshape(B, K, G * repeat, P), prompt_values).view(B, K, G, repeat, D)
+        found = torch.matmul(weight[..., :P].reshape(B, K, G * repeat, P), prompt_values).view(B, K, G, repeat, -1)
         found = found + torch.matmul(weight[..., P:], values[:, :, :, : self.length])
-        by_row = found.transpose(1, 2).reshape(B, G, heads, D)
-        return by_row.reshape(B * G, heads, D) if all_active else by_row[self.slot, self.lane]
+        by_row = found.transpose(1, 2).reshape(B, G, heads, -1)
+        return by_row.flatten(0, 1) if all_active else by_row[self.slot, self.lane]
 
 
 class Decoding:

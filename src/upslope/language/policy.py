@@ -22,8 +22,9 @@ from upslope.language.architecture import BRIEF, PACKED, Attention, changes_with
 from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
 from upslope.language.head import TokenLogProb
+from upslope.language.masters import check_settings, masters, unwrapped
 from upslope.language.memory import keep_large_blocks
-from upslope.language.precision import fastest
+from upslope.language.precision import preferred
 from upslope.language.rendering import Rendering
 from upslope.records import Evaluation
 
@@ -54,10 +55,18 @@ class LanguagePolicy(nn.Module):
         tokenizer: the one that belongs to it.
         temperature: of the distribution that is sampled *and* trained; there is no top-k or top-p, which would make the two differ.
         value_head: add a scalar head on the last hidden state, as PPO's critic or as a reward model.
-        compute_dtype: of the passes; None chooses what this processor or GPU is fastest in. Parameters stay float32.
+        compute_dtype: of the passes; None is bfloat16 where this processor or GPU has instructions for it, else float32.
+        dtype: of the parameters, which are converted **in place**: None is float32, in which steps of 1e-6 move a weight (models come in
+            bfloat16 by default, where one weight in a thousand would). ``torch.bfloat16`` keeps half the memory; updates then round
+            stochastically, so that small steps are kept on average.
+
+    A model inside a peft wrapper trains its adapters. The model is changed in two more ways: it is in ``eval()`` for good, without the
+    dropout that its configuration may name, and its embeddings forget ``padding_idx``, so that a padding token that also ends texts is
+    learned.
 
     Raises:
-        UsageError: an architecture that is not a causal decoder, a tokenizer without an end token, a temperature that is not positive.
+        UsageError: an architecture that is not a causal decoder, a tokenizer without an end token, a temperature that is not positive,
+            gradient checkpointing or adapter dropout switched on, which would have no effect.
 
     ``policy.attention`` says whether texts pass packed or one row at a time (:mod:`~upslope.language.architecture`).
     """
@@ -70,9 +79,14 @@ class LanguagePolicy(nn.Module):
         temperature: float = 1.0,
         value_head: bool = False,
         compute_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
+        model, adapter = unwrapped(model)
+        check_settings(model)
+        masters(model, dtype)
         self.assemble(model, temperature, value_head, compute_dtype)
+        self.adapter += [] if adapter is None else [adapter.eval()]
         self.tokenizer = tokenizer
         self.rendering = Rendering(tokenizer, generation_stops(model))
         require(
@@ -100,7 +114,7 @@ class LanguagePolicy(nn.Module):
             head.to(model.device)
         self.body = Body(model, head)
         self.temperature = temperature
-        self.compute_dtype = compute_dtype or fastest(model.device)
+        self.compute_dtype = compute_dtype or preferred(model.device)
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
         self.own_stop_ids: frozenset[int] | None = frozenset()
         self.attention, self.inspected = PACKED, BRIEF
@@ -285,7 +299,11 @@ class LanguagePolicy(nn.Module):
         """The parameters cast to the compute precision, by name; None where they are in it already."""
         if all(p.dtype == self.compute_dtype for p in self.model.parameters()):
             return None
-        return {name: p.to(self.compute_dtype) for name, p in self.body.named_parameters()}
+        exact = tuple(getattr(self.model, "_keep_in_fp32_modules_strict", None) or ())  # layers that lose their meaning when rounded
+        return {
+            name: p.to(self.compute_dtype) if p.is_floating_point() and not any(part in name.split(".") for part in exact) else p
+            for name, p in self.body.named_parameters()
+        }
 
     def hidden(self, layout: Any, weights: dict[str, Tensor] | None) -> Tensor:
         """Last hidden states ``[N, H]`` of a packed row."""

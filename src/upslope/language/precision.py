@@ -1,33 +1,19 @@
-"""Which precision a processor computes fastest in: measured once per process, in some milliseconds."""
+"""Which precision a policy's passes compute in, chosen by what the processor has instructions for; the same on every start."""
 
 from __future__ import annotations
-
-import functools
-import time
 
 import torch
 
 
-def fastest(device: torch.device | str) -> torch.dtype:
-    """``bfloat16`` where this device multiplies matrices clearly faster in it, else ``float32``."""
+def preferred(device: torch.device | str) -> torch.dtype:
+    """``bfloat16`` where this device multiplies matrices of it in hardware (AMX or AVX512-BF16, CUDA from Ampere on), else ``float32``."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return measured() if device.type == "cpu" else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16() else torch.float32
 
 
-@functools.cache
-def measured() -> torch.dtype:
-    """Processors with matrix units for bfloat16 are four to eight times faster in it, others that much slower."""
-    return torch.bfloat16 if product_seconds(torch.bfloat16) * 1.5 < product_seconds(torch.float32) else torch.float32
-
-
-def product_seconds(dtype: torch.dtype, size: int = 256) -> float:
-    """The shortest of five products of square matrices."""
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    taken: list[float] = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has AMX tiles or AVX512-BF16; PyTorch must know to ask, and use them."""
+    asks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.backends.mkldnn.is_available() and any(ask is not None and bool(ask()) for ask in asks)

@@ -19,16 +19,22 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def load_language_policy(run: Any, name: str) -> Any:
-    """The Transformers folder ``<run>/<name>`` as a policy that is not trained any more, with the run's temperature.
+    """The Transformers folder ``<run>/<name>`` as a policy that is not trained any more, with the run's temperature and
+    the precision that its passes had.
 
     Raises:
         UsageError: the folder is missing or damaged.
     """
+    import torch
+
     from upslope.language import LanguagePolicy
 
     folder = run.path / name
     for path in (folder, *folder.rglob("*")):
         check_inside(path, run.path)
     has_head = (folder / "value_head.safetensors").exists()
-    policy = LanguagePolicy.from_pretrained(folder, temperature=float(run.config["policy"].get("temperature", 1.0)), value_head=has_head)
+    recorded = run.config["policy"]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(recorded.get("compute_dtype"))
+    temperature = float(recorded.get("temperature", 1.0))
+    policy = LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
     return policy.requires_grad_(False)

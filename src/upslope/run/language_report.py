@@ -36,6 +36,8 @@ SHOWN_SAMPLES = 2
 
 def plan(run: Any, prepared: Any, folder: Any) -> str:
     """The whole run in words, before it starts."""
+    from upslope.language.masters import dropout_of
+
     settings, collector, update = run.settings, run.collector, run.algorithm.update
     policy = prepared.policy
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -58,6 +60,11 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
         f"  model {run.model.model}, {what}, passes in {precision}, temperature {policy.temperature:g}",
         f"  attention: {policy.attention}",
     ]
+    if dropout := dropout_of(policy.model):
+        named = ", ".join(f"{name} {value:g}" for name, value in dropout.items())
+        lines.append(
+            f"  dropout: off, though the model's configuration says {named}: what samples and what scores must be one distribution"
+        )
     if settings.warm_start > 0:
         lines.append(f"  warm start: imitates right answers until {settings.warm_start:.0%} of training problems are answered right")
     if prepared.task is not None:

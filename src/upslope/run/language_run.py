@@ -146,7 +146,7 @@ class LanguageRun:
             raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
         policy = make_policy(self.model, task, value_head=self.name in ("ppo", "reward-model"), seed=self.settings.seed).to(device)
         if self.model.compute_dtype == "auto" and self.model.model != "tiny" and device.type != "cpu":
-            policy.compute_dtype = fastest_on(device)
+            policy.compute_dtype = preferred_on(device)
         reference = self.make_reference(policy)
         if isinstance(self.collector, CompletionsSettings):
             collect: Any = self.completions(policy, task, reference)
@@ -303,11 +303,11 @@ def make_policy(settings: ModelSettings, task: Any, *, value_head: bool, seed: i
         )
 
 
-def fastest_on(device: Any) -> Any:
-    """The precision that a device computes fastest in."""
-    from upslope.language.precision import fastest
+def preferred_on(device: Any) -> Any:
+    """The precision of the passes on a device."""
+    from upslope.language.precision import preferred
 
-    return fastest(device)
+    return preferred(device)
 
 
 def policy_folder(text: str) -> str:

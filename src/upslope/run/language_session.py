@@ -38,7 +38,9 @@ class LanguageSession(Session):
         return run if run.settings.eval_every is not None else replace(run, settings=replace(run.settings, eval_every=EVALUATE_EVERY))
 
     def _config(self) -> dict[str, Any]:
-        return self.run_config.config()
+        config = self.run_config.config()
+        used = str(self.prepared.policy.compute_dtype).removeprefix("torch.")
+        return {**config, "policy": {**config["policy"], "compute_dtype": used}}  # auto is another one on another processor
 
     def _schedule(self) -> None:
         """Evaluations come every so many iterations."""
@@ -135,6 +137,12 @@ class LanguageSession(Session):
         due = state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations
         if due and self._can_evaluate and self.evaluating:
             row |= self._evaluate(state.policy)
+        if "weights_moved" in row and not any("weights_moved" in earlier for earlier in self.rows):
+            rate = self.run_config.algorithm.update.learning_rate
+            self.progress.note(
+                f"warning: this update moved {row['weights_moved']:.1%} of the weights: its steps are smaller than the distance between "
+                f"neighboring numbers; raise the learning rate ({rate:g})"
+            )
         samples = getattr(state.collect, "samples", [])
         self.folder.append("completions.jsonl", samples)
         self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]

@@ -21,7 +21,7 @@ class ModelSettings:
     temperature: float = 1.0
     """of the distribution that is sampled and trained"""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of the passes; auto measures which is faster here. The weights themselves are float32"""
+    """precision of the passes; auto: bfloat16 where this device has instructions for it, else float32. The weights are float32"""
     lora_rank: int | None = None
     """train low-rank adapters of this rank instead of the weights (none: the weights)"""
 

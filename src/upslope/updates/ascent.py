@@ -22,7 +22,9 @@ from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import adam_descend
 from upslope.updates.flat import FlatParameters
+from upslope.updates.rounding import stochastically_rounded
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
+from upslope.updates.watch import Watch
 
 RATIO_TOLERANCE = 1e-3
 """Largest |log π − log π_behavior| on the first minibatch of an update that rounding can explain (float32 sums)."""
@@ -46,13 +48,17 @@ class AscentState:
     generator: torch.Generator
     learning_rate: float
     num_updates: int = 0
+    rounding: torch.Generator | None = None
+    """of the rounding of parameters in bfloat16, where there are some"""
 
     @classmethod
     def of(cls, parameters: tuple[nn.Parameter, ...], flat: FlatParameters | None, *, seed: int, learning_rate: float) -> Self:
-        """Fresh state for these parameters, which lie in ``flat`` where there is one."""
+        """Fresh state for these parameters, which lie in ``flat`` where there is one; moments are float32 at least."""
         targets = parameters if flat is None else (flat.data,)
-        moments = tuple((torch.zeros_like(t), torch.zeros_like(t)) for t in targets)
-        return cls(parameters, flat, targets, moments, torch.Generator().manual_seed(seed), learning_rate)
+        moments = tuple((torch.zeros_like(t, dtype=exact(t)), torch.zeros_like(t, dtype=exact(t))) for t in targets)
+        rounded = next((t for t in targets if t.dtype == torch.bfloat16), None)
+        rounding = None if rounded is None else torch.Generator(rounded.device).manual_seed(seed)
+        return cls(parameters, flat, targets, moments, torch.Generator().manual_seed(seed), learning_rate, rounding=rounding)
 
     def check(self) -> None:
         """Before an update: what was trainable at the start still is, and lies where it is expected."""
@@ -63,7 +69,8 @@ class AscentState:
 
     def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """One gradient per target from one per parameter; zeros where the objective does not reach."""
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
+        pairs = zip(gradients, self.parameters, strict=True)
+        filled = [torch.zeros_like(p, dtype=exact(p)) if g is None else g.to(exact(p)) for g, p in pairs]
         return filled if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
 
 
@@ -123,6 +130,7 @@ class Ascent:
             return {"num_minibatches": 0.0}
         count = min(self.num_minibatches, batch.num_units)
         batch = self.on_or_off_policy(policy, batch, count)
+        watch = Watch(state)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
             for part in batch.minibatches(permutation.to(batch.mask.device), count):
@@ -130,9 +138,9 @@ class Ascent:
                 for name, value in metrics.items():
                     collected[name].append(value)
                 if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
-                    return averaged(collected)
+                    return averaged(collected) | watch.metrics()
                 collected["gradient_norm"].append(self.step(state, gradients))
-        return averaged(collected)
+        return averaged(collected) | watch.metrics()
 
     @torch.no_grad()
     def on_or_off_policy(self, policy: Any, batch: Batch, count: int) -> Batch:
@@ -164,6 +172,7 @@ class Ascent:
                 torch.autograd.backward(-objective, inputs=state.parameters)
                 if piece is part:
                     return state.gather(gradients()), {"objective": objective.detach(), **metrics}
+                gradients()
                 totals["objective"] = totals["objective"] + objective.detach()  # a sum; the others are means over steps, or over pairs
                 share = piece.num_units / part.num_units if part.unit == "pair" else int(piece.mask.sum()) / int(part.mask.sum())
                 for name, value in metrics.items():
@@ -180,8 +189,16 @@ class Ascent:
         state.num_updates += 1
         rates: dict[str, Any] = {"num_updates": state.num_updates, "learning_rate": state.learning_rate, "eps": self.eps}
         for target, gradient, (exp_avg, exp_avg_sq) in zip(state.targets, gradients, state.moments, strict=True):
-            adam_descend(target, gradient, exp_avg, exp_avg_sq, **rates)
+            moved = target.to(exact(target))  # itself, unless it is half as wide
+            adam_descend(moved, gradient, exp_avg, exp_avg_sq, **rates)
+            if state.rounding is not None and target.dtype == torch.bfloat16:
+                target.detach().copy_(stochastically_rounded(moved, state.rounding))
         return norm
+
+
+def exact(tensor: Tensor) -> torch.dtype:
+    """The precision to compute in: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def trainable(policy: nn.Module, flat: FlatParameters | None) -> tuple[nn.Parameter, ...]:
@@ -193,12 +210,24 @@ def trainable(policy: nn.Module, flat: FlatParameters | None) -> tuple[nn.Parame
 
 @contextlib.contextmanager
 def gradients_of(parameters: Sequence[nn.Parameter]) -> Generator[Callable[[], list[Tensor | None]]]:
-    """Backward passes inside this block add up in ``p.grad``, in place; what stood there before is put back after it."""
+    """Backward passes inside this block add up in ``p.grad``, in place; what stood there before is put back after it.
+
+    Of parameters in bfloat16 they add up in float32, at each call of what is yielded.
+    """
     before = [p.grad for p in parameters]
+    sums: dict[int, Tensor] = {}
+
+    def collected() -> list[Tensor | None]:
+        for i, p in enumerate(parameters):
+            if p.grad is not None and p.dtype == torch.bfloat16:
+                sums[i] = p.grad.float() if i not in sums else sums[i].add_(p.grad)
+                p.grad = None
+        return [sums.get(i, p.grad) for i, p in enumerate(parameters)]
+
     try:
         for p in parameters:
             p.grad = None
-        yield lambda: [p.grad for p in parameters]
+        yield collected
     finally:
         for p, gradient in zip(parameters, before, strict=True):
             p.grad = gradient

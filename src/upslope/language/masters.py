@@ -1,0 +1,82 @@
+"""What a policy makes of the model it is given: float32 masters, the model inside a peft wrapper, and no setting without an effect."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from upslope.errors import UsageError, require
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def unwrapped(model: Any) -> tuple[PreTrainedModel, Any]:
+    """The Transformers model, and the peft wrapper around it where there is one: its adapters are then what is trained.
+
+    Raises:
+        UsageError: adapters that are not inside the model (prompts, prefixes), or are frozen; no model at all.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model: expected a Transformers model, found {type(model).__name__}; load one with LanguagePolicy.from_pretrained"
+        )
+    if not hasattr(model, "peft_config"):
+        return model, None  # pyright: ignore[reportReturnType]
+    wrapper: Any = model
+    if not hasattr(wrapper, "get_base_model"):  # adapters that Transformers put into the model itself
+        raise UsageError(
+            "model: it holds adapters without their peft wrapper; wrap it with peft.get_peft_model or PeftModel.from_pretrained"
+        )
+    kinds = [str(getattr(config, "peft_type", "")).rpartition(".")[2] for config in wrapper.peft_config.values()]
+    for config, kind in zip(wrapper.peft_config.values(), kinds, strict=True):
+        if config.is_prompt_learning:
+            raise UsageError(
+                f"model: its peft wrapper is of kind {kind}, which lies outside the model; take adapters inside it, LoRA for one"
+            )
+        if (dropout := getattr(config, "lora_dropout", 0.0)) > 0:
+            raise UsageError(
+                f"model: its adapters have lora_dropout {dropout:g}, but what samples and what scores must be one distribution; set it to 0"
+            )
+    require(
+        any(p.requires_grad for p in wrapper.parameters()),
+        "model: every weight of its peft wrapper is frozen; load the adapters with is_trainable=True",
+    )
+    return wrapper.get_base_model(), wrapper
+
+
+def check_settings(model: PreTrainedModel) -> None:
+    """Refuse what the user switched on and a policy does not do."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise UsageError(
+            "model: gradient checkpointing is on, which a policy's passes do not follow; switch it off with "
+            "model.gradient_checkpointing_disable(), and save memory with Ascent(micro_batch_size=1)"
+        )
+
+
+def dropout_of(model: PreTrainedModel) -> dict[str, float]:
+    """Dropout that a model's configuration names; a policy has it off."""
+    settings: dict[str, Any] = model.config.get_text_config().to_dict()
+    found = {name: value for name, value in settings.items() if re.search("drop(out)?(_|$)", name) or name.endswith("pdrop")}
+    return {name: float(value) for name, value in found.items() if isinstance(value, float | int) and value > 0}
+
+
+def masters(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Bring parameters to the precision in which the update moves them, in place; None is float32, and float64 where they are that.
+
+    Raises:
+        UsageError: a precision that the update cannot move: neither float32, float64 nor bfloat16.
+    """
+    require(
+        dtype in (None, torch.float32, torch.float64, torch.bfloat16),
+        f"dtype: expected torch.float32, torch.float64, torch.bfloat16 (rounded stochastically) or None, found {dtype}",
+    )
+    for p in model.parameters():
+        if p.is_floating_point() and p.dtype != (dtype or torch.float32) and (dtype is not None or p.dtype in HALF):
+            p.data = p.data.to(dtype or torch.float32)
+    for buffer in model.buffers():
+        if buffer.dtype in HALF and dtype != torch.bfloat16:
+            buffer.data = buffer.data.float()

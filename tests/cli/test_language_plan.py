@@ -1,0 +1,64 @@
+"""What a run in the language world says and records of its passes: precision, attention, dropout; and who may start one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+from tests.cli.conftest import Command, good
+from tests.cli.test_bad_input import one_line
+from tests.cli.test_language_bad_input import GRPO, SHORT
+from upslope import Run
+from upslope.language import precision
+from upslope.language.tiny import character_tokenizer
+
+
+@pytest.fixture
+def bloom(tmp_path: Path) -> Path:
+    """A folder of a model that cannot share attention, with dropout in its configuration."""
+    tokenizer = character_tokenizer()
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=4, hidden_dropout=0.1)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    return tmp_path / "bloom"
+
+
+def test_the_plan_says_how_passes_run_and_evaluate_takes_the_same_precision(cli: Command, bloom: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    answer = cli("train", "grpo", "--model", bloom, "--task", "addition", *SHORT, "--max-tokens", "3", "--out", "run")
+    assert answer.code == 0, answer
+    assert "passes in bfloat16" in answer.out
+    assert "  attention: plain, one row at a time, because " in answer.out
+    assert "  dropout: off, though the model's configuration says hidden_dropout 0.1: what samples" in answer.out
+    assert json.loads(Path("run/config.json").read_text())["policy"]["compute_dtype"] == "bfloat16"
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)  # as if on another processor
+    assert Run.load("run").policy.compute_dtype == torch.bfloat16
+
+
+def test_the_tiny_model_is_packed_in_float32(cli: Command):
+    answer = good(cli(*GRPO, *SHORT, "--out", "run"))
+    assert "  attention: packed\n" in answer.out and "dropout" not in answer.out
+    assert json.loads(Path("run/config.json").read_text())["policy"]["compute_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("command", [["ppo", "CartPole-v1"], ["grpo", "--model", "tiny", "--task", "addition"]])
+def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli("train", *command, "--help").code == 0
+    answer = cli("train", *command, "--out", "run")
+    line = one_line(answer.err)
+    assert answer.code == 2
+    assert "WORLD_SIZE=2" in line and "start upslope by itself" in line and not Path("run").exists()
+
+
+def test_a_step_too_small_for_the_weights_is_said(cli: Command):
+    few = ["--iterations", "2", "--batch-size", "2", "--eval-episodes", "2"]
+    answer = good(cli("train", "sft", "--model", "tiny", "--task", "addition", *few, "--learning-rate", "1e-12", "--out", "run"))
+    assert answer.out.count("warning: this update moved 0.0% of the weights") == 1
+    assert "raise the learning rate (1e-12)" in answer.out
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["weights_moved"] < 0.01 for row in rows)
