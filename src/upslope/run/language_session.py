@@ -16,6 +16,7 @@ from upslope.files import whole_folder
 from upslope.run import language_report as report
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION
+from upslope.run.health import WATCHED
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_run import FrozenAtStart, examples_of
 from upslope.run.load import PROGRESS
@@ -25,8 +26,10 @@ from upslope.run.session import Session, one_line
 
 EVALUATE_EVERY = 10
 """Iterations between evaluations unless told otherwise."""
-DRAWN = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
-"""What the learning curve needs."""
+KEPT = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES, *WATCHED)
+"""What the learning curve and the last look at the run need."""
+GOOD = 0.95
+"""Accuracy from which on nobody minds that a policy has become certain."""
 PAIRS_IN_A_PASS = 16
 """Pairs that are measured at once."""
 
@@ -146,7 +149,7 @@ class LanguageSession(Session):
         samples = getattr(state.collect, "samples", [])
         self.folder.append("completions.jsonl", samples)
         self.progress.samples = samples  # pyright: ignore[reportAttributeAccessIssue]
-        return self._record(state, row, DRAWN)
+        return self._record(state, row, KEPT)
 
     def _evaluate(self, policy: Any, episodes: int | None = None) -> dict[str, float]:
         try:
@@ -224,7 +227,7 @@ class LanguageSession(Session):
             "best_accuracy": max((point.mean for point in self.evaluations), default=None),
             "solved": None if goal is None else accuracy is not None and accuracy >= goal,
             "solved_at": goal,
-            "warnings": self.faults,
+            "warnings": self._warnings(result, GOOD if goal is None else goal),
             **(self._on_held_out_pairs() if error is None else {}),
         }
 
@@ -261,6 +264,11 @@ class LanguageSession(Session):
             return [] if task is None else pairs_from(task, count=HELD_OUT_PAIRS, held_out=True)
         except UsageError:  # too few problems to make a wrong answer of another one's
             return []
+
+    def _before_training(self) -> list[Point]:
+        if self.before is None:
+            return []
+        return [Point(0, self.before, math.sqrt(self.before * (1 - self.before)), self.run_config.settings.eval_episodes)]
 
     def _draw(self, summary: Mapping[str, Any]) -> None:
         title = f"{self.run_config.name} on {self.run_config.target}, seed {summary['seed']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 import traceback
@@ -17,14 +18,15 @@ from upslope.run.control_run import ALGORITHMS, ControlRun
 from upslope.run.control_settings import Output
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path, versions
+from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
 from upslope.run.loggers import Logger, check_loggers, loggers_for
 from upslope.run.report import Progress, next_words, plan, progress_for, result_words, warning_words
 from upslope.run.saving import SavePace, progress_of
 from upslope.run.threads import one_thread
 
-DRAWN = ("total_steps", "episode_return", "reward_per_step", "evaluation_return", "evaluation_reward_per_step")
-"""What the learning curve needs; everything else of a row is in ``metrics.jsonl`` only."""
+KEPT = ("total_steps", "episode_return", "reward_per_step", "evaluation_return", "evaluation_reward_per_step", *WATCHED)
+"""What the learning curve and the last look at the run need; everything else of a row is in ``metrics.jsonl`` only."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
 
@@ -167,12 +169,12 @@ class Session:
         self.schedule.watch(row)
         if self.evaluating and (episodes := self.schedule.due(before, state.total_steps)):
             row |= self._evaluate(state.policy, episodes)
-        return self._record(state, row, DRAWN)
+        return self._record(state, row, KEPT)
 
-    def _record(self, state: Any, row: dict[str, Any], drawn: Iterable[str]) -> bool:
+    def _record(self, state: Any, row: dict[str, Any], kept: Iterable[str]) -> bool:
         """Write an iteration down wherever it is wanted, and save the policy where it is time; True ends the run."""
         self.state_row = row
-        self.rows.append({name: row[name] for name in drawn if name in row})
+        self.rows.append({name: row[name] for name in kept if name in row})
         self.folder.append_metrics(row)
         for logger in self.loggers:
             logger(row)
@@ -316,8 +318,23 @@ class Session:
             "best_total_steps": None if best is None else best.total_steps,
             "solved": solved,
             "solved_at": goal,
-            "warnings": self.faults,
+            "warnings": self._warnings(result, goal),
         }
+
+    def _warnings(self, result: Any, goal: float | None) -> list[str]:
+        """What did not go well, of a run that came to its end."""
+        if result is None:
+            return self.faults
+        final = self.evaluations[-1] if self.evaluations else None
+        if self.solved and final is not None:  # as the evaluations before it have said
+            goal = final.mean
+        space: Any = getattr(self.prepared.policy, "action_space", None)
+        dims = math.prod(space.shape) if hasattr(space, "low") else 0
+        return [*self.faults, *warnings_of(History(self.rows, [*self._before_training(), *self.evaluations], final, goal, dims))]
+
+    def _before_training(self) -> list[Point]:
+        """The evaluation of the policy that training began with, where there was one."""
+        return []
 
     def _draw(self, summary: Mapping[str, Any]) -> None:
         from upslope.run.curve import draw_curve

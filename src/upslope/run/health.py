@@ -1,0 +1,161 @@
+"""What did not go well in a run, in plain words: pure functions of its metrics and of its evaluations.
+
+A run that reached its goal is told nothing about entropies and groups: a deterministic policy and groups without spread are what
+success looks like, too. Every sentence says what was seen and what to try.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from upslope.run.evaluations import Point
+
+Rows = Sequence[Mapping[str, float]]
+WATCHED = ("approx_kl", "kl", "improvement", "accepted", "entropy", "dead_groups")
+"""The metrics that are looked at."""
+
+LOST = 0.2
+"""Share of what was gained (best evaluation less the lowest) that the final policy may be below the best one."""
+STANDARD_ERRORS = 4.0
+"""Combined standard errors that a difference of two evaluations must have: the best of 20 noisy ones flatters."""
+LARGE_KL = 0.3
+"""KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
+OFTEN = 0.05
+"""Share of the iterations in which it is no accident."""
+LAST, FEWEST = 0.2, 5
+"""The end of a run: this share of its iterations, at least so many."""
+COLLAPSED = 0.02
+"""Entropy of discrete actions, as a share of the beginning's, that explores nothing."""
+NATS = 3.0
+"""Change of the entropy of continuous actions, for each dimension, that is a change of the standard deviation by a factor of 20."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run leaves: a row of metrics for each iteration, its evaluations in order, and the final one where there was one.
+
+    ``goal`` is the return that counts as solved, where it is known; ``action_dims`` the number of continuous actions, 0 where they
+    are discrete.
+    """
+
+    rows: Rows
+    evaluations: Sequence[Point] = ()
+    final: Point | None = None
+    goal: float | None = None
+    action_dims: int = 0
+
+    @property
+    def reached_goal(self) -> bool:
+        """Whether the final policy is as good as was asked for."""
+        return self.goal is not None and self.final is not None and self.final.mean >= self.goal
+
+    @property
+    def learned(self) -> bool:
+        """Whether the final policy is clearly better than at the first evaluation, and about as good as at the best."""
+        if self.final is None or not self.evaluations or far_below_best(self):
+            return False
+        first = self.evaluations[0]
+        return self.final.mean - first.mean > STANDARD_ERRORS * standard_error(first, self.final)
+
+    def end(self, name: str) -> list[float]:
+        """A metric in the last iterations that reported it."""
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        return values[-max(FEWEST, math.ceil(LAST * len(values))) :]
+
+
+def warnings_of(history: History) -> list[str]:
+    """One sentence for each thing that went wrong; none where a run went well."""
+    checks: tuple[Callable[[History], str | None], ...] = (far_below_best, kl_ran_away, entropy_ran_away, groups_died, nothing_accepted)
+    return [words for check in checks if (words := check(history)) is not None]
+
+
+def standard_error(*points: Point) -> float:
+    """Of the difference of the means."""
+    return math.sqrt(sum(point.std**2 / point.episodes for point in points))
+
+
+def far_below_best(history: History) -> str | None:
+    """The final policy has lost a good part of what the best one had."""
+    final, goal = history.final, history.goal
+    if final is None or not history.evaluations or history.reached_goal:
+        return None
+    best, lowest = (choose(history.evaluations, key=lambda point: point.mean) for choose in (max, min))
+    gained, lost = best.mean - lowest.mean, best.mean - final.mean
+    if min(best.episodes, final.episodes) < FEWEST or (goal is not None and gained < LOST * (goal - lowest.mean)):
+        return None  # too little to tell
+    if lost <= max(LOST * gained, STANDARD_ERRORS * standard_error(best, final)):
+        return None
+    seen = f"the final policy has {final.mean:.4g}, far below the {best.mean:.4g}"
+    seen += f" after {best.total_steps:,} steps, which --policy best takes" if best.total_steps else " before training"
+    wanted = "" if goal is None else f" (the goal is {goal:g})"
+    return f"{seen}{wanted}; try a smaller --learning-rate or a decreasing --schedule"
+
+
+def kl_ran_away(history: History) -> str | None:
+    """Updates went far from the policy that had collected the data, again and again."""
+    values = [kl for row in history.rows if (kl := kl_of(row)) is not None]
+    large = [kl for kl in values if not kl <= LARGE_KL]
+    if len(large) < max(3, OFTEN * len(values)):
+        return None
+    return (
+        f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations "
+        f"(up to {max(large):.3g}; 0.01 to 0.05 is usual): the data no longer speaks of such a policy; "
+        "try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
+    )
+
+
+def kl_of(row: Mapping[str, float]) -> float | None:
+    """KL of the update in a row; ``kl`` is that of a natural-gradient step where it has an improvement, else one to a reference."""
+    return row["kl"] if "improvement" in row and "kl" in row else row.get("approx_kl")
+
+
+def entropy_ran_away(history: History) -> str | None:
+    """The policy explores nothing any more, or noise alone, and has not learned what it was for."""
+    values = [row["entropy"] for row in history.rows if row.get("entropy") is not None]
+    if len(values) < 2 * FEWEST or history.reached_goal:
+        return None
+    start, late = values[0], median(history.end("entropy"))
+    if history.action_dims:
+        change = (late - start) / history.action_dims
+        if change > NATS:
+            seen = f"the entropy of the actions rose from {start:.2f} to {late:.2f}, so they are noise"
+            return f"{seen}; try a smaller --entropy-coef or --learning-rate, or --distribution squashed"
+        if change < -NATS and not history.learned:
+            seen = f"the entropy of the actions fell from {start:.2f} to {late:.2f}: the policy hardly varies them any more"
+            return f"{seen} and the return is no better for it; try a larger --entropy-coef or a smaller --learning-rate"
+        return None
+    if start <= 0 or late > COLLAPSED * start or history.learned:
+        return None
+    return (
+        f"the entropy fell from {start:.3g} to {late:.2g}, so the policy does the same whatever happens and finds nothing new, and the "
+        "return is no better for it; try a smaller --learning-rate or a larger --entropy-coef"
+    )
+
+
+def groups_died(history: History) -> str | None:
+    """No group has had spread in the last iterations, so nothing is learned any more."""
+    late = history.end("dead_groups")
+    if len(late) < FEWEST or history.reached_goal or history.learned or min(late) < 1.0:
+        return None
+    return (
+        f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0 and nothing "
+        "is learned; try a larger --group-size, a reward with more levels, and for texts easier tasks or a higher --temperature"
+    )
+
+
+def nothing_accepted(history: History) -> str | None:
+    """The line search has found no step in the last iterations."""
+    late = history.end("accepted")
+    if len(late) < FEWEST or history.reached_goal or history.learned or max(late) > 0.0:
+        return None
+    return (
+        f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "
+        "try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
+    )
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return sorted(values)[len(values) // 2]

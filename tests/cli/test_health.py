@@ -1,0 +1,121 @@
+"""What a run says of itself: each kind of failure is seen, and what only looks like one is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command, good
+from upslope import Run
+from upslope.run.evaluations import Point
+from upslope.run.health import History, warnings_of
+
+
+def points(*means: float, std: float = 10.0) -> list[Point]:
+    return [Point(1000 * (i + 1), mean, std, 20) for i, mean in enumerate(means)]
+
+
+def history(rows: list[dict[str, float]] | None = None, means: tuple[float, ...] = (20.0, 300.0, 480.0), **options: float) -> History:
+    found = points(*means, std=options.pop("std", 10.0))
+    goal, dims = options.pop("goal", None), int(options.pop("action_dims", 0))
+    return History(rows or [], found, found[-1], goal, dims)
+
+
+def rows(**metrics: list[float]) -> list[dict[str, float]]:
+    """Columns as rows."""
+    return [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
+
+
+WELL = {
+    "the last is the best": history(),
+    "little was gained, of much that was asked for": history(means=(9.0, 30.0, 9.0), goal=475.0),
+    "a little below the best": history(means=(20.0, 500.0, 440.0)),
+    "far below, but at the goal": history(means=(20.0, 500.0, 380.0), goal=375.0),
+    "noise about nothing learned": history(means=(-1210.0, -1150.0, -1180.0, -1230.0), std=200.0),
+    "one large KL": history(rows(approx_kl=[0.02] * 50 + [2.0] + [0.02] * 50)),
+    "a KL to a reference": history(rows(kl=[5.0] * 50, approx_kl=[0.01] * 50)),
+    "certain, and good": history(rows(entropy=[0.69] * 10 + [0.001] * 40)),
+    "certain, and at the goal": history(rows(entropy=[0.69] * 10 + [0.001] * 40), means=(500.0, 500.0), goal=475.0),
+    "less entropy of continuous actions": history(rows(entropy=[1.4] * 10 + [-0.8] * 40), action_dims=1),
+    "the same of six": history(rows(entropy=[8.0] * 10 + [-6.0] * 40), action_dims=6),
+    "equal groups at the top": history(rows(dead_groups=[0.2] * 20 + [1.0] * 20), means=(20.0, 500.0, 500.0)),
+    "some groups": history(rows(dead_groups=[0.9] * 40), means=(0.1, 0.1)),
+    "now and then no step": history(rows(accepted=[1.0, 0.0, 0.0, 1.0] * 10), means=(0.1, 0.1)),
+    "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
+}
+ILL = {
+    "far below the best": (
+        history(means=(20.0, 500.0, 155.0), goal=475.0),
+        "the final policy has 155, far below the 500 after 2,000 steps, which --policy best takes (the goal is 475)",
+    ),
+    "below what training began with": (
+        History([], [Point(0, 0.6, 0.5, 256), Point(500, 0.2, 0.4, 256)], Point(500, 0.2, 0.4, 256)),
+        "the final policy has 0.2, far below the 0.6 before training",
+    ),
+    "KL": (
+        history(rows(approx_kl=[0.02] * 20 + [0.6, 0.01, 3.0, 200.0] * 5)),
+        "by more than 0.3 nats of KL in 15 of 40 iterations (up to 200;",
+    ),
+    "KL that is no number": (history(rows(approx_kl=[0.01] * 20 + [float("nan")] * 5)), "nats of KL in 5 of 25 iterations"),
+    "KL of a natural gradient": (history(rows(kl=[1.0] * 20, improvement=[0.1] * 20)), "nats of KL in 20 of 20 iterations"),
+    "certain, and bad": (history(rows(entropy=[0.69] * 3 + [0.001] * 40), means=(9.3, 9.4)), "the entropy fell from 0.69 to 0.001"),
+    "noise": (history(rows(entropy=[1.4] * 10 + [9.0] * 40), action_dims=1), "the entropy of the actions rose from 1.40 to 9.00"),
+    "frozen": (
+        history(rows(entropy=[1.4] * 10 + [-7.0] * 40), means=(-1400.0, -1390.0), std=100.0, action_dims=1),
+        "the entropy of the actions fell from 1.40 to -7.00",
+    ),
+    "dead groups": (
+        history(rows(dead_groups=[0.3] + [1.0] * 40), means=(0.0, 0.0), std=0.0),
+        "in the last 9 iterations the members of every",
+    ),
+    "no step": (history(rows(accepted=[1.0] + [0.0] * 40), means=(9.0, 9.0)), "accepted no step in the last 9 iterations"),
+}
+
+
+@pytest.mark.parametrize("found", WELL.values(), ids=WELL.keys())
+def test_what_went_well_is_not_complained_about(found: History):
+    assert warnings_of(found) == []
+
+
+@pytest.mark.parametrize("found, words", ILL.values(), ids=ILL.keys())
+def test_what_went_wrong_is_said_once_with_its_numbers_and_what_to_try(found: History, words: str):
+    (said,) = warnings_of(found)
+    assert words in said and "; try " in said and "\n" not in said
+
+
+def test_a_run_that_stood_still_says_so_last(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    """The line search starts so far away that no try comes back into the region."""
+    monkeypatch.setattr("upslope.updates.trust_region.longest", lambda max_kl, curvature: 1e6)
+    flags = ["--num-envs", "2", "--num-steps", "16", "--num-value-minibatches", "1", "--total-steps", "320", "--eval-episodes", "2"]
+    out = good(cli("train", "trpo", "CartPole-v1", *flags, "--num-value-epochs", "1", "--out", "run")).out
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert any("accepted no step" in words for words in summary["warnings"]), summary
+    assert out.rstrip().endswith(summary["warnings"][-1])
+
+
+def test_a_run_that_is_well_says_nothing(trained: Path):
+    assert Run.load(trained).summary["warnings"] == []  # type: ignore[index]
+
+
+def test_dead_groups_of_environments_are_seen(cli: Command):
+    good(
+        cli(
+            "train",
+            "grpo",
+            "faulty:walk",
+            "--group-size",
+            "2",
+            "--num-groups",
+            "2",
+            "--total-steps",
+            "400",
+            "--eval-episodes",
+            "2",
+            "--quiet",
+            "--out",
+            "run",
+        )
+    )
+    assert any("every group had the same score" in words for words in Run.load("run").summary["warnings"])  # type: ignore[index]
