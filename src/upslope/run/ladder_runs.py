@@ -56,7 +56,9 @@ def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Cli
 
     try:
         with one_thread(prepared.policy):
-            state = train(prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=budget, seed=seed, callbacks=look)
+            state = train(
+                prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=budget, seed=seed, callbacks=look, progress=False
+            )
     finally:
         prepared.close()
     return Climb(resampled(np.array(steps, float), np.array(returns), budget), state.train_seconds)

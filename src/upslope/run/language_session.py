@@ -84,6 +84,7 @@ class LanguageSession(Session):
                 seed=settings.seed,
                 callbacks=(self._after_iteration,),
                 fast=True,
+                progress=False,
             )
 
     @property
@@ -124,7 +125,7 @@ class LanguageSession(Session):
         if not fresh and reached():
             self.progress.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
             return
-        train(algorithm, policy, data, iterations=settings.warm_start_iterations, seed=settings.seed, callbacks=enough)
+        train(algorithm, policy, data, iterations=settings.warm_start_iterations, seed=settings.seed, callbacks=enough, progress=False)
         self.warm_start_seconds = time.perf_counter() - started
         words = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
         short = found["accuracy"] < settings.warm_start and self.signal is None

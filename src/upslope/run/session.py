@@ -158,6 +158,7 @@ class Session:
             seed=settings.seed,
             callbacks=(self._after_iteration,),
             fast=settings.fast,
+            progress=False,
         )
 
     # ----------------------------------------------------------------------------------------------- after each iteration

@@ -5,9 +5,10 @@ A method that learns at every step plays by itself (``learn``); the loop then on
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ Callback = Callable[["RunState"], bool | None]
 """Called once after each iteration with the run's state; a true answer stops the run."""
 
 
-@dataclass
+@dataclass(repr=False)
 class RunState:
     """Everything that a run is: what it started from, what it has become, and how far it is."""
 
@@ -35,6 +36,12 @@ class RunState:
     train_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
     rollout: Rollout | None = None
+
+    def __repr__(self) -> str:
+        """What was trained by what, and how far it is; the parameters are in ``policy``."""
+        returned = "".join(f", {name}={self.metrics[name]:.4g}" for name in ("episode_return", "reward") if name in self.metrics)
+        names = ", ".join(type(part).__name__ for part in (self.algorithm, self.policy, self.collect))
+        return f"RunState({names}, iteration={self.iteration:,}, total_steps={self.total_steps:,}, {self.fraction:.0%} done{returned})"
 
     @property
     def fraction(self) -> float:
@@ -54,6 +61,7 @@ def train(
     seed: int = 0,
     callbacks: Callback | Iterable[Callback] = (),
     fast: bool = True,
+    progress: bool | None = None,
 ) -> RunState:
     """Train ``policy`` in place and return the final :class:`RunState`.
 
@@ -66,6 +74,7 @@ def train(
         seed: of the update's shuffling; environments, initialization and sampling have their own.
         callbacks: one or several, called after each iteration with the state; a true answer stops.
         fast: False turns every fast path off, for debugging.
+        progress: draw a line that says how far the run is (none: in a terminal and in a notebook, unless callbacks may print).
 
     Raises:
         UsageError: no stopping rule, or a combination that cannot work.
@@ -82,16 +91,36 @@ def train(
     if hasattr(collect, "follow"):  # a collector that wants to know how far the run is
         collect.follow(state)  # pyright: ignore[reportAttributeAccessIssue]
     choose = twins() if fast else readable
-    while state.fraction < 1.0:
-        update, actor = choose(state.algorithm, state.policy)
-        if online:
-            play(state, actor)
-        else:
-            iterate(state, update, actor)
-        stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
-        if any(stops):
-            break
+    with shown(state, False if progress is None and callbacks else progress) as show:
+        while state.fraction < 1.0:
+            update, actor = choose(state.algorithm, state.policy)
+            if online:
+                play(state, actor)
+            else:
+                iterate(state, update, actor)
+            show(state)
+            stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
+            if any(stops):
+                break
     return state
+
+
+@contextlib.contextmanager
+def shown(state: RunState, progress: bool | None) -> Iterator[Callable[[RunState], None]]:
+    """What draws the progress after an iteration, and its end."""
+    if progress is False:
+        yield lambda state: None
+        return
+    from upslope.run.line import Line, watched
+
+    if progress is None and not watched():
+        yield lambda state: None
+        return
+    line = Line()
+    try:
+        yield line.update
+    finally:
+        line.close(state)
 
 
 def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
