@@ -24,7 +24,7 @@ from upslope.algorithms.common import (
     scored,
 )
 from upslope.records import Batch, Rollout
-from upslope.updates import Ascent
+from upslope.updates import Ascent, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,14 @@ class A2C:
     gae_lambda: float = 1.0
     """trace decay of the advantage: 0 is one step, 1 the whole return"""
     normalize_advantage: bool = False
-    """give the advantages mean 0 and standard deviation 1 over the whole batch"""
+    """give the advantages mean 0 and standard deviation 1 over the whole batch; once the policy is right, all of them are noise, which
+    this keeps at full size"""
     value_coef: float = 0.25
     """weight of the squared value error"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
-    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=7e-4))
-    """how parameters move"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=7e-4, schedule=linear))
+    """how parameters move; one step per batch has no epochs to stop, so the schedule is what holds a trained policy"""
 
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
