@@ -68,10 +68,10 @@ def test_the_band_is_the_bootstrap_interval_of_the_mean():
 
 def test_groups_are_averaged_over_shared_steps():
     line = group_line("ppo", [(np.array([0.0, 10.0]), np.array([0.0, 10.0])), (np.array([5.0, 20.0]), np.array([15.0, 0.0]))], PALETTE[0])
-    assert line.x[0] == 5 and line.x[-1] == 10 and line.label == "PPO, 2 runs"
+    assert line.x[0] == 5 and line.x[-1] == 10 and line.label == "ppo, 2 runs"
     assert line.y[0] == pytest.approx((5 + 15) / 2) and line.y[-1] == pytest.approx((10 + 10) / 2)
     alone = group_line("ppo", [(np.array([0.0]), np.array([1.0]))], PALETTE[0])
-    assert alone.low is None and alone.label == "PPO, 1 run"
+    assert alone.low is None and alone.label == "ppo, 1 run"
 
 
 def test_a_line_is_drawn_where_the_numbers_are(tmp_path: Path):

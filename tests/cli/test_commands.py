@@ -21,6 +21,7 @@ from upslope import PPO, Run, UsageError
 from upslope.control.evaluate import EvaluationResult, Played
 from upslope.run.control_run import ControlRun
 from upslope.run.control_settings import EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
+from upslope.run.curve import names
 
 # ----------------------------------------------------------------------------------------------- evaluate, play, plot
 
@@ -107,6 +108,33 @@ def test_plot_compares_runs(cli: Command, trained: Path):
     assert out == "wrote pictures/all.png (2 runs)\n"  # the same folder twice is one run, not two seeds
     with Image.open("pictures/all.png") as picture:
         assert picture.size == (840, 1000)  # one panel per environment
+
+
+def test_plot_averages_seeds_and_never_settings(cli: Command, trained: Path):
+    def changed(name: str, **settings: object) -> Path:
+        folder = Path(shutil.copytree(trained, name))
+        config = json.loads((folder / "config.json").read_text())
+        config["settings"] |= {"seed": settings.pop("seed", 0), "eval_every": settings.pop("eval_every", None)}
+        config["algorithm"]["update"] |= settings
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    folders = [changed("a", seed=1), changed("b", seed=2, eval_every=64), changed("c", learning_rate=0.25)]
+    runs = [Run.load(folder) for folder in folders]
+    assert names(runs[:2]) == ["PPO", "PPO"]
+    rate = runs[0].config["algorithm"]["update"]["learning_rate"]
+    assert names(runs) == [f"PPO, learning_rate {rate:g}"] * 2 + ["PPO, learning_rate 0.25"]
+    out = good(cli("plot", *folders)).out
+    assert out == "wrote comparison.png (3 runs)\n"
+    settings = {name: (1, 2, 2) for name in ("learning_rate", "num_epochs", "num_minibatches", "max_grad_norm")} | {"eps": (1, 2, 3)}
+    others = [changed(str(i), **{name: values[i] for name, values in settings.items()}) for i in range(3)]
+    one, two, three = names([Run.load(folder) for folder in others])
+    assert one == "PPO, learning_rate 1, num_epochs 1, num_minibatches 1, max_grad_norm 1 …"
+    assert two == one.replace("1", "2") and three == f"{two} (2)"
+    # one seed is one seed, however often it was run
+    again = Path(shutil.copytree("a", "again"))
+    answer = cli("plot", "a", again, "b")
+    assert answer.out == "wrote comparison.png (2 runs)\n" and "again: same settings and seed as" in answer.err
 
 
 def test_plot_leaves_out_what_is_no_run_but_a_report(cli: Command, trained: Path):

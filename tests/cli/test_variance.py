@@ -125,6 +125,14 @@ def test_marks() -> None:
     assert [mark(Measurement(**row, bias=bias, effective_sample_size=size)) for bias, size, _ in cases] == [shown for *_, shown in cases]
 
 
+def test_on_a_line_a_cosine_is_a_sign_and_may_be_unknown(cli: Command) -> None:
+    """The policy of the short corridor has one free direction, so that by chance an unbiased estimator's mean points backwards."""
+    answer = good(cli("variance", "upslope/ShortCorridor-v0", "--samples", "32", "--seed", "2", "--out", "corridor"))
+    rows = json.loads(Path("corridor/variance.json").read_text())["rows"]
+    assert any(row["cosine"] < 0 for row in rows) and not any(row["cosine"] < 0 and row["direction_known"] for row in rows)
+    assert "  ? (-1.000 to 1.000)" in answer.out and "  -1.000 (" not in answer.out and "cosine ?: so few samples" in answer.out
+
+
 def test_help_names_every_estimator(cli: Command) -> None:
     out = good(cli("variance", "--help")).out
     assert all(name in out for name in ESTIMATORS) and "--critic-samples" in out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tabular.made import case
+from tests.tabular.made import case, scrambled
 from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageError, tabular
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
@@ -106,6 +106,19 @@ def test_a_sampled_reference_knows_its_own_noise():
     assert by_few.bias_by_chance > 1.5 * by_many.bias_by_chance and not by_few.biased and not by_many.biased
     wrong_sign = measure({"x": algorithm}, policy, replace(rollout, reward=-rollout.reward), many)[0]
     assert wrong_sign.biased and wrong_sign.cosine == -by_many.cosine and wrong_sign.variance == by_many.variance
+
+
+def test_the_direction_of_few_samples_is_not_known():
+    """In one free direction the cosine is 1 or −1, the latter by chance as well."""
+    mdp = tabular.short_corridor()
+    policy = scrambled(tabular.tabular_policy(mdp))
+    algorithm = REINFORCE(baseline=False, gamma=1.0, **PLAIN)
+    exact = Reference.exact(tabular.gradient(mdp, policy, 1.0))
+    few = [measure({"x": algorithm}, policy, tabular.Episodes(mdp, 8, seed=seed)(policy), exact)[0] for seed in range(12)]
+    assert any(row.cosine < -0.999 for row in few) and not any(row.cosine < 0 and row.direction_known for row in few)
+    rollout = tabular.Episodes(mdp, 3000, seed=0)(policy)
+    right, wrong = (measure({"x": algorithm}, policy, replace(rollout, reward=s * rollout.reward), exact)[0] for s in (1, -1))
+    assert right.direction_known and right.cosine == pytest.approx(1.0) and wrong.direction_known and wrong.cosine == pytest.approx(-1.0)
 
 
 def test_samples_that_another_policy_took():

@@ -1,4 +1,4 @@
-"""``upslope plot RUN… --out FILE.png``: learning curves, seeds of one algorithm and task as a mean with an interval."""
+"""``upslope plot RUN… --out FILE.png``: learning curves, seeds of one configuration as a mean with an interval."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write"),)
 HELP = """\
 usage: upslope plot RUN... [--out FILE.png]
 
-Draw the learning curves of run folders: one panel per environment, one curve per algorithm. Runs of the same algorithm
-on the same environment (other seeds) become their mean with a 95 % bootstrap interval.
+Draw the learning curves of run folders: one panel per environment, one curve for each algorithm and its settings. Runs that
+differ in the seed only become their mean with a 95 % bootstrap interval; the legend says in what the others differ.
 
   upslope plot runs/ppo-CartPole-v1-* runs/a2c-CartPole-v1-* --out cartpole.png
 """
@@ -38,11 +38,14 @@ def main(words: list[str]) -> int:
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
-    from upslope.run.curve import draw_comparison, has_curve
+    from upslope.run.curve import draw_comparison, has_curve, repeated
 
     if several and any(map(has_curve, runs)):
         others |= {str(run.path): "no episode or reward in its metrics.jsonl" for run in runs if not has_curve(run)}
         runs = [run for run in runs if has_curve(run)]
+    twice = repeated(runs)
+    others |= {str(path): f"same settings and seed as {other}" for path, other in twice.items()}
+    runs = [run for run in runs if run.path not in twice]
     if not runs:
         raise UsageError("plot: all of these folders hold reports with a picture of their own; name the folder of a run")
     for folder, reason in others.items():

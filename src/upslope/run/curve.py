@@ -60,23 +60,88 @@ def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = 
 
 
 def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
-    """Write one panel per environment: for each algorithm the mean over its runs with a 95 % bootstrap interval."""
+    """Write one panel per environment: for each algorithm and its settings the mean over their runs with a 95 % bootstrap interval."""
     groups: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
-    for run in runs:
+    for run, name in zip(runs, names(runs), strict=True):
         x, y = series(run.metrics(), RETURN_OF[run.world])
         if not len(x):
             what = "finished episode" if run.world == "control" else "reward"
             raise UsageError(f"run folder {run.path}: its metrics.jsonl holds no {what}, so there is nothing to plot")
-        groups.setdefault(run.env_id, {}).setdefault(run.algorithm, []).append((x, smoothed(y)))
+        groups.setdefault(run.env_id, {}).setdefault(name, []).append((x, smoothed(y)))
     panels: list[Panel] = []
-    for env_id, by_algorithm in groups.items():
-        lines = [group_line(name, curves, PALETTE[i % len(PALETTE)]) for i, (name, curves) in enumerate(by_algorithm.items())]
+    for env_id, by_name in groups.items():
+        lines = [group_line(name, curves, PALETTE[i % len(PALETTE)]) for i, (name, curves) in enumerate(by_name.items())]
         title = env_id if len(lines) > 1 else f"{env_id}: {lines[0].label}"
         worlds = {run.world for run in runs if run.env_id == env_id}
         axes = (STEPS, RETURN) if worlds == {"control"} else ("tokens", "reward")
         panels.append(Panel(title, axes[0], f"{axes[1]} (mean and 95 % interval)", lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     save(draw(panels), path)
+
+
+UNTOLD = ("format_version", "versions", "world", "algorithm.name")
+UNLEARNED = tuple(f"settings.{name}" for name in ("seed", "device", "fast", "eval_every", "eval_episodes", "eval_sample"))
+"""Settings that change nothing of what is learned, but for chance."""
+MOST_TOLD = 4
+"""Settings that a legend names at most."""
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """What each run is called in a legend: ``PPO``, with the settings in which those of its algorithm and environment differ.
+
+    Runs with one name have the same settings but for the seed. A setting that not all of them recorded does not count.
+    """
+    found: list[str] = []
+    told = [settings_of(run) for run in runs]
+    untold: dict[str, list[list[str]]] = {}
+    for run, settings in zip(runs, told, strict=True):
+        alike = [other for r, other in zip(runs, told, strict=True) if (r.env_id, r.algorithm) == (run.env_id, run.algorithm)]
+        shared = [key for key in settings if all(key in other for other in alike)]
+        differ = [f"{key.rpartition('.')[2]} {shown(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
+        name = ", ".join([run.algorithm.upper(), *differ[:MOST_TOLD]])
+        if len(differ) > MOST_TOLD:
+            others = untold.setdefault(name, [])
+            others += [] if differ in others else [differ]
+            number = others.index(differ) + 1
+            name += " …" if number == 1 else f" … ({number})"
+        found.append(name)
+    return found
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """A run's configuration, flat: ``{"algorithm.update.learning_rate": 0.003, …}``, without what does not change what is learned."""
+    found: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                add(f"{prefix}.{name}" if prefix else str(name), item)
+        elif not prefix.startswith(UNTOLD) and prefix not in UNLEARNED:
+            found[prefix] = value
+
+    add("", run.config)
+    return found
+
+
+def shown(value: Any) -> str:
+    """A setting as one would type it."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
+    """Runs with the settings *and* the seed of another one, which would count twice: each with that other, the longest."""
+    kept: dict[Any, Run] = {}
+    found: dict[Path, Path] = {}
+    for run in runs:
+        key = repr((run.env_id, run.algorithm, run.config["settings"].get("seed"), settings_of(run)))
+        other = kept.setdefault(key, run)
+        if other is run:
+            continue
+        better, worse = (run, other) if len(run.metrics()) > len(other.metrics()) else (other, run)
+        kept[key], found[worse.path] = better, better.path
+    return found
 
 
 def has_curve(run: Run) -> bool:
@@ -113,5 +178,5 @@ def bootstrap_band(table: NDArray[np.float64]) -> tuple[Array, Array]:
 
 
 def label(name: str, count: int) -> str:
-    """``PPO, 3 runs``."""
-    return f"{name.upper()}, {count} run{'s' if count > 1 else ''}"
+    """``PPO, learning_rate 0.003, 3 runs``."""
+    return f"{name}, {count} run{'s' if count > 1 else ''}"

@@ -72,6 +72,15 @@ class Measurement:
         """Whether the distance from the reference is more than chance explains."""
         return self.bias > self.bias_by_chance
 
+    @property
+    def direction_known(self) -> bool:
+        """Whether these samples tell the cosine's sign; where the gradient has one free direction, the cosine is nothing else.
+
+        An interval that holds 0 does not; nor does a negative cosine that chance explains.
+        """
+        low, high = self.cosine_interval
+        return low > 0 or (high < 0 and self.biased)
+
 
 @dataclass(frozen=True)
 class Reference:

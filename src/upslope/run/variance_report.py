@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Comparison:
                     f"{row.variance:.4g} ({row.variance_interval[0]:.4g} to {row.variance_interval[1]:.4g})",
                     f"{row.relative_variance:.3g}",
                     f"{row.bias:.3g} ({row.bias_by_chance:.3g}){mark(row)}",
-                    f"{row.cosine:.3f} ({row.cosine_interval[0]:.3f} to {row.cosine_interval[1]:.3f})",
+                    f"{f'{row.cosine:.3f}' if row.direction_known else '?'} ({row.cosine_interval[0]:.3f} to {row.cosine_interval[1]:.3f})",
                     "" if row.effective_sample_size is None else f"{row.effective_sample_size:.1%}",
                     f"{1000 * row.seconds:.1f}",
                     target,
@@ -74,15 +75,20 @@ class Comparison:
             "variance: of one episode, trace of the covariance. relative: over the squared length of the mean: so many episodes hold as",
             "much noise as signal. bias: distance from the reference; by chance: 1 % of unbiased ones would show more; *: this one does.",
         ]
+        if not all(row.direction_known for row in self.rows):
+            lines.append("cosine ?: so few samples do not tell whether the gradient points along the reference or against it; take more.")
         if any(few(row) for row in self.rows):
             lines.append(
-                f"?: at an ESS below {FEW:.0%} the episodes that count are hardly among the samples: variance is more, bias unknown."
+                f"bias ?: at an ESS below {FEW:.0%} the episodes that count are hardly among the samples: variance is more, bias unknown."
             )
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
         """For ``variance.json``."""
-        rows = [asdict(row) | {"biased": row.biased, "unbiased_for": target} for row, target in zip(self.rows, self.targets, strict=True)]
+        rows = [
+            asdict(row) | {"biased": row.biased, "direction_known": row.direction_known, "unbiased_for": target}
+            for row, target in zip(self.rows, self.targets, strict=True)
+        ]
         return {
             **asdict(self.run),
             "reference": self.reference,
@@ -99,7 +105,8 @@ class Comparison:
         variance = Dots("variance of one episode", [(row.variance, *row.variance_interval) for row in self.rows], logarithmic=True)
         relative = Dots("relative variance", [(x, x, x) for x in (row.relative_variance for row in self.rows)], logarithmic=True)
         bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
-        cosine = Dots("cosine with the reference", [(row.cosine, *row.cosine_interval) for row in self.rows])
+        told = [row.cosine if row.direction_known else math.nan for row in self.rows]
+        cosine = Dots("cosine with the reference", [(x, *row.cosine_interval) for x, row in zip(told, self.rows, strict=True)])
         title = (
             f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, gamma = {self.run.gamma:g}"  # the font has no γ
         )
