@@ -126,7 +126,7 @@ def test_plot_averages_seeds_and_never_settings(cli: Command, trained: Path):
     assert names(runs) == [f"PPO, learning_rate {rate:g}"] * 2 + ["PPO, learning_rate 0.25"]
     out = good(cli("plot", *folders)).out
     assert out == "wrote comparison.png (3 runs)\n"
-    settings = {name: (1, 2, 2) for name in ("learning_rate", "num_epochs", "num_minibatches", "max_grad_norm")} | {"eps": (1, 2, 3)}
+    settings = dict.fromkeys(("learning_rate", "num_epochs", "num_minibatches", "max_grad_norm"), (1, 2, 2)) | {"eps": (1, 2, 3)}
     others = [changed(str(i), **{name: values[i] for name, values in settings.items()}) for i in range(3)]
     one, two, three = names([Run.load(folder) for folder in others])
     assert one == "PPO, learning_rate 1, num_epochs 1, num_minibatches 1, max_grad_norm 1 …"
