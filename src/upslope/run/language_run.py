@@ -219,7 +219,7 @@ class LanguageRun:
 
         settings = self.collector
         assert isinstance(settings, RecordedSettings)
-        if task is not None and task.held_out and self.name != "reward-model":  # what evaluations will ask
+        if self.name != "reward-model" and getattr(task, "held_out", ()):  # what evaluations will ask
             check_room(policy, task.held_out, task.max_tokens)
         options: dict[str, Any] = {"batch_size": settings.batch_size, "reference": reference, "seed": self.settings.seed}
         if self.name == "sft":
