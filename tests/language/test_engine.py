@@ -58,14 +58,23 @@ def test_a_precision_without_a_kernel_is_multiplied_plainly(monkeypatch):
     weight, x = torch.randn(30, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
     assert product.packed(weight) is None
     torch.testing.assert_close(product.Product(weight)(x), x @ weight.t(), rtol=0, atol=1e-12)
-    rounded = product.Product(weight.bfloat16())  # with a kernel or without one
-    torch.testing.assert_close(rounded(x.bfloat16()), x.bfloat16() @ weight.bfloat16().t(), rtol=0.02, atol=0.05)
 
     def refuse(*_):
         raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512")
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
     assert product.packed(weight.float()) is None
+
+
+@pytest.mark.parametrize("rows", [1, 4, 33])
+def test_a_product_in_bfloat16_is_the_exact_one_rounded_once(rows, monkeypatch):
+    """With a kernel or without one: products are summed in float32 and rounded at the end."""
+    monkeypatch.setattr(product, "SMALLEST", 1)
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(300, 77, generator=generator).bfloat16(), torch.randn(rows, 77, generator=generator).bfloat16()
+    exact = x.double() @ weight.double().t()
+    bound = exact.abs() * 2.0**-8 + (x.double().abs() @ weight.double().abs().t()) * 2.0**-20  # half a unit, and the sum's own rounding
+    assert ((product.Product(weight, rows)(x).double() - exact).abs() <= bound).all()
 
 
 def test_what_is_sampled_with_a_last_layer_laid_out_is_what_is_scored(monkeypatch):

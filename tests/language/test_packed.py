@@ -320,6 +320,19 @@ def test_log_probabilities_of_bfloat16_are_float32():
     assert gradient.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("rows_at_a_time", [200, 8])
+def test_gradients_of_bfloat16_are_rounded_once_however_many_chunks_add_up(rows_at_a_time, monkeypatch):
+    hidden, weight, bias, targets = (x if x.dtype == torch.long else x.detach().bfloat16() for x in drawn(200, 32, 50))
+    monkeypatch.setattr(head, "CHUNK", 50 * rows_at_a_time)
+    up, found = torch.linspace(-1, 1, 200), {}
+    for dtype in (torch.bfloat16, torch.float64):
+        moved = [x.to(dtype).requires_grad_() for x in (hidden, weight * 0.2, bias)]
+        log_prob, _ = TokenLogProb.apply(*moved, targets, 1.0, None)
+        found[dtype] = torch.autograd.grad((log_prob * up).sum(), moved)
+    for rough, exact in zip(*found.values(), strict=True):
+        assert (rough.double() - exact).norm() < 0.004 * exact.norm()  # half a unit in the last of eight bits; summed in bfloat16: 0.006
+
+
 @pytest.mark.parametrize("family", ["llama tied, one key for all heads", "gpt2"])
 def test_a_pass_in_bfloat16_moves_the_float32_masters(family):
     exact, rough = policy_of(family), policy_of(family, compute_dtype=torch.bfloat16)

@@ -53,7 +53,7 @@ class TokenLogProb(torch.autograd.Function):
             return (None,) * 6
         hidden, weight, bias, targets, log_prob, entropy, *kept = ctx.saved_tensors
         to_hidden, to_weight = torch.empty_like(hidden), None
-        to_bias = None if bias is None else torch.zeros_like(bias)
+        to_bias = None if bias is None else torch.zeros_like(bias, dtype=accumulated(bias))
         for i, rows in enumerate(chunks(len(targets), weight.shape[0])):
             if kept:
                 p, slope = kept[2 * i] / kept[2 * i + 1][:, None], None
@@ -72,11 +72,21 @@ class TokenLogProb(torch.autograd.Function):
             grad = grad if slope is None else grad.mul_(slope)
             grad = (grad if ctx.scale == 1.0 else grad.mul_(ctx.scale)).to(hidden.dtype)
             if to_bias is not None:
-                to_bias += grad.sum(0)
+                to_bias += grad.sum(0, dtype=to_bias.dtype)
             torch.mm(grad, weight, out=to_hidden[rows])
             if ctx.needs_input_grad[1]:
-                to_weight = torch.mm(grad.t(), hidden[rows]) if to_weight is None else to_weight.addmm_(grad.t(), hidden[rows])
+                to_weight = added(to_weight, grad.t(), hidden[rows])
+        to_weight = None if to_weight is None else to_weight.to(weight.dtype)
+        to_bias = None if to_bias is None else to_bias.to(bias.dtype)
         return to_hidden, to_weight, to_bias, None, None, None
+
+
+def added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a b``; from the second product on in float32 at least, in which many of them add up."""
+    if total is None:
+        return torch.mm(a, b)
+    total = total.to(accumulated(total))
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(torch.mm(a, b))
 
 
 def accumulated(hidden: Tensor) -> torch.dtype:
