@@ -55,12 +55,13 @@ class Recorded:
         self.completions = [[row.ids[n:] for row in group] for group, n in zip(groups, shared, strict=True)]
         self.starts = [[row.start - n for row in group] for group, n in zip(groups, shared, strict=True)]
         self.scores = [list(scores) for _, _, scores in rows]
+        context = policy.context
         for group, n, place in zip(groups, shared, places, strict=True):
             joined = " of its own: the completion's first letters are in its first token" if any(row.seam for row in group) else ""
             require(n > 0, f"{place}: its prompt has no token{joined}")
             size = max(len(row.ids) for row in group)
-            if size > policy.context:
-                raise UsageError(f"{place}: its {size} tokens exceed the model's context of {policy.context}; shorten it")
+            if size > context:
+                raise UsageError(f"{place}: its {size} tokens exceed the model's context of {context}; shorten it")
         policy.look_up_to(max(len(ids) + max(map(len, rest)) for ids, rest in zip(self.prompts, self.completions, strict=True)))
         warn_of_seams(groups, places)
         self.batch_size, self.reference = min(batch_size, len(rows)), reference

@@ -104,7 +104,8 @@ class Rendering:
 
     def _encodings(self, texts: Sequence[str], places: Sequence[str]) -> Any:
         """What the tokenizer says about each text, without what it puts around texts; refuses characters it does not know."""
-        call = lambda batch: [self.tokenizer(batch, add_special_tokens=False)]  # noqa: E731
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        call = lambda batch: [self.tokenizer(batch, **plain)]  # noqa: E731
         whole = in_batch(call, list(texts), places, "the tokenizer refuses this text")[0]
         for i, ids in enumerate(whole["input_ids"]):
             if self.drops or self.unknown_id in ids:
@@ -166,13 +167,11 @@ class Rendering:
 
     def _unended(self, prompt: Prompt, completion: str) -> str:
         """A completion without the ends it brings: a turn's, which the template writes, or blanks behind a text's."""
-        ends = [self.added[i] for i in self.stop_ids if i in self.added] + ([self.turn.end] if self.turn.end.strip() else [])
+        ends = (*(self.added[i] for i in self.stop_ids if i in self.added), *([self.turn.end] if self.turn.end.strip() else []))
         bare = completion.rstrip()
-        if not any(bare.endswith(end) for end in ends):
+        if not bare.endswith(ends):
             return completion
-        if isinstance(prompt, str):
-            return bare
-        while any(bare.endswith(end) for end in ends):
+        while bare.endswith(ends) and not isinstance(prompt, str):
             bare = next(bare.removesuffix(end) for end in ends if bare.endswith(end))
         return bare
 
