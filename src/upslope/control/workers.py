@@ -77,12 +77,14 @@ class Workers(AsyncVectorEnv):
         """Ask the workers to close, wait for :data:`CLOSING` seconds at most, end those that are left."""
         if os.getpid() != self.owner:
             return
+        patience = CLOSING if timeout is None else timeout
+        if any(line.busy for line in self.lines):  # interrupted in a step
+            patience = min(patience, 1.0)
+        if terminate or any(line.late for line in self.lines):
+            patience = 0.0
         for line in self.lines:
             with contextlib.suppress(Exception):
                 line.send(("close", None))
-        patience = CLOSING if timeout is None else timeout
-        if terminate or any(line.late for line in self.lines):
-            patience = 0.0
         deadline = time.monotonic() + patience
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -109,13 +111,13 @@ class Line:
 
     def __init__(self, pipe: Any, process: Any, name: str, seconds: float | None) -> None:
         self.pipe, self.process, self.name, self.seconds = pipe, process, name, seconds
-        self.asked, self.since, self.late = "", 0.0, False
+        self.asked, self.since, self.busy, self.late = "", 0.0, False, False
 
     def close(self) -> None:
         self.pipe.close()
 
     def send(self, message: tuple[str, Any]) -> None:
-        self.asked, self.since = ASKED.get(message[0], message[0]), time.monotonic()
+        self.asked, self.since, self.busy = ASKED.get(message[0], message[0]), time.monotonic(), True
         try:
             self.pipe.send(message)
         except OSError as error:
@@ -130,13 +132,15 @@ class Line:
                     f": {self.name} did not answer within {self.seconds:g} s in {self.asked}; "
                     "does it wait for something? give it longer with --step-timeout, or try --vectorization sync"
                 )
-            return self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError) as error:
             raise self.ended() from error
         except Misbehaved:
             raise
         except Exception as error:
             raise Misbehaved(f": the answer of {self.name} cannot be read ({type(error).__name__}: {error})") from error
+        self.busy = False
+        return answer
 
     def ended(self) -> Misbehaved:
         """What to say of a process that is gone."""
