@@ -173,6 +173,20 @@ def test_a_saved_policy_takes_observations_as_it_did(image: Any) -> None:
     torch.testing.assert_close(again.distribution(**batch).parameters, policy.distribution(**batch).parameters, rtol=0, atol=0)
 
 
+def test_a_policy_saved_before_there_was_a_choice_is_what_it_was() -> None:
+    sizes = [(bytes_of(20, 20, 3), (3, 20, 20)), (bytes_of(7, 7, 3), 147), (box(0, 1, 40, 40, 3), 4800), (bytes_of(20, 20, high=9), 400)]
+    for space, size in sizes:
+        kind = control.CNNPolicy if isinstance(size, tuple) else control.MLPPolicy
+        description = kind.for_envs((space, ACTIONS), image="bytes").describe()
+        del description["image"]
+        policy = policy_from_description(description)
+        assert type(policy) is kind and policy.input_size == size
+    bright = policy_from_description(control.CNNPolicy.for_envs((bytes_of(20, 20, 3), ACTIONS), image="bytes").describe())
+    assert bright.encoder.images["image"].reading is not None and bright.encoder.images["image"].reading.width == 1
+    flat = Encoder(bytes_of(7, 7, 3), "bytes")(np.full((1, 7, 7, 3), 51, np.uint8))["observation"]
+    np.testing.assert_allclose(flat, 0.2, rtol=1e-6)
+
+
 def plan_of(space: spaces.Space[Any], observation: Any, **options: Any) -> list[str]:
     envs = SimpleNamespace(observation=observation, action_mask=None)
     return observing(envs, control.policy_for((space, ACTIONS), **options))

@@ -10,13 +10,14 @@ a grid of codes, for a vector's network               integers with 2 to 4 axes 
 numbers                                               everything else
 ====================================================  ========================================================================
 
-``"yes"`` takes every Box of 2 to 4 axes for an image, ``"no"`` none.
+``"yes"`` takes every Box of 2 to 4 axes for an image, ``"no"`` none; ``"bytes"`` knows no codes, and as images bytes from 0 to 255 only:
+the rule of policies that were saved before there was a choice.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -24,8 +25,7 @@ from numpy.typing import NDArray
 
 from upslope.errors import UsageError, unknown
 
-ImageChoice = Literal["auto", "yes", "no"]
-CHOICES = ("auto", "yes", "no")
+ImageChoice = Literal["auto", "yes", "no", "bytes"]
 IMAGE_SIDE = 16
 """Smallest height and width of what is taken for an image unasked."""
 NATURE_SIDE = 36
@@ -91,13 +91,15 @@ def reading(space: spaces.Box, *, large: bool = False) -> Reading | None:
 
 def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
     """Whether a space is taken for an image; see the module."""
-    if choice not in CHOICES:
-        raise unknown("image", str(choice), CHOICES)
+    if choice not in get_args(ImageChoice):
+        raise unknown("image", str(choice), get_args(ImageChoice))
     if not isinstance(space, spaces.Box) or not 2 <= len(space.shape) <= 4 or 0 in space.shape or choice == "no":
         return False
     if choice == "yes":
         return True
     channels, *sides = image_shape(space.shape)
+    if choice == "bytes":
+        return is_bytes(space) and min(sides) >= IMAGE_SIDE and bool((space.low == 0).all()) and bool((space.high == 255).all())
     if space.dtype is not None and space.dtype.kind in "iub":
         read = reading(space)
         return read is not None and (min(sides) >= IMAGE_SIDE or read.width * math.prod(space.shape) > MOST_ONES)
@@ -108,6 +110,11 @@ def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
 def is_grid(space: Any) -> bool:
     """Whether what is no image is a grid of codes."""
     return isinstance(space, spaces.Box) and 2 <= len(space.shape) <= 4 and (read := reading(space)) is not None and read.ones > 0
+
+
+def is_bytes(space: Any) -> bool:
+    """Whether it is a Box of bytes: an emulator's memory, for one."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.high.max(initial=0) == 255
 
 
 def bounds(space: spaces.Box) -> tuple[float, float]:
@@ -147,10 +154,10 @@ class Image(NamedTuple):
         return np.float32 if self.reading is None else np.uint8
 
     @classmethod
-    def of(cls, space: spaces.Box) -> Image:
+    def of(cls, space: spaces.Box, choice: ImageChoice = "auto") -> Image:
         """Of a Box that is taken for one."""
         shape = image_shape(space.shape)
-        read = reading(space, large=min(shape[1:]) >= NATURE_SIDE)
+        read = reading(space, large=min(shape[1:]) >= NATURE_SIDE or choice == "bytes")
         if read is not None and read.count <= 256:
             return cls(shape, read)
         low, high = bounds(space)

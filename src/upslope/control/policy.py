@@ -161,7 +161,7 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
     A network of your own is never imported from a name in a file: pass it as ``network``, as to :class:`ActorCritic`.
     Raises :class:`UsageError` for a damaged description.
     """
-    options = {"scale_actions": False, **description}  # what was saved before there was a choice acts as it did
+    options = {"scale_actions": False, "image": "bytes", **description}  # what was saved before there was a choice acts as it did
     try:
         name = options.pop("class")
         spaces = space_from_json(options.pop("observation_space")), space_from_json(options.pop("action_space"))

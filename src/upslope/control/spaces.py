@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from upslope.control.images import MOST_ONES, Image, ImageChoice, Reading, bounds, is_grid, is_image, reading
+from upslope.control.images import MOST_ONES, Image, ImageChoice, Reading, bounds, is_bytes, is_grid, is_image, reading
 from upslope.errors import UsageError
 
 Space = spaces.Space[Any]
@@ -87,8 +87,13 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
         return [leaf for index, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, index), root, image)]
     if isinstance(space, spaces.Box):
         if is_image(space, image):
-            return [Leaf(path, space, 0, False, "/".join(["image", *map(str, path)]), Image.of(space))]
-        if is_grid(space) and (codes := reading(space)) is not None and codes.width * (size := math.prod(space.shape)) <= MOST_ONES:
+            return [Leaf(path, space, 0, False, "/".join(["image", *map(str, path)]), Image.of(space, image))]
+        if (
+            image != "bytes"
+            and is_grid(space)
+            and (codes := reading(space)) is not None
+            and codes.width * (size := math.prod(space.shape)) <= MOST_ONES
+        ):
             return [Leaf(path, space, codes.width * size, False, codes=codes)]
         return [Leaf(path, space, math.prod(space.shape), not is_binary(space))]
     if isinstance(space, spaces.Discrete):
@@ -99,11 +104,6 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
         return [Leaf(path, space, math.prod(space.shape), False)]
     inside = "" if space is root else f" in {short(root)}"
     raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
-
-
-def is_bytes(space: Space) -> bool:
-    """Whether it is a Box of bytes: an emulator's memory."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.high.max(initial=0) == 255
 
 
 def is_binary(space: spaces.Box) -> bool:

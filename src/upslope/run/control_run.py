@@ -431,7 +431,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The flat settings of a run's ``config.json``; one written before a choice was there chose what was then done."""
     policy = config.get("policy")
-    before = {"scale_actions": False} if isinstance(policy, Mapping) and config.get("world") == "control" else {}
+    before = {"scale_actions": False, "image": "bytes"} if isinstance(policy, Mapping) and config.get("world") == "control" else {}
     return before | flat_config(config)
 
 

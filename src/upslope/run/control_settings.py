@@ -125,9 +125,9 @@ class PolicySettings:
 
     hidden_sizes: tuple[int, ...] | None = None
     """units of each hidden layer (none: 64 64 for vectors, 512 behind the convolutions for images)"""
-    image: Literal["auto", "yes", "no"] = "auto"
+    image: Literal["auto", "yes", "no", "bytes"] = "auto"
     """what is taken for an image and goes through convolutions: auto decides by size, dtype and bounds, yes takes every array of 2 to
-    4 axes, no flattens them"""
+    4 axes, no flattens them; bytes is the rule of runs from before there was a choice"""
     activation: Literal["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "tanh"] = "tanh"
     """the hidden layers' nonlinearity (convolutional policies always use relu)"""
     features: Literal["network", "linear", "tiles", "fourier"] = "network"
