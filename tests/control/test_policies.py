@@ -82,7 +82,10 @@ def test_every_parameter_learns(action: str) -> None:
         _, batch = batch_of(space, 5)
         inputs = policy.inputs(batch)
         scored = policy.evaluate(**inputs, action=policy.sample(inputs, generator=generator()).action)
-        assert scored.value is not None
+        assert scored.value is not None and (scored.value == 0).all()  # until the last layer has moved
+        with torch.no_grad():
+            policy.network.critic.get_parameter("2.weight" if isinstance(policy, MLPPolicy) else "weight").fill_(0.1)  # pyright: ignore
+        scored = policy.evaluate(**inputs, action=policy.sample(inputs, generator=generator()).action)
         (scored.log_prob.sum() + scored.value.sum()).backward()
         for name, parameter in policy.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -210,7 +213,7 @@ def test_parameters_come_in_the_order_of_the_fast_paths() -> None:
 
 def test_initial_weights_are_orthogonal_with_the_stated_gains() -> None:
     policy = MLPPolicy.for_envs((VECTOR, DISCRETE), hidden_sizes=(32, 32))
-    for network, last in ((policy.actor, 0.01), (policy.critic, 1.0)):
+    for network, last in ((policy.actor, 0.01), (policy.critic, 0.0)):
         assert network is not None
         layers = [layer for layer in network if isinstance(layer, nn.Linear)]
         for layer, gain in zip(layers, (2**0.5, 2**0.5, last), strict=True):
@@ -353,6 +356,7 @@ def test_every_option_is_in_the_description() -> None:
         "scale_actions": False,
         "normalize_observation": True,
         "normalize_reward": True,
+        "normalize_value": False,
         "reward_gamma": 0.9,
         "seed": 7,
     }

@@ -157,7 +157,10 @@ def test_on_policy_vtrace_is_a2c():
     rollout = replace(rollout, value=torch.full((4, 6), 0.7).double(), next_value=torch.full((4, 6), 0.7).double())
     plain = {"gamma": 0.9, "value_coef": 0.3, "entropy_coef": 0.01}
     gradients = []
-    for algorithm in (A2C(gae_lambda=0.8, **plain), OffPolicyGradient(trace_lambda=0.8, scale_advantage=False, **plain)):
+    for algorithm in (
+        A2C(gae_lambda=0.8, normalize_advantage=False, **plain),
+        OffPolicyGradient(trace_lambda=0.8, scale_advantage=False, **plain),
+    ):
         policy.zero_grad()
         algorithm.objective(policy, algorithm.estimate(policy, rollout))[0].backward()
         gradients.append(torch.cat([p.grad.reshape(-1) for p in policy.parameters()]))

@@ -293,6 +293,7 @@ def test_step_and_fit_move_their_own_parameters_only(dtype):
 def test_the_fit_is_adam_on_the_squared_error():
     policy, batch = made(dtype=torch.float32)
     mirror, _ = made(dtype=torch.float32)
+    policy.value_scale = None
     update = TrustRegion(num_value_epochs=3, num_value_minibatches=2, value_learning_rate=0.01)
     stepped(TRPO(update=update), policy, batch)
     adam = torch.optim.Adam(mirror.critic.parameters(), lr=0.01, eps=1e-5)

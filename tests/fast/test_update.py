@@ -206,7 +206,7 @@ def test_twins_can_take_turns():
 
 
 def test_the_schedule_reaches_the_kernel():
-    policy = make_policy()
+    policy = make_policy(normalize_value=False)  # a critic's units would move its last layer
     algorithm = PPO(update=Ascent(learning_rate=0.01))
     own = twice(policy)[1]
     state = algorithm.update.start(own, seed=0)
@@ -217,7 +217,7 @@ def test_the_schedule_reaches_the_kernel():
 
 
 def test_both_refuse_a_ratio_that_is_not_one():
-    policy = make_policy()
+    policy = make_policy(normalize_value=False)
     batch = make_batch(policy)
     batch = replace(batch, behavior_log_prob=batch.behavior_log_prob - 0.1)
     before = vector(policy)
@@ -250,7 +250,7 @@ def test_both_name_what_diverged(name):
 
 def test_a_gradient_that_is_not_finite_is_not_applied():
     """The readable twin notices at its next objective; the compiled one before it spoils the parameters."""
-    policy = make_policy()
+    policy = make_policy(normalize_value=False)
     batch = make_batch(policy, masked=0.0, zero_weight=0.0)
     batch = replace(batch, inputs={**batch.inputs, "observation": batch.inputs["observation"].clone()})
     batch.inputs["observation"][0, 0] = 1e38  # tanh hides it from the objective, not from the gradient

@@ -135,6 +135,8 @@ def test_the_value_of_a_state_is_the_mean_over_its_actions():
 def test_its_objective_by_hand():
     """The policy climbs ``Σ_a π q̂`` with q̂ held; q̂ of the action taken falls to ``GAE + V``, the others' stay."""
     policy, collect = q_critic()
+    policy.value_scale = None
+    torch.nn.init.normal_(policy.critic[-1].weight, generator=torch.Generator().manual_seed(0))
     rollout = collect(policy)
     algorithm = AllActions(gamma=0.9, gae_lambda=0.5, value_coef=0.7, entropy_coef=0.1)
     batch = algorithm.estimate(policy, rollout)

@@ -19,12 +19,15 @@ from upslope.algorithms.common import (
     check_one_pass,
     critic_values,
     evaluated_value,
+    in_spreads,
     normalized,
     policy_metrics,
     scored,
+    with_first_values,
 )
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent, linear
+from upslope.updates.critic import value_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,9 @@ class A2C:
     """trace decay of the advantage: 0 is one step, 1 the whole return"""
     normalize_advantage: bool = False
     """give the advantages mean 0 and standard deviation 1 over the whole batch; once the policy is right, all of them are noise, which
-    this keeps at full size"""
+    this keeps at full size (without it they are divided by the spread of the returns)"""
     value_coef: float = 0.25
-    """weight of the squared value error"""
+    """weight of the squared value error, in standard deviations of the returns"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=7e-4, schedule=linear))
@@ -53,6 +56,7 @@ class A2C:
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
+        rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
         advantage = F.gae(
             rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
@@ -61,16 +65,17 @@ class A2C:
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
+        else:
+            advantage = in_spreads(advantage, policy, returns, rollout.mask)
         return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
         new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        mask = batch.mask if batch.has_masked else None
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
-        metrics = policy_metrics(new, batch, value_error)
+        error = value_error(policy, evaluated_value(new.value), batch)
+        metrics = policy_metrics(new, batch, error)
         return F.weighted_sum(
-            surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked
+            surrogate - self.value_coef * error + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked
         ), metrics

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean
+from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean, with_first_values
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
+from upslope.updates.critic import value_error
 
 ActionValues = Callable[[Mapping[str, Tensor]], Tensor]
 """``inputs -> q̂ [..., T, A]``: a value for every action of each recorded state; nothing is differentiated through it."""
@@ -46,7 +47,7 @@ class AllActions:
     gae_lambda: float = 0.95
     """trace decay of the returns that q̂ learns from: 0 is one step, 1 the whole return"""
     value_coef: float = 0.5
-    """weight of q̂'s squared error"""
+    """weight of q̂'s squared error, in standard deviations of the returns"""
     state_discount: float = 1.0
     """a state weighs state_discount^t: q̂'s own γ for the discounted J (1: every visit counts the same)"""
     entropy_coef: float = 0.0
@@ -82,11 +83,12 @@ class AllActions:
         require(bool(values[rollout.mask].isfinite().all()), "q: it returned a value that is not finite")
         steps = (rollout.terminated, rollout.truncated, self.state_discount, rollout.mask, rollout.first_step)
         weight = F.discount_weight(*steps, dtype=rollout.behavior_log_prob.dtype)
-        batch = Batch.of(rollout) if self.q is not None else self.with_returns(rollout)
+        batch = Batch.of(rollout) if self.q is not None else self.with_returns(policy, rollout)
         return replace(batch, inputs={**rollout.inputs, NAME: values.to(weight.dtype) * weight.unsqueeze(-1)})
 
-    def with_returns(self, rollout: Rollout) -> Batch:
+    def with_returns(self, policy: Any, rollout: Rollout) -> Batch:
         """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
+        rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
         steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
         returns = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask) + value
@@ -108,7 +110,7 @@ class AllActions:
         }
         if batch.returns is not None:
             q_taken = policy.action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
-            error = F.squared_error(q_taken, batch.returns, mask)
+            error = value_error(policy, q_taken, batch)
             total = total - self.value_coef * error
             metrics["value_error"] = masked_mean(error, mask)
         return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics

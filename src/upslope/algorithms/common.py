@@ -66,6 +66,32 @@ def normalized(advantage: Tensor, mask: Tensor, metrics: Metrics) -> Tensor:
     return advantage
 
 
+def with_first_values(rollout: Rollout, policy: Any, gamma: float) -> Rollout:
+    """The rollout as it is; before a critic's units are known, with the values moved by the constant that fits its rewards.
+
+    With V + c the mean TD error is 0: ``c = Σ (r + γ V′ − V) / Σ (1 − γ)``, γ being 0 where a step terminates. Without it the first
+    advantages would tell how far the end of the recording is, where every reward has an offset.
+    """
+    scale, value, next_value = getattr(policy, "value_scale", None), rollout.value, rollout.next_value
+    if scale is None or scale.started or value is None or next_value is None:
+        return rollout
+    kept = gamma * (~rollout.terminated).double()
+    missing = float((1.0 - kept)[rollout.mask].sum())
+    if missing == 0.0:  # nothing ends and nothing is discounted
+        return rollout
+    c = float((rollout.reward + kept * next_value - value)[rollout.mask].sum()) / missing
+    return replace(rollout, value=value + c, next_value=next_value + c)
+
+
+def in_spreads(advantage: Tensor, policy: Any, returns: Tensor, mask: Tensor) -> Tensor:
+    """Advantages in standard deviations of the returns, where the policy keeps them (``value_scale``): free of the rewards' size."""
+    scale = getattr(policy, "value_scale", None)
+    if scale is None or not bool(mask.any()):
+        return advantage
+    std = float(scale.std) if scale.started else float(returns[mask].double().std(correction=0))
+    return advantage / std if std > 0.0 else advantage
+
+
 def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """``value`` and ``next_value`` of a rollout whose policy has a critic."""
     if rollout.value is None or rollout.next_value is None:

@@ -24,10 +24,12 @@ from upslope.algorithms.common import (
     evaluated_value,
     masked_mean,
     policy_metrics,
+    with_first_values,
 )
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Batch, Metrics, Rollout
 from upslope.updates import Ascent
+from upslope.updates.critic import value_error
 
 Estimator = Callable[[Rollout, Tensor, Any], tuple[Tensor, Tensor]]
 """``(rollout, log_prob, settings) -> (advantage, weight)``, each ``[..., T]``: what multiplies ∇log π, and its weight, uncapped."""
@@ -112,7 +114,7 @@ class OffPolicyGradient:
     scale_advantage: bool = True
     """divide the advantages by their root mean square; nothing is subtracted: b's mean of ∇log π is not 0"""
     value_coef: float = 0.25
-    """weight of the squared value error (only with a critic)"""
+    """weight of the squared value error, in standard deviations of the returns (only with a critic)"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-3))
@@ -148,6 +150,7 @@ class OffPolicyGradient:
         check_behavior(rollout)
         with torch.no_grad():
             log_prob = policy.evaluate(**rollout.inputs).log_prob
+        rollout = with_first_values(rollout, policy, self.gamma)
         advantage, weight = self.estimator(rollout, log_prob, self)
         metrics = weight_metrics(rollout, log_prob, weight, self)
         returns = None
@@ -163,13 +166,12 @@ class OffPolicyGradient:
         """``π/π_old · Â``, clipped where asked, ``− value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         assert batch.advantage is not None
-        mask = batch.mask if batch.has_masked else None
         total = F.clipped_surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.bounds)
-        value_error = None
+        error = None
         if batch.returns is not None:
-            value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
-            total = total - self.value_coef * value_error
-        metrics = policy_metrics(new, batch, value_error, clip_range=self.bounds)
+            error = value_error(policy, evaluated_value(new.value), batch)
+            total = total - self.value_coef * error
+        metrics = policy_metrics(new, batch, error, clip_range=self.bounds)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
 
 

@@ -32,10 +32,12 @@ from upslope.algorithms.common import (
     reference_metrics,
     score_metrics,
     scored,
+    with_first_values,
 )
 from upslope.errors import require
 from upslope.records import Batch, Rollout, Surrogate, distribution_of
 from upslope.updates import Ascent
+from upslope.updates.critic import value_error
 
 SURROGATES: dict[str, Surrogate] = {
     "clipped": F.clipped_surrogate,
@@ -68,9 +70,9 @@ class PPO:
     dual_clip: float | None = None
     """for negative advantages the surrogate is kept above dual_clip · Â (none: off)"""
     value_clip_range: float | None = None
-    """the new value counts at most this far from the old one (none: no clipping)"""
+    """the new value counts at most this far from the old one, in standard deviations of the returns (none: no clipping)"""
     value_coef: float = 0.25
-    """weight of the squared value error"""
+    """weight of the squared value error, in standard deviations of the returns"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
     kl_coef: float = 0.0
@@ -99,6 +101,7 @@ class PPO:
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``Â = GAE`` of the penalized reward, ``returns = Â + V``; with ``kl_coef`` also the sampling distribution's parameters."""
+        rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
         reward = penalized_reward(rollout, self.reference_kl_coef)
         advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
@@ -119,19 +122,14 @@ class PPO:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
         new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        mask = batch.mask if batch.has_masked else None
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
         check_surrogate_value(surrogate, new.log_prob)
-        value = evaluated_value(new.value)
-        if self.value_clip_range is None or batch.value is None:
-            value_error = F.squared_error(value, batch.returns, mask)
-        else:
-            value_error = F.clipped_squared_error(value, batch.returns, batch.value, self.value_clip_range, mask)
-        total = surrogate - self.value_coef * value_error + self.entropy_coef * new.entropy
+        error = value_error(policy, evaluated_value(new.value), batch, self.value_clip_range)
+        total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
-        metrics = policy_metrics(new, batch, value_error, clip_range=self.clip_range, dual_clip=self.dual_clip)
+        metrics = policy_metrics(new, batch, error, clip_range=self.clip_range, dual_clip=self.dual_clip)
         return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
 
     def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:

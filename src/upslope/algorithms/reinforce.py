@@ -27,10 +27,12 @@ from upslope.algorithms.common import (
     reference_metrics,
     score_metrics,
     scored,
+    with_first_values,
 )
 from upslope.errors import require
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
+from upslope.updates.critic import value_error
 
 ReturnForm = Callable[[Rollout, float, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 """``(rollout, gamma, next_value) -> (credit, weight, target)``, each ``[..., T]``; ``next_value`` is None without a baseline.
@@ -88,7 +90,7 @@ class REINFORCE:
     normalize_advantage: bool = True
     """give the advantages mean 0 and standard deviation 1 over the whole batch"""
     value_coef: float = 0.5
-    """weight of the squared value error (only with a baseline)"""
+    """weight of the squared value error, in standard deviations of the returns (only with a baseline)"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
     reference_kl_coef: float = 0.0
@@ -103,6 +105,7 @@ class REINFORCE:
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic learns the return from t on."""
+        rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout) if self.baseline else (None, None)
         if self.reference_kl_coef > 0:
             rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
@@ -123,11 +126,10 @@ class REINFORCE:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
         new, batch = scored(policy, batch)
         assert batch.advantage is not None and batch.returns is not None
-        mask = batch.mask if batch.has_masked else None
         total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        value_error = None
+        error = None
         if self.baseline:
-            value_error = F.squared_error(evaluated_value(new.value), batch.returns, mask)
-            total = total - self.value_coef * value_error
-        metrics = policy_metrics(new, batch, value_error)
+            error = value_error(policy, evaluated_value(new.value), batch)
+            total = total - self.value_coef * error
+        metrics = policy_metrics(new, batch, error)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics

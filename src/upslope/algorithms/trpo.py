@@ -23,6 +23,7 @@ from upslope.algorithms.common import (
     masked_mean,
     normalized,
     scored,
+    with_first_values,
 )
 from upslope.records import Batch, Rollout
 from upslope.updates import NaturalGradient, TrustRegion
@@ -51,6 +52,7 @@ class NPG:
 
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
+        rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
         steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
         advantage = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask)

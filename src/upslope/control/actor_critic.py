@@ -27,6 +27,7 @@ from upslope.control.heads import (
 from upslope.control.images import ImageChoice
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
+from upslope.control.value_scale import ValueScale
 from upslope.errors import RunFault, UsageError
 from upslope.records import Evaluation, Sample
 
@@ -55,7 +56,8 @@ class ActorCritic(nn.Module):
     number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
 
     A Gaussian acts in [−1, 1], scaled to the finite bounds of the action space (:class:`~upslope.control.box_heads.Gaussian`);
-    with ``scale_actions=False`` in the environment's own units.
+    with ``scale_actions=False`` in the environment's own units. The value is in units of its own inside the network and in the
+    rewards' outside (:class:`~upslope.control.value_scale.ValueScale`), unless ``normalize_value=False``.
 
     Dropout and batch statistics are always off, so that actions are drawn and scored with one distribution.
     ``seed`` fixes the initial weights of a network that is made here; the global random state is left alone.
@@ -64,6 +66,7 @@ class ActorCritic(nn.Module):
     head: Head
     observation_normalizer: ObservationNormalizer | None
     reward_normalizer: RewardNormalizer | None
+    value_scale: ValueScale | None
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class ActorCritic(nn.Module):
         image: ImageChoice = "auto",
         normalize_observation: bool = False,
         normalize_reward: bool = False,
+        normalize_value: bool = True,
         reward_gamma: float = 0.99,
         seed: int = 0,
     ) -> None:
@@ -95,6 +99,7 @@ class ActorCritic(nn.Module):
             "image": image,
             "normalize_observation": normalize_observation,
             "normalize_reward": normalize_reward,
+            "normalize_value": normalize_value,
             "reward_gamma": reward_gamma,
             "seed": seed,
         }
@@ -109,6 +114,7 @@ class ActorCritic(nn.Module):
         self.spread = LogStd(num_parameters, log_std) if with_log_std else None
         self.observation_normalizer = self._observation_normalizer() if normalize_observation else None
         self.reward_normalizer = RewardNormalizer(reward_gamma) if normalize_reward else None
+        self.value_scale = ValueScale() if normalize_value else None
         self._input = self.encoder.names[0] if len(self.encoder.names) == 1 else None
         self._axes = {name: 1 if name == "observation" else 3 for name in self.encoder.names}
         self._device = torch.device("cpu")
@@ -136,16 +142,9 @@ class ActorCritic(nn.Module):
         return ObservationNormalizer(self.encoder.continuous)
 
     def _check_network(self, num_parameters: int) -> None:
-        """Run the network once on zeros, so that a wrong shape is told before the first step and not by a broadcast."""
-        images = self.encoder.images
-        zeros: dict[str, Tensor] = {}
-        for name in self.encoder.names:
-            image = images.get(name)
-            shape, dtype = ((self.encoder.size,), np.float32) if image is None else (image.shape, image.dtype)
-            zeros[name] = torch.from_numpy(np.zeros((3, *shape), dtype)).to(self._device)
+        """Run the network once, so that a wrong shape is told before the first step and not by a broadcast."""
         with torch.no_grad():
-            output: Any = self.network(zeros if self._input is None else zeros[self._input])
-        parameters, value = output if isinstance(output, tuple) else (output, None)
+            parameters, value = self._network_on_zeros()
         name = f"network {type(self.network).__name__}"
         if not isinstance(parameters, Tensor) or tuple(parameters.shape) != (3, num_parameters):
             found = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
@@ -153,6 +152,17 @@ class ActorCritic(nn.Module):
             raise UsageError(f"{name}: {wanted}, found {found} at N = 3")
         if value is not None and tuple(value.shape) != (3,):
             raise UsageError(f"{name}: expected a value of shape (N,), found {tuple(value.shape)} at N = 3: squeeze its last axis")
+
+    def _network_on_zeros(self) -> tuple[Any, Any]:
+        """What the network says of three rows of zeros."""
+        images = self.encoder.images
+        zeros: dict[str, Tensor] = {}
+        for name in self.encoder.names:
+            image = images.get(name)
+            shape, dtype = ((self.encoder.size,), np.float32) if image is None else (image.shape, image.dtype)
+            zeros[name] = torch.from_numpy(np.zeros((3, *shape), dtype)).to(self._device)
+        output: Any = self.network(zeros if self._input is None else zeros[self._input])
+        return output if isinstance(output, tuple) else (output, None)
 
     @property
     def log_std(self) -> nn.Parameter | None:
@@ -188,7 +198,11 @@ class ActorCritic(nn.Module):
         if len(lead) != 1:
             parameters = parameters.reshape(*lead, parameters.shape[-1])
             value = None if value is None else value.reshape(lead)
-        return self._with_log_std(parameters), value
+        return self._with_log_std(parameters), self._restored(value)
+
+    def _restored(self, value: Tensor | None) -> Tensor | None:
+        """The value in the units of the rewards from the network's."""
+        return value if value is None or self.value_scale is None else self.value_scale(value)
 
     def _with_log_std(self, parameters: Tensor) -> Tensor:
         if self.spread is None:
@@ -240,6 +254,34 @@ class ActorCritic(nn.Module):
                 "policy: it has preferences and no action values; take a QCriticPolicy, or one with epsilon=0.1, which is ε-greedy in them"
             )
         return self._actor(inputs)
+
+    # -------------------------------------------------------------------------------------------------------- the critic
+
+    def follow_returns(self, returns: Tensor) -> None:
+        """The critic's units follow the returns ``[N]`` that it is about to learn; every update calls this first."""
+        if self.value_scale is not None:
+            self.value_scale.follow(returns, self._last_of_critic())
+
+    def _last_of_critic(self) -> nn.Linear | None:
+        """The layer that gives the critic's output, where it is known."""
+        return None
+
+    def critic_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that only the critic has, which an update clips by themselves; none where it shares some with the actor.
+
+        None either with ``normalize_value=False``: beside rewards of any size the critic then decides how far the actor goes.
+        """
+        if self.value_scale is None:
+            return ()
+        with torch.enable_grad():
+            parameters, value = self._network_on_zeros()
+            own = [p for p in self.network.parameters() if p.requires_grad]
+            if value is None or not value.requires_grad or not parameters.requires_grad or not own:
+                return ()
+            by_actor = torch.autograd.grad(parameters.sum(), own, allow_unused=True, retain_graph=True)
+            by_critic = torch.autograd.grad(value.sum(), own, allow_unused=True)
+        reached = [(p, a is not None, c is not None) for p, a, c in zip(own, by_actor, by_critic, strict=True)]
+        return () if any(a and c for _, a, c in reached) else tuple(p for p, _, c in reached if c)
 
     # -------------------------------------------------------------------------------------------------- raw observations
 

@@ -12,6 +12,7 @@ from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.features import features_for
 from upslope.control.heads import Categorical
 from upslope.control.spaces import spaces_of
+from upslope.errors import require
 
 
 class LinearNetwork(nn.Module):
@@ -50,13 +51,15 @@ class LinearPolicy(ActorCritic):
         feature_low: Iterable[float] | None = None,
         feature_high: Iterable[float] | None = None,
         critic: bool = True,
+        normalize_value: bool = False,
         seed: int = 0,
         **options: Any,
     ) -> None:
         low, high = (None if limit is None else [float(x) for x in limit] for limit in (feature_low, feature_high))
         sizes = {"num_tilings": num_tilings, "num_tiles": num_tiles, "fourier_order": fourier_order}
         found = features_for(spaces_of(envs)[0], features, low=low, high=high, image=options.get("image", "auto"), **sizes)
-        super().__init__(lambda _, outputs: LinearNetwork(found.size, outputs, critic), envs, seed=seed, **options)
+        require(not normalize_value, "normalize_value: a linear critic is wᵀx in the rewards' units; leave it out, or scale the rewards")
+        super().__init__(lambda _, outputs: LinearNetwork(found.size, outputs, critic), envs, seed=seed, normalize_value=False, **options)
         limits = {"feature_low": low, "feature_high": high}
         self.options = {"features": features, **sizes, **limits, "critic": critic, **self.options}
         self.features = found

@@ -106,12 +106,13 @@ class MLP(nn.Module):
         activation: str = "tanh",
         critic: bool = True,
         critic_outputs: int = 1,
+        critic_gain: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.actor = mlp(inputs, hidden_sizes, outputs, activation, 0.01, generator)
-        self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, 1.0, generator) if critic else None
+        self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, critic_gain, generator) if critic else None
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.actor(observation), self.value(observation)
@@ -174,6 +175,7 @@ class CNN(nn.Module):
         *,
         hidden_sizes: Sequence[int] = (512,),
         critic: bool = True,
+        critic_gain: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ class CNN(nn.Module):
             size = hidden
         self.joined = nn.Sequential(*layers)
         self.actor = linear(size, outputs, 0.01, generator)
-        self.critic = linear(size, 1, 1.0, generator) if critic else None
+        self.critic = linear(size, 1, critic_gain, generator) if critic else None
 
     def features(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         named = {self.names[0]: inputs} if isinstance(inputs, Tensor) else inputs

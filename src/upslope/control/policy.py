@@ -26,7 +26,8 @@ __all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "LinearPolicy", "MLPPolicy", 
 class MLPPolicy(ActorCritic):
     """Separate multilayer perceptrons for actor and critic, on everything in the observation as one flat vector.
 
-    Orthogonal initial weights (gain √2 in hidden layers, 0.01 for the actor's output, 1 for the critic's), zero biases.
+    Orthogonal initial weights (gain √2 in hidden layers, 0.01 for the actor's output), zero biases; a critic says 0 at first, unless
+    ``normalize_value=False``: then its output has gain 1.
     ``parameters()`` lists the actor's weights and biases, the critic's, then ``log_std``.
     """
 
@@ -37,18 +38,29 @@ class MLPPolicy(ActorCritic):
         hidden_sizes: Iterable[int] = (64, 64),
         activation: str = "tanh",
         critic: bool = True,
+        normalize_value: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
         sizes = check_sizes(hidden_sizes)
+        gain = 0.0 if normalize_value else 1.0  # a critic that has no units yet says nothing
 
         def network(inputs: Any, outputs: int) -> nn.Module:
             if not isinstance(inputs, int):
                 raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy, or image='no'")
             values = self.critic_outputs(outputs)
-            return MLP(inputs, outputs, hidden_sizes=sizes, activation=activation, critic=critic, critic_outputs=values, seed=seed)
+            return MLP(
+                inputs,
+                outputs,
+                hidden_sizes=sizes,
+                activation=activation,
+                critic=critic,
+                critic_outputs=values,
+                critic_gain=gain,
+                seed=seed,
+            )
 
-        super().__init__(network, envs, seed=seed, **options)
+        super().__init__(network, envs, seed=seed, normalize_value=normalize_value and critic, **options)
         self.options = {"hidden_sizes": list(sizes), "activation": activation, "critic": critic, **self.options}
         self.activation = activation
 
@@ -69,9 +81,15 @@ class MLPPolicy(ActorCritic):
         """``Linear, activation, …, Linear(·, 1)``: observation to value; None for a policy without a critic."""
         return self.network.critic  # pyright: ignore[reportReturnType]
 
+    def _last_of_critic(self) -> nn.Linear | None:
+        return None if self.critic is None else affine(self.critic[-1])
+
+    def critic_parameters(self) -> tuple[nn.Parameter, ...]:
+        return () if self.critic is None or self.value_scale is None else tuple(self.critic.parameters())
+
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         parameters, value = self.network(inputs["observation"])
-        return self._with_log_std(parameters), value
+        return self._with_log_std(parameters), self._restored(value)
 
     def _actor(self, inputs: Inputs) -> Tensor:
         return self._with_log_std(self.actor(inputs["observation"]))
@@ -79,7 +97,7 @@ class MLPPolicy(ActorCritic):
     @torch.no_grad()
     def value(self, inputs: Inputs) -> Tensor | None:
         critic = self.critic
-        return None if critic is None else critic(inputs["observation"]).squeeze(-1)
+        return None if critic is None else self._restored(critic(inputs["observation"]).squeeze(-1))
 
 
 class QCriticPolicy(MLPPolicy):
@@ -101,7 +119,9 @@ class QCriticPolicy(MLPPolicy):
     def action_values(self, **inputs: Tensor) -> Tensor:
         """q̂ of every action in each state ``[*, n]``."""
         assert self.critic is not None
-        return self.critic(inputs["observation"])
+        values = self._restored(self.critic(inputs["observation"]))
+        assert values is not None
+        return values
 
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         preferences = self._actor(inputs)
@@ -120,17 +140,29 @@ class CNNPolicy(ActorCritic):
     Everything else in the observation joins the trunk's output as a vector, ahead of the ReLU layers of ``hidden_sizes``.
     """
 
-    def __init__(self, envs: Any, *, hidden_sizes: Iterable[int] = (512,), critic: bool = True, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        envs: Any,
+        *,
+        hidden_sizes: Iterable[int] = (512,),
+        critic: bool = True,
+        normalize_value: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
         sizes = check_sizes(hidden_sizes)
+        gain = 0.0 if normalize_value else 1.0  # a critic that has no units yet says nothing
 
         def network(inputs: Any, outputs: int) -> nn.Module:
             if isinstance(inputs, int):
                 space = short(spaces_of(envs)[0])
                 raise UsageError(f"observation space {space}: nothing in it is taken for an image; use MLPPolicy, or image='yes'")
             shapes = inputs if isinstance(inputs, dict) else {self.encoder.names[0]: inputs}
-            return CNN(self.encoder.images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, seed=seed)
+            return CNN(
+                self.encoder.images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, critic_gain=gain, seed=seed
+            )
 
-        super().__init__(network, envs, seed=seed, **options)
+        super().__init__(network, envs, seed=seed, normalize_value=normalize_value and critic, **options)
         self.options = {"hidden_sizes": list(sizes), "critic": critic, **self.options}
 
     def _check_network(self, num_parameters: int) -> None:
@@ -138,7 +170,18 @@ class CNNPolicy(ActorCritic):
 
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         parameters, value = self.network(inputs if self._input is None else inputs[self._input])
-        return self._with_log_std(parameters), value
+        return self._with_log_std(parameters), self._restored(value)
+
+    def _last_of_critic(self) -> nn.Linear | None:
+        return affine(self.network.critic)
+
+    def critic_parameters(self) -> tuple[nn.Parameter, ...]:
+        return ()  # the trunk is the actor's as well
+
+
+def affine(layer: Any) -> nn.Linear | None:
+    """The layer if it is a plain affine one, which can be changed so that its output is what it was."""
+    return layer if type(layer) is nn.Linear and layer.bias is not None else None
 
 
 POLICIES: dict[str, type[ActorCritic]] = {
@@ -161,7 +204,8 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
     A network of your own is never imported from a name in a file: pass it as ``network``, as to :class:`ActorCritic`.
     Raises :class:`UsageError` for a damaged description.
     """
-    options = {"scale_actions": False, "image": "bytes", **description}  # what was saved before there was a choice acts as it did
+    # what was saved before there was a choice acts as it did
+    options = {"scale_actions": False, "image": "bytes", "normalize_value": False, **description}
     try:
         name = options.pop("class")
         spaces = space_from_json(options.pop("observation_space")), space_from_json(options.pop("action_space"))

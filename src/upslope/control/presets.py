@@ -7,7 +7,7 @@ A preset holds flat setting names, as on the command line. What a task is not li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Values = Mapping[str, Any]
@@ -383,8 +383,18 @@ GOALS = {"Pendulum-v1": -200.0}
 """Mean returns at which a task counts as solved, where Gymnasium names none."""
 
 
+MEASURED_WITH: Values = {"normalize_value": False}
+"""What every preset was measured with unless it says otherwise: values in the task's own rewards, whose size the settings fit."""
+
+
 def preset_for(algorithm: str, env_id: str) -> Preset | None:
     """The preset of an algorithm on a task, or of the task's family; an id without a version means the listed one."""
+    found = listed(algorithm, env_id)
+    return None if found is None else replace(found, settings={**MEASURED_WITH, **found.settings})
+
+
+def listed(algorithm: str, env_id: str) -> Preset | None:
+    """What the tables say."""
     for name, by_algorithm in PRESETS.items():
         if algorithm in by_algorithm and env_id in (name, name.rpartition("-v")[0]):
             return by_algorithm[algorithm]

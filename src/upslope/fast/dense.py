@@ -47,7 +47,7 @@ class DensePolicy:
             return self.policy.evaluate(**inputs)
         leaves = self.parts.parameters if self.flat is None else (self.flat,)
         log_prob, entropy, value = _Evaluate.apply(self, observation, action, legal, *leaves)
-        return Evaluation(log_prob=log_prob, entropy=entropy, value=value if self.parts.critic else None)
+        return Evaluation(log_prob=log_prob, entropy=entropy, value=self.policy._restored(value) if self.parts.critic else None)
 
     __call__ = evaluate
 
@@ -96,7 +96,7 @@ class DenseUpdate:
         state.check()
         leaf = state.flat.data.detach().requires_grad_()
         own = DenseState(**{**vars_of(state), "parameters": (leaf, *state.parameters)})
-        steps = Descent(algorithm.update, state, [leaf.numel()])
+        steps = Descent(algorithm.update, state)
         ascent = CompiledAscent(library=self.policy.library, memory=steps, **vars_of(algorithm.update))
         self.policy.flat = leaf
         try:

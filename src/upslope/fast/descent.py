@@ -46,7 +46,8 @@ class CompiledAscent(Ascent):
         """The twin of :meth:`Ascent.step`."""
         flat, memory = state.flat, self.memory
         assert flat is not None
-        memory.addresses[:] = [g.data_ptr() for g in gradients]
+        whole = len(gradients) == 1  # else one for each parameter
+        memory.addresses[:] = gradients[0].data_ptr() + 4 * memory.starts if whole else [g.data_ptr() for g in gradients]
         memory.options[at.STEP] = state.num_updates
         exp_avg, exp_avg_sq = state.moments[0]
         self.library.descend(flat.data.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), *memory.arguments)
@@ -58,14 +59,17 @@ class CompiledAscent(Ascent):
 class Memory:
     """What the kernel reads and writes beside the tensors: found and filled once for an update."""
 
-    def __init__(self, ascent: Ascent, state: AscentState, sizes: list[int]) -> None:
+    def __init__(self, ascent: Ascent, state: AscentState) -> None:
+        sizes = [p.numel() for p in state.parameters]
         self.options = np.zeros(at.NUM_OPTIONS)
         self.options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
         self.options[at.LEARNING_RATE], self.options[at.EPS] = state.learning_rate, ascent.eps
         self.options[at.BETA1], self.options[at.BETA2] = BETAS
         self.addresses, self.sizes = np.zeros(len(sizes), np.int64), np.array(sizes, np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.critic = np.array(state.critic or [False] * len(sizes), np.int64)
         self.norm = torch.zeros(())
-        arrays = (self.addresses, self.sizes)
+        arrays = (self.addresses, self.sizes, self.critic)
         self.arguments = *(a.ctypes.data for a in arrays), len(sizes), self.options.ctypes.data, self.norm.data_ptr()
 
 
@@ -79,7 +83,7 @@ class CompiledDescent:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         if not compilable(state):
             return algorithm.update(algorithm, policy, batch, state)
-        memory = Memory(algorithm.update, state, [p.numel() for p in state.parameters])
+        memory = Memory(algorithm.update, state)
         return run(self.ascent(algorithm, memory), algorithm, policy, batch, state, PieceState(**vars_of(state)))
 
     def ascent(self, algorithm: Any, memory: Memory) -> CompiledAscent:

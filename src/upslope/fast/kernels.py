@@ -163,13 +163,24 @@ def score_minibatch(
 def clip_and_step(
     networks: Integers, options: Doubles, parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats, results: Doubles
 ) -> bool:
-    """Global-norm clip and Adam; False, and nothing moved, where the gradient is not finite."""
-    count = networks[at.NUM_PARAMETERS]
-    norm = math.sqrt(squares(gradient, count))
+    """Norm clip, the critic's part of the gradient by itself, and Adam; False, and nothing moved, where it is not finite."""
+    count, start, size = networks[at.NUM_PARAMETERS], networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]
+    behind = start + size
+    critic = squares(shift(gradient, start), size)
+    actor = squares(gradient, start) + squares(shift(gradient, behind), count - behind)
+    norm = math.sqrt(actor + critic)
     if not math.isfinite(norm):
         return False
-    scale = clip_factor(norm, options)
-    adam(parameters, exp_avg, exp_avg_sq, gradient, count, scale, options[at.STEP] + results[at.STEPPED] + 1.0, options)
+    step, scale = options[at.STEP] + results[at.STEPPED] + 1.0, clip_factor(math.sqrt(actor), options)
+    adam(parameters, exp_avg, exp_avg_sq, gradient, start, scale, step, options)
+    adam(
+        shift(parameters, start), shift(exp_avg, start), shift(exp_avg_sq, start), shift(gradient, start), size,
+        clip_factor(math.sqrt(critic), options), step, options,
+    )  # fmt: skip
+    adam(
+        shift(parameters, behind), shift(exp_avg, behind), shift(exp_avg_sq, behind), shift(gradient, behind), count - behind, scale,
+        step, options,
+    )  # fmt: skip
     results[at.GRADIENT_NORM] += norm
     return True
 
@@ -190,24 +201,29 @@ def clip_factor(norm: float, options: Doubles) -> float:
 
 
 def descend(
-    parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradients: Table, sizes: Integers, pieces: int, options: Doubles,
-    norm: Floats,
+    parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradients: Table, sizes: Integers, critic: Integers, pieces: int, options:
+    Doubles, norm: Floats,
 ) -> None:  # fmt: skip
     """``Ascent.step`` for a flat vector whose gradient (of **minus** the objective) comes in ``pieces``; its ``norm`` is a result.
 
-    Nothing moves where the norm is not finite.
+    The pieces that are the ``critic``'s are clipped by a norm of their own. Nothing moves where the norm is not finite.
     """
-    total = 0.0
+    actors, critics = 0.0, 0.0
     for i in range(pieces):
-        total += squares(floats(gradients, i), sizes[i])
-    size = math.sqrt(total)
+        part = squares(floats(gradients, i), sizes[i])
+        if critic[i] != 0:
+            critics += part
+        else:
+            actors += part
+    size = math.sqrt(actors + critics)
     norm[0] = size
     if not math.isfinite(size):  # nothing moves
         return
-    scale = -clip_factor(size, options)
+    for_actor, for_critic = -clip_factor(math.sqrt(actors), options), -clip_factor(math.sqrt(critics), options)
     start = 0
     for i in range(pieces):
         own, first, second = shift(parameters, start), shift(exp_avg, start), shift(exp_avg_sq, start)
+        scale = for_critic if critic[i] != 0 else for_actor
         adam(own, first, second, floats(gradients, i), sizes[i], scale, options[at.STEP] + 1.0, options)
         start += sizes[i]
 

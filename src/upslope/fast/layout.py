@@ -23,7 +23,11 @@ DELTA_AT: Final = 11
 OTHER_AT: Final = 12
 VALUE_DELTA_AT: Final = 13
 GRADIENT_AT: Final = 14
-LAYERS_AT: Final = 15
+CRITIC_AT: Final = 15
+"""Where the parameters begin that only the critic has."""
+CRITIC_SIZE: Final = 16
+"""And how many these are; 0 where the whole gradient is clipped by one norm."""
+LAYERS_AT: Final = 17
 
 LAYER: Final = 6
 """Inputs, outputs, where the weights and the bias start among the parameters, where input and output stand in the scratch."""

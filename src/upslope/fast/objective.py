@@ -25,6 +25,7 @@ from upslope.fast.plan import rounded
 from upslope.fast.rows import Columns, NotCompiled
 from upslope.records import Batch
 from upslope.updates.ascent import AscentState, check_first_ratio, diagnosis
+from upslope.updates.critic import value_scale
 
 REPORTED = {
     "approx_kl": at.APPROX_KL,
@@ -103,6 +104,7 @@ class ObjectiveAscent(CompiledAscent):
         ends = [outputs, value] if self.objective.value else [outputs]
         if not all(readable(end, part.mask) for end in ends):
             return super().accumulate(algorithm, policy, part, state, first=first)
+        columns.in_units_of(policy)
         slopes = self.slopes(policy, ends, columns)
         sums = self.plan.sums
         if not math.isfinite(sums[at.OBJECTIVE]):
@@ -120,7 +122,9 @@ class ObjectiveAscent(CompiledAscent):
         """∂objective/∂outputs and, with a critic, ∂objective/∂values; the sums stay in the plan."""
         plan = self.plan
         self.objective.write(plan.options, masked=columns.masked)
-        given = [end.detach().contiguous() for end in ends]
+        given, scale = [end.detach().contiguous() for end in ends], value_scale(policy)
+        if self.objective.value and scale is not None:
+            given[1] = scale.normalized(given[1])
         slopes = [torch.empty_like(end) for end in given]
         values, value_slopes = (given[1].data_ptr(), slopes[1].data_ptr()) if self.objective.value else (0, 0)
         log_std, addresses, rows = policy.log_std, columns.addresses(), columns.tensors["mask"].numel()
@@ -128,6 +132,8 @@ class ObjectiveAscent(CompiledAscent):
             *(*plan.fixed, 0 if log_std is None else log_std.data_ptr(), addresses.ctypes.data, plan.rows(rows), rows),
             *(given[0].data_ptr(), given[0].shape[-1], values, slopes[0].data_ptr(), value_slopes, plan.sums.ctypes.data),
         )
+        if self.objective.value and scale is not None:
+            slopes[1] = slopes[1] / float(scale.std)  # V = mean + std · y
         return slopes
 
 

@@ -34,6 +34,8 @@ class Anatomy:
     actor: tuple[nn.Linear, ...]
     critic: tuple[nn.Linear, ...]
     log_std: nn.Parameter | None
+    apart: bool = False
+    """whether the critic's gradient is clipped by itself"""
 
     @property
     def inputs(self) -> int:
@@ -73,7 +75,7 @@ def anatomy(policy: Any) -> Anatomy | None:
     actor, critic = linear_layers(policy.actor), linear_layers(policy.critic)
     if head is None or actor is None or critic is None or (critic[0] and actor[1] != critic[1]):
         return None
-    parts = Anatomy(head, actor[1], actor[0], critic[0], policy.log_std)
+    parts = Anatomy(head, actor[1], actor[0], critic[0], policy.log_std, bool(policy.critic_parameters()))
     known = {id(p) for p in parts.parameters}
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
     return parts if plain and fits(parts) else None
@@ -151,6 +153,9 @@ class Plan:
         networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = len(parts.actor), len(parts.critic)
         networks[at.LOG_STD] = 0 if parts.log_std is None else self.place(parts.log_std)
         networks[at.NUM_PARAMETERS] = num_parameters
+        if parts.apart and parts.critic:
+            networks[at.CRITIC_AT] = self.place(parts.critic[0].weight)
+            networks[at.CRITIC_SIZE] = sum(p.numel() for layer in parts.critic for p in (layer.weight, layer.bias))
         networks[at.OBSERVATION_AT] = self.reserve(parts.inputs * at.BLOCK)
         records = [*self.layers(parts.actor, networks), *self.layers(parts.critic, networks)]
         networks[at.LAYERS_AT :] = np.array(records).reshape(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from torch import Tensor
 from upslope.fast import layout as at
 from upslope.fast.plan import Anatomy, actions_exist
 from upslope.records import Batch
+from upslope.updates.critic import value_scale
 
 UNIT_AXES = {"step": 0, "sequence": 1, "group": 2, "pair": 2}
 """How many of the batch's last axes belong to one unit."""
@@ -52,6 +55,11 @@ class Columns:
         if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu":
             raise NotCompiled
         self.tensors[name] = tensor.contiguous()
+
+    def in_units_of(self, policy: Any) -> None:
+        """Returns and old values as the critic's network says them."""
+        if (scale := value_scale(policy)) is not None:
+            self.tensors |= {name: scale.normalized(self.tensors[name]) for name in ("returns", "value") if name in self.tensors}
 
     @property
     def masked(self) -> bool:

@@ -54,7 +54,7 @@ class CompiledPolicy(StandIn):
             noise = torch.rand(*lead, generator=generator)
             action = torch.empty(*lead, dtype=torch.int64)
             self.run(observation, legal, mode, noise, action, None, log_prob, value)
-        return Sample(action=action, log_prob=log_prob, value=value, state=state)
+        return Sample(action=action, log_prob=log_prob, value=self.policy._restored(value), state=state)
 
     def tape(self, num_envs: int, num_steps: int) -> Tape:
         """The tape for recordings of this size; one for each size is kept."""
@@ -70,7 +70,7 @@ class CompiledPolicy(StandIn):
             return self.policy.value(inputs)
         value = torch.empty(*observation.shape[:-1])
         self.run(observation, None, at.EVALUATE, None, None, None, None, value)
-        return value
+        return self.policy._restored(value)
 
     def act(self, *arguments: Any, **options: Any) -> Any:
         """``MLPPolicy.act`` on the compiled actor."""

@@ -25,6 +25,7 @@ from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
+from upslope.updates.critic import follow_returns
 
 Array = NDArray[Any]
 ROWS_PER_CALL = 2**16
@@ -50,6 +51,8 @@ class CompiledUpdate:
             rows = Rows(batch, self.parts, value_error=objective.value, value_clip=math.isfinite(objective.value_clip))
         except NotCompiled:
             return algorithm.update(algorithm, policy, batch, state)
+        follow_returns(policy, batch)
+        rows.in_units_of(policy)
         ascent: Ascent = algorithm.update
         minibatches = min(ascent.num_minibatches, rows.num_units)
         bounds = rows.size * split(rows.num_units, minibatches)

@@ -239,16 +239,17 @@ class ControlRun:
             "seed": self.settings.seed,
             "critic": not isinstance(self.collector, GroupedEpisodesSettings),  # the others of a group are the baseline
         }
+        values = {"normalize_value": chosen.normalize_value}
         if getattr(self.algorithm, "action_critic", False):
             require(chosen.features == "network", f"features: {self.name} learns a value for every action with a network; leave it out")
-            return QCriticPolicy.for_envs(envs, **sizes, activation=chosen.activation, **options)
+            return QCriticPolicy.for_envs(envs, **sizes, activation=chosen.activation, **options, **values)
         if chosen.features != "network":
             names = ("features", "num_tilings", "num_tiles", "fourier_order", "feature_low", "feature_high")
             options["critic"] = options["critic"] and not by_values
             return LinearPolicy.for_envs(envs, **{name: getattr(chosen, name) for name in names}, **options)
         if Encoder(envs.observation_space, chosen.image).images:
-            return CNNPolicy.for_envs(envs, **sizes, **options)
-        return policy_for(envs, **sizes, activation=chosen.activation, **options)
+            return CNNPolicy.for_envs(envs, **sizes, **options, **values)
+        return policy_for(envs, **sizes, activation=chosen.activation, **options, **values)
 
     def run(self, output: Output | None = None) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.

@@ -155,6 +155,8 @@ class PolicySettings:
     """observations with mean 0 and standard deviation 1, from running moments saved with the policy"""
     normalize_reward: bool = False
     """rewards divided by the running standard deviation of the discounted return"""
+    normalize_value: bool = True
+    """a network's critic learns in standard deviations of the returns, whatever the size and the offset of rewards"""
 
     def __post_init__(self) -> None:
         sizes = self.hidden_sizes or ()

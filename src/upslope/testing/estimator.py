@@ -138,8 +138,8 @@ def first_causes(found: list[Found]) -> dict[str, str]:
 
 def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log) -> None:
     """Every check beyond the first expectation."""
-    if case.full.leak is not None:
-        log.found.append(("advantage carries gradient", f"batch.{case.full.leak} requires grad"))
+    if (leak := case.full.leak or case.plain.leak) is not None:
+        log.found.append(("advantage carries gradient", f"batch.{leak} requires grad"))
     log.run("critic's gradient", batches.critic(case))
     log.run("padding", stages.padding(case))
     log.run("order of rows", batches.order(case))

@@ -1,4 +1,4 @@
-"""Gradient ascent on an algorithm's objective: epochs of shuffled minibatches, global-norm clip, Adam.
+"""Gradient ascent on an algorithm's objective: epochs of shuffled minibatches, norm clip, Adam.
 
 Adam minimises, so it is handed **minus** the objective's gradient: the one minus sign of the library stands here.
 The compiled twin for MLP policies is ``upslope.fast``; a test holds both to the same parameters.
@@ -9,6 +9,7 @@ Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import adam_descend
+from upslope.updates.critic import follow_returns, of_critic
 from upslope.updates.flat import FlatParameters
 from upslope.updates.rounding import stochastically_rounded
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
@@ -39,6 +41,7 @@ class AscentState:
     """What an :class:`Ascent` remembers: Adam's moments, the shuffling generator, the current learning rate.
 
     ``targets`` are the tensors that move: the one flat buffer where the policy allows it, else its parameters one by one.
+    ``critic`` says of each parameter whether only the critic has it.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -50,15 +53,25 @@ class AscentState:
     num_updates: int = 0
     rounding: torch.Generator | None = None
     """of the rounding of parameters in bfloat16, where there are some"""
+    critic: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, parameters: tuple[nn.Parameter, ...], flat: FlatParameters | None, *, seed: int, learning_rate: float) -> Self:
+    def of(
+        cls,
+        parameters: tuple[nn.Parameter, ...],
+        flat: FlatParameters | None,
+        *,
+        seed: int,
+        learning_rate: float,
+        critic: tuple[bool, ...] = (),
+    ) -> Self:
         """Fresh state for these parameters, which lie in ``flat`` where there is one; moments are float32 at least."""
         targets = parameters if flat is None else (flat.data,)
         moments = tuple((torch.zeros_like(t, dtype=exact(t)), torch.zeros_like(t, dtype=exact(t))) for t in targets)
         rounded = next((t for t in targets if t.dtype == torch.bfloat16), None)
         rounding = None if rounded is None else torch.Generator(rounded.device).manual_seed(seed)
-        return cls(parameters, flat, targets, moments, torch.Generator().manual_seed(seed), learning_rate, rounding=rounding)
+        generator = torch.Generator().manual_seed(seed)
+        return cls(parameters, flat, targets, moments, generator, learning_rate, rounding=rounding, critic=critic)
 
     def check(self) -> None:
         """Before an update: what was trainable at the start still is, and lies where it is expected."""
@@ -72,6 +85,16 @@ class AscentState:
         pairs = zip(gradients, self.parameters, strict=True)
         filled = [torch.zeros_like(p, dtype=exact(p)) if g is None else g.to(exact(p)) for g, p in pairs]
         return filled if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
+
+    def apart(self, gradients: list[Tensor]) -> list[list[Tensor]]:
+        """What is clipped together: the gradient of the critic's own parameters, and that of the others, as views."""
+        if not any(self.critic):
+            return [gradients]
+        pieces: Sequence[Tensor] = gradients
+        if self.flat is not None:
+            ends = itertools.accumulate(p.numel() for p in self.parameters[:-1])
+            pieces = gradients[0].tensor_split(list(ends))
+        return [[g for g, own in zip(pieces, self.critic, strict=True) if own is critic] for critic in (False, True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +112,7 @@ class Ascent:
     num_minibatches: int = 1
     """parts that each pass is split into, one gradient step each"""
     max_grad_norm: float | None = 0.5
-    """the gradient's global norm is clipped to this (none: no clipping)"""
+    """the gradient's norm is clipped to this, an actor's and a separate critic's each by itself (none: no clipping)"""
     target_kl: float | None = 0.03
     """stop the epochs of an update once a minibatch's approx KL exceeds this (none: never); it keeps a trained policy from coming apart"""
     micro_batch_size: int | None = None
@@ -111,7 +134,8 @@ class Ascent:
     def start(self, policy: nn.Module, *, seed: int) -> AscentState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
         flat = FlatParameters.of(policy)
-        return AscentState.of(trainable(policy, flat), flat, seed=seed, learning_rate=self.learning_rate)
+        parameters = trainable(policy, flat)
+        return AscentState.of(parameters, flat, seed=seed, learning_rate=self.learning_rate, critic=of_critic(policy, parameters))
 
     def set_fraction(self, state: AscentState, fraction: float) -> None:
         """Follow the schedule: ``fraction`` of the run is done."""
@@ -128,6 +152,7 @@ class Ascent:
         batch = batch.by_unit()
         if batch.num_units == 0:  # nothing but reset steps was recorded
             return {"num_minibatches": 0.0}
+        follow_returns(policy, batch)
         count = min(self.num_minibatches, batch.num_units)
         batch = self.on_or_off_policy(policy, batch, count)
         watch = Watch(state)
@@ -180,12 +205,16 @@ class Ascent:
             return state.gather(gradients()), totals
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
-        """Clip the global norm, move the targets; returns the norm before clipping. Nothing moves where it is not finite."""
-        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-        size = norm.item()
-        check_gradient(size, state)
-        if self.max_grad_norm is not None and (factor := self.max_grad_norm / (size + 1e-6)) < 1.0:
-            gradients = [g.mul_(factor) for g in gradients]
+        """Clip the norms, move the targets; returns the norm of all before clipping. Nothing moves where it is not finite."""
+        groups = state.apart(gradients)
+        squares = [torch.stack([g.square().sum() for g in group]).sum() for group in groups]
+        norm = torch.stack(squares).sum().sqrt()
+        check_gradient(norm.item(), state)
+        if self.max_grad_norm is not None:
+            for group, square in zip(groups, squares, strict=True):
+                if (factor := self.max_grad_norm / (math.sqrt(square.item()) + 1e-6)) < 1.0:
+                    for g in group:
+                        g.mul_(factor)
         state.num_updates += 1
         rates: dict[str, Any] = {"num_updates": state.num_updates, "learning_rate": state.learning_rate, "eps": self.eps}
         for target, gradient, (exp_avg, exp_avg_sq) in zip(state.targets, gradients, state.moments, strict=True):

@@ -26,6 +26,7 @@ from upslope import functional as F
 from upslope.errors import Diverged, UsageError, require
 from upslope.records import Batch, Metrics, distribution_of
 from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, check_gradient, diagnosis, trainable
+from upslope.updates.critic import value_error
 from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, fisher_product, flatten, mean_kl, reached
 from upslope.updates.flat import FlatParameters
 
@@ -245,9 +246,8 @@ class ValueFit:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted and summed; reports the mean error."""
-        assert batch.returns is not None
         mask = batch.mask if batch.has_masked else None
-        error = F.squared_error(evaluated_value(policy, batch), batch.returns, mask)
+        error = value_error(policy, evaluated_value(policy, batch), batch)
         mean = error.detach().mean() if mask is None else error.detach()[mask].mean()
         return -F.weighted_sum(error, batch.weight, hide=batch.has_masked), {"value_error": mean}
 

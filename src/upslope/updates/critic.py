@@ -1,0 +1,48 @@
+"""A critic in units of its own: what an update does so that the size and the offset of rewards do not decide what is learned.
+
+A policy may have ``value_scale``, the running moments of the returns (:class:`upslope.control.value_scale.ValueScale`), and
+``critic_parameters()``, those that only its critic has. Values are in the rewards' units wherever a policy says them; the error
+that a critic descends is in standard deviations of the returns. Without the two everything is as written: V is the network's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from upslope import functional as F
+from upslope.records import Batch
+
+
+def value_scale(policy: Any) -> Any:
+    """The policy's ``value_scale``; None without one."""
+    return getattr(policy, "value_scale", None)
+
+
+def follow_returns(policy: Any, batch: Batch) -> None:
+    """Before an update: the critic's units follow what it is about to learn; the values stay what they are."""
+    if value_scale(policy) is not None and batch.returns is not None:
+        policy.follow_returns(batch.returns if not batch.has_masked else batch.returns[batch.mask])
+
+
+def value_error(policy: Any, value: Tensor, batch: Batch, clip_range: float | None = None) -> Tensor:
+    """``((V − R) / σ)²``, ``[..., T]``, σ being the returns' standard deviation; 1 for a policy without a ``value_scale``.
+
+    With ``clip_range`` V counts at most so many σ from what it was (:func:`upslope.functional.clipped_squared_error`).
+    """
+    assert batch.returns is not None
+    mask, scale, returns, old = batch.mask if batch.has_masked else None, value_scale(policy), batch.returns, batch.value
+    if scale is not None:
+        value, returns = scale.normalized(value), scale.normalized(returns)
+        old = None if old is None else scale.normalized(old)
+    if clip_range is None or old is None:
+        return F.squared_error(value, returns, mask)
+    return F.clipped_squared_error(value, returns, old, clip_range, mask)
+
+
+def of_critic(policy: Any, parameters: Sequence[nn.Parameter]) -> tuple[bool, ...]:
+    """Which of these the policy says only its critic has; nothing of a policy that says nothing or shares its networks."""
+    own = policy.critic_parameters() if hasattr(policy, "critic_parameters") else ()
+    return tuple(any(p is q for q in own) for p in parameters)
