@@ -15,10 +15,11 @@ from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
 from tests.fast.cases import close_to_rounding, make_batch, make_policy
-from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, control, train
+from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, OnlineActorCritic, UsageError, control, train
 from upslope.control import ActorCritic, CNNPolicy, Envs, LinearPolicy, MLPPolicy, evaluate, policy_from_description
 from upslope.control.value_scale import LEAST_STD, ValueScale
 from upslope.fast.twins import fast_update
+from upslope.run.control_run import ControlRun
 from upslope.updates import Ascent
 
 
@@ -214,3 +215,18 @@ def test_units_are_saved_and_a_policy_from_before_has_none() -> None:
     old = policy_from_description({name: value for name, value in policy.describe().items() if name != "normalize_value"})
     assert old.value_scale is None and "value_scale.mean" not in old.state_dict()
     assert copy.deepcopy(policy).value_scale is not policy.value_scale
+
+
+def test_online_methods_refuse_a_critic_that_has_units() -> None:
+    policy = make_policy()
+    OnlineActorCritic().start(policy)
+    policy.follow_returns(torch.tensor([100.0, 300.0]))
+    with pytest.raises(UsageError, match="start from a policy made with normalize_value=False"):
+        OnlineActorCritic().start(policy)
+
+
+def test_a_configuration_from_before_actions_were_scaled_means_what_it_did() -> None:
+    config = ControlRun.of("ppo", "Pendulum-v1").config()
+    assert ControlRun.from_config(config).policy.scale_actions
+    del config["policy"]["scale_actions"]
+    assert not ControlRun.from_config(config).policy.scale_actions

@@ -94,6 +94,12 @@ class OnlineState:
         """At the start of a run: ``z = 0``, ``I = 1``, ``R̄ = 0``."""
         parameters = tuple(p for p in policy.parameters() if p.requires_grad)
         require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
+        scale = getattr(policy, "value_scale", None)
+        require(
+            scale is None or not scale.started,
+            "policy: its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps; "
+            "start from a policy made with normalize_value=False",
+        )
         return cls(parameters, parameters, Trace(len(parameters)), Trace(len(parameters)))
 
     def start_episode(self) -> None:
