@@ -148,6 +148,12 @@ def test_adapters_go_the_plain_way_too():
     )
 
 
+def test_the_plain_way_takes_masters_in_bfloat16():
+    config = tf.BloomConfig(vocab_size=SIZES["vocab_size"], hidden_size=32, n_layer=2, n_head=4)
+    policy = LanguagePolicy(tf.BloomForCausalLM(config).bfloat16(), TOKENIZER, dtype=torch.bfloat16)
+    assert not policy.attention.packed and all(p.dtype == torch.bfloat16 for p in policy.parameters())
+
+
 def prompt_tuning():
     with pretrained.quiet():  # peft asks Transformers for a name that it deprecates
         return peft.get_peft_model(model_of("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
