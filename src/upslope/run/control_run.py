@@ -53,7 +53,7 @@ SLOW_TO_MAKE = 0.5
 """Seconds for one environment from which on an evaluation makes a single one."""
 
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
-FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": FRESH_NETWORK, "RLOO": FRESH_NETWORK}
+FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": FRESH_NETWORK, "RLOO": FRESH_NETWORK, "PPO": {"learning_rate": 1e-3}}
 """Settings that environments ask for, by class, where the class's own are for text: a small network starts from nothing."""
 
 
