@@ -37,6 +37,9 @@ WELL = {
     "one large KL": history(rows(approx_kl=[0.02] * 50 + [2.0] + [0.02] * 50)),
     "a KL to a reference": history(rows(kl=[5.0] * 50, approx_kl=[0.01] * 50)),
     "certain, and good": history(rows(entropy=[0.69] * 10 + [0.001] * 40)),
+    "certain, and good from the first evaluation on": history(
+        rows(entropy=[0.69] * 10 + [0.001] * 40, reward_per_step=[0.5, 0.4] * 10 + [1.0] * 30), means=(1.0, 1.0), std=0.0
+    ),
     "certain, and at the goal": history(rows(entropy=[0.69] * 10 + [0.001] * 40), means=(500.0, 500.0), goal=475.0),
     "less entropy of continuous actions": history(rows(entropy=[1.4] * 10 + [-0.8] * 40), action_dims=1),
     "the same of six": history(rows(entropy=[8.0] * 10 + [-6.0] * 40), action_dims=6),
@@ -60,7 +63,10 @@ ILL = {
     ),
     "KL that is no number": (history(rows(approx_kl=[0.01] * 20 + [float("nan")] * 5)), "nats of KL in 5 of 25 iterations"),
     "KL of a natural gradient": (history(rows(kl=[1.0] * 20, improvement=[0.1] * 20)), "nats of KL in 20 of 20 iterations"),
-    "certain, and bad": (history(rows(entropy=[0.69] * 3 + [0.001] * 40), means=(9.3, 9.4)), "the entropy fell from 0.69 to 0.001"),
+    "certain, and bad": (
+        history(rows(entropy=[0.69] * 3 + [0.001] * 40, episode_return=[20.0, 25.0, 16.0] + [9.3, 9.4] * 20), means=(9.3, 9.4)),
+        "the entropy fell from 0.69 to 0.001",
+    ),
     "noise": (history(rows(entropy=[1.4] * 10 + [9.0] * 40), action_dims=1), "the entropy of the actions rose from 1.40 to 9.00"),
     "frozen": (
         history(rows(entropy=[1.4] * 10 + [-7.0] * 40), means=(-1400.0, -1390.0), std=100.0, action_dims=1),

@@ -7,13 +7,16 @@ success looks like, too. Every sentence says what was seen and what to try.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from upslope.run.evaluations import Point
 
 Rows = Sequence[Mapping[str, float]]
-WATCHED = ("approx_kl", "kl", "improvement", "accepted", "entropy", "dead_groups")
+MEASURES = ("episode_return", "reward_per_step", "reward", "score_mean")
+"""What training says of how well the policy does, the first that it says."""
+WATCHED = ("approx_kl", "kl", "improvement", "accepted", "entropy", "dead_groups", *MEASURES)
 """The metrics that are looked at."""
 
 LOST = 0.2
@@ -53,11 +56,22 @@ class History:
 
     @property
     def learned(self) -> bool:
-        """Whether the final policy is clearly better than at the first evaluation, and about as good as at the best."""
+        """Whether the policy is clearly better than at the beginning, by evaluations or in training, and not far below the best."""
         if self.final is None or not self.evaluations or far_below_best(self):
             return False
         first = self.evaluations[0]
-        return self.final.mean - first.mean > STANDARD_ERRORS * standard_error(first, self.final)
+        return self.final.mean - first.mean > STANDARD_ERRORS * standard_error(first, self.final) or self.rose
+
+    @property
+    def rose(self) -> bool:
+        """Whether training did clearly better in its last iterations than in its first."""
+        name = next((name for name in MEASURES if any(name in row for row in self.rows)), MEASURES[0])
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        early, late = values[: max(FEWEST, len(values) // 20)], self.end(name)
+        if len(values) < 2 * FEWEST:
+            return False
+        error = math.sqrt(statistics.variance(early) / len(early) + statistics.variance(late) / len(late))
+        return statistics.mean(late) - statistics.mean(early) > STANDARD_ERRORS / 2 * error  # the first iterations already rise
 
     def end(self, name: str) -> list[float]:
         """A metric in the last iterations that reported it."""
@@ -116,7 +130,7 @@ def entropy_ran_away(history: History) -> str | None:
     values = [row["entropy"] for row in history.rows if row.get("entropy") is not None]
     if len(values) < 2 * FEWEST or history.reached_goal:
         return None
-    start, late = values[0], median(history.end("entropy"))
+    start, late = max(values[:FEWEST]), statistics.median(history.end("entropy"))
     if history.action_dims:
         change = (late - start) / history.action_dims
         if change > NATS:
@@ -154,8 +168,3 @@ def nothing_accepted(history: History) -> str | None:
         f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "
         "try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
     )
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return sorted(values)[len(values) // 2]

@@ -25,7 +25,7 @@ from upslope.run.report import Progress, next_words, plan, progress_for, result_
 from upslope.run.saving import SavePace, progress_of
 from upslope.run.threads import one_thread
 
-KEPT = ("total_steps", "episode_return", "reward_per_step", "evaluation_return", "evaluation_reward_per_step", *WATCHED)
+KEPT = ("total_steps", "evaluation_return", "evaluation_reward_per_step", *WATCHED)
 """What the learning curve and the last look at the run need; everything else of a row is in ``metrics.jsonl`` only."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
