@@ -52,8 +52,9 @@ def main(words: list[str]) -> int:
         raise UsageError("evaluate: expected RUN, a run folder; try: upslope evaluate runs/ppo-CartPole-v1-0")
     given = {flag.name: flag.default for flag in FLAGS} | values
     for name in ("episodes", "max_tokens", "max_episode_steps"):
-        require(given[name] is None or given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
-    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+        fine = given[name] is None or 1 <= given[name] <= 10**6
+        require(fine, f"--{name.replace('_', '-')}: expected an integer ≥ 1 and at most 1,000,000, found {given[name]}")
+    require(0 <= given["seed"] < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {given['seed']}")
     run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
     if isinstance(run, Path) or run.world == "language":
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")

@@ -60,25 +60,34 @@ class Flag:
 
 
 def integer(words: Values) -> int:
-    """``8``, ``1_000``, ``1e6``."""
+    """``8``, ``1_000``, ``1e6``; beyond :data:`LONGEST_INTEGER` a digit was held down."""
     text = words[0].replace("_", "")
     try:
-        return int(text)
+        found = int(text)
     except ValueError:
         number = real([text], "an integer")
         if number != int(number):
             raise ValueError(f"expected an integer, found {words[0]!r}") from None
-        return int(number)
+        found = int(number)
+    if abs(found) > LONGEST_INTEGER:
+        raise ValueError(f"expected an integer of at most {LONGEST_INTEGER:.0e}, found {words[0]!r}")
+    return found
+
+
+LONGEST_INTEGER, LARGEST_REAL = 10**15, 3e38
+"""The second is about the largest number of single precision, in which everything is computed."""
 
 
 def real(words: Values, what: str = "a number") -> float:
-    """``0.2``, ``3e-4``; nan and infinities are refused."""
+    """``0.2``, ``3e-4``; nan, infinities and what single precision cannot hold are refused."""
     try:
         number = float(words[0])
     except ValueError:
         raise ValueError(f"expected {what}, found {words[0]!r}") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError(f"expected {what}, found {words[0]!r}")
+    if abs(number) > LARGEST_REAL:
+        raise ValueError(f"expected {what} of at most {LARGEST_REAL:g}, found {words[0]!r}")
     return number
 
 
@@ -100,6 +109,8 @@ def json_object(words: Values) -> dict[str, Any]:
         value = json.loads(words[0], parse_constant=not_json)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a JSON object such as '{{\"continuous\": true}}', found {words[0]!r} ({error.msg})") from None
+    except RecursionError:
+        raise ValueError("expected a JSON object, found one that is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object such as '{{\"continuous\": true}}', found {words[0]!r}")
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -38,6 +39,9 @@ COMMANDS = {
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
 """Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""
+
+REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+"""What the system says of a file or folder that was named and cannot be used."""
 
 HELP = """\
 upslope: policy gradients, from a bandit to a language model.
@@ -76,6 +80,13 @@ def carried_out(words: list[str]) -> int:
         return 130
     except OutputClosed:
         return 0
+    except SystemExit as error:
+        return failed(RunFault(f"code that was called ended Python: sys.exit({error.code!r})"), 1)
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
+            return failed(error, 1)
+        name = str(error.filename)
+        return failed(UsageError(f"{name if len(name) <= 80 else name[:79] + '…'}: {error.strerror}"), 2)
     except Exception as error:
         return failed(error, 1)
 

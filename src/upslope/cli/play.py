@@ -38,8 +38,9 @@ def main(words: list[str]) -> int:
         raise UsageError("play: expected RUN, a run folder; try: upslope play runs/ppo-CartPole-v1-0 --out cart.gif")
     given = {flag.name: flag.default for flag in FLAGS} | values
     for name in ("episodes", "max_steps"):
-        require(given[name] >= 1, f"--{name.replace('_', '-')}: expected an integer ≥ 1, found {given[name]}")
-    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+        fine = 1 <= given[name] <= 10**6
+        require(fine, f"--{name.replace('_', '-')}: expected an integer ≥ 1 and at most 1,000,000, found {given[name]}")
+    require(0 <= given["seed"] < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {given['seed']}")
     run = Run.load(plain[0])
     if run.world == "language":
         raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")

@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
     if not plain:
         raise UsageError("record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE")
     require(1 <= given["steps"] <= MOST_ROWS, f"--steps: expected an integer from 1 to {MOST_ROWS}, found {given['steps']}")
-    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+    require(0 <= given["seed"] < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {given['seed']}")
     check_num_envs(given["num_envs"])
     check_new(given["out"])
     env, policy, options, behavior = behavior_of(plain[0], given)

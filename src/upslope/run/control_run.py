@@ -158,7 +158,7 @@ class ControlRun:
         check_minibatches(self.algorithm, self.collector)
         check_one_environment(self)
         device = check_device(self.settings.device)
-        saved = None if self.settings.init is None else Run.load(self.settings.init).load_policy("policy")
+        saved = None if self.settings.init is None else saved_policy(self.settings.init)
         from upslope import control
 
         seed = self.settings.seed
@@ -389,6 +389,13 @@ def check_device(name: str) -> Any:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
     return device
+
+
+def saved_policy(path: Path) -> Any:
+    """The policy of a run of this world."""
+    run = Run.load(path)
+    require(run.world == "control", f"init: {path} holds a language model; expected a run that was trained on an environment")
+    return run.load_policy("policy")
 
 
 def continued(saved: Any, envs: Any, path: Path | None) -> Any:

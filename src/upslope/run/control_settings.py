@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from upslope.errors import require
 
-MOST_ENVS, MOST_ROWS, MOST_UNITS = 2**16, 10**8, 2**16
+MOST_ENVS, MOST_ROWS, MOST_UNITS, MOST_STEPS, MOST_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
 """Beyond these a number is a slip of the keyboard."""
 
 
@@ -164,6 +164,9 @@ class PolicySettings:
             all(1 <= size <= MOST_UNITS for size in sizes),
             f"hidden_sizes: expected integers from 1 to {MOST_UNITS}, found {' '.join(map(str, sizes))}",
         )
+        for name in ("num_tilings", "num_tiles", "fourier_order"):
+            count = getattr(self, name)
+            require(1 <= count <= MOST_UNITS, f"{name}: expected an integer from 1 to {MOST_UNITS}, found {count}")
         linear = self.features != "network"
         require(not (linear and sizes), "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
@@ -197,7 +200,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
-        require(self.total_steps >= 1, f"total_steps: expected an integer ≥ 1, found {self.total_steps}")
+        steps = self.total_steps
+        require(1 <= steps <= MOST_STEPS, f"total_steps: expected an integer ≥ 1 and at most {MOST_STEPS:.0e}, found {steps}")
         every, until = self.eval_every, self.until_return is not None
         require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
         require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
@@ -205,7 +209,8 @@ class RunSettings:
             every != 0 or not (until or self.until_solved),
             "eval_every: found 0, which is never; whether the goal is reached is then unknown",
         )
-        require(self.eval_episodes >= 1, f"eval_episodes: expected an integer ≥ 1, found {self.eval_episodes}")
+        episodes = self.eval_episodes
+        require(1 <= episodes <= MOST_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MOST_EPISODES:,}, found {episodes}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,8 @@ class Session:
                 error = RunFault(str(mistake))
             except KeyboardInterrupt:  # the second Ctrl-C, or one that no handler caught
                 self.signal = self.signal or signal.SIGINT
+            except SystemExit as end:
+                error = RunFault(f"code that was called ended Python: sys.exit({end.code!r})")
             except Exception as fault:
                 error = fault
             self.progress.close()
