@@ -171,3 +171,15 @@ def test_what_only_looks_like_a_mask_is_named_once(vectorization, capfd):
         envs.reset()
     said = [str(item.message) for item in caught] + capfd.readouterr().err.splitlines()
     assert len(said) == 1 and words in said[0] and envs.action_mask is None
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_method_is_not_asked_behind_an_end(mode):
+    class Over(Masked):
+        def legal(self):
+            if self.time == 6:
+                raise IndexError("the game is over")
+            return super().legal()
+
+    envs = side_by_side([Over] * 2, mode)
+    assert control.Steps(envs, 15)(control.policy_for(envs)).metrics["num_episodes"] == 4
