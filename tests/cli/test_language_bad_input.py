@@ -75,7 +75,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "dpo", "--model", "tiny", "--pairs", "unknownpair.jsonl"],
         "unknownpair.jsonl, line 2: the tokenizer has no token for 'é'",
     ),
-    "one long prompt among many": ([*JSONL, "latelong.jsonl"], "shorten the prompt, which begins with '150150"),
+    "one long prompt among many": ([*JSONL, "latelong.jsonl"], "latelong.jsonl, line 151: its 3600 tokens and 256 for the completion"),
+    "what to do with a long prompt": ([*JSONL, "latelong.jsonl"], "which begins with '150150150150', take fewer --max-tokens, or --long-"),
+    "nothing but long prompts": ([*JSONL, "long.jsonl", "--long-prompts", "drop"], "all 1 are too long for the model's context of 1024"),
+    "another way with long prompts": ([*JSONL, "long.jsonl", "--long-prompts", "fold"], "unknown value 'fold': choose one of cut, drop"),
     "nothing held out and a goal": (
         [*JSONL, "good.jsonl", "--task-kwargs", '{"held_out_fraction": 0}', "--until-accuracy", "0.5"],
         "until_accuracy: nothing is held out",

@@ -237,6 +237,23 @@ def test_files_of_problems_and_pairs(cli: Command):
     good(cli("train", "dpo", "--model", "tiny", "--pairs", "pairs.jsonl", "--iterations", "1", "--quiet", "--out", "dpo"))
 
 
+def test_long_prompts_are_left_out_or_cut_and_counted_in_the_plan(cli: Command):
+    rows = [{"prompt": str(n % 10) * (1100 if n in (3, 7) else 2), "answer": str(n % 10)} for n in range(12)]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("long.test.jsonl").write_text(
+        json.dumps({"prompt": "3" * 1200, "answer": "3"}) + "\n" + json.dumps({"prompt": "1", "answer": "1"})
+    )
+    train = ["train", "grpo", "--model", "tiny", "--task", "long.jsonl", "--max-tokens", "4", *SHORT]
+    said = good(cli(*train, "--long-prompts", "drop", "--out", "dropped")).out
+    assert "10 problems to train on, 1 held out" in said and "3 prompts too long for the model's context of 1,024 tokens: left out" in said
+    said = good(cli(*train, "--long-prompts", "cut", "--out", "cut")).out
+    assert "12 problems to train on, 2 held out" in said and "3 prompts too long for the model's context of 1,024 tokens: cut" in said
+    assert json.loads(good(cli("evaluate", "dropped", "--json")).out)["episodes"] == 1
+    assert json.loads(good(cli("evaluate", "dropped", "--long-prompts", "cut", "--json")).out)["episodes"] == 2
+    answer = cli("evaluate", "dropped", "--long-prompts", "error")
+    assert answer.code == 2 and "long.test.jsonl, line 1: its 1200 tokens and 4 for the completion" in answer.err
+
+
 def test_help_with_a_task_shows_its_preset(cli: Command):
     page = good(cli("train", "grpo", "--model", "tiny", "--task", "addition", "--help")).out
     assert "(default 0.0005)" in page and "--kl-estimator {k1,k2,k3}" in page and "how a row is compared with its group" in page

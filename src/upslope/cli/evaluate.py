@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, parse, several
+from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, one_of, parse, several
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
 from upslope.run.language_load import is_model_folder
@@ -25,6 +25,7 @@ FLAGS = (
     Flag("task", TEXT, None, "language models: the task to measure on (none: the run's own)"),
     Flag("reward", several(TEXT, None), None, "language models: rewards, where the run's own are module:function"),
     Flag("pairs", PATH, None, "language models: a JSONL file of prompt, chosen, rejected: how many pairs are ranked right"),
+    Flag("long_prompts", one_of(("error", "drop", "cut")), None, "language models: of prompts without room (none: as in training)"),
     Flag("max_tokens", INTEGER, None, "language models: the longest completion (none: as in training)"),
 )
 
@@ -60,7 +61,7 @@ def main(words: list[str]) -> int:
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
         require(given["max_episode_steps"] is None, "--max-episode-steps: this run trained a language model; say --max-tokens")
         return evaluate_language(run, given)
-    for name in ("task", "reward", "max_tokens", "pairs"):
+    for name in ("task", "reward", "max_tokens", "pairs", "long_prompts"):
         require(given[name] is None, f"--{name.replace('_', '-')}: this run trained on an environment, {run.env_id}")
     return evaluate_control(run, given)
 
@@ -120,6 +121,7 @@ def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
         seed=given["seed"],
         greedy=not given["sample"],
         best=given["policy"] == "best",
+        long_prompts=given["long_prompts"],
     )
     if given["json"]:
         print(json.dumps(asdict(result) | (which_policy(run, given) if isinstance(run, Run) else {})))

@@ -26,6 +26,7 @@ def evaluate_model(
     seed: int = 100,
     greedy: bool = True,
     best: bool = False,
+    long_prompts: Any = None,
 ) -> Any:
     """Measure a run's policy, or the model in a Transformers folder, as it was trained or as the caller says.
 
@@ -38,6 +39,7 @@ def evaluate_model(
     check_extra()
     from upslope.language import evaluate, evaluate_pairs
     from upslope.language import task as make_task
+    from upslope.language.long_prompts import fit
 
     config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
     recorded, scores = config["task"], isinstance(target, Run) and target.algorithm == "reward-model"
@@ -51,10 +53,13 @@ def evaluate_model(
         return evaluate_pairs(policy_at(target, best), found[:episodes], by_score=scores)
     same = name == recorded.get("task")
     names = rewards_for(recorded if same else {}, reward)
+    how = TaskSettings(long_prompts=long_prompts or recorded.get("long_prompts", "error")).long_prompts
     limits = TaskSettings(reward_timeout=recorded.get("reward_timeout")).reward_limits
     made = make_task(name, reward=rewards_from(names, **limits) if names else None, **(recorded.get("task_kwargs", {}) if same else {}))
     tokens = max_tokens or (config["collector"].get("max_tokens") if same else None)
-    return evaluate(policy_at(target, best), made, episodes=episodes, max_tokens=tokens, seed=seed, greedy=greedy)
+    policy, problems = policy_at(target, best), made.held_out[:episodes]
+    problems, _ = fit(policy, problems, [tokens or made.max_tokens] * len(problems), how)
+    return evaluate(policy, made, episodes=episodes, max_tokens=tokens, seed=seed, greedy=greedy, problems=problems)
 
 
 def policy_at(target: Run | Path, best: bool) -> Any:

@@ -70,6 +70,9 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
     if prepared.task is not None:
         held_out, train = len(prepared.task.held_out), len(prepared.task.train)
         lines.append(f"  {plural(train, 'problem')} to train on, {held_out:,} held out")
+    if prepared.num_long:
+        done = {"drop": "left out", "cut": "cut at the beginning"}[run.task.long_prompts]
+        lines.append(f"  {plural(prepared.num_long, 'prompt')} too long for the model's context of {policy.context:,} tokens: {done}")
     return "\n".join([*lines, f"  writing to {folder}"])
 
 

@@ -148,11 +148,23 @@ class LanguageRun:
         if self.model.compute_dtype == "auto" and self.model.model != "tiny" and device.type != "cpu":
             policy.compute_dtype = preferred_on(device)
         reference = self.make_reference(policy)
+        task, num_long = self.fitted(policy, task)
         if isinstance(self.collector, CompletionsSettings):
             collect: Any = self.completions(policy, task, reference)
         else:
-            collect = self.recorded(policy, task, reference)
-        return PreparedLanguage(run=self, task=task, policy=policy, collect=collect)
+            collect, others = self.recorded(policy, task, reference)
+            num_long += others
+        return PreparedLanguage(run=self, task=task, policy=policy, collect=collect, num_long=num_long)
+
+    def fitted(self, policy: Any, task: Any) -> tuple[Any, int]:
+        """The task with prompts that leave room for a completion, and how many were dropped or cut for it."""
+        from upslope.language.long_prompts import fit_task
+
+        if task is None or (self.name == "reward-model" and self.task.long_prompts == "error"):  # which is asked no prompt
+            return task, 0
+        recorded = isinstance(self.collector, RecordedSettings)
+        max_tokens = getattr(self.collector, "max_tokens", None) or task.max_tokens
+        return fit_task(policy, task, max_tokens, self.task.long_prompts, recorded=recorded)
 
     def make_task(self) -> Any:
         """The task with the rewards that were asked for; None for recorded data that brings its own prompts."""
@@ -185,12 +197,10 @@ class LanguageRun:
     def completions(self, policy: Any, task: Any, reference: Any) -> Any:
         """The collector of sampled completions."""
         from upslope.language import Completions, Rewards
-        from upslope.language.collect import check_room
 
         settings = self.collector
         assert isinstance(settings, CompletionsSettings)
         max_tokens = settings.max_tokens or task.max_tokens
-        check_room(policy, [*task.train, *task.held_out], max_tokens)
         kl = getattr(self.algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
         require(
             settings.refill == 0 or not (kl or getattr(self.algorithm, "needs_every_group", True)),
@@ -211,28 +221,31 @@ class LanguageRun:
             seed=self.settings.seed,
         )
 
-    def recorded(self, policy: Any, task: Any, reference: Any) -> Any:
-        """The collector of recorded texts."""
+    def recorded(self, policy: Any, task: Any, reference: Any) -> tuple[Any, int]:
+        """The collector of recorded texts, and how many of a file's prompts were dropped or cut to fit."""
         from upslope.language import recorded as data
-        from upslope.language.collect import check_room
+        from upslope.language.long_prompts import fit, lengths
         from upslope.language.tasks import pairs_from, read_labeled, read_pairs
 
         settings = self.collector
         assert isinstance(settings, RecordedSettings)
-        if self.name != "reward-model" and getattr(task, "held_out", ()):  # what evaluations will ask
-            check_room(policy, task.held_out, task.max_tokens)
         options: dict[str, Any] = {"batch_size": settings.batch_size, "reference": reference, "seed": self.settings.seed}
         if self.name == "sft":
             require(
                 settings.pairs is None,
                 "pairs: sft imitates the task's answers; give --task FILE.jsonl with prompt and answer or completion",
             )
-            return data.demonstrations(policy, examples_of(task), **{**options, "reference": None})
+            return data.demonstrations(policy, examples_of(task), **{**options, "reference": None}), 0
         if self.name == "kto":
-            examples = read_labeled(settings.pairs) if settings.pairs else labeled_from(pairs_from(task, count=2048))
-            return data.labeled(policy, examples, **options)
-        pairs = read_pairs(settings.pairs) if settings.pairs else pairs_from(task, count=2048)
-        return data.preference_pairs(policy, pairs, **options)
+            examples: Any = read_labeled(settings.pairs) if settings.pairs else labeled_from(pairs_from(task, count=2048))
+            completions, collector = [[example.completion] for example in examples], data.labeled
+        else:
+            examples = read_pairs(settings.pairs) if settings.pairs else pairs_from(task, count=2048)
+            completions, collector = [[pair.chosen, pair.rejected] for pair in examples], data.preference_pairs
+        num_long = 0
+        if self.task.long_prompts != "error":  # the collector knows exactly what is too long
+            examples, num_long = fit(policy, examples, lengths(policy, completions), self.task.long_prompts, "data")
+        return collector(policy, examples, **options), num_long
 
     def run(self, output: Output | None = None) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.
@@ -261,6 +274,7 @@ class PreparedLanguage:
     task: Any
     policy: Any
     collect: Any
+    num_long: int = 0
 
     @property
     def target(self) -> str:

@@ -45,7 +45,12 @@ class TaskSettings:
     """seconds that a reward may take for one completion; given, rewards run in a process of their own, which is killed when its time
     is over (none: 10 s in a thread, which a call that never lets go of the interpreter outlives)"""
 
+    long_prompts: Literal["error", "drop", "cut"] = "error"
+    """what becomes of prompts that leave no room for a completion: error names the first one and ends, drop leaves them out, cut takes
+    off their beginning"""
+
     def __post_init__(self) -> None:
+        require(self.long_prompts in ("error", "drop", "cut"), f"long_prompts: expected error, drop or cut, found {self.long_prompts!r}")
         seconds = self.reward_timeout
         require(seconds is None or seconds > 0, f"reward_timeout: expected a number > 0 or none, found {seconds}")
 
