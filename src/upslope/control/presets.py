@@ -300,6 +300,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {
                 **CLIPPED_ON_PENDULUM,
                 "gae_lambda": 0.9,
+                "normalize_value": True,
                 "total_steps": 100_000,
             },
             "−200 in 13,940 steps (median), 5 of 5 seeds",
