@@ -165,11 +165,12 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "a2c": Preset(
             {
                 "num_envs": 8,
-                "num_steps": 16,
+                "num_steps": 32,
                 "learning_rate": 3e-3,
                 "schedule": "linear",
-                "gamma": 0.98,
-                "gae_lambda": 0.95,
+                "gamma": 0.99,
+                "gae_lambda": 1.0,
+                "normalize_value": True,
                 "total_steps": 200_000,
             },
             "475 in 24,602 steps (median), 5 of 5 seeds",
