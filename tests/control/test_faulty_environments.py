@@ -126,7 +126,7 @@ def test_every_fault_is_the_same_line_here_and_in_another_process(changes: dict[
         {"step": [np.zeros(3, np.float32), 1, False, False, {}]},
         {"info": {"anything": print, 3: object()}},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_what_can_be_meant_is_taken(changes: dict[str, Any]):
     for vectorization in ("sync", "async"):

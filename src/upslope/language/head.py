@@ -77,7 +77,7 @@ class TokenLogProb(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 to_weight = added(to_weight, grad.t(), hidden[rows])
         to_weight = None if to_weight is None else to_weight.to(weight.dtype)
-        to_bias = None if to_bias is None else to_bias.to(bias.dtype)
+        to_bias = None if to_bias is None or bias is None else to_bias.to(bias.dtype)
         return to_hidden, to_weight, to_bias, None, None, None
 
 

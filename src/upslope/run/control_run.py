@@ -239,7 +239,7 @@ class ControlRun:
             "seed": self.settings.seed,
             "critic": not isinstance(self.collector, GroupedEpisodesSettings),  # the others of a group are the baseline
         }
-        values = {"normalize_value": chosen.normalize_value}
+        values: dict[str, Any] = {"normalize_value": chosen.normalize_value}
         if getattr(self.algorithm, "action_critic", False):
             require(chosen.features == "network", f"features: {self.name} learns a value for every action with a network; leave it out")
             return QCriticPolicy.for_envs(envs, **sizes, activation=chosen.activation, **options, **values)
