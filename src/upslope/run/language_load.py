@@ -11,9 +11,10 @@ from upslope.run.load import check_inside
 
 def is_model_folder(path: str | Path) -> bool:
     """Whether this is the folder of a Transformers model (a run's ``policy`` for one), not that of a run."""
+    file = Path(path) / "config.json"
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "model_type" in config and "world" not in config
 
