@@ -74,6 +74,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into; what it holds is moved into ``path`` once the block has ended without an exception.
+
+    ``path`` may exist and hold other files, which stay; it is made if it does not. A link inside it in a file's place is replaced.
+
+    Raises:
+        RunFault: it cannot be written, and why.
+    """
+    existed = path.exists()
+    temporary = temporary_beside(path.absolute() / "files")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # exclusive
+        yield temporary
+        for new in sorted(temporary.iterdir()):
+            if new.is_dir():
+                replace_folder(new, path / new.name)
+            else:
+                on_disk(new)
+                os.replace(new, path / new.name)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # it holds what was written
+                path.rmdir()
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Rename ``new`` to ``path``; what stood there is moved aside first (a rename replaces no folder that holds something)."""
     old = temporary_beside(path)

@@ -62,6 +62,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "action values of a Box": (["train", "sarsa", "Pendulum-v1"], "action values need a Discrete space"),
     "tiles without limits": ([*PPO, "--features", "tiles"], "number 1 of the observation has no limit; give 4 numbers with --feature-low"),
+    "limits without tiles": ([*PPO, "--feature-low", "0"], "feature_low: --features network knows no limits; leave it out, or say"),
+    "limits of linear features": ([*PPO, "--features", "linear", "--feature-high", "1"], "feature_high: --features linear knows no limits"),
     "hidden layers of a linear policy": ([*PPO, "--features", "linear", "--hidden-sizes", "8"], "hidden_sizes: linear policies have no"),
     "epsilon of a softmax": ([*PPO, "--epsilon", "0.1"], "epsilon: ppo learns no action values"),
     # spaces and first observations

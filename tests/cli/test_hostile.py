@@ -250,6 +250,41 @@ def test_a_picture_is_not_written_through_a_link(cli: Command, watched: Path, tr
     assert tree(watched / "home") == before
 
 
+def test_a_folder_that_is_filled_keeps_what_it_holds_and_follows_no_link(tmp_path: Path):
+    from upslope.files import filled_folder
+
+    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+    for folder in (target, elsewhere):
+        folder.mkdir()
+    (elsewhere / "victim").write_text("precious")
+    (target / "config.json").symlink_to(elsewhere / "victim")
+    (target / "templates").symlink_to(elsewhere)
+    (target / "kept").write_text("mine")
+    with filled_folder(target) as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "templates").mkdir()
+        (folder / "templates" / "a").write_text("a")
+    assert {p.name for p in target.iterdir()} == {"config.json", "templates", "kept"}
+    assert (target / "config.json").read_text() == "{}" and (target / "templates" / "a").read_text() == "a"
+    assert [p.name for p in elsewhere.iterdir()] == ["victim"] and (elsewhere / "victim").read_text() == "precious"
+    with pytest.raises(ValueError, match="midway"), filled_folder(tmp_path / "new") as folder:
+        (folder / "config.json").write_text("{")
+        raise ValueError("midway")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_is_not_written_through_a_link(tmp_path: Path, tiny_model: Path):
+    from upslope.language import LanguagePolicy
+
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "out").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "victim")
+    LanguagePolicy.from_pretrained(tiny_model).save_pretrained(tmp_path / "out")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
 def test_files_are_whole_and_replace_links(tmp_path: Path):
     from upslope import RunFault, files
 
@@ -341,7 +376,7 @@ def test_no_code_of_a_model_folder_is_run(
     if expected is None:
         assert answer.code == 0, answer
     else:
-        assert answer.code != 0 and expected in one_line(answer.err), answer
+        assert answer.code == 2 and expected in one_line(answer.err), answer
     assert tree(watched) == before
 
 

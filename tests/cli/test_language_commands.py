@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ WORLDS: dict[str, tuple[str, list[str], list[str]]] = {
     "pairs and others held out": ("dpo", ["--pairs", "more.jsonl"], ["chat", "evaluate", "export"]),
     "pairs beside a task": ("dpo", ["--pairs", "pairs.jsonl", "--task", "addition"], ["chat", "evaluate", "export"]),
     "kto on labels": ("kto", ["--pairs", "labels.jsonl"], ["chat", "export"]),
+    "completions to imitate": ("sft", ["--task", "said.jsonl"], ["chat", "evaluate", "export"]),
     "one problem": ("sft", ["--task", "t.jsonl"], ["chat", "export"]),
     "three problems": ("dpo", ["--task", "three.jsonl"], ["chat", "evaluate", "export"]),
     "a reward of one's own": ("grpo", ["--task", "prompts.jsonl", "--reward", "language_rewards:ones"], ["chat", "evaluate", "export"]),
@@ -96,6 +98,7 @@ def test_what_a_run_on_data_of_one_s_own_advises_runs(
         "more.jsonl": [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}],
         "more.test.jsonl": [{"prompt": "2+2=", "chosen": "4", "rejected": "3"}],
         "labels.jsonl": [{"prompt": "1+1=", "completion": "2", "label": True}, {"prompt": "1+1=", "completion": "3", "label": False}],
+        "said.jsonl": [{"prompt": f"2+{n}=", "completion": str(2 + n)} for n in range(3)],
         "t.jsonl": [{"prompt": "2+2=", "answer": "4"}],
         "three.jsonl": [{"prompt": f"2+{n}=", "answer": str(2 + n)} for n in range(3)],
         "prompts.jsonl": [{"prompt": f"2+{n}="} for n in range(4)],
@@ -169,6 +172,17 @@ def test_evaluate_prints_one_object(cli: Command, told: Path):  # noqa: F811
     assert found["episodes"] == 8 and 0 <= found["accuracy_interval"][0] <= found["accuracy_interval"][1] <= 1
     assert found == json.loads(good(cli("evaluate", told, "--episodes", "8", "--json")).out)
     assert "held-out problems" in good(cli("evaluate", told, "--episodes", "8")).out
+
+
+def test_what_uses_an_unfinished_policy_says_so(cli: Command, told: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    shutil.copytree(told, "killed")
+    Path("killed/summary.json").unlink()
+    caution = Run.load("killed").caution()
+    assert "iterations (the run was killed, or is still going on)" in caution
+    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n"))
+    for words in (["chat", "killed", "--max-tokens", "1"], ["export", "killed", "--out", "out"]):
+        answer = cli(*words)
+        assert answer.code == 0 and answer.err == f"upslope: note: final {caution}\n", answer
 
 
 def test_chat_reads_lines(cli: Command, told: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811

@@ -173,3 +173,10 @@ def test_action_values_need_a_head_of_their_own():
         LinearPolicy.for_envs((TABLE, LINE), features="linear", epsilon=0.1)
     with pytest.raises(UsageError, match=r"^epsilon: expected a number in \[0, 1\], found 2"):
         LinearPolicy.for_envs((TABLE, TWO), features="linear", epsilon=2)
+
+
+def test_limits_of_a_preset_go_with_its_tiles():
+    from upslope.run.control_run import ControlRun
+
+    assert ControlRun.of("actor-critic", "CartPole-v1").policy.feature_low is not None
+    assert ControlRun.of("actor-critic", "CartPole-v1", features="linear").policy.feature_low is None

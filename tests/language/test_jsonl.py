@@ -59,6 +59,8 @@ def test_a_reward_of_ones_own_needs_no_answer_and_replaces_the_task_s(tmp_path):
     assert task("addition", reward=reward).reward is reward
     completion = write(tmp_path / "sft.jsonl", {"prompt": "p", "completion": "whole", "answer": "x"})
     assert task(str(completion)).solution(task(str(completion)).train[0]) == "whole"
+    only = task(str(write(tmp_path / "only.jsonl", {"prompt": "p", "completion": "whole"})))
+    assert (only.reward, only.correct, only.solution(only.train[0])) == (None, None, "whole")
 
 
 PROMPT = '{"prompt": "p", "answer": "x"}'
@@ -160,10 +162,24 @@ def test_pairs_and_labels_are_read_with_strings_or_messages(tmp_path):
     assert [(item.completion, item.label) for item in read_labeled(labels)] == [("a", True), ("b", False)]
 
 
+USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def test_conversations_without_a_prompt_are_split_before_their_last_message(tmp_path):
+    other = {"role": "assistant", "content": "b"}
+    file = write(tmp_path / "implicit.jsonl", {"chosen": [USER, SAID, USER, SAID], "rejected": [USER, SAID, USER, other]})
+    (pair,) = read_pairs(file)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([USER, SAID, USER], "a", "b")
+
+
 @pytest.mark.parametrize(
     "read, line, words",
     [
-        (read_pairs, {"chosen": "a", "rejected": "b"}, "prompt is missing"),
+        (read_pairs, {"chosen": "a", "rejected": "b"}, "prompt is missing, found 'chosen', 'rejected': put what was asked into prompt"),
+        (read_pairs, {"chosen": "pa", "rejected": "pb"}, 'both begin with "p"; put what was asked into prompt, and only the answers into'),
+        (read_pairs, {"chosen": [USER, SAID], "rejected": [SAID, SAID]}, "differ before their last message: put the messages that they"),
+        (read_pairs, {"chosen": [SAID], "rejected": [USER]}, "differ before their last message"),
+        (read_pairs, {"chosen": [USER, SAID], "rejected": "b"}, "prompt is missing"),
         (read_pairs, {"prompt": "p", "rejected": "b"}, "chosen is missing, found 'prompt', 'rejected'"),
         (read_pairs, {"prompt": "p", "chosen": "a"}, "rejected is missing"),
         (read_pairs, {"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),

@@ -261,6 +261,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(name, sound, tmp_path, 
     message = str(caught.value)
     assert expected in message and "\n" not in message and len(message) < 500, message
     assert message.startswith((f"model {folder}: ", "tokenizer: "))
+    assert ("write the folder again" in message) == ("cannot be loaded" in message)
     assert capfd.readouterr() == ("", "")
 
 
@@ -275,6 +276,31 @@ def test_names_of_folders_that_are_none(tmp_path):
         with pytest.raises(UsageError) as caught:
             LanguagePolicy.from_pretrained(name)
         assert str(caught.value) == f"model {name}: {expected}"
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import time
+
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    started = time.perf_counter()
+    with pytest.raises(UsageError) as caught:
+        LanguagePolicy.from_pretrained("somebody/some-model")
+    message = str(caught.value)
+    assert message.startswith("model somebody/some-model: there is no such folder here, and the hub does not give it (")
+    assert "\n" not in message and time.perf_counter() - started < 60
+
+
+def test_a_model_that_was_downloaded_is_read_without_a_network(sound, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("upslope.language.pretrained.is_cached", lambda name: True)
+    with pytest.raises(UsageError, match="cannot be loaded") as caught:  # not in the cache, whatever that claims: no network is tried
+        LanguagePolicy.from_pretrained("somebody/some-model")
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_weights_are_not_drawn_at_random(sound, tmp_path):
@@ -345,7 +371,7 @@ def test_the_built_in_model_is_the_same_for_a_seed():
         ({"context": 0}, "context: expected an integer ≥ 1, found 0"),
         ({"hidden_size": 30, "num_heads": 4}, r"hidden_size: expected a multiple of 2 · num_heads = 8, found 30"),
         ({"alphabet": ""}, "alphabet: expected at least one character, found none"),
-        ({"temperature": 0}, "temperature: expected a number > 0, found 0"),
+        ({"temperature": 0}, "temperature: expected a number ≥ 0.01, found 0;"),
     ],
 )
 def test_sizes_are_checked(options, message):

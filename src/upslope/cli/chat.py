@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from upslope.cli.caution import print_caution
 from upslope.cli.flags import INTEGER, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
@@ -71,6 +72,7 @@ def policy_of(text: str) -> Any:
         raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
     if run.algorithm == "reward-model":
         raise UsageError(f"chat: {text} holds a reward model, which scores and does not talk; expected the run of another algorithm")
+    print_caution(run, "final")
     return run.policy
 
 

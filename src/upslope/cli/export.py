@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from upslope.cli.caution import print_caution
 from upslope.cli.flags import PATH, POLICY, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
@@ -49,6 +50,7 @@ def main(words: list[str]) -> int:
     import torch
 
     policy = run.chosen_policy(values.get("policy", "final"))
+    print_caution(run, values.get("policy", "final"))
     policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
     print(f"wrote {values['out']}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from upslope.cli.caution import print_caution
 from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
@@ -44,6 +45,7 @@ def main(words: list[str]) -> int:
     run = Run.load(plain[0])
     if run.world == "language":
         raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
+    print_caution(run, given["policy"])
     from upslope.run.play import record
 
     path: Path = given["out"] or run.path / "play.gif"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from upslope.cli.caution import print_caution
 from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, kind_of, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
@@ -85,6 +86,7 @@ def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, A
     if run.world == "language":
         raise UsageError(f"record: {name} holds a language model; it records the policies of environments")
     policy, env = run.chosen_policy(given["policy"]), run.environment(given["env"])
+    print_caution(run, given["policy"])
     options = run.env_options(env)
     if given["env_kwargs"] is not None:
         options["env_kwargs"] = given["env_kwargs"]

@@ -70,7 +70,8 @@ def evaluate(
         "finish_reason": ["stop" if finished else "length" for finished in made.finished[:, 0].tolist()],
         "trainer_state": trainer_state or TrainerState(fraction=1.0),
     }
-    scores = [s for s in scored(rewards or Rewards.of(task.reward), found, texts, **told) if s is not None]
+    by = rewards or (None if task.reward is None else Rewards.of(task.reward))
+    scores = [] if by is None else [s for s in scored(by, found, texts, **told) if s is not None]
     form = checked(task.format, found, texts)
     return LanguageResult(
         accuracy=None if correct is None else float(np.mean(correct)),

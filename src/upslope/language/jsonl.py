@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,13 @@ def _check_answer(place: str, answer: Any) -> None:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The preference pairs of a file of ``{"prompt": …, "chosen": …, "rejected": …}``; two equal completions are refused."""
+    """The preference pairs of a file of ``{"prompt": …, "chosen": …, "rejected": …}``; two equal completions are refused.
+
+    Without a column ``prompt``, conversations that differ in their last message only are split there.
+    """
     pairs: list[Pair] = []
-    for place, entry in read_lines(path):
+    for place, line in read_lines(path):
+        entry = line if "prompt" in line else _with_shared_prompt(place, line)
         prompt, chosen, rejected = _prompt(place, entry), _completion(place, entry, "chosen"), _completion(place, entry, "rejected")
         require(chosen != rejected, f"{place}: chosen and rejected are equal, so the pair says nothing: remove the line")
         pairs.append(Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=place))
@@ -105,6 +110,31 @@ def _prompt(place: str, entry: Mapping[str, Any]) -> Prompt:
     require(isinstance(prompt, str), f"{place}: prompt is a string or a list of messages, found {_shown(prompt)}")
     require(prompt != "", f"{place}: prompt is empty")
     return prompt
+
+
+def _with_shared_prompt(place: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A pair whose prompt stands at the beginning of both chosen and rejected, split into the three.
+
+    Only between messages is it known where the prompt ends; of texts, what they share may reach into the answers.
+    """
+    chosen, rejected = entry.get("chosen"), entry.get("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        prompt = chosen[:-1]
+        fits = len(prompt) > 0 and prompt == rejected[:-1]
+        require(
+            fits,
+            f"{place}: prompt is missing, and chosen and rejected differ before their last message: "
+            "put the messages that they share into prompt and one assistant message each into chosen and rejected",
+        )
+        return {**entry, "prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]}
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        shared = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
+        both = f"both begin with {_shown(shared)}; " if shared else ""
+        raise UsageError(
+            f"{place}: prompt is missing, found {_names(entry)}: {both}put what was asked into prompt, and only the answers into "
+            "chosen and rejected"
+        )
+    return entry
 
 
 def _messages(place: str, name: str, messages: list[Any]) -> list[dict[str, str]]:

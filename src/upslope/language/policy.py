@@ -26,6 +26,7 @@ from upslope.language.masters import check_settings, masters, unwrapped
 from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import preferred
 from upslope.language.rendering import Rendering
+from upslope.language.temperature import check_temperature
 from upslope.records import Evaluation
 
 
@@ -65,7 +66,7 @@ class LanguagePolicy(nn.Module):
     learned.
 
     Raises:
-        UsageError: an architecture that is not a causal decoder, a tokenizer without an end token, a temperature that is not positive,
+        UsageError: an architecture that is not a causal decoder, a tokenizer without an end token, a temperature below 0.01,
             gradient checkpointing or adapter dropout switched on, which would have no effect.
 
     ``policy.attention`` says whether texts pass packed or one row at a time (:mod:`~upslope.language.architecture`).
@@ -81,7 +82,7 @@ class LanguagePolicy(nn.Module):
         compute_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        require(temperature > 0, f"temperature: expected a number > 0, found {temperature}")
+        check_temperature(temperature)
         model, adapter = unwrapped(model)
         check_settings(model)
         masters(model, dtype)

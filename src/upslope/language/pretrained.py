@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from upslope.errors import RunFault, UsageError, missing_extra
+from upslope.errors import UsageError, missing_extra
+from upslope.files import filled_folder
 from upslope.language.quiet import quiet
 
 
@@ -22,7 +24,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     """Model (float32) and tokenizer; code inside a model folder is never run.
 
     Raises:
-        UsageError: no such folder, no model in it, damaged weights, no tokenizer: one line each.
+        UsageError: no such folder, no model in it, damaged weights, no tokenizer, a hub that does not answer: one line each.
     """
     where = str(name_or_folder)
     folder = Path(where)
@@ -35,7 +37,10 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise UsageError(f"model {where}: it has no config.json, so it is not the folder of a Transformers model")
     if where == "smollm2" and not is_path:
         raise UsageError("model smollm2: there is no such folder here; upslope model smollm2 --out smollm2 writes it")
-    options: dict[str, Any] = {"local_files_only": is_path, "trust_remote_code": False}
+    why = "" if is_path else unreachable(where)
+    if why and not is_cached(where):
+        raise UsageError(f"model {where}: there is no such folder here, and the hub does not give it ({why}); name the folder of a model")
+    options: dict[str, Any] = {"local_files_only": is_path or bool(why), "trust_remote_code": False}
     try:
         with quiet():
             config = AutoConfig.from_pretrained(where, **options)
@@ -50,39 +55,71 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"model {where}: cannot be loaded: {first_line(error)}") from error
+        raise UsageError(f"model {where}: cannot be loaded: {first_line(error)}; {AGAIN}") from error
     lost = sorted(report["missing_keys"])
     if lost:  # Transformers would train what it has drawn at random instead
-        raise UsageError(f"model {where}: its weights lack {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}")
+        raise UsageError(f"model {where}: its weights lack {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}; {AGAIN}")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except Exception as error:
-        raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}") from error
+        raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}; {AGAIN}") from error
     return model, tokenizer
+
+
+AGAIN = "write the folder again (upslope export or upslope model), or download it again"
+"""What to do about a damaged folder."""
+HUB_SECONDS = 5.0
+"""How long the hub may take to say whether it has a model."""
+
+
+def unreachable(name: str) -> str:
+    """Why the hub does not give a model, "" if it does: one short question, where Transformers would repeat its own for minutes."""
+    from huggingface_hub import HfApi
+
+    answer = [f"no answer within {2 * HUB_SECONDS:g} s"]
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+            answer[0] = ""
+        except Exception as error:  # no network, no such model, no name at all
+            answer[0] = first_line(error)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking a host's name up knows no limit of its own
+    asking.start()
+    asking.join(2 * HUB_SECONDS)
+    return answer[0]
+
+
+def is_cached(name: str) -> bool:
+    """Whether a model of the hub was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name that the hub could have
+        return False
 
 
 def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
     """Write config, weights and tokenizer; merged where there are adapters."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"folder: {folder} is a file; name another place")
-    try:
-        with quiet():
-            if policy.adapter and not merge:
-                policy.adapter[0].save_pretrained(str(folder))
-            else:
-                model = merged(policy) if policy.adapter else policy.model
-                tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-                model.save_pretrained(str(folder), state_dict=tensors)
-                if dtype is not None:
-                    declare(folder / "config.json", dtype)
-            policy.tokenizer.save_pretrained(str(folder))
-            if policy.body.value_head is not None:
-                from safetensors.torch import save_file
+    with filled_folder(folder) as new, quiet():
+        if policy.adapter and not merge:
+            policy.adapter[0].save_pretrained(str(new))
+        else:
+            model = merged(policy) if policy.adapter else policy.model
+            tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+            model.save_pretrained(str(new), state_dict=tensors)
+            if dtype is not None:
+                declare(new / "config.json", dtype)
+        policy.tokenizer.save_pretrained(str(new))
+        if policy.body.value_head is not None:
+            from safetensors.torch import save_file
 
-                save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, folder / VALUE_HEAD)
-    except OSError as error:
-        raise RunFault(f"cannot write {folder}: {error.strerror or error}") from error
+            save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, new / VALUE_HEAD)
 
 
 def declare(config: Path, dtype: torch.dtype) -> None:
@@ -102,7 +139,10 @@ def load_value_head(head: nn.Linear, folder: Path) -> None:
 
     if not (folder / VALUE_HEAD).exists():
         raise UsageError(f"model {folder}: it has no {VALUE_HEAD}, so it has no value head (is it a reward model?)")
-    head.load_state_dict(load_file(folder / VALUE_HEAD))
+    try:
+        head.load_state_dict(load_file(folder / VALUE_HEAD))
+    except Exception as error:
+        raise UsageError(f"model {folder}: its {VALUE_HEAD} cannot be loaded: {first_line(error)}; {AGAIN}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------------- adapters
@@ -165,9 +205,9 @@ def write_smollm2(folder: Path) -> Path:
         model.load_state_dict(read.state_dict())
         model.tie_weights()
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        with filled_folder(folder) as new:
+            model.save_pretrained(str(new))
+            tokenizer.save_pretrained(str(new))
     return folder
 
 

@@ -39,7 +39,7 @@ class Task:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     columns: tuple[str, ...]
-    reward: Reward
+    reward: Reward | None
     correct: Reward | None = None
     format: Reward | None = None
     solution: Callable[[Problem], str] | None = None

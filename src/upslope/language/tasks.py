@@ -35,6 +35,7 @@ SYNTHETIC: dict[str, Callable[..., Task]] = {"addition": addition, "copy": copy,
 """The generated tasks by name."""
 
 GYM = "reasoning-gym"
+NO_REWARD = "there is no column answer, so the task has no reward of its own: give a reward or add the column"
 
 
 def task(name: str, *, seed: int = 0, reward: Reward | None = None, **options: Any) -> Task:
@@ -70,15 +71,15 @@ def jsonl(
     """A file of problems; held out are those of ``held_out``, else of ``FILE.test.jsonl`` if it exists, else a fraction.
 
     With a column ``answer`` the reward is 1 where a completion says it (inside an answer tag or as a whole; of a numeric
-    answer, the last number counts); without one a ``reward`` is needed. The format rate says how often a number was found
-    where the answers are numbers, else how often there was any text.
+    answer, the last number counts); without one a ``reward`` is needed, except to imitate a column ``completion``. The format
+    rate says how often a number was found where the answers are numbers, else how often there was any text.
     """
     require(isinstance(max_tokens, Integral) and max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens!r}")
     file = Path(path)
     problems = [problem for _, problem in read_problems(file, answers=reward is None)]
     names = tuple(problems[0].columns)
-    if "answer" not in names and reward is None:
-        raise UsageError(f"task {file}: there is no column answer, so the task has no reward of its own: give a reward or add the column")
+    if reward is None and not {"answer", "completion"} & set(names):
+        raise UsageError(f"task {file}: {NO_REWARD}")
     beside = file.with_name(f"{file.stem}.test.jsonl")
     other = Path(held_out) if held_out is not None else beside if beside.exists() else None
     if other is None:
@@ -91,7 +92,7 @@ def jsonl(
         train=train,
         held_out=test,
         columns=names,
-        reward=reward or check_answer(),
+        reward=reward or (check_answer() if "answer" in names else None),
         correct=check_answer() if "answer" in names else None,
         format=each("format", _number_found if numeric else _anything) if "answer" in names else None,
         solution=_given_solution if {"answer", "completion"} & set(names) else None,

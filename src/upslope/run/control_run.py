@@ -130,6 +130,8 @@ class ControlRun:
         """A copy with settings changed by their flat names; functions may be given by name, tuples as lists."""
         known = settings_of(*self.parts())
         check_names(values, known)
+        if values.get("features") in ("network", "linear"):  # which know no limits: those of the preset go
+            values = {"feature_low": None, "feature_high": None, **values}
         clean = {name: plain_value(value, known[name].owner, name) for name, value in values.items()}
         try:
             algorithm, collector, policy, env, settings = (replaced(part, clean) for part in self.parts())

@@ -159,6 +159,11 @@ class PolicySettings:
     """a network's critic learns in standard deviations of the returns, whatever the size and the offset of rewards"""
 
     def __post_init__(self) -> None:
+        for name in ("feature_low", "feature_high"):
+            require(
+                getattr(self, name) is None or self.features in ("tiles", "fourier"),
+                f"{name}: --features {self.features} knows no limits; leave it out, or say --features tiles or fourier",
+            )
         sizes = self.hidden_sizes or ()
         require(
             all(1 <= size <= MOST_UNITS for size in sizes),

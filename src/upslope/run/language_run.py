@@ -197,6 +197,7 @@ class LanguageRun:
     def completions(self, policy: Any, task: Any, reference: Any) -> Any:
         """The collector of sampled completions."""
         from upslope.language import Completions, Rewards
+        from upslope.language.tasks import NO_REWARD
 
         settings = self.collector
         assert isinstance(settings, CompletionsSettings)
@@ -208,6 +209,7 @@ class LanguageRun:
         )
         compares = hasattr(self.algorithm, "needs_every_group")
         require(not compares or settings.group_size > 1, "group_size: this algorithm compares the completions of a prompt; take 2 or more")
+        require(task.reward is not None, f"task {task.name}: {NO_REWARD}")
         timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **self.task.reward_limits)
         return Completions(
             task.train,

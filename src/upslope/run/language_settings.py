@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upslope.errors import require
+from upslope.language.temperature import check_temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model: expected tiny or a folder, found ''")
-        require(self.temperature > 0, f"temperature: expected a number > 0, found {self.temperature}")
+        check_temperature(self.temperature)
         require(self.lora_rank is None or self.lora_rank >= 1, f"lora_rank: expected an integer ≥ 1 or none, found {self.lora_rank}")
 
 

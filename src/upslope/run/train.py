@@ -16,6 +16,7 @@ from torch import Tensor
 
 from upslope.errors import Diverged, require
 from upslope.records import Batch, Collect, Metrics, Rollout, Stream
+from upslope.updates.ascent import ADVICE
 
 Callback = Callable[["RunState"], bool | None]
 """Called once after each iteration with the run's state; a true answer stops the run."""
@@ -188,7 +189,4 @@ def check_finite(batch: Batch, iteration: int) -> None:
         tensor: Tensor | None = getattr(batch, name)
         # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
         if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
-            raise Diverged(
-                f"diverged: {name} is not finite in iteration {iteration + 1}; "
-                "lower the learning rate, or normalize rewards and observations"
-            )
+            raise Diverged(f"diverged: {name} is not finite in iteration {iteration + 1}; {ADVICE}")

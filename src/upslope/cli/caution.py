@@ -1,0 +1,14 @@
+"""What a command that uses a run's policy says beside its result, on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from upslope.run.load import Run
+
+
+def print_caution(run: Run, which: str) -> None:
+    """Say in one line that the ``final`` or ``best`` policy is not the end of its run, where it is not."""
+    words = run.caution("best_policy" if which == "best" else "policy")
+    if words:
+        print(f"upslope: note: {which} {words}", file=sys.stderr)
