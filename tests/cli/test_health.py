@@ -13,12 +13,12 @@ from upslope.run.evaluations import Point
 from upslope.run.health import History, warnings_of
 
 
-def points(*means: float, std: float = 10.0) -> list[Point]:
-    return [Point(1000 * (i + 1), mean, std, 20) for i, mean in enumerate(means)]
+def points(*means: float, std: float = 10.0, every: int = 1000) -> list[Point]:
+    return [Point(every * (i + 1), mean, std, 20) for i, mean in enumerate(means)]
 
 
 def history(rows: list[dict[str, float]] | None = None, means: tuple[float, ...] = (20.0, 300.0, 480.0), **options: float) -> History:
-    found = points(*means, std=options.pop("std", 10.0))
+    found = points(*means, std=options.pop("std", 10.0), every=int(options.pop("every", 1000)))
     goal, dims = options.pop("goal", None), int(options.pop("action_dims", 0))
     return History(rows or [], found, found[-1], goal, dims)
 
@@ -26,6 +26,15 @@ def history(rows: list[dict[str, float]] | None = None, means: tuple[float, ...]
 def rows(**metrics: list[float]) -> list[dict[str, float]]:
     """Columns as rows."""
     return [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
+
+
+FLAT = [-1230.0, -1180.0, -1250.0, -1210.0] * 10
+
+
+def swing_up(*means: float, returns: list[float] = FLAT, std: float = 200.0, every: int = 30_000, goal: float | None = -200.0) -> History:
+    """Pendulum, where a policy that does nothing has about −1,200."""
+    found = points(*means, std=std, every=every)
+    return History(rows(episode_return=returns), found, found[-1], goal, action_dims=1)
 
 
 WELL = {
@@ -46,6 +55,13 @@ WELL = {
     "equal groups at the top": history(rows(dead_groups=[0.2] * 20 + [1.0] * 20), means=(20.0, 500.0, 500.0)),
     "some groups": history(rows(dead_groups=[0.9] * 40), means=(0.1, 0.1)),
     "now and then no step": history(rows(accepted=[1.0, 0.0, 0.0, 1.0] * 10), means=(0.1, 0.1)),
+    "no better, of few steps": swing_up(-1240.0, -1210.0, -1280.0, every=10_000),
+    "no better, of few iterations": swing_up(-1240.0, -1210.0, -1280.0, returns=FLAT[:19]),
+    "no better, of an unknown goal": swing_up(-1240.0, -1210.0, -1280.0, goal=None),
+    "better in training": swing_up(-300.0, -320.0, -310.0, returns=[-1200.0, -1250.0, -1210.0, -800.0, -500.0] + [-330.0, -290.0] * 20),
+    "better, and not at the goal": swing_up(-1240.0, -1000.0, -940.0),
+    "at the goal from the first evaluation on": swing_up(-150.0, -160.0, -190.0),
+    "perhaps a fourth of the way": swing_up(-1240.0, -1100.0, -960.0, std=600.0),
     "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
 }
 ILL = {
@@ -67,6 +83,10 @@ ILL = {
         history(rows(entropy=[0.69] * 3 + [0.001] * 40, episode_return=[20.0, 25.0, 16.0] + [9.3, 9.4] * 20), means=(9.3, 9.4)),
         "the entropy fell from 0.69 to 0.001",
     ),
+    "certain, which is why nothing was learned": (
+        history(rows(entropy=[0.69] * 3 + [0.001] * 40), means=(9.3, 9.4), every=30_000, goal=475.0),
+        "the entropy fell from 0.69 to 0.001",
+    ),
     "noise": (history(rows(entropy=[1.4] * 10 + [9.0] * 40), action_dims=1), "the entropy of the actions rose from 1.40 to 9.00"),
     "frozen": (
         history(rows(entropy=[1.4] * 10 + [-7.0] * 40), means=(-1400.0, -1390.0), std=100.0, action_dims=1),
@@ -75,6 +95,10 @@ ILL = {
     "dead groups": (
         history(rows(dead_groups=[0.3] + [1.0] * 40), means=(0.0, 0.0), std=0.0),
         "in the last 9 iterations the members of every",
+    ),
+    "nothing": (
+        swing_up(-1240.0, -1090.0, -1280.0),
+        "nothing was learned in 90,000 steps: the final policy has -1280, no better than the -1240 after 30,000 steps",
     ),
     "no step": (history(rows(accepted=[1.0] + [0.0] * 40), means=(9.0, 9.0)), "accepted no step in the last 9 iterations"),
 }

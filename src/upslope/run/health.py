@@ -31,6 +31,8 @@ LAST, FEWEST = 0.2, 5
 """The end of a run: this share of its iterations, at least so many."""
 COLLAPSED = 0.02
 """Entropy of discrete actions, as a share of the beginning's, that explores nothing."""
+LONG = (50_000, 20)
+"""Steps and iterations after which something should have been learned: hundreds of episodes, tens of updates."""
 NATS = 3.0
 """Change of the entropy of continuous actions, for each dimension, that is a change of the standard deviation by a factor of 20."""
 
@@ -82,7 +84,8 @@ class History:
 def warnings_of(history: History) -> list[str]:
     """One sentence for each thing that went wrong; none where a run went well."""
     checks: tuple[Callable[[History], str | None], ...] = (far_below_best, kl_ran_away, entropy_ran_away, groups_died, nothing_accepted)
-    return [words for check in checks if (words := check(history)) is not None]
+    said = [words for check in checks if (words := check(history)) is not None]
+    return said or [words for words in [nothing_learned(history)] if words is not None]
 
 
 def standard_error(*points: Point) -> float:
@@ -167,4 +170,20 @@ def nothing_accepted(history: History) -> str | None:
     return (
         f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "
         "try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
+    )
+
+
+def nothing_learned(history: History) -> str | None:
+    """A long run that knows its goal has come no nearer to it, neither in its evaluations nor in training, and nothing else says why."""
+    final, goal, (steps, iterations) = history.final, history.goal, LONG
+    if final is None or goal is None or not history.evaluations or history.reached_goal or history.learned:
+        return None
+    first = history.evaluations[0]
+    if final.total_steps < steps or len(history.rows) < iterations or final.mean - first.mean >= LOST * (goal - first.mean):
+        return None
+    early = f"after {first.total_steps:,} steps" if first.total_steps else "before training"
+    seen = f"the final policy has {final.mean:.4g}, no better than the {first.mean:.4g} {early}"
+    return (
+        f"nothing was learned in {final.total_steps:,} steps: {seen}, and training ended as it had begun (the goal is {goal:g}); "
+        "try a smaller --learning-rate, a larger --entropy-coef or more steps"
     )
