@@ -14,7 +14,7 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.language.models import SIZES
-from tests.language.tokenizers import CHATML, KINDS, Kind, kind, wrapped
+from tests.language.tokenizers import CHATML, KINDS, Kind, byte_level, kind, wrapped
 from upslope import DPO, GRPO, KTO, SFT, Ascent, RewardModeling, train
 from upslope.cli import chat
 from upslope.cli.main import main
@@ -274,6 +274,12 @@ def test_texts_that_bring_their_bos_or_their_eos_have_one():
     assert rows[0] == rows[1] == rows[2]
 
 
+def test_what_the_tokenizer_puts_behind_a_text_comes_before_the_end():
+    tokenizer = byte_level(CHATML, behind="<sep>", eos_token="</s>")
+    ((row,),) = Rendering(tokenizer).rows(["12+34="], [[SAID]])
+    assert row.ids == [*tokenizer("12+34=46")["input_ids"], *ids_of(tokenizer, "</s>")] and row.ids[-2] == ids_of(tokenizer, "<sep>")[0]
+
+
 def test_an_empty_turn_of_the_assistant_asks_for_it():
     for name in ("bytes, ChatML, eos is another", "bytes with BOS, Llama 3"):
         rendering = Rendering(kind(name).tokenizer)
@@ -348,6 +354,12 @@ def test_a_tokenizer_without_places_refuses_what_it_joins(monkeypatch):
     monkeypatch.setattr(rendering, "tokenizer", joining)
     with pytest.raises(UsageError, match=r"^data\[0\]: the tokenizer joins prompt and completion .* part them at a blank$"):
         rendering._row("ab", [3], None, "abc", 2, [2], "data[0]")
+
+
+def test_a_special_token_that_swallows_the_completion_s_blank_stays_the_prompt_s():
+    found = kind("words, Phi 3")
+    ((row,),) = Rendering(found.tokenizer).rows([ASKED], [[" is 46"]])
+    assert row.ids == whole_ids(found, ASKED, " is 46") and row.ids[: row.start] == prompt_ids(found, ASKED) and row.seam == ""
 
 
 # what has no answer
