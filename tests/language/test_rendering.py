@@ -11,10 +11,10 @@ import warnings
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.language.models import SIZES
-from tests.language.tokenizers import CHATML, KINDS, Kind, byte_level, kind, wrapped
+from tests.language.tokenizers import CHATML, KINDS, PLAIN, Kind, byte_level, kind, wrapped
 from upslope import DPO, GRPO, KTO, SFT, Ascent, RewardModeling, train
 from upslope.cli import chat
 from upslope.cli.main import main
@@ -299,8 +299,21 @@ def test_a_template_given_later_counts(monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     policy = policy_of(tokenizer)
     assert policy.stop_ids == {*ids_of(tokenizer, "<|endoftext|>")}
-    tokenizer.chat_template = CHATML
-    assert policy.stop_ids == {*ids_of(tokenizer, "<|endoftext|>", "<|im_end|>")}
+    for template, ends in (
+        (CHATML, ["<|endoftext|>", "<|im_end|>"]),
+        (PLAIN, ["<|endoftext|>"]),
+        (CHATML, ["<|endoftext|>", "<|im_end|>"]),
+    ):
+        tokenizer.chat_template = template
+        assert policy.stop_ids == {*ids_of(tokenizer, *ends)}
+
+
+@pytest.mark.parametrize("closing, end", [("<note><|im_end|>\n", "<|im_end|>"), ("\n<note>", "<note>"), ("<note>\n", "<note>")])
+def test_the_end_of_a_turn_is_its_first_special_token_or_else_its_first_added_one_that_is_no_blank(closing, end):
+    tokenizer = byte_level(PLAIN.replace("'\n'", repr(closing)), "<|im_end|>", eos_token="</s>")
+    tokenizer.add_tokens([AddedToken("\n", normalized=False), AddedToken("<note>", normalized=False)])
+    turn = Rendering(tokenizer).turn
+    assert turn.end_id == ids_of(tokenizer, end)[0] and turn.end == closing[: closing.index(end) + len(end)]
 
 
 # seams
@@ -339,6 +352,15 @@ def test_a_pair_of_which_one_joins_shares_what_is_equal_and_masks_the_prompt_s_r
     torch.testing.assert_close(rollout.reference_log_prob, log_prob.where(rollout.mask, 0.0).detach(), rtol=0, atol=1e-5)
     assert rollout.reference_log_prob[0, 1, 0] == 0 and (rollout.reference_log_prob[0, 1, 1:] < 0).all()
     train(DPO(update=Ascent(learning_rate=1e-3)), policy, data, iterations=1)
+
+
+def test_a_pair_that_is_cut_otherwise_before_the_completions_start_shares_what_is_equal():
+    vocabulary = {"<eos>": 0, "a": 1, "b": 2, "c": 3, "d": 4, "bc": 5, "ab": 6}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("b", "c"), ("a", "b")]))
+    policy = policy_of(tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+    with pytest.warns(UserWarning, match="cut into other tokens"):
+        rollout = preference_pairs(policy, [Pair(prompt="cab", chosen="c", rejected="d")])(policy)
+    assert list(rows_of(rollout.inputs, rollout.mask)) == [([3], [1, 5, 0], [False, True, True]), ([3], [6, 4, 0], [False, True, True])]
 
 
 def test_where_no_token_stands_before_the_completion_it_is_refused():
