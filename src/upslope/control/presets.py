@@ -300,6 +300,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "ppo": Preset(
             {
                 **CLIPPED_ON_PENDULUM,
+                "schedule": "linear",
                 "gae_lambda": 0.9,
                 "normalize_value": True,
                 "total_steps": 100_000,
