@@ -37,12 +37,28 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
     return UsageError(f"unknown {kind} {name!r}: {hint}{hint_after}")
 
 
+ELSEWHERE = {
+    "batch-size": "num-minibatches",
+    "best": "policy",
+    "ent-coef": "entropy-coef",
+    "minibatch-size": "num-minibatches",
+    "n-envs": "num-envs",
+    "n-epochs": "num-epochs",
+    "n-steps": "num-steps",
+    "n-timesteps": "total-steps",
+    "timesteps": "total-steps",
+    "total-timesteps": "total-steps",
+    "vf-coef": "value-coef",
+}
+"""What other libraries, or older versions, call a setting that has another name here."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> list[str]:
-    """The choices that may have been meant, empty where none is near: the same but for dashes, an abbreviation (``lr``: learning rate),
-    one or two of which it is a word (``gae``: gae lambda), or else the one that is spelled most alike."""
+    """The choices that may have been meant, empty where none is near: the same but for dashes, one that has another name elsewhere, an
+    abbreviation (``lr``: learning rate), one or two of which it is a word (``gae``: gae lambda), or the one that is spelled most alike."""
     plain = {choice: choice.lower().strip("-").replace("_", "-") for choice in choices}
     wanted = name.lower().strip("-").replace("_", "-")
-    same = [choice for choice, text in plain.items() if text == wanted]
+    same = [choice for choice, text in plain.items() if text in (wanted, ELSEWHERE.get(wanted))]
     initials = [choice for choice, text in plain.items() if len(wanted) > 1 and wanted == "".join(word[:1] for word in text.split("-"))]
     word = [choice for choice, text in plain.items() if len(wanted) > 2 and f"-{wanted}-" in f"-{text}-"]
     spelled = {cutoff: difflib.get_close_matches(wanted, plain.values(), n=1, cutoff=cutoff) for cutoff in (0.8, 0.6)}

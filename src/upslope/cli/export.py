@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
 
 def export_folder(folder: Path, values: dict[str, Any]) -> int:
     """Write the model in a model's folder anew: a copy, or with ``--bfloat16`` one of half the size."""
-    if values.keys() & {"best", "policy"}:
+    if "policy" in values:
         raise UsageError(
             f"export: {folder} is one model and no run, so there is nothing to choose from; name the run, or leave the flag out"
         )

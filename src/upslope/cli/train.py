@@ -69,7 +69,9 @@ def main(words: list[str]) -> int:
     plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
     if wants_help:
         return show_help(name, plain, flags)
-    if plain[:1] != [name]:
+    if not plain:  # the name was a flag's value
+        return without_algorithm(words)
+    if plain[0] != name:
         raise unknown("algorithm", plain[0], ALGORITHMS)
     if len(plain) != 2:
         text = f", or: upslope train {name} --model tiny --task addition" if name in BOTH else ""

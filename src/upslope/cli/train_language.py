@@ -57,7 +57,9 @@ def main(words: list[str]) -> int:
     settings = {**recorded, **values}
     if "--help" in words or "-h" in words:
         return show_help(name, settings)
-    if plain[:1] != [name]:
+    if not plain:
+        raise UsageError(f"train: {name!r} is a flag's value here; name the algorithm first, one of {', '.join(ALGORITHMS)}")
+    if plain[0] != name:
         raise unknown("algorithm", plain[0], ALGORITHMS)
     if len(plain) > 1 and not {"model", "task", "pairs"} & settings.keys():
         raise UsageError(

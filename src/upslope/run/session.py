@@ -325,10 +325,8 @@ class Session:
         }
 
     def _warnings(self, result: Any, goal: float | None) -> list[str]:
-        """What did not go well, of a run that came to its end."""
-        if result is None:
-            return self.faults
-        final = self.evaluations[-1] if self.evaluations else None
+        """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""
+        final = self.evaluations[-1] if self.evaluations and result is not None else None
         if self.solved and final is not None:  # as the evaluations before it have said
             goal = final.mean
         space: Any = getattr(self.prepared.policy, "action_space", None)
