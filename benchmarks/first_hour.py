@@ -149,7 +149,7 @@ STEPS: tuple[Step, ...] = (
     Step("upslope play runs/ppo-CartPole-v1-0 --out cart.gif", "--policy best --max-steps 50", ["wrote cart.gif"]),
     Step("upslope plot runs/* --out comparison.png", says=["comparison.png"]),
     Step("upslope play runs/ppo-make_env-0 --env my_module:make_env", says=["play.gif"]),
-    Step("upslope play runs/reinforce-make_maze-0 --env mytasks:make_maze", says=["render"], code=2),
+    Step("upslope play runs/reinforce-make_maze-0 --env mytasks:make_maze", says=["render_mode"], code=2),
     # steps in a file
     Step("upslope record runs/ppo-CartPole-v1-0 --steps 50000 --num-envs 64 --out steps.safetensors", says=["steps.safetensors"]),
     Step("upslope record CartPole-v1 --random", "--out random.safetensors --steps 1000", ["random.safetensors"]),
@@ -189,7 +189,7 @@ STEPS: tuple[Step, ...] = (
     Step("upslope train grpo --model smollm2 --task sums", SMALL, ["runs/grpo-sums-0", "try next:"]),
     Step(
         "upslope train dapo --model smollm2 --task problems.jsonl --reward my_module:score --reward max-length:200=0.1",
-        SMALL + " --eval-every 0",
+        SMALL,
         ["runs/dapo-problems-0"],
     ),
     Step("upslope train dpo --model smollm2 --pairs pairs.jsonl", "--batch-size 4 --iterations 1", ["runs/dpo-pairs-0"]),
