@@ -1,7 +1,8 @@
 """Whether runs say when they did not go well: presets that should be silent, and runs made to diverge that should not.
 
 python benchmarks/run_warnings.py                     # all of both, about half an hour
-python benchmarks/run_warnings.py --runs 10 --only diverging
+python benchmarks/run_warnings.py --runs 10 --only diverging     # the other runs in the file stay there
+python benchmarks/run_warnings.py --only healthy --methods a2c npg
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def one_run(kind: str, task: str, settings: dict[str, Any], seed: int, core: int
     return {"kind": kind, "task": task, "settings": settings, "seed": seed, **kept}
 
 
+def of(record: Record) -> str:
+    """What tells a run from the others."""
+    return json.dumps([record[name] for name in ("kind", "task", "settings", "seed")])
+
+
 def jobs(only: str | None, most: int | None) -> list[tuple[str, str, dict[str, Any], int]]:
     """All runs, the tasks by turns, so that a part of them is a fair sample."""
     healthy = [[("healthy", task, {}, seed) for seed in range(100, 100 + count)] for task, count in HEALTHY.items()]
@@ -81,18 +87,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("healthy", "diverging"))
     parser.add_argument("--runs", type=int, help="of each kind (all unless given)")
+    parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "run_warnings.json")
     args = parser.parse_args()
     ours_is_ready()
-    load, records = load_average(), []
+    load = load_average()
+    earlier = json.loads(args.out.read_text(encoding="utf-8"))["runs"] if args.out.exists() else []
+    found = {of(record): record for record in earlier}
     for job in jobs(args.only, args.runs):
-        records.append(one_run(*job, args.core))
-        print(json.dumps(records[-1]), flush=True)
+        if args.methods is None or job[1].split()[0] in args.methods:
+            record = one_run(*job, args.core)
+            found[of(record)] = record
+            print(json.dumps(record), flush=True)
+    records = sorted(found.values(), key=of)
     measures = {}
     for kind, target in (("healthy", "at most 1 of 60 warns"), ("diverging", "at least 18 of 20 warn")):
-        found = [record for record in records if record["kind"] == kind]
-        measures[kind] = {"runs": len(found), "that_warn": sum(bool(record["warnings"]) for record in found), "target": target}
+        those = [record for record in records if record["kind"] == kind]
+        solved = sum(bool(record.get("solved")) for record in those)
+        warned = sum(bool(record["warnings"]) for record in those)
+        measures[kind] = {"runs": len(those), "that_warn": warned, "solved": solved, "target": target}
     write("run_warnings", [], records, args.out, protocol=PROTOCOL, load_average_before=load, measures=measures)
 
 
