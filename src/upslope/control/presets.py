@@ -157,7 +157,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "num_epochs": 10,
                 "learning_rate": 3e-3,
                 "schedule": "linear",
-                "gamma": 0.98,
+                "gamma": 0.99,
                 "gae_lambda": 0.95,
                 "total_steps": 100_000,
             },

@@ -53,7 +53,11 @@ SLOW_TO_MAKE = 0.5
 """Seconds for one environment from which on an evaluation makes a single one."""
 
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
-FOR_CONTROL: dict[str, dict[str, Any]] = {"GRPO": FRESH_NETWORK, "RLOO": FRESH_NETWORK, "PPO": {"learning_rate": 1e-3}}
+FOR_CONTROL: dict[str, dict[str, Any]] = {
+    "GRPO": FRESH_NETWORK,
+    "RLOO": FRESH_NETWORK,
+    "PPO": {"learning_rate": 1e-3, "schedule": "linear"},
+}
 """Settings that environments ask for, by class, where the class's own are for text: a small network starts from nothing."""
 
 
@@ -67,8 +71,9 @@ def algorithm_for(name: str) -> Any:
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
     module, attribute, _ = ALGORITHMS[name]
-    kind = getattr(importlib.import_module(module), attribute)
-    return replaced(kind(**relative(name)), FOR_CONTROL.get(attribute, {}))
+    algorithm = getattr(importlib.import_module(module), attribute)(**relative(name))
+    known = settings_of(algorithm)
+    return replaced(algorithm, {key: plain_value(value, known[key].owner, key) for key, value in FOR_CONTROL.get(attribute, {}).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
