@@ -250,7 +250,7 @@ def test_every_preset_names_real_settings():
             from upslope.run.control_run import check_minibatches
 
             check_minibatches(run.algorithm, run.collector)
-    assert ControlRun.of("ppo", "CartPole").algorithm.gamma == 0.98  # without its version
+    assert ControlRun.of("ppo", "CartPole").algorithm.update.learning_rate == 3e-3  # without its version
 
 
 def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch: pytest.MonkeyPatch):
@@ -324,7 +324,7 @@ def test_mlflow_gets_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):
     good(cli(*TRAIN, "--total-steps", "64", "--mlflow", "--out", "run", "--quiet"))
     identity = ("number of upslope", "run")
     assert places == [f"sqlite:///{Path('run/mlflow.db').resolve()}"] and told["ended"] == [identity]
-    assert (identity, "algorithm.gamma", "0.98") in told["param"] and (identity, "env_id", "CartPole-v1") in told["param"]
+    assert (identity, "algorithm.gamma", "0.99") in told["param"] and (identity, "env_id", "CartPole-v1") in told["param"]
     rows = Run.load("run").metrics()
     assert [(value, step) for _, name, value, step in told["metric"] if name == "approx_kl"] == [
         (row["approx_kl"], row["total_steps"]) for row in rows

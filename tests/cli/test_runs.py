@@ -66,7 +66,7 @@ def test_metrics_speak_of_evaluations(trained: Path):
 
 def test_config_holds_every_setting_and_the_versions(trained: Path):
     config = Run.load(trained).config
-    assert config["algorithm"]["name"] == "ppo" and config["algorithm"]["gamma"] == 0.98  # from the preset
+    assert config["algorithm"]["name"] == "ppo" and config["algorithm"]["update"]["schedule"] == "linear"  # from the preset
     assert config["algorithm"]["update"]["num_minibatches"] == 2  # from the flag
     assert config["collector"] == {"num_envs": 2, "num_steps": 16}
     assert config["versions"].keys() >= {"upslope", "torch", "gymnasium", "numpy", "python"}
@@ -156,7 +156,7 @@ def test_help_pages(cli: Command):
     for name in ("train", "evaluate", "play", "plot", "list"):
         assert "usage: upslope " + name in good(cli(name, "--help")).out
     page = good(cli("train", "ppo", "CartPole-v1", "--help")).out
-    assert "--clip-range X [X]" in page and "discount factor (default 0.98)" in page and "--num-envs N" in page
+    assert "--clip-range X [X]" in page and "step size of Adam (default 0.003)" in page and "--num-envs N" in page
     assert "discount factor (default 0.99)" in good(cli("train", "ppo", "--help")).out
     assert "--returns {to-go," in good(cli("train", "reinforce", "--help")).out
     assert all(len(line) <= 120 for line in page.splitlines())
