@@ -31,11 +31,13 @@ def main(words: list[str]) -> int:
     print_methods({name: entry for name, entry in LANGUAGE.items() if name not in ALGORITHMS})
     from upslope.control.presets import PRESETS
 
-    print("\nPresets (the defaults for these tasks; any other Gymnasium task works too):")
+    print("\nPresets (the defaults for these tasks; any other Gymnasium task works too).")
+    print("final: interquartile mean over fresh seeds of the final policy, with its 95 % interval;")
+    print("the rest: on the seeds of the tuning, before updates were bounded.")
     for env_id, by_algorithm in PRESETS.items():
         for algorithm, preset in by_algorithm.items():
-            steps = f"up to {preset.settings.get('total_steps', 0):,} steps"
-            print(f"  {env_id:<27}{algorithm:<13}{steps:<23}{preset.result}".rstrip())
+            steps = f"{preset.settings.get('total_steps', 0):,} steps"
+            print(f"  {f'upslope train {algorithm} {env_id}':<48}{steps:<17}{preset.result or 'not measured yet'}")
     print("\n`upslope train ppo CartPole-v1 --help` shows a preset's settings.")
     return 0
 

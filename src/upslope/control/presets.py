@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "gae_lambda": 0.95,
                 "total_steps": 100_000,
             },
-            "475 in 10,431 steps (median), 5 of 5 seeds",
+            "final 500 (500 to 500), 20 of 20 seeds at the goal",
         ),
         "a2c": Preset(
             {
@@ -174,7 +174,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_value": True,
                 "total_steps": 200_000,
             },
-            "475 in 24,602 steps (median), 5 of 5 seeds",
+            "final 500 (500 to 500), 19 of 20 seeds at the goal",
         ),
         "all-actions": Preset(
             {
@@ -243,7 +243,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_observation": True,
                 "total_steps": 300_000,
             },
-            "−100 in 98,508 steps (median), 3 of 3 seeds",
+            "final −85, −87, −200 on 3 fresh seeds",
         ),
         "reinforce": Preset(
             {"num_envs": 16, "learning_rate": 1e-2, "gamma": 0.98, "normalize_observation": True, "total_steps": 300_000},
@@ -263,7 +263,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_observation": True,
                 "total_steps": 300_000,
             },
-            "return −81, 3 seeds",
+            "final −84 (−85 to −82), 20 of 20 seeds at the goal",
         ),
         "actor-critic": Preset(
             {
@@ -306,7 +306,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_value": True,
                 "total_steps": 100_000,
             },
-            "−200 in 13,940 steps (median), 5 of 5 seeds",
+            "final −141 (−142 to −140), 20 of 20 seeds at the goal",
         ),
         "actor-critic": Preset(
             {
@@ -351,7 +351,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "reward_scale": 0.1,
                 "total_steps": 1_000_000,
             },
-            "return 275, 3 seeds",
+            "final 277 (270 to 281), 5 of 5 seeds at the goal",
         ),
     },
     **{
