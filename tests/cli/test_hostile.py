@@ -150,7 +150,7 @@ CASES: dict[str, tuple[tuple[Plant, list[str]], str]] = {
     # files that are code, links, pipes
     "pickled policy": ((torch_file("policy.safetensors"), EVALUATE), "policy.safetensors is damaged"),
     "pickled policy to go on from": ((torch_file("policy.safetensors"), INIT), "policy.safetensors is damaged"),
-    "pickled best policy": ((torch_file("best_policy.safetensors"), [*EVALUATE, "--best"]), "best_policy.safetensors is damaged"),
+    "pickled best policy": ((torch_file("best_policy.safetensors"), [*EVALUATE, "--policy", "best"]), "best_policy.safetensors is damaged"),
     "pickled description": ((torch_file("policy.json"), PLAY), "policy.json is damaged"),
     "pickled metrics": ((torch_file("metrics.jsonl"), ["plot", "stranger"]), "metrics.jsonl is damaged"),
     "pickled data": (
@@ -388,7 +388,8 @@ def test_the_run_of_a_language_model(cli: Command, watched: Path, tiny_model: Pa
 
     shutil.copytree(tiny_model, watched / "stranger" / "policy")
     settings = LanguageRun.of("grpo", model="tiny", task="addition").config()
-    settings["task"]["reward"] = ["evil:f"]
+    if plant is None:
+        settings["task"]["reward"] = ["evil:f"]
     (watched / "stranger" / "config.json").write_text(json.dumps({"format_version": 1, **settings}))
     if plant is not None:
         plant(watched)

@@ -157,9 +157,10 @@ def gone(pids: list[int], seconds: float) -> bool:
 
 
 PARENT = """
-import os, sys
+import os, signal, sys
 from tests.control.test_workers import workers
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 envs = workers("step ignores always", pids=sys.argv[1])
 envs.reset()
 for _ in range(3):

@@ -26,8 +26,8 @@ from upslope.language.masters import check_settings, masters, unwrapped
 from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import preferred
 from upslope.language.rendering import Rendering
-from upslope.language.temperature import check_temperature
 from upslope.records import Evaluation
+from upslope.temperature import check_temperature
 
 
 class Body(nn.Module):

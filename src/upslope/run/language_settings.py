@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upslope.errors import require
-from upslope.language.temperature import check_temperature
+from upslope.temperature import check_temperature
 
 
 @dataclass(frozen=True, kw_only=True)
