@@ -109,7 +109,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _warn(self, words: str) -> None:
         line = f"environment {type(self.unwrapped).__name__}{words}"
         if self.apart:
-            print(f"upslope: warning: {line}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"upslope: warning: {line}\n")  # in one piece: other workers write there too
+            sys.stderr.flush()
         else:
             warnings.warn(line, stacklevel=2)
 
