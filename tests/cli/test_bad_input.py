@@ -424,6 +424,7 @@ def test_play_without_ffmpeg(cli: Command, trained: Path, monkeypatch: pytest.Mo
 def test_play_what_cannot_render(cli: Command, trained: Path):
     answer = cli("play", trained, "--env", "faulty:no_frames", "--out", "a.gif")
     assert answer.code == 2 and "play: env 'faulty:no_frames' cannot be made" in one_line(answer.err)
+    assert "what is to be recorded takes render_mode" in answer.err
 
 
 def test_a_recorded_module_is_not_imported_unasked(cli: Command, copied: Path):

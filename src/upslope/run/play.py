@@ -76,7 +76,8 @@ def rendered(name: str, options: Mapping[str, Any]) -> Any:
     try:
         envs = control.make(name, 1, vectorization="sync", training=False, **options)
     except UsageError as error:
-        raise UsageError(f"play: {error}") from error
+        unknown = "unexpected keyword argument 'render_mode'" in str(error)
+        raise UsageError(f"play: {error}{'; what is to be recorded takes render_mode' if unknown else ''}") from error
     env = cast(SyncVectorEnv, envs.vector).envs[0]
     if env.render_mode != "rgb_array":
         envs.close()
