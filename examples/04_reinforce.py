@@ -9,7 +9,7 @@ A past reward cannot be changed by a later action, and V is the same for all act
 
 from upslope import REINFORCE, Ascent, tabular, train
 from upslope.algorithms.reinforce import full_trajectory, to_go
-from upslope.run.variance import Reference, measure
+from upslope.studies.variance import Reference, measure
 
 corridor = tabular.short_corridor()
 plain = {"gamma": 1.0, "normalize_advantage": False, "update": Ascent(learning_rate=0.06, max_grad_norm=None)}

@@ -8,8 +8,8 @@ from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.folder import finite
-from upslope.run.ladder import ladder
-from upslope.run.ladder_rungs import TASKS
+from upslope.studies.ladder import ladder
+from upslope.studies.ladder_rungs import TASKS
 
 FLAGS = (
     Flag("budget", INTEGER, None, "environment steps of each run (none: the task's own)"),

@@ -7,7 +7,7 @@ import json
 from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
-from upslope.run.reproduce import FIGURES, reproduce
+from upslope.studies.reproduce import FIGURES, reproduce
 
 FLAGS = (
     Flag("runs", INTEGER, None, "independent runs (none: those of the figure, 100; sb-2.5: 10,000 bandits)"),

@@ -42,7 +42,7 @@ Estimators (a2c, ppo and off-policy-vtrace take λ: a2c:0 is one step; 1 unless 
 def main(words: list[str]) -> int:
     """Parse, measure, report."""
     if "--help" in words or "-h" in words:
-        from upslope.run.estimators import ESTIMATORS
+        from upslope.studies.estimators import ESTIMATORS
 
         print(HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  "))
         print("\n" + section("Flags:", FLAGS))
@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
     out, as_json = values.pop("out", None), values.pop("json", False)
     if out is not None:
         check_free(out)
-    from upslope.run.variance_run import VarianceRun
+    from upslope.studies.variance_run import VarianceRun
 
     comparison = VarianceRun(env_id=plain[0], **values).run()
     folder = comparison.write(out)

@@ -22,9 +22,9 @@ from tests.cli.conftest import Command, good
 from upslope import tabular
 from upslope.cli import train
 from upslope.errors import Diverged
-from upslope.run import ladder, ladder_noise, ladder_page, ladder_runs
 from upslope.run.control_run import ControlRun
-from upslope.run.ladder_rungs import RUNGS, TASKS, settings_for
+from upslope.studies import ladder, ladder_noise, ladder_page, ladder_runs
+from upslope.studies.ladder_rungs import RUNGS, TASKS, settings_for
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br"}

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import upslope
 from upslope.run.chart import tick_texts, ticks
-from upslope.run.ladder_rungs import RUNGS, TASKS, Rung
-from upslope.run.ladder_style import style
+from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung
+from upslope.studies.ladder_style import style
 
 Found = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upslope.run.chart import Array
-from upslope.run.ladder_rungs import Rung, Task, settings_for
+from upslope.studies.ladder_rungs import Rung, Task, settings_for
 
 POINTS = 60
 """Of a learning curve."""

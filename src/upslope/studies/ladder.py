@@ -1,4 +1,4 @@
-"""``upslope ladder``: the rungs of :mod:`upslope.run.ladder_rungs` on one task, with the same budget and the same seeds, on one page.
+"""``upslope ladder``: the rungs of :mod:`upslope.studies.ladder_rungs` on one task, with the same budget and the same seeds, on one page.
 
 Each rung is the run that ``upslope train`` makes of its settings. The folder holds ``index.html``, ``ladder.png`` and
 ``ladder.json``; page and numbers are written after each rung, so whatever ends a ladder, its finished rungs are kept.
@@ -18,10 +18,10 @@ from upslope.errors import require, unknown
 from upslope.run.chart import Line, Panel, draw, save
 from upslope.run.curve import bootstrap_band
 from upslope.run.folder import RunFolder, check_free, versions
-from upslope.run.ladder_page import interval, page
-from upslope.run.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
-from upslope.run.ladder_runs import POINTS, Climb, climb, grid
-from upslope.run.ladder_style import COLORS
+from upslope.studies.ladder_page import interval, page
+from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
+from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
+from upslope.studies.ladder_style import COLORS
 
 TAIL = POINTS // 10
 """The last points, over which a run's result is averaged."""
@@ -36,7 +36,7 @@ def ladder(
     Ctrl-C ends it after what is finished; ``status`` is then ``"interrupted"``. ``say`` is given a line for each rung.
     Raises :class:`UsageError` for an unknown task, a budget or a number of seeds that cannot be, a folder that is not free.
     """
-    from upslope.run.ladder_noise import noises
+    from upslope.studies.ladder_noise import noises
 
     if task not in TASKS:
         raise unknown("task", task, TASKS)

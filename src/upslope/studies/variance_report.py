@@ -12,10 +12,10 @@ import torch
 
 from upslope._version import __version__
 from upslope.run.chart import save
-from upslope.run.dots import Dots, draw_dots
 from upslope.run.folder import RunFolder, default_path
 from upslope.run.report import plural
-from upslope.run.variance import Measurement
+from upslope.studies.dots import Dots, draw_dots
+from upslope.studies.variance import Measurement
 
 FEW = 0.2
 """Share of the steps below which importance weights are too uneven to judge by a bootstrap: what it never saw it cannot resample."""

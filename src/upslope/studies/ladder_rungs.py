@@ -78,7 +78,7 @@ TASKS = {
 class Rung:
     """One method: the formula that changed (HTML, the new part in ``<b>``), what it buys and costs, file and test, settings by task.
 
-    ``estimator`` is what :mod:`upslope.run.estimators` calls its gradient, without λ. Of methods that learn at every step it is the sum
+    ``estimator`` is what :mod:`upslope.studies.estimators` calls its gradient, without λ. Of methods that learn at every step it is the sum
     of their steps while parameters stand still, which is A2C's with the same λ; of TRPO and PPO it is the first step's.
     """
 

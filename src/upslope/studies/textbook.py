@@ -1,7 +1,7 @@
 """Sutton & Barto's experiments, many runs side by side in NumPy.
 
 Each lane of an array is one run. Given its own column of the random numbers, it is the plain loop of :mod:`upslope.reference`:
-``tests/reference/test_textbook.py`` holds it to that.
+``tests/studies/test_textbook.py`` holds it to that.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from upslope.algorithms import REINFORCE
 from upslope.algorithms.reinforce import to_go_discounted
 from upslope.errors import UsageError, require
 from upslope.records import Rollout
-from upslope.run.estimators import DEFAULT, ESTIMATORS, estimator_of
 from upslope.run.load import Run
 from upslope.run.threads import one_thread
-from upslope.run.variance import Measurement, Reference, first, joined, measure
-from upslope.run.variance_report import Comparison
+from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of
+from upslope.studies.variance import Measurement, Reference, first, joined, measure
+from upslope.studies.variance_report import Comparison
 from upslope.tabular.chains import endless_start
 from upslope.updates.fisher import reached
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Command, good
-from upslope.run import reproduce
-from upslope.run.reproduce import Check, sentence
+from upslope.studies import reproduce
+from upslope.studies.reproduce import Check, sentence
 
 FIELDS = {"figure", "source", "protocol", "runs", "seed", "within_bounds", "checks", "seconds", "versions"}
 

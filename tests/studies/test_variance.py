@@ -10,8 +10,8 @@ from tests.tabular.made import case, scrambled
 from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageError, tabular
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
-from upslope.run import variance
-from upslope.run.variance import Reference, changed, joined, measure, unit_gradients, widening
+from upslope.studies import variance
+from upslope.studies.variance import Reference, changed, joined, measure, unit_gradients, widening
 
 PLAIN = {"normalize_advantage": False, "value_coef": 0.0}
 

@@ -19,7 +19,7 @@ from upslope._version import __version__
 from upslope.errors import require, unknown
 from upslope.run.chart import INK, PALETTE, Array, Color, Line, Panel, draw, save
 from upslope.run.folder import RunFolder, check_free
-from upslope.run.textbook import corridor_runs, gradient_bandit_runs
+from upslope.studies.textbook import corridor_runs, gradient_bandit_runs
 
 OPTIMUM = -(6.0 + 4.0 * 2.0**0.5)
 """The corridor's best value, −11.657, at p(right) = 2 − √2."""

@@ -1,4 +1,4 @@
-"""How noisy each rung's gradient is, and where the gradient is known how biased: :mod:`upslope.run.variance` at one policy for all rungs.
+"""How noisy each rung's gradient is, and where the gradient is known how biased: :mod:`~upslope.studies.variance` at one policy for all.
 
 The policy is the one that the runs of a tabular task begin with, else one that PPO has trained for a while. Its critic is fitted on
 episodes of its own.
@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from upslope.run.ladder_rungs import RUNGS, Rung, Task, settings_for
-from upslope.run.ladder_runs import prepared_for, problem_of
-from upslope.run.variance import Measurement, Reference, measure
+from upslope.studies.ladder_rungs import RUNGS, Rung, Task, settings_for
+from upslope.studies.ladder_runs import prepared_for, problem_of
+from upslope.studies.variance import Measurement, Reference, measure
 
 SEED = 100_000
 """Far from the seeds of the runs."""
@@ -45,8 +45,8 @@ def estimator_name(task: Task, rung: Rung) -> str:
 def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, Any]]]:
     """Environment steps of all episodes, and for each rung what ``ladder.json`` holds of its gradient."""
     from upslope import control, tabular
-    from upslope.run.estimators import estimator_of
-    from upslope.run.variance_run import Tabulated, episodes, fit_critic
+    from upslope.studies.estimators import estimator_of
+    from upslope.studies.variance_run import Tabulated, episodes, fit_critic
 
     policy, gamma = measured_policy(task), task.shared["gamma"]
     names = {rung.key: estimator_name(task, rung) for rung in rungs}

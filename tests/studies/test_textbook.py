@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from upslope.reference import Bandit, FlooredPolicy, GradientBandit, Reinforce, ShortCorridor
-from upslope.run.textbook import corridor_runs, gradient_bandit_runs
+from upslope.studies.textbook import corridor_runs, gradient_bandit_runs
 
 
 class Recorder:
