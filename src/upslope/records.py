@@ -22,6 +22,9 @@ Unit = Literal["step", "sequence", "group", "pair"]
 ROW_AXES: dict[Unit, int] = {"step": 0, "sequence": 1, "group": 2, "pair": 2}
 """How many of the last axes of ``mask`` belong to one unit."""
 
+MISMATCH_CAP = 2.0
+"""Truncation of the importance weight between sampler and trainer; it is near 1 wherever both are sound."""
+
 Metrics = dict[str, float]
 
 
@@ -92,10 +95,6 @@ class Batch:
     reference_log_prob: Tensor | None = None
     sampler_log_prob: Tensor | None = None
     behavior_parameters: Tensor | None = None
-    has_masked: bool = True
-    """False where it is known that every step is real, so that nobody need look"""
-    on_policy: bool = False
-    """True where the update makes its only step on this batch: whatever the policy now says *is* the behavior policy's word"""
     metrics: Metrics = field(default_factory=dict[str, float])
 
     @classmethod
@@ -113,6 +112,25 @@ class Batch:
             **estimates,
         )
 
+    def need(self, name: str) -> Tensor:
+        """An estimate that an objective cannot do without; raises :class:`UsageError` where ``estimate`` has not given it."""
+        tensor = getattr(self, name)
+        if tensor is None:
+            raise UsageError(f"batch: the objective needs {name}, and estimate() gave none; return Batch.of(rollout, …, {name}=…)")
+        return tensor
+
+    def with_old_policy(self, log_prob: Tensor) -> Batch:
+        """The batch as objectives see it where the sampler rounds differently than the policy, which gave ``log_prob`` before its first step.
+
+        That is π_old of every ratio, and each advantage is multiplied by the truncated weight ``sg(min(C, π_old / π_sampler))``
+        (FORMULAS section 6); every surrogate is homogeneous in the advantage, so this weights the surrogate.
+        """
+        if self.sampler_log_prob is None:
+            return self
+        weight = F.truncated_importance_weight(log_prob, self.sampler_log_prob, MISMATCH_CAP, self.mask)
+        advantage = None if self.advantage is None else self.advantage * weight
+        return replace(self, behavior_log_prob=log_prob.detach(), advantage=advantage)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {f.name: change(t) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
         return replace(self, inputs={name: change(t) for name, t in self.inputs.items()}, **tensors)
@@ -128,8 +146,7 @@ class Batch:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
         flat = self._map(lambda t: t.reshape(-1, *t.shape[dims - keep :]))
         alive = flat.mask.reshape(flat.num_units, -1).any(1)
-        flat = flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
-        return replace(flat, has_masked=self.unit != "step")
+        return flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
 
     def select(self, units: Tensor) -> Batch:
         """The units with these indices (along the first axis)."""
@@ -156,8 +173,6 @@ class Batch:
                 inputs={name: pieces[i] for name, pieces in inputs.items()},
                 weight=weight,
                 unit=self.unit,
-                has_masked=self.has_masked,
-                on_policy=self.on_policy,
                 **tensors,
             )
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.core.toy import Bandit, Pulls
-from upslope import PPO
+from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, TRPO, OffPolicyGradient, train
+from upslope.errors import UsageError
 from upslope.records import Batch, Rollout
 
 
@@ -49,6 +50,17 @@ def test_masked_rows_carry_no_gradient_whatever_they_hold():
     for name in ("advantage", "returns", "behavior_log_prob"):
         getattr(batch, name)[~batch.mask] = float("nan")
     assert torch.equal(gradient(algorithm, policy, batch), clean)
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, REINFORCE, GRPO, RLOO, OffPolicyGradient, TRPO])
+def test_an_estimate_that_an_objective_misses_is_named(kind):
+    class WithoutAdvantage(kind):
+        def estimate(self, policy, rollout):
+            return Batch.of(rollout, returns=rollout.reward)
+
+    algorithm = WithoutAdvantage()
+    with pytest.raises(UsageError, match=r"batch: the objective needs advantage, and estimate\(\) gave none; return Batch\.of\(rollout"):
+        train(algorithm, Bandit(), Pulls(), iterations=1)
 
 
 def test_a_rollout_refuses_a_trailing_axis():

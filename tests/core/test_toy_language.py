@@ -11,6 +11,7 @@ from upslope import DPO, GRPO, PPO, REINFORCE, RLOO
 from upslope import functional as F
 from upslope.algorithms.grpo import group_centered
 from upslope.algorithms.reinforce import full_trajectory
+from upslope.updates.mismatch import at_old_policy
 
 BETA = 0.3
 ENDS, FIXED, WORD = Language(), Language(ends=False), Language(length=1, ends=False)
@@ -192,18 +193,19 @@ def tables(language, policy):
 
 
 @pytest.mark.parametrize("language,cap", [(WORD, None), (ENDS, None), (ENDS, 1.1)], ids=["word", "sentence", "capped"])
-@pytest.mark.parametrize("on_policy", [True, False])
-def test_the_truncated_weight_between_sampler_and_trainer(language, cap, on_policy, monkeypatch):
+@pytest.mark.parametrize("one_step", [True, False])
+def test_the_truncated_weight_between_sampler_and_trainer(language, cap, one_step, monkeypatch):
     """Samples of μ, π_old = π kept apart: exact for one decision, per step for more, capped where π/μ is large."""
-    monkeypatch.setattr("upslope.algorithms.common.MISMATCH_CAP", 1e6 if cap is None else cap)
+    monkeypatch.setattr("upslope.records.MISMATCH_CAP", 1e6 if cap is None else cap)
     policy, sampler = language.policy(1), language.policy(3, 0.5)
     groups, share = language.groups(2), language.group_probability(sampler, 2)
     rollout = language.rollout(policy, index=groups, unit="group")
     sampled = language.log_prob(sampler).detach()[groups]
     algorithm = GRPO(advantage=raw, average_over="constant")
     batch = algorithm.estimate(policy, replace(rollout, sampler_log_prob=sampled))
-    batch = replace(batch, on_policy=on_policy, behavior_log_prob=sampled if on_policy else batch.behavior_log_prob)
-    found = gradient(algorithm.objective(policy, reweighted(batch, share))[0], policy) * language.length
+    batch = reweighted(batch, share)
+    evaluated, batch = at_old_policy(policy, batch) if one_step else (policy, batch.with_old_policy(batch.behavior_log_prob))
+    found = gradient(algorithm.objective(evaluated, batch)[0], policy) * language.length
     visits, q = tables(language, sampler)
     pi, mu = policy.logits.softmax(-1), sampler.logits.softmax(-1).detach()
     weight = (pi / mu).detach().clamp(max=1e6 if cap is None else cap)

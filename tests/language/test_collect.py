@@ -26,6 +26,7 @@ from upslope.language.collect import Order, check_room, joined, padded
 from upslope.language.evaluate import interval
 from upslope.language.problems import Task
 from upslope.language.scoring import score_with
+from upslope.updates.mismatch import at_old_policy
 
 QUICK = {"group_size": 4, "max_tokens": 6, "num_prompts": 3}
 PROMPTS = ["ab", "c", "defg", "hh", "ga"]
@@ -445,13 +446,23 @@ def test_several_epochs_begin_at_the_policys_own_word():
     rollout = collector(num_prompts=4, engine=Coarse(policy))(policy)
     algorithm = GRPO(update=Ascent(num_epochs=2))
     batch = algorithm.estimate(policy, rollout).by_unit()
-    rescored = algorithm.update.on_or_off_policy(policy, batch, 1)
-    assert not rescored.on_policy and torch.equal(rescored.sampler_log_prob, batch.sampler_log_prob)
+    rescored = algorithm.update.with_old_policy(policy, batch)
+    assert torch.equal(rescored.sampler_log_prob, batch.sampler_log_prob)
     assert torch.equal(rescored.behavior_log_prob, policy.evaluate(**batch.inputs).log_prob)
     assert not torch.equal(rescored.behavior_log_prob, batch.behavior_log_prob)
-    assert GRPO().update.on_or_off_policy(policy, batch, 1).on_policy
+    assert not torch.equal(rescored.advantage, batch.advantage)
     exact = replace(batch, sampler_log_prob=None)
-    assert algorithm.update.on_or_off_policy(policy, exact, 1) is exact
+    assert algorithm.update.with_old_policy(policy, exact) is exact
+
+
+def test_an_only_step_evaluates_the_policy_once():
+    policy = in_bfloat16()
+    rollout = collector(num_prompts=4, engine=Coarse(policy))(policy)
+    algorithm = GRPO(update=Ascent(learning_rate=1e-3))
+    calls, state = [], algorithm.update.start(policy, seed=0)
+    evaluate, policy.evaluate = policy.evaluate, lambda **inputs: calls.append(1) or evaluate(**inputs)
+    metrics = algorithm.update(algorithm, policy, algorithm.estimate(policy, rollout), state)
+    assert len(calls) == 1 and metrics["mismatch"] > 0.01 and metrics["approx_kl"] == 0.0
 
 
 def test_the_mismatch_weighs_each_token():
@@ -461,9 +472,7 @@ def test_the_mismatch_weighs_each_token():
     algorithm = GRPO(update=Ascent())
     gradients = []
     for found in (rollout, shifted):
-        batch = algorithm.estimate(policy, found).by_unit()
-        batch = algorithm.update.on_or_off_policy(policy, batch, 1)
-        objective, metrics = algorithm.objective(policy, batch)
+        objective, metrics = algorithm.objective(*at_old_policy(policy, algorithm.estimate(policy, found).by_unit()))
         gradients.append(torch.autograd.grad(objective, policy.model.lm_head.weight)[0])
     torch.testing.assert_close(gradients[1], gradients[0] * torch.e**0.3, rtol=1e-5, atol=1e-6)
     assert metrics["mismatch"].item() == pytest.approx(0.3, abs=1e-5)

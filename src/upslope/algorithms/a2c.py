@@ -22,7 +22,6 @@ from upslope.algorithms.common import (
     in_spreads,
     normalized,
     policy_metrics,
-    scored,
     with_first_values,
 )
 from upslope.records import Batch, Rollout
@@ -71,11 +70,9 @@ class A2C:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None and batch.returns is not None
-        surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
+        new = policy.evaluate(**batch.inputs)
+        surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
         error = value_error(policy, evaluated_value(new.value), batch)
         metrics = policy_metrics(new, batch, error)
-        return F.weighted_sum(
-            surrogate - self.value_coef * error + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked
-        ), metrics
+        total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
+        return F.weighted_sum(total, batch.weight), metrics

@@ -103,17 +103,16 @@ class AllActions:
         probability = probabilities(distribution, values.shape[-1], batch.mask)
         entropy = distribution.entropy()
         total = (probability * values).sum(-1) + self.entropy_coef * entropy
-        mask = batch.mask if batch.has_masked else None
         metrics = {
-            "entropy": masked_mean(entropy, mask),
+            "entropy": masked_mean(entropy, batch.mask),
             "log_ratio": distribution.log_prob(inputs["action"]) - batch.behavior_log_prob,
         }
         if batch.returns is not None:
             q_taken = policy.action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
             error = value_error(policy, q_taken, batch)
             total = total - self.value_coef * error
-            metrics["value_error"] = masked_mean(error, mask)
-        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
+            metrics["value_error"] = masked_mean(error, batch.mask)
+        return F.weighted_sum(total, batch.weight), metrics
 
 
 def probabilities(distribution: Any, num_actions: int, mask: Tensor) -> Tensor:

@@ -140,26 +140,6 @@ def score_metrics(reward: Tensor, mask: Tensor) -> Metrics:
     return {"score_mean": float(score.mean()), "score_std": float(score.std(correction=0))} if score.numel() else {}
 
 
-MISMATCH_CAP = 2.0
-"""Truncation of the importance weight between sampler and trainer; it is near 1 wherever both are sound."""
-
-
-def scored(policy: Any, batch: Batch) -> tuple[Evaluation, Batch]:
-    """The batch's actions scored by the policy, and the batch as the objective should see it.
-
-    Where the sampler rounds differently than the policy does, each advantage is multiplied by the truncated weight
-    ``sg(min(C, π_old / π_sampler))`` (FORMULAS section 6); every surrogate is homogeneous in the advantage, so this
-    weights the surrogate. ``π_old`` is the policy's own word: as recorded, or on the only step of an update what it says now.
-    """
-    new = policy.evaluate(**batch.inputs)
-    if batch.sampler_log_prob is None:
-        return new, batch
-    behavior = new.log_prob.detach() if batch.on_policy else batch.behavior_log_prob
-    weight = F.truncated_importance_weight(behavior, batch.sampler_log_prob, MISMATCH_CAP, batch.mask)
-    advantage = None if batch.advantage is None else batch.advantage * weight
-    return new, replace(batch, behavior_log_prob=behavior, advantage=advantage)
-
-
 def evaluated_value(value: Tensor | None) -> Tensor:
     """The critic's value in an evaluation."""
     if value is None:
@@ -183,22 +163,21 @@ def policy_metrics(
     steps whose gradient the clip really kills (both of the ``ratio`` that is clipped); ``mismatch`` is the mean
     ``|log π_old − log π_sampler|`` where both are kept. From ``log_ratio`` the update sees that the first ratio is 1.
     """
-    assert batch.advantage is not None
-    mask = batch.mask if batch.has_masked else None
-    metrics = F.surrogate_metrics(new.log_prob, batch.behavior_log_prob, batch.advantage, mask, clip_range, dual_clip=dual_clip)
+    behavior, advantage, mask = batch.behavior_log_prob, batch.need("advantage"), batch.mask
+    metrics = F.surrogate_metrics(new.log_prob, behavior, advantage, mask, clip_range, dual_clip=dual_clip)
     if ratio is not F.token_ratio:
-        moved = batch.behavior_log_prob + ratio(new.log_prob, batch.behavior_log_prob, batch.mask).log()
-        clipped = F.surrogate_metrics(moved, batch.behavior_log_prob, batch.advantage, mask, clip_range, dual_clip=dual_clip)
+        moved = behavior + ratio(new.log_prob, behavior, mask).log()
+        clipped = F.surrogate_metrics(moved, behavior, advantage, mask, clip_range, dual_clip=dual_clip)
         metrics |= {name: clipped[name] for name in ("clip_fraction", "dead_fraction")}
     metrics["entropy"] = masked_mean(new.entropy, mask)
     if value_error is not None:
         metrics["value_error"] = masked_mean(value_error, mask)
-    metrics["log_ratio"] = new.log_prob - batch.behavior_log_prob
+    metrics["log_ratio"] = new.log_prob - behavior
     if batch.sampler_log_prob is not None:
-        metrics["mismatch"] = masked_mean((batch.behavior_log_prob - batch.sampler_log_prob).abs(), mask)
+        metrics["mismatch"] = masked_mean((behavior - batch.sampler_log_prob).abs(), mask)
     return metrics
 
 
-def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over unmasked entries, 0-d, for reporting."""
-    return x.detach().mean() if mask is None else x.detach()[mask].mean()
+    return x.detach().masked_fill(~mask, 0.0).sum() / mask.sum()

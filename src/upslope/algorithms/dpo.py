@@ -61,11 +61,10 @@ class DPO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over pairs of the preference; reports implicit rewards, their margin, and how often the chosen one wins."""
-        assert batch.reference_log_prob is not None
-        log_prob = policy.evaluate(**batch.inputs).log_prob
+        reference, log_prob = batch.need("reference_log_prob"), policy.evaluate(**batch.inputs).log_prob
         options = {} if self.label_smoothing == 0 else {"label_smoothing": self.label_smoothing}
-        value = self.preference(log_prob, batch.reference_log_prob, batch.mask, self.beta, **options)
+        value = self.preference(log_prob, reference, batch.mask, self.beta, **options)
         if value.shape != log_prob.shape[:-2]:
             raise UsageError(f"preference: expected one value per pair, shape {tuple(log_prob.shape[:-2])}, found {tuple(value.shape)}")
-        h = F.sequence_log_ratio(log_prob.detach(), batch.reference_log_prob, batch.mask)
+        h = F.sequence_log_ratio(log_prob.detach(), reference, batch.mask)
         return pair_sum(value, batch), pair_metrics(self.beta * h)

@@ -44,9 +44,8 @@ def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
 
 def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
     """k2 or k3 of each step against the reference, ``[..., T]``; neither clipped nor weighted by a ratio."""
-    assert batch.reference_log_prob is not None
     form = {"k2": F.kl_k2, "k3": F.kl_k3}[kl_estimator]
-    return form(log_prob, batch.reference_log_prob, batch.mask)
+    return form(log_prob, batch.need("reference_log_prob"), batch.mask)
 
 
 def needs_every_group(surrogate: Any, kl_in_objective: bool, entropy_coef: float) -> bool:

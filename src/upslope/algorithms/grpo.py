@@ -24,7 +24,6 @@ from upslope.algorithms.common import (
     check_surrogate_value,
     masked_mean,
     policy_metrics,
-    scored,
 )
 from upslope.algorithms.groups import Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term, needs_every_group
 from upslope.errors import require
@@ -147,12 +146,11 @@ class GRPO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − kl_coef · KL + entropy_coef · H``, weighted and summed."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None
+        new = policy.evaluate(**batch.inputs)
         options: dict[str, Any] = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         if self.ratio is not F.token_ratio:
             options["ratio"] = self.ratio
-        total = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
+        total = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         check_surrogate_value(total, new.log_prob)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip, ratio=self.ratio)
         if self.kl_in_objective:
@@ -161,4 +159,4 @@ class GRPO:
             metrics["kl"] = masked_mean(divergence, batch.mask)
         if self.entropy_coef > 0:
             total = total + self.entropy_coef * new.entropy
-        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total, batch.weight), metrics

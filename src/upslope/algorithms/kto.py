@@ -54,18 +54,17 @@ class KTO:
         )
         batch = Batch.of(rollout, average_over="sequences", advantage=label.expand_as(rollout.reward))
         known = batch.by_unit()
-        assert known.advantage is not None
         h, shown = self.log_ratio(policy, known), known.mask.any(-1)
         point = h[shown].mean().clamp(min=0.0) if bool(shown.any()) else h.new_zeros(())
-        metrics = {"kl": float(point)} | self.rewards(h[shown], known.advantage[..., 0][shown])
+        metrics = {"kl": float(point)} | self.rewards(h[shown], known.need("advantage")[..., 0][shown])
         return replace(batch, value=point.to(batch.weight.dtype).expand_as(batch.weight), metrics=metrics)
 
     def log_ratio(self, policy: Any, batch: Batch) -> Tensor:
         """h of each row, in the update's micro-batches."""
         found: list[Tensor] = []
         for piece in micro_batches(batch, getattr(self.update, "micro_batch_size", None)):
-            assert piece.reference_log_prob is not None
-            found.append(F.sequence_log_ratio(policy.evaluate(**piece.inputs).log_prob, piece.reference_log_prob, piece.mask))
+            log_prob = policy.evaluate(**piece.inputs).log_prob
+            found.append(F.sequence_log_ratio(log_prob, piece.need("reference_log_prob"), piece.mask))
         return torch.cat(found)
 
     def rewards(self, h: Tensor, label: Tensor) -> Metrics:
@@ -75,12 +74,12 @@ class KTO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The value of each completion against z₀, weighted and summed; reports margins ``± β (h − z₀)`` and how many are above 0."""
-        assert batch.reference_log_prob is not None and batch.advantage is not None and batch.value is not None
         log_prob = policy.evaluate(**batch.inputs).log_prob
-        label, point = batch.advantage[..., 0], batch.value[..., 0]
+        reference = batch.need("reference_log_prob")
+        label, point = batch.need("advantage")[..., 0], batch.need("value")[..., 0]
         value = F.kto_value(
             log_prob,
-            batch.reference_log_prob,
+            reference,
             batch.mask,
             self.beta,
             desirable=label > 0,
@@ -89,7 +88,7 @@ class KTO:
             undesirable_coef=self.undesirable_coef,
         )
         shown = batch.mask.any(-1)
-        h = F.sequence_log_ratio(log_prob.detach(), batch.reference_log_prob, batch.mask)
+        h = F.sequence_log_ratio(log_prob.detach(), reference, batch.mask)
         margin = (self.beta * label * (h - point))[shown]
         metrics = {"margin": margin.mean(), "accuracy": (0.5 * (torch.sign(margin) + 1.0)).mean()}
         return F.weighted_sum(value, batch.weight.sum(-1)), metrics

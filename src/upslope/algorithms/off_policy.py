@@ -165,14 +165,13 @@ class OffPolicyGradient:
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``π/π_old · Â``, clipped where asked, ``− value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
-        assert batch.advantage is not None
-        total = F.clipped_surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.bounds)
+        total = F.clipped_surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.bounds)
         error = None
         if batch.returns is not None:
             error = value_error(policy, evaluated_value(new.value), batch)
             total = total - self.value_coef * error
         metrics = policy_metrics(new, batch, error, clip_range=self.bounds)
-        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics
 
 
 def weighted_credit(rollout: Rollout, weight: Tensor, settings: Any) -> Tensor:

@@ -31,7 +31,6 @@ from upslope.algorithms.common import (
     policy_metrics,
     reference_metrics,
     score_metrics,
-    scored,
     with_first_values,
 )
 from upslope.errors import require
@@ -120,17 +119,16 @@ class PPO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None and batch.returns is not None
+        new = policy.evaluate(**batch.inputs)
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
-        surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range, **options)
+        surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         check_surrogate_value(surrogate, new.log_prob)
         error = value_error(policy, evaluated_value(new.value), batch, self.value_clip_range)
         total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
         metrics = policy_metrics(new, batch, error, clip_range=self.clip_range, dual_clip=self.dual_clip)
-        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total, batch.weight), metrics
 
     def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:
         """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""

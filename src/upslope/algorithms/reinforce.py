@@ -26,7 +26,6 @@ from upslope.algorithms.common import (
     policy_metrics,
     reference_metrics,
     score_metrics,
-    scored,
     with_first_values,
 )
 from upslope.errors import require
@@ -124,12 +123,11 @@ class REINFORCE:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None and batch.returns is not None
-        total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
+        new = policy.evaluate(**batch.inputs)
+        total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
         error = None
         if self.baseline:
             error = value_error(policy, evaluated_value(new.value), batch)
             total = total - self.value_coef * error
         metrics = policy_metrics(new, batch, error)
-        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

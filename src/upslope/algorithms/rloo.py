@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_clip_range, check_not_negative, masked_mean, policy_metrics, scored
+from upslope.algorithms.common import check_clip_range, check_not_negative, masked_mean, policy_metrics
 from upslope.algorithms.groups import Estimator, Placement, check_group_size, check_kl, group_batch, kl_term
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
@@ -57,11 +57,6 @@ class RLOO:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return self.kl_in_objective or self.entropy_coef > 0
 
-    @property
-    def makes_one_step(self) -> bool:
-        """Whether every batch is left after one gradient step, so that no ratio is needed."""
-        return getattr(self.update, "num_epochs", 1) * getattr(self.update, "num_minibatches", 1) == 1
-
     def estimate(self, policy: Any, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = the score less the mean of the others, at each of the row's steps."""
         check_group_size(rollout)
@@ -76,10 +71,9 @@ class RLOO:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â``, or the clipped surrogate after the first step, ``− kl_coef · KL + entropy_coef · H``, weighted and summed."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None
-        surrogate = F.score_function if self.makes_one_step else F.clipped_surrogate
-        total = surrogate(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, self.clip_range)
+        new = policy.evaluate(**batch.inputs)
+        surrogate = F.score_function if self.update.makes_one_step else F.clipped_surrogate
+        total = surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range)
         if self.kl_in_objective:
             divergence = kl_term(self.kl_estimator, new.log_prob, batch)
@@ -87,4 +81,4 @@ class RLOO:
             metrics["kl"] = masked_mean(divergence, batch.mask)
         if self.entropy_coef > 0:
             total = total + self.entropy_coef * new.entropy
-        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total, batch.weight), metrics

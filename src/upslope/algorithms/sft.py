@@ -40,7 +40,6 @@ class SFT:
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
-        mask = batch.mask if batch.has_masked else None
-        metrics = {"log_prob": masked_mean(new.log_prob, mask), "entropy": masked_mean(new.entropy, mask)}
+        metrics = {"log_prob": masked_mean(new.log_prob, batch.mask), "entropy": masked_mean(new.entropy, batch.mask)}
         total = new.log_prob + self.entropy_coef * new.entropy if self.entropy_coef > 0 else new.log_prob
-        return F.weighted_sum(total, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(total, batch.weight), metrics

@@ -22,7 +22,6 @@ from upslope.algorithms.common import (
     critic_values,
     masked_mean,
     normalized,
-    scored,
     with_first_values,
 )
 from upslope.records import Batch, Rollout
@@ -64,12 +63,11 @@ class NPG:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``ratio · Â + entropy_coef · H``, weighted and summed; the critic has no part in it."""
-        new, batch = scored(policy, batch)
-        assert batch.advantage is not None
-        surrogate = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.advantage, batch.mask, 0.0)
-        entropy = masked_mean(new.entropy, batch.mask if batch.has_masked else None)
+        new = policy.evaluate(**batch.inputs)
+        surrogate = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
+        entropy = masked_mean(new.entropy, batch.mask)
         metrics = {"entropy": entropy, "log_ratio": new.log_prob - batch.behavior_log_prob}
-        return F.weighted_sum(surrogate + self.entropy_coef * new.entropy, batch.weight, hide=batch.has_masked), metrics
+        return F.weighted_sum(surrogate + self.entropy_coef * new.entropy, batch.weight), metrics
 
 
 @dataclass(frozen=True, kw_only=True)

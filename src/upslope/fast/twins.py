@@ -91,7 +91,7 @@ def rloo_objective(algorithm: RLOO) -> Objective | None:
     """``RLOO.objective`` in numbers; None with a KL to a reference."""
     if algorithm.kl_in_objective:
         return None
-    surrogate = at.SCORE if algorithm.makes_one_step else at.CLIPPED
+    surrogate = at.SCORE if algorithm.update.makes_one_step else at.CLIPPED
     return Objective(surrogate=surrogate, value=False, entropy_coef=algorithm.entropy_coef, bounds=F.clip_bounds(algorithm.clip_range))
 
 

@@ -43,15 +43,13 @@ def average_weight(
     return weight / (sequences * max_steps)
 
 
-def weighted_sum(value: Tensor, weight: Tensor, *, hide: bool = True) -> Tensor:
+def weighted_sum(value: Tensor, weight: Tensor) -> Tensor:
     """The objective, 0-d: ``Σ weight · value``, where a weight of 0 hides whatever stands there, NaN included.
 
-    ``value`` and ``weight`` are ``[..., T]``. ``hide=False`` is for a caller who knows that nothing needs hiding.
-    Raises ValueError when their shapes differ.
+    ``value`` and ``weight`` are ``[..., T]``. Raises ValueError when their shapes differ.
     """
     check_shapes("weight", weight.shape, value=value)
-    shown = value.masked_fill(weight == 0, 0.0) if hide else value
-    return (shown * weight).sum()
+    return (value.masked_fill(weight == 0, 0.0) * weight).sum()
 
 
 def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:

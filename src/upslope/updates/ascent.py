@@ -13,7 +13,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
@@ -24,6 +24,7 @@ from upslope.records import Batch, Metrics
 from upslope.updates.adam import adam_descend
 from upslope.updates.critic import follow_returns, of_critic
 from upslope.updates.flat import FlatParameters
+from upslope.updates.mismatch import at_old_policy
 from upslope.updates.rounding import stochastically_rounded
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
 from upslope.updates.watch import Watch
@@ -154,7 +155,8 @@ class Ascent:
             return {"num_minibatches": 0.0}
         follow_returns(policy, batch)
         count = min(self.num_minibatches, batch.num_units)
-        batch = self.on_or_off_policy(policy, batch, count)
+        if not self.makes_one_step:
+            batch = self.with_old_policy(policy, batch)
         watch = Watch(state)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         for permutation in self.permutations(batch.num_units, state):
@@ -167,27 +169,29 @@ class Ascent:
                 collected["gradient_norm"].append(self.step(state, gradients))
         return averaged(collected) | watch.metrics()
 
-    @torch.no_grad()
-    def on_or_off_policy(self, policy: Any, batch: Batch, count: int) -> Batch:
-        """Where the sampler has other numerics than the policy: π_old is what the policy itself says before its first step.
+    @property
+    def makes_one_step(self) -> bool:
+        """Whether every batch is left after one gradient step, so that no ratio is needed."""
+        return self.num_epochs * self.num_minibatches == 1
 
-        If the update makes one step only, nothing need be computed: the objective's own pass says it.
-        """
+    @torch.no_grad()
+    def with_old_policy(self, policy: Any, batch: Batch) -> Batch:
+        """Where the sampler has other numerics than the policy, the batch with what the policy says before its first step."""
         if batch.sampler_log_prob is None:
             return batch
-        if self.num_epochs * count == 1:
-            return replace(batch, on_policy=True)
-        own = [policy.evaluate(**piece.inputs).log_prob for piece in micro_batches(batch, self.micro_batch_size)]
-        return replace(batch, behavior_log_prob=torch.cat(own))
+        pieces = micro_batches(batch, self.micro_batch_size)
+        return batch.with_old_policy(torch.cat([policy.evaluate(**piece.inputs).log_prob for piece in pieces]))
 
     def accumulate(
         self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
+        one_step = part.sampler_log_prob is not None and self.makes_one_step
         totals: defaultdict[str, Tensor] = defaultdict(lambda: part.weight.new_zeros(()))
         with gradients_of(state.parameters) as gradients:
             for piece in micro_batches(part, self.micro_batch_size):
-                objective, metrics = algorithm.objective(policy, piece)
+                scorer, scored = at_old_policy(policy, piece) if one_step else (policy, piece)
+                objective, metrics = algorithm.objective(scorer, scored)
                 if not math.isfinite(objective.item()):
                     raise Diverged(diagnosis(state, part, policy))
                 log_ratio = metrics.pop("log_ratio", None)

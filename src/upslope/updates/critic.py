@@ -24,7 +24,7 @@ def value_scale(policy: Any) -> Any:
 def follow_returns(policy: Any, batch: Batch) -> None:
     """Before an update: the critic's units follow what it is about to learn; the values stay what they are."""
     if value_scale(policy) is not None and batch.returns is not None:
-        policy.follow_returns(batch.returns if not batch.has_masked else batch.returns[batch.mask])
+        policy.follow_returns(batch.returns[batch.mask])
 
 
 def value_error(policy: Any, value: Tensor, batch: Batch, clip_range: float | None = None) -> Tensor:
@@ -32,8 +32,7 @@ def value_error(policy: Any, value: Tensor, batch: Batch, clip_range: float | No
 
     With ``clip_range`` V counts at most so many σ from what it was (:func:`upslope.functional.clipped_squared_error`).
     """
-    assert batch.returns is not None
-    mask, scale, returns, old = batch.mask if batch.has_masked else None, value_scale(policy), batch.returns, batch.value
+    mask, scale, returns, old = batch.mask, value_scale(policy), batch.need("returns"), batch.value
     if scale is not None:
         value, returns = scale.normalized(value), scale.normalized(returns)
         old = None if old is None else scale.normalized(old)

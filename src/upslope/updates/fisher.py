@@ -23,7 +23,7 @@ NEEDED = "take ppo or a2c, which need none"
 
 def mean_kl(old: Any, new: Any, batch: Batch) -> Tensor:
     """``Σ_t w_t KL(π_old(·|s_t)‖π(·|s_t)) / Σ_t w_t``, 0-d, with the batch's weights; masked rows carry none."""
-    return F.weighted_sum(old.kl(new), batch.weight / batch.weight.sum(), hide=batch.has_masked)
+    return F.weighted_sum(old.kl(new), batch.weight / batch.weight.sum())
 
 
 def fisher_product(policy: Any, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:

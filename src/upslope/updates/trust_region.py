@@ -93,6 +93,7 @@ class NaturalStep(ABC):
 
     def climb(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
         """The step of the policy; of the other parameters none moves."""
+        batch = batch.with_old_policy(batch.behavior_log_prob)
         objective, metrics = algorithm.objective(policy, batch)
         if not math.isfinite(objective.item()):
             raise Diverged(diagnosis(state, batch, policy))
@@ -246,10 +247,8 @@ class ValueFit:
 
     def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted and summed; reports the mean error."""
-        mask = batch.mask if batch.has_masked else None
         error = value_error(policy, evaluated_value(policy, batch), batch)
-        mean = error.detach().mean() if mask is None else error.detach()[mask].mean()
-        return -F.weighted_sum(error, batch.weight, hide=batch.has_masked), {"value_error": mean}
+        return -F.weighted_sum(error, batch.weight), {"value_error": error.detach()[batch.mask].mean()}
 
 
 def evaluated_value(policy: Any, batch: Batch) -> Tensor:
