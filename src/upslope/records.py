@@ -120,7 +120,7 @@ class Batch:
         return tensor
 
     def with_old_policy(self, log_prob: Tensor) -> Batch:
-        """The batch as objectives see it where the sampler rounds differently than the policy, which gave ``log_prob`` before its first step.
+        """As objectives see it where the sampler rounds differently than the policy, which gave ``log_prob`` before its first step.
 
         That is π_old of every ratio, and each advantage is multiplied by the truncated weight ``sg(min(C, π_old / π_sampler))``
         (FORMULAS section 6); every surrogate is homogeneous in the advantage, so this weights the surrogate.
