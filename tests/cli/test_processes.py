@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import python
 from tests.cli.conftest import HERE
 from tests.cli.test_bad_input import one_line
 from upslope import Run
@@ -91,16 +92,14 @@ def test_training_loads_neither_matplotlib_nor_rich(tmp_path: Path):
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
 def test_ctrl_c_in_a_process(tmp_path: Path):
     words = ["train", "ppo", "CartPole-v1", "--total-steps", "10_000_000", "--out", "run", "--no-fast"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "upslope", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with python(["-m", "upslope", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == ""
     assert "stopped on request" in out
     run = Run.load(tmp_path / "run")
@@ -112,31 +111,28 @@ def test_ctrl_c_in_a_process(tmp_path: Path):
 def test_a_terminal_that_is_closed(tmp_path: Path):
     """Nobody reads any more, and the process is told so: first the output ends and the training goes on, then it ends with all saved."""
     words = ["train", "ppo", "CartPole-v1", "--total-steps", "10_000_000", "--out", "run", "--no-fast"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "upslope", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and (lines := metrics.read_text().splitlines()) and json.loads(lines[-1])["train_seconds"] > 2.5):
-        assert time.monotonic() < deadline and process.poll() is None  # a line of progress was due after two seconds
-        time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 129
+    with python(["-m", "upslope", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+        while not (metrics.exists() and (lines := metrics.read_text().splitlines()) and json.loads(lines[-1])["train_seconds"] > 2.5):
+            assert time.monotonic() < deadline and process.poll() is None  # a line of progress was due after two seconds
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 129
     run = Run.load(tmp_path / "run")
     assert run.summary is not None and run.summary["status"] == "interrupted" and run.summary["iterations"] == len(run.metrics())
 
 
 def test_killed(tmp_path: Path):
     words = ["train", "ppo", "CartPole-v1", "--total-steps", "10_000_000", "--out", "run", "--no-fast", "--quiet"]
-    process = subprocess.Popen([sys.executable, "-m", "upslope", *words], cwd=tmp_path)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait(timeout=60)
+    with python(["-m", "upslope", *words], cwd=tmp_path) as process:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.kill()
     run = Run.load(tmp_path / "run")
     progress = run.progress()
     assert run.summary is None and progress is not None and progress["iteration"] >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from tests.children import python
 from upslope import RunFault, UsageError, control
 from upslope.control.workers import end
 
@@ -157,10 +159,9 @@ def gone(pids: list[int], seconds: float) -> bool:
 
 
 PARENT = """
-import os, signal, sys
+import sys
 from tests.control.test_workers import workers
 import numpy as np
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 envs = workers("step ignores always", pids=sys.argv[1])
 envs.reset()
 for _ in range(3):
@@ -175,19 +176,19 @@ def test_workers_do_not_outlive_their_parent(tmp_path):
     folders = [tmp_path / number.name for number in signals]
     for folder in folders:
         folder.mkdir()
-    command = [sys.executable, "-c", PARENT]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-    parents = [subprocess.Popen([*command, folder], cwd=root, stdout=pipe, stderr=nowhere, text=True) for folder in folders]
-    for parent, folder, number in zip(parents, folders, signals, strict=True):
-        assert parent.stdout is not None
-        assert [parent.stdout.readline() for _ in range(3)] == ["playing\n"] * 3
-        time.sleep(0.2)  # both workers hang now
-        pids = [int(path.name) for path in folder.iterdir()]
-        assert len(pids) == 2
-        parent.send_signal(number)
-        parent.wait(30)
-        parent.stdout.close()
-        assert gone(pids, 5.0)
+    with contextlib.ExitStack() as stack:
+        commands = [python(["-c", PARENT, folder], cwd=root, stdout=pipe, stderr=nowhere) for folder in folders]
+        parents = [stack.enter_context(command) for command in commands]
+        for parent, folder, number in zip(parents, folders, signals, strict=True):
+            assert parent.stdout is not None
+            assert [parent.stdout.readline() for _ in range(3)] == ["playing\n"] * 3
+            time.sleep(0.2)  # both workers hang now
+            pids = [int(path.name) for path in folder.iterdir()]
+            assert len(pids) == 2
+            parent.send_signal(number)
+            parent.wait(30)
+            assert gone(pids, 5.0)
 
 
 def test_a_process_forked_later_leaves_the_workers_alone():
