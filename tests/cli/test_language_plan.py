@@ -12,7 +12,8 @@ from transformers import BloomConfig, BloomForCausalLM
 from tests.cli.conftest import Command, good
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_language_bad_input import GRPO, SHORT
-from upslope import Run
+from upslope import Run, UsageError
+from upslope.cli.train import check_alone
 from upslope.language import precision
 from upslope.language.tiny import character_tokenizer
 
@@ -53,6 +54,30 @@ def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.M
     line = one_line(answer.err)
     assert answer.code == 2
     assert "WORLD_SIZE=2" in line and "start upslope by itself" in line and not Path("run").exists()
+
+
+STEP_OF_ONE = {"SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    "environment, name",
+    [
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS=8"),  # srun -n 8 upslope train …
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE=2"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "1", "HOROVOD_SIZE": "4"}, "HOROVOD_SIZE=4"),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, None),  # a shell of salloc
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, None),  # a script of sbatch
+        (STEP_OF_ONE, None),  # srun --pty bash, a step of srun -n 1
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1", "WORLD_SIZE": ""}, None),
+    ],
+)
+def test_launchers_of_several_processes(environment: dict[str, str], name: str | None):
+    if name is None:
+        return check_alone(environment)
+    with pytest.raises(UsageError, match=f"started as one of {name} processes .* unset {name.partition('=')[0]} where each"):
+        check_alone(environment)
 
 
 def test_a_step_too_small_for_the_weights_is_said(cli: Command):

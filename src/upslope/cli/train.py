@@ -50,6 +50,17 @@ EXTRA = (
     Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override"),
 )
 
+LAUNCHERS = {
+    "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "PMI_SIZE": "MPICH, Intel MPI",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "HOROVOD_SIZE": "horovodrun",
+}
+"""Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
+
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
@@ -103,12 +114,13 @@ def named(words: list[str], algorithms: Iterable[str], flags: Callable[[str], It
 
 def check_alone(environment: Mapping[str, str]) -> None:
     """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
-    size = environment.get("WORLD_SIZE", "1").strip()
-    if size not in ("", "1"):
-        raise UsageError(
-            f"train: started as one of WORLD_SIZE={size} processes (torchrun, accelerate launch), but a run is one process: "
-            "each would train the same; start upslope by itself, or unset WORLD_SIZE"
-        )
+    for name, launcher in LAUNCHERS.items():
+        size = environment.get(name, "").strip()
+        if size.isdecimal() and int(size) > 1:
+            raise UsageError(
+                f"train: started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same; "
+                f"start upslope by itself, or unset {name} where each of them has settings of its own"
+            )
 
 
 def concerns_language(words: list[str]) -> bool:
