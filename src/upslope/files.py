@@ -8,18 +8,23 @@ not followed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from upslope.errors import RunFault
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 PARTIAL = ".partial"
 """How the name of everything ends that is not finished yet."""
+ASIDE = ".replaced"
+"""How the name of a folder ends that is moved aside for the one that takes its place."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -105,15 +110,59 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Rename ``new`` to ``path``; what stood there is moved aside first (a rename replaces no folder that holds something)."""
-    old = temporary_beside(path)
-    if path.is_symlink() or path.exists():
-        path.rename(old)
-    new.rename(path)
-    if old.is_symlink() or old.is_file():
-        old.unlink()
+    """Put the folder ``new`` in ``path``'s place, whatever stands there, and remove that; :func:`survivor` finds one of them at any time.
+
+    Where the system can swap two names in one step, it does; where it cannot, what stood there is moved aside first, for a rename
+    replaces no folder that holds something.
+    """
+    if not os.path.lexists(path):
+        new.rename(path)
+    elif swapped(new, path):
+        remove(new)
     else:
-        shutil.rmtree(old, ignore_errors=True)
+        replace_in_two_steps(new, path)
+
+
+def replace_in_two_steps(new: Path, path: Path) -> None:
+    """Two renames; between them ``path`` does not exist. After an exception it is again what it was."""
+    aside = temporary_beside(path).with_suffix(ASIDE)
+    try:
+        path.rename(aside)
+        new.rename(path)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(path):
+            aside.rename(path)
+        raise
+    discarded = temporary_beside(path)
+    aside.rename(discarded)
+    remove(discarded)
+
+
+def survivor(path: Path) -> Path:
+    """``path``, or where it is gone what a process that was killed between two renames had moved aside."""
+    if os.path.lexists(path):
+        return path
+    aside = [other for other in path.parent.glob(f".{glob.escape(path.name)}.*{ASIDE}") if other.is_dir() and not other.is_symlink()]
+    return max(aside, key=lambda other: other.stat().st_mtime, default=path)
+
+
+def swapped(a: Path, b: Path) -> bool:
+    """Swap what two names stand for in one step; False where the system or the file system cannot (Linux and macOS can)."""
+    try:
+        system: Any = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return system.renamex_np(os.fsencode(a), os.fsencode(b), 2) == 0  # RENAME_SWAP
+        return system.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):  # no such function; no such library (Windows)
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that it holds, a file or a link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def on_disk(path: Path) -> None:

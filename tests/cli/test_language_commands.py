@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Command, good
+from tests.cli.test_bad_input import one_line
 from tests.cli.test_language_bad_input import GRPO, SHORT, SMALL, told  # noqa: F401  # the fixture
 from upslope import Run
 
@@ -45,6 +46,20 @@ def test_what_a_run_says_and_writes(cli: Command):
     assert (folder / "curve.png").stat().st_size > 1000
     assert {path.name for path in (folder / "policy").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not list(folder.glob(".*.partial"))
+
+
+def test_a_run_that_was_killed_between_two_renames(cli: Command):
+    """Where a file system cannot swap folders, the old one is moved aside for the new one: what stood aside is what everyone reads."""
+    good(cli(*GRPO, *SHORT, "--iterations", "2", "--eval-every", "1", "--quiet", "--out", "run"))
+    evaluate = ["evaluate", "run", "--task", "addition", "--episodes", "4", "--json"]
+    before = [good(cli(*evaluate, "--policy", which)).out for which in ("final", "best")]
+    for name in ("policy", "best_policy"):
+        Path("run", name).rename(f"run/.{name}.0123456789abcdef.replaced")
+    assert [good(cli(*evaluate, "--policy", which)).out for which in ("final", "best")] == before
+    good(cli("export", "run", "--out", "exported"))
+    good(cli("train", "grpo", "--model", "run", "--task", "addition", *SHORT, "--iterations", "1", "--quiet", "--out", "on"))
+    Path("run/.policy.0123456789abcdef.replaced").rename("run/lost")
+    assert "run/policy" in one_line(cli(*evaluate).err)
 
 
 def try_next(cli: Command, said: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:

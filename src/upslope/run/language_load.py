@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from upslope.files import survivor
 from upslope.run.load import check_inside
 
 
@@ -30,7 +31,7 @@ def load_language_policy(run: Any, name: str) -> Any:
 
     from upslope.language import LanguagePolicy
 
-    folder = run.path / name
+    folder = survivor(run.path / name)
     for path in (folder, *folder.rglob("*")):
         check_inside(path, run.path)
     has_head = (folder / "value_head.safetensors").exists()

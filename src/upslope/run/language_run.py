@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from upslope.errors import UsageError, require, require_packages, unknown
+from upslope.files import survivor
 from upslope.run.control_run import check_device, flat_config
 from upslope.run.control_settings import Output
 from upslope.run.language_settings import CompletionsSettings, LanguageRunSettings, ModelSettings, RecordedSettings, TaskSettings
@@ -328,7 +329,7 @@ def preferred_on(device: Any) -> Any:
 
 def policy_folder(text: str) -> str:
     """The model's folder: itself, or the policy inside a run's folder."""
-    inside = Path(text) / "policy"
+    inside = survivor(Path(text) / "policy")
     return str(inside) if (inside / "config.json").exists() else text
 
 

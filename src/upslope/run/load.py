@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError
+from upslope.files import survivor
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.saving import progress_words
 
@@ -120,7 +121,7 @@ class Run:
     @cached_property
     def best_policy(self) -> Any:
         """The policy of the best evaluation, the final one included."""
-        if not (self.path / "best_policy.safetensors").exists() and not (self.path / "best_policy").is_dir():
+        if not (self.path / "best_policy.safetensors").exists() and not survivor(self.path / "best_policy").is_dir():
             raise UsageError(f"run folder {self.path}: it has no best policy, for nothing was evaluated on the way; take the final one")
         return self.load_policy("best_policy")
 
@@ -131,7 +132,7 @@ class Run:
     def progress(self, name: str = "policy") -> dict[str, int] | None:
         """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
         if self.world == "language":
-            path = self.path / name / PROGRESS
+            path = survivor(self.path / name) / PROGRESS
             found: Any = read_json(path) if path.exists() else {}
         else:
             path = self.path / f"{name}.safetensors"
