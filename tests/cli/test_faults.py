@@ -7,13 +7,14 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.cli.conftest import SHORT, Answer, Command, good
 from tests.cli.test_bad_input import one_line
-from upslope import Diverged, Run
+from upslope import Diverged, Run, RunFault
 from upslope.run import saving
 from upslope.run.folder import RunFolder
 
@@ -112,16 +113,56 @@ def test_a_final_evaluation_that_fails(cli: Command):
     assert answer.out.rstrip().endswith(f"warning: {run.summary['warnings'][0]}")
 
 
+FAILS_ONCE = ["--num-envs", "1", "--num-steps", "8", "--num-minibatches", "1", "--eval-episodes", "2", "--no-fast", "--quiet"]
+FAILS_ONCE += ["--env-kwargs", '{"fault": "step-raises", "at": 70}']  # an evaluator's fourth evaluation comes to it, training never
+
+
 def test_an_evaluation_that_fails_does_not_end_the_training(cli: Command):
-    """Also one that decides whether a goal is reached."""
-    flags = ["--num-envs", "1", "--num-steps", "8", "--num-minibatches", "1", "--eval-episodes", "2", "--no-fast", "--quiet"]
-    kwargs = '{"fault": "step-raises", "at": 70}'  # the evaluator's fourth evaluation comes to it, training never
-    more = ["--env-kwargs", kwargs, "--total-steps", "60", "--eval-every", "8", "--until-return", "11"]
-    good(cli("train", "ppo", "faulty:walk", "--out", "run", *flags, *more))
+    """The next one is made in fresh environments, whose fourth evaluation fails again."""
+    more = ["--total-steps", "60", "--eval-every", "8", "--until-return", "11"]
+    good(cli("train", "ppo", "faulty:walk", "--out", "run", *FAILS_ONCE, *more))
     run = Run.load("run")
-    assert run.summary is not None and run.summary["total_steps"] >= 60 and run.summary["evaluations"] == 4
-    assert "an evaluation after 37 steps failed, and the later ones were left out: environment 'faulty:walk'" in run.summary["warnings"][0]
+    assert run.summary is not None and run.summary["total_steps"] >= 60 and run.summary["evaluations"] == 7
+    (warning,) = run.summary["warnings"]
+    assert (
+        warning.startswith("2 evaluations failed, the first after 37 steps: environment 'faulty:walk'")
+        and "the motor is on fire" in warning
+    )
     assert run.summary["return_mean"] == 10.0  # of the final policy, in fresh environments
+
+
+def test_a_goal_is_found_after_an_evaluation_that_failed(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    """A return of 10 is what every evaluation finds: the second and the third of those that were made end the run."""
+    from upslope.run.session import Session
+
+    played, calls = Session._fresh_episodes, [0]
+
+    def episodes(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (1, 3, 4):
+            raise RunFault("no port")
+        return played(*arguments)
+
+    monkeypatch.setattr(Session, "_fresh_episodes", episodes)
+    more = ["--total-steps", "200", "--eval-every", "8", "--until-return", "10"]
+    good(cli("train", "ppo", "faulty:walk", "--out", "run", *FAILS_ONCE, *more))
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["solved"] is True and run.summary["iterations"] == 6
+    assert run.summary["warnings"] == ["3 evaluations failed, the first after 8 steps: no port"]
+
+
+def test_evaluations_that_keep_failing_are_given_up(cli: Command):
+    flags = [word for word in FAILS_ONCE if word != "--quiet"]
+    flags[flags.index("--eval-episodes") + 1] = "8"  # the first comes to it
+    more = ["--total-steps", "60", "--eval-every", "8", "--until-return", "11"]
+    answer = good(cli("train", "ppo", "faulty:walk", "--out", "run", *flags, *more))
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["evaluations"] == 0
+    no_more = "no more are made after 3 in a row, so --until-return cannot end this run early: environment 'faulty:walk'"
+    assert answer.out.count("failed, the next one is tried: environment 'faulty:walk'") == 2
+    assert answer.out.count(f" steps failed, {no_more}") == 1
+    assert run.summary["warnings"][0].startswith(f"3 evaluations failed, the first after 8 steps; {no_more}")
+    assert "the final policy was not evaluated" in run.summary["warnings"][1]
 
 
 # ------------------------------------------------------------------------------------------------------------- Ctrl-C

@@ -95,6 +95,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     "hardly any temperature": ([*GRPO, "--temperature", "1e-6"], "expected a number ≥ 0.01, found 1e-06; for the most likely text"),
     "negative KL": ([*GRPO, "--kl-coef", "-1"], "kl_coef"),
     "no iterations": ([*GRPO, "--iterations", "0"], "iterations: expected an integer ≥ 1"),
+    "a negative interval of evaluations": ([*GRPO, "--eval-every", "-1"], "eval_every: expected an integer ≥ 0, found -1"),
+    "a goal that nobody looks at": ([*GRPO, "--eval-every", "0", "--until-accuracy", "0.5"], "eval_every: found 0, which is never"),
     "impossible warm start": ([*GRPO, "--warm-start", "2"], "warm_start: expected a share from 0 to 1"),
     "longer than the context": ([*GRPO, "--max-tokens", "4000"], "exceed the model's context"),
     "k1 in the objective": ([*GRPO, "--kl-coef", "0.1", "--kl-estimator", "k1"], "k1"),

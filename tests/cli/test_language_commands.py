@@ -62,6 +62,15 @@ def test_a_run_that_was_killed_between_two_renames(cli: Command):
     assert "run/policy" in one_line(cli(*evaluate).err)
 
 
+def test_an_interval_of_0_is_no_evaluation_before_the_end(cli: Command):
+    """As on environments."""
+    out = good(cli(*GRPO, *SHORT, "--iterations", "2", "--eval-every", "0", "--out", "run")).out
+    run = Run.load("run")
+    assert run.summary is not None and run.summary["accuracy"] is not None and run.summary["best_accuracy"] is None
+    assert run.summary["accuracy_before"] is None and "held-out problems answered right" in out
+    assert all("evaluation_accuracy" not in row for row in run.metrics()) and not Path("run/best_policy").exists()
+
+
 def try_next(cli: Command, said: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run every command that a run has printed at its end, the long ones with a small budget; their names."""
     lines = said.split("try next:\n")[1].splitlines()

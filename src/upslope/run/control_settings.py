@@ -191,7 +191,7 @@ class RunSettings:
     """the same with the return at which the task counts as solved, where that is known"""
     eval_every: int | None = None
     """steps between evaluations; the best policy is kept (none: 2048 with --until-return or --until-solved, else about 20
-    evaluations, which take a fifth of the steps at most; 0: never)"""
+    evaluations, which take a fifth of the steps at most; 0: never, only at the end)"""
     eval_episodes: int = 20
     """fresh episodes per evaluation, and for the final result"""
     eval_sample: bool = False

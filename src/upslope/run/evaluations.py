@@ -18,6 +18,10 @@ UNTIL_EVERY = 2048
 """Steps between the evaluations that decide whether a goal is reached."""
 CUT_AFTER = 1000
 """Steps after which an episode without a time limit is cut off, unless training has seen longer ones end."""
+TRIES = 3
+"""Evaluations in a row that fail before no more are tried."""
+UNTIL = ("until_solved", "until_return", "until_accuracy")
+"""Settings with which evaluations decide when a run ends."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,38 @@ class Schedule:
     def cut_after(self) -> int:
         """Steps after which an episode without a time limit is cut off: twice as long as training has seen them, at least 1,000."""
         return max(CUT_AFTER, round(2 * self.longest))
+
+
+class Failures:
+    """Evaluations that failed: the next one is tried in environments made anew, until three in a row have failed."""
+
+    def __init__(self, settings: Any) -> None:
+        waits = [name for name in UNTIL if (value := getattr(settings, name, None)) is not None and value is not False]
+        self.cannot = "".join(f", so --{name.replace('_', '-')} cannot end this run early" for name in waits)
+        self.faults: list[tuple[int, Exception]] = []
+        self.in_a_row = 0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether no more are tried."""
+        return self.in_a_row >= TRIES
+
+    def failed(self, steps: int, fault: Exception) -> str:
+        """Count one, and say what happens now."""
+        self.faults.append((steps, fault))
+        self.in_a_row += 1
+        now = self._no_more() if self.gave_up else "the next one is tried"
+        return f"an evaluation after {steps:,} steps failed, {now}: {fault}"
+
+    def _no_more(self) -> str:
+        return f"no more are made after {TRIES} in a row{self.cannot}"
+
+    def warnings(self) -> list[str]:
+        """One line for all of them, where there are any."""
+        if not self.faults:
+            return []
+        (steps, fault), count = self.faults[0], len(self.faults)
+        what = (
+            f"an evaluation after {steps:,} steps failed" if count == 1 else f"{count} evaluations failed, the first after {steps:,} steps"
+        )
+        return [f"{what}{f'; {self._no_more()}' if self.gave_up else ''}: {fault}"]

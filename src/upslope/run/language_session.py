@@ -73,7 +73,7 @@ class LanguageSession(Session):
             self._warm_start()
         if isinstance(getattr(prepared.collect, "reference", None), FrozenAtStart):
             prepared.collect.reference = prepared.policy.frozen()
-        if self._can_evaluate and self.signal is None:
+        if self._can_evaluate and settings.eval_every and self.signal is None:
             self.before = self._fresh_episodes(prepared.policy).accuracy
         if self.signal is None:
             train(
@@ -138,8 +138,8 @@ class LanguageSession(Session):
         """Evaluate where it is time, keep what was said, record; True ends the run."""
         row = self.reached = dict(state.metrics)
         every = self.run_config.settings.eval_every
-        due = state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations
-        if due and self._can_evaluate and self.evaluating:
+        due = every and state.iteration % every == 0 and state.iteration < self.run_config.settings.iterations
+        if due and self._can_evaluate and not self.failures.gave_up:
             row |= self._evaluate(state.policy)
         if "weights_moved" in row and not any("weights_moved" in earlier for earlier in self.rows):
             rate = self.run_config.algorithm.update.learning_rate
@@ -156,8 +156,9 @@ class LanguageSession(Session):
         try:
             result = self._fresh_episodes(policy)
         except (RunFault, UsageError) as fault:  # the training itself is well
-            self._no_evaluations(fault)
+            self._evaluation_failed(fault)
             return {}
+        self.failures.in_a_row = 0
         self._keep_best(policy, result)
         goal = self.run_config.settings.until_accuracy
         self.solved = goal is not None and result.accuracy is not None and result.accuracy >= goal

@@ -120,7 +120,8 @@ class LanguageRunSettings:
     warm_start_iterations: int = 2000
     """steps after which the warm start ends in any case"""
     eval_every: int | None = None
-    """iterations between greedy evaluations on held-out problems; the best policy is kept (none: 10, where the task can tell)"""
+    """iterations between greedy evaluations on held-out problems; the best policy is kept (none: 10, where the task can
+    tell; 0: never, only at the end)"""
     eval_episodes: int = 256
     """held-out problems per evaluation"""
     device: str = "cpu"
@@ -134,4 +135,8 @@ class LanguageRunSettings:
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")
         require(self.warm_start_rate > 0, f"warm_start_rate: expected a number > 0, found {self.warm_start_rate}")
-        require(self.eval_every is None or self.eval_every >= 1, f"eval_every: expected an integer ≥ 1, found {self.eval_every}")
+        require(self.eval_every is None or self.eval_every >= 0, f"eval_every: expected an integer ≥ 0, found {self.eval_every}")
+        require(
+            self.eval_every != 0 or self.until_accuracy is None,
+            "eval_every: found 0, which is never; whether the accuracy is reached is then unknown",
+        )

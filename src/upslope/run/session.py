@@ -16,7 +16,7 @@ from typing import Any
 from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.run.control_run import ALGORITHMS, ControlRun
 from upslope.run.control_settings import Output
-from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
+from upslope.run.evaluations import UNTIL_EVERY, Failures, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder, check_free, default_path, versions
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
@@ -110,7 +110,7 @@ class Session:
         self.evaluations: list[Point] = []
         self.evaluator: Any = None
         self.faults: list[str] = []
-        self.evaluating = True
+        self.failures = Failures(self.run_config.settings)
         self.rows: list[dict[str, Any]] = []
         self.solved = False
         self.training = True
@@ -170,7 +170,7 @@ class Session:
         before = self.reached.get("total_steps", 0)
         row = self.reached = dict(state.metrics)
         self.schedule.watch(row)
-        if self.evaluating and (episodes := self.schedule.due(before, state.total_steps)):
+        if not self.failures.gave_up and (episodes := self.schedule.due(before, state.total_steps)):
             row |= self._evaluate(state.policy, episodes)
         return self._record(state, row, KEPT)
 
@@ -192,8 +192,9 @@ class Session:
         try:
             result = self._fresh_episodes(policy, episodes)
         except (RunFault, UsageError) as fault:  # the training itself is well
-            self._no_evaluations(fault)
+            self._evaluation_failed(fault)
             return {}
+        self.failures.in_a_row = 0
         self.schedule.played(result, self.evaluator)
         self._keep_best(policy, result)
         goal = self.prepared.stop_at
@@ -208,11 +209,9 @@ class Session:
         complete = result.episodes_ended == result.episodes
         self.evaluations.append(Point(self.reached.get("total_steps", 0), result.return_mean, result.return_std, result.episodes, complete))
 
-    def _no_evaluations(self, fault: Exception) -> None:
-        """From here on the run goes without."""
-        self.faults.append(f"an evaluation after {self.reached['total_steps']:,} steps failed, and the later ones were left out: {fault}")
-        self.progress.note(self.faults[-1])
-        self.evaluating = False
+    def _evaluation_failed(self, fault: Exception) -> None:
+        """The next one gets environments of its own."""
+        self.progress.note(self.failures.failed(self.reached["total_steps"], fault))
         self._close_evaluator()
 
     def _close_evaluator(self) -> None:
@@ -244,7 +243,7 @@ class Session:
             except (RunFault, UsageError) as again:
                 self.faults.append(f"the final policy was not evaluated: {fault}; then: {again}")
                 return None
-            if not self.faults:
+            if not self.failures.faults:
                 self.progress.note(f"no environments for an evaluation ({fault}): the final policy plays in those of the training")
         if self.evaluations or self.schedule.every:
             self._keep_best(policy, result)
@@ -331,7 +330,11 @@ class Session:
             goal = final.mean
         space: Any = getattr(self.prepared.policy, "action_space", None)
         dims = math.prod(space.shape) if hasattr(space, "low") else 0
-        return [*self.faults, *warnings_of(History(self.rows, [*self._before_training(), *self.evaluations], final, goal, dims))]
+        return [
+            *self.failures.warnings(),
+            *self.faults,
+            *warnings_of(History(self.rows, [*self._before_training(), *self.evaluations], final, goal, dims)),
+        ]
 
     def _before_training(self) -> list[Point]:
         """The evaluation of the policy that training began with, where there was one."""
