@@ -228,7 +228,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "475 in 28,954 steps (median), 5 of 5 seeds",
         ),
         "trpo": Preset(NATURAL, "475 in 19,249 steps (median), 5 of 5 seeds"),
-        "npg": Preset({**NATURAL, "max_kl": 0.01}, "475 in 13,152 steps (median), 5 of 5 seeds"),
+        "npg": Preset({**NATURAL, "max_kl": 0.005}, "475 in 13,152 steps (median), 5 of 5 seeds"),
     },
     "Acrobot-v1": {
         "a2c": Preset(
