@@ -9,11 +9,13 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from tests.control.worlds import MODES, Masked, side_by_side
 from upslope import RunFault, UsageError, control
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import masked_by_observation
+from upslope.records import Sample
 
 SOURCES = {"info": None, "method": "action_masks()", "observation": 'observation["action_mask"]'}
 
@@ -42,6 +44,70 @@ def test_only_legal_actions_are_taken(convention, kind, mode):
     assert data.tensors["action_mask"].any(-1).all()
     again = control.Recorded(data)(policy)
     assert again.inputs["action_mask"].gather(-1, again.inputs["action"].unsqueeze(-1)).squeeze(-1)[again.mask].all()
+
+
+def cut(convention):
+    """Cut off after five of its six steps: action 1 and the next one would be legal then."""
+    return TimeLimit(Masked(convention), 5)
+
+
+class Legal(torch.nn.Module):
+    """Plays the first legal action; its value of a state is which actions are legal there, as a binary number."""
+
+    def __init__(self, envs):
+        super().__init__()
+        self.envs = envs
+
+    def inputs(self, observation, *, action_mask=None, update=False):
+        return {"action_mask": torch.from_numpy(np.array(action_mask))}
+
+    def sample(self, inputs, *, state=None, generator=None):
+        return Sample(action=inputs["action_mask"].int().argmax(-1), log_prob=torch.zeros(len(inputs["action_mask"])))
+
+    def value(self, inputs):
+        return (inputs["action_mask"] * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum(-1)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("convention", SOURCES)
+@pytest.mark.parametrize("kind", ["sync", "async", "plain"])
+def test_what_is_legal_behind_a_truncation(convention, kind, mode):
+    """A method that looks at the next state's actions sees those of the state where the episode was cut off."""
+    if kind == "plain":
+        envs = side_by_side([lambda: cut(convention)] * 2, mode)
+    else:
+        envs = control.make(Masked, 2, vectorization=kind, autoreset_mode=mode, env_kwargs={"convention": convention}, max_episode_steps=5)
+    with envs:
+        rollout = control.Steps(envs, 14)(Legal(envs))
+    legal = {t: sum(2 ** (a % 4) for a in (t, t + 1)) for t in range(6)}  # at time t
+    value, after = rollout.value[rollout.mask].tolist(), rollout.next_value[rollout.mask].tolist()
+    times = [t % 5 for _ in range(2) for t in range(int(rollout.mask[0].sum()))]
+    assert value == [legal[t] for t in times] and after == [legal[t + 1] for t in times]
+    assert rollout.truncated.sum() >= 4 and not rollout.terminated.any()
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("convention", SOURCES)
+def test_what_is_legal_behind_a_truncation_in_a_stream(convention, mode):
+    played = control.Stream(side_by_side([lambda: cut(convention)], mode))
+    policy, ended = Legal(played.envs), 0
+    for t in range(12):
+        step = played.step(policy, played.act(policy, played.observe(policy)))
+        assert step.next_inputs["action_mask"].tolist() == [[(a - (t % 5 + 1)) % 4 < 2 for a in range(4)]]
+        ended += step.truncated
+    assert ended == 2
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("legal", [lambda: 1 / 0, lambda: np.zeros(4, bool), lambda: [1, 0]])
+def test_an_environment_that_cannot_say_what_is_legal_behind_a_truncation(legal, mode):
+    class Silent(Masked):
+        def legal(self):
+            return legal() if self.time == 5 else super().legal()
+
+    envs = side_by_side([lambda: TimeLimit(Silent(), 5)], mode)
+    rollout = control.Steps(envs, 12)(Legal(envs))
+    assert rollout.next_value[rollout.truncated].tolist() == [15.0, 15.0]
 
 
 @pytest.mark.parametrize("convention", SOURCES)

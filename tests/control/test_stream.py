@@ -39,7 +39,7 @@ def test_action_masks_follow_the_state(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_everything_is_legal_in_a_successor_that_is_not_acted_in(mode):
+def test_everything_is_legal_in_a_terminal_state(mode):
     """Not what is legal where the next episode starts."""
     played = stream(Ruled, mode)
     policy = control.MLPPolicy.for_envs(played.envs, hidden_sizes=(4,), seed=0)

@@ -24,7 +24,8 @@ class Step(NamedTuple):
 
     ``observation`` is what to act on next. ``mask`` is False where the action was ignored because the environment was being
     reset. Where ``successors`` is ``(indices, observations)``, those environments ended and the true successor of their step
-    is not in ``observation`` any more. ``finished`` holds ``(return, length)`` of the episodes that ended, in row order.
+    is not in ``observation`` any more; ``successor_masks`` says which actions are legal in those successors, None where nothing is
+    said of any. ``finished`` holds ``(return, length)`` of the episodes that ended, in row order.
     """
 
     observation: Any
@@ -34,6 +35,7 @@ class Step(NamedTuple):
     mask: Array
     successors: tuple[Array, Any] | None
     finished: list[tuple[float, int]]
+    successor_masks: Array | None = None
 
 
 _NONE_FINISHED: list[tuple[float, int]] = []
@@ -45,7 +47,7 @@ class Envs:
     In ``NEXT_STEP`` mode the step after an end is a reset step: masked, reward 0, not counted. In ``SAME_STEP`` mode the true
     successor comes from ``info["final_obs"]``; in ``DISABLED`` mode the ended environments are reset here, with
     ``options={"reset_mask": …}``. ``observation`` and ``action_mask`` (None until an environment gives one in its info) are
-    what the next action answers.
+    what the next action answers; of a truncated episode's last state, where no action is taken, the mask is the environment's own too.
 
     Seeds: the first reset passes ``seed``, of which Gymnasium's vector environments make seed, seed + 1, … for their
     sub-environments; a natively vectorized environment draws its first states from one generator with that seed. Later resets
@@ -163,24 +165,26 @@ class Envs:
             self._resetting = None
         self._returns += reward
         ended = terminated | truncated
-        successors, finished = None, _NONE_FINISHED
+        successors, finished, legal = None, _NONE_FINISHED, None
         if np.count_nonzero(ended):
             finished = self._finish(ended)
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
                 self._resetting = ended
             elif self.autoreset_mode is AutoresetMode.SAME_STEP:
                 successors = self._final_observations(ended, info)
+                legal = self._successor_masks(info.get("final_info"), terminated, successors)
             else:
                 successors = (np.flatnonzero(ended), trees.rows(observation, np.flatnonzero(ended)))
+                legal = self._successor_masks(info, terminated, successors)
                 observation, info = self._reset_ended(ended, info)
         self.observation = observation
         if self.action_mask is not None or "action_mask" in info or self._asks:
-            self._read_action_mask(info, "step")
+            self._read_action_mask(info, "step", terminated)
         if self.clip_reward:
             reward = np.sign(reward)
         if self.reward_scale != 1.0:
             reward = reward * self.reward_scale
-        return Step(observation, reward, terminated, truncated, mask, successors, finished)
+        return Step(observation, reward, terminated, truncated, mask, successors, finished, legal)
 
     def _finish(self, ended: Array) -> list[tuple[float, int]]:
         indices = np.flatnonzero(ended)
@@ -283,15 +287,27 @@ class Envs:
         with self._faults(METHOD):
             return {"action_mask": vector.action_masks() if self.mask_source == METHOD else self.observation["action_mask"]}
 
-    def _read_action_mask(self, info: dict[str, Any], where: str) -> None:
-        """Keep the masks for the next action; where that action will be ignored, or nothing was said, everything is legal."""
+    def _successor_masks(self, info: Any, terminated: Array, successors: tuple[Array, Any]) -> Array | None:
+        """``[K, choices]`` what is legal in the last states of episodes, which the next ones' have replaced; all where nothing is said."""
+        indices, observations = successors
+        if isinstance(info, dict) and "action_mask" in info:
+            legal = self._given_action_mask(info, "step")[indices]
+        elif self._asks and self.mask_source == OBSERVED:
+            legal = np.asarray(observations["action_mask"]) != 0
+        else:
+            return None
+        legal[terminated[indices] | ~self._masks.has_legal(legal)] = True
+        return legal
+
+    def _read_action_mask(self, info: dict[str, Any], where: str, terminated: Array | None = None) -> None:
+        """Keep the masks for the next action; where an episode has terminated, or nothing was said, everything is legal."""
         if self._asks and "action_mask" not in info:
             info = self._asked_action_mask()
         if self.action_mask is None and "action_mask" not in info:
             return
         mask = self._given_action_mask(info, where)
-        if self._resetting is not None:
-            mask[self._resetting] = True  # a finished game has no legal move, and needs none
+        if self._resetting is not None:  # a finished game has no legal move, and needs none; what was cut off would have one
+            mask[self._resetting & (terminated | ~self._masks.has_legal(mask))] = True
         try:
             self._masks.check_legal(mask)
         except ValueError as error:

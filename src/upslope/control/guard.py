@@ -77,7 +77,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._tell_of_lookalikes(observation, info)
         if self._looks:
             observation = self._seen(observation, "reset")
-        return observation, self._info(info, observation, "reset", ended=False)
+        return observation, self._info(info, observation, "reset")
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         try:
@@ -97,7 +97,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation = self._seen(observation, "step")
         if type(info) is dict and self.mask_source is None and "action_mask" not in info:  # the usual case, and the quick one
             return observation, reward, terminated, truncated, info if self.keep_info else {}
-        return observation, reward, terminated, truncated, self._info(info, observation, "step", ended=terminated or truncated)
+        info = self._info(info, observation, "step", terminated=terminated, truncated=truncated)
+        return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
         """Close the environment; what it raises is a warning, for there is nothing left to lose."""
@@ -136,17 +137,25 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         except ValueError as error:
             raise Misbehaved(f", {where}: {error}".replace(" in environment 0", "")) from error
 
-    def _info(self, info: Any, observation: Any, where: str, *, ended: bool) -> dict[str, Any]:
-        """What is handed on of info, with the action mask; behind an end nothing is decided, so its mask is not asked for."""
+    def _info(self, info: Any, observation: Any, where: str, *, terminated: bool = False, truncated: bool = False) -> dict[str, Any]:
+        """What is handed on of info, with the action mask; of a terminal state nobody asks for it.
+
+        Behind a truncation nobody acts, but a method may ask what the next action would be worth: there the mask is handed on where the
+        environment gives one that says something.
+        """
         if not isinstance(info, dict):
             raise Misbehaved(f", {where}: info is {shown(info)}, expected a dict")
         kept = info if self.keep_info else {}
         source = 'info["action_mask"]' if "action_mask" in info else self.mask_source
-        if source is None or ended:
+        if source is None or terminated:
             return kept
         try:
             return {**kept, "action_mask": self._masks.row(self._given_mask(source, info, observation))}
-        except ValueError as error:
+        except (ValueError, Misbehaved) as error:
+            if truncated:
+                return {name: value for name, value in kept.items() if name != "action_mask"}
+            if isinstance(error, Misbehaved):
+                raise
             raise Misbehaved(f", {where}: {error}; it comes from {source}") from error
 
     def _given_mask(self, source: str, info: dict[str, Any], observation: Any) -> Any:

@@ -100,6 +100,7 @@ class Recording:
     truncated: list[Array] = field(default_factory=list)
     mask: list[Array] = field(default_factory=list)
     successors: list[tuple[int, Array, Any]] = field(default_factory=list)
+    successor_masks: list[Array | None] = field(default_factory=list)
     finished: list[tuple[float, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -157,6 +158,7 @@ class Recording:
         """What the environments answered."""
         if step.successors is not None:
             self.successors.append((len(self.reward), *step.successors))
+            self.successor_masks.append(step.successor_masks)
         self.reward.append(step.reward)
         self.terminated.append(step.terminated)
         self.truncated.append(step.truncated)
@@ -221,11 +223,19 @@ class Recording:
             return values_and_next(policy, extended)
         index = torch.from_numpy(np.concatenate([indices for _, indices, _ in self.successors])).to(final["action"].device)
         column = torch.tensor([t for t, indices, _ in self.successors for _ in indices], device=index.device)
-        legal = inputs.get("action_mask")  # nothing is known of a successor's, and a value does not ask
-        masks = [None if legal is None else np.ones((len(rows), legal.shape[-1]), np.bool_) for _, rows, _ in self.successors]
-        encoded = [encode(policy, envs, seen, action_mask=mask) for (*_, seen), mask in zip(self.successors, masks, strict=True)]
+        masks = None if (legal := inputs.get("action_mask")) is None else self._masks_of_successors(legal.shape[-1])
+        encoded = [
+            encode(policy, envs, seen, action_mask=None if masks is None else masks[i]) for i, (*_, seen) in enumerate(self.successors)
+        ]
         after = {name: torch.cat([item[name] for item in encoded]) for name in encoded[0]}
         return values_and_next(policy, extended, (index, column), after)
+
+    def _masks_of_successors(self, choices: int) -> list[Array]:
+        """What is legal in each replaced successor; everything where the environments do not say."""
+        return [
+            np.ones((len(rows), choices), np.bool_) if mask is None else mask
+            for (_, rows, _), mask in zip(self.successors, self.successor_masks, strict=True)
+        ]
 
 
 def values_and_next(

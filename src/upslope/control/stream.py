@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from upslope.control.collect import Collector
-from upslope.control.envs import Envs
+from upslope.control.envs import Envs, Step
 from upslope.control.recording import encode, episode_metrics, to_env
+from upslope.control.trees import Array
 from upslope.errors import require
 from upslope.records import Metrics, Transition
 
@@ -57,13 +58,19 @@ class Stream(Collector):
         if not (terminated or truncated):
             next_inputs = self._inputs = self._encoded(policy)
         else:
-            successor = answer.observation if answer.successors is None else answer.successors[1]
-            mask = None if envs.action_mask is None else np.ones_like(envs.action_mask)  # nothing is asked of the successor but its value
+            successor, mask = (answer.observation, envs.action_mask) if answer.successors is None else self._replaced(answer)
             next_inputs = encode(policy, envs, successor, action_mask=mask)
             self._inputs = None
             if answer.successors is None:
                 envs.step(to_env(policy, envs, action))  # the reset step, which ignores its action
         return Transition(reward=self._seen(policy, answer), next_inputs=next_inputs, terminated=terminated, truncated=truncated)
+
+    def _replaced(self, answer: Step) -> tuple[Any, Array | None]:
+        """The true successor that the next episode's start has replaced, and what is legal there: everything unless something is said."""
+        assert answer.successors is not None
+        given = answer.successor_masks
+        everything = None if self.envs.action_mask is None else np.ones_like(self.envs.action_mask)
+        return answer.successors[1], everything if given is None else given
 
     def _encoded(self, policy: Any) -> dict[str, Tensor]:
         return encode(policy, self.envs, self.envs.observation, action_mask=self.envs.action_mask, update=True)
