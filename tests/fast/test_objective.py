@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -146,6 +147,39 @@ def test_logits_of_minus_infinity_are_impossible_actions(algorithm, fast):
         outcomes.append((vector(policy), metrics))
     (vectors, theirs), (found, ours) = outcomes
     assert torch.equal(found, vectors) and ours == theirs
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("algorithm", [PPO(), A2C(), REINFORCE(), TRPO()], ids=["ppo", "a2c", "reinforce", "trpo"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_state_without_a_legal_action_is_named(algorithm, fast, masked):
+    """Whether the network rules all actions out, or all that the environment's mask leaves."""
+
+    class Hopeless(Network):
+        def forward(self, observation):
+            logits, value = super().forward(observation)
+            rows = (observation[..., :1] == 7.0).expand_as(logits).clone()
+            if masked:
+                rows[..., 2:] = False
+            return logits.masked_fill(rows, -torch.inf), value
+
+    like = own_policy()
+    policy = control.ActorCritic(partial(Hopeless, critic=True), (like.observation_space, like.action_space), seed=3)
+    batch = own_batch(policy, (50,), masked=0.0, zero_weight=0.0, action_mask=masked)
+    inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
+    for row in (20, 31):
+        inputs["observation"][row, 0] = 7.0
+        inputs["action"][row] = 0
+        if masked:
+            inputs["action_mask"][row] = torch.arange(inputs["action_mask"].shape[-1]) < 2
+    if isinstance(algorithm, PPO | A2C | REINFORCE):
+        algorithm = replace(algorithm, update=replace(algorithm.update, num_epochs=1, num_minibatches=1))
+    step = fast_update(algorithm, policy) if fast else algorithm.update
+    with pytest.raises(Diverged) as info:
+        step(algorithm, policy, replace(batch, inputs=inputs), algorithm.update.start(policy, seed=0))
+    found = str(info.value)
+    words = r"no legal action: .* logit of −∞ in 2 of 50 steps, for one where the observation is \[7, .*\] \(gradient step 1\); leave"
+    assert re.match(words, found), found
 
 
 def test_action_masks():

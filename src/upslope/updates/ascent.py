@@ -340,7 +340,9 @@ def check_gradient(norm: float, state: Counted) -> None:
 
 
 def diagnosis(state: Counted, part: Batch, policy: Any) -> str:
-    """One line that names the update and the first tensor that is not finite."""
+    """One line that names the update and the first tensor that is not finite, or the states in which no action is possible."""
+    if words := without_action(policy, part):
+        return f"{words} (gradient step {state.num_updates + 1}); leave at least one action possible in every state"
     suspects: dict[str, Tensor | None] = {
         "advantage": part.advantage,
         "returns": part.returns,
@@ -356,3 +358,28 @@ def finite(tensor: Tensor, mask: Tensor) -> bool:
     """Whether all entries are finite; where the tensor has the mask's axes, all unmasked entries."""
     seen = tensor[mask] if tensor.shape[: mask.dim()] == mask.shape else tensor
     return bool(torch.isfinite(seen).all())
+
+
+def without_action(policy: Any, part: Batch) -> str:
+    """Where a network gives every action that it may take a logit of −∞, in words, else ''; no learning rate would help."""
+    distribution, action = getattr(policy, "distribution", None), part.inputs.get("action")
+    if not callable(distribution) or action is None:
+        return ""
+    try:
+        with torch.no_grad():
+            found: Any = distribution(**part.inputs)
+            parameters, log_prob = found.parameters, found.log_prob(action)
+        hopeless: Tensor = (
+            log_prob.isnan() & parameters.isneginf().any(-1) & ~(parameters.isnan() | parameters.isposinf()).any(-1) & part.mask
+        )
+    except Exception:  # a distribution of the user's own, of another form
+        return ""
+    if not hopeless.any():
+        return ""
+    how_many, observation = f"{int(hopeless.sum())} of {int(part.mask.sum())} steps", part.inputs.get("observation")
+    numbers: list[float] = (
+        [] if observation is None else observation[hopeless][0].flatten().tolist()
+    )  # rows are shuffled: their places say nothing
+    shown = ", ".join(f"{number:.4g}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")
+    which = f", for one where the observation is [{shown}]" if numbers else ""
+    return f"no legal action: the network gives all of them a logit of −∞ in {how_many}{which}"
