@@ -150,10 +150,37 @@ def test_plot_leaves_out_what_is_no_run_but_a_report(cli: Command, trained: Path
     without = Path(shutil.copytree(trained, "without"))
     (without / "metrics.jsonl").write_text('{"total_steps": 5}\n')
     answer = cli("plot", trained, report, without)
-    assert answer.out == "wrote comparison.png (1 run)\n" and "without: no episode or reward in its metrics.jsonl" in answer.err
+    assert answer.out == "wrote comparison.png (1 run)\n" and "without: no episode ended in its training, and its metrics" in answer.err
     assert cli("plot", without).code == cli("plot", without, report).code == 2
+    assert "holds neither a reward per step nor evaluations" in cli("plot", without).err
+    (without / "metrics.jsonl").write_text("")
+    assert "without: its metrics.jsonl is empty, for it ended before" in cli("plot", without).err
     Path("picture.png").touch()
     assert cli("plot", trained, "picture.png").code == 2  # a slip is not passed over
+
+
+def test_where_no_episode_ended_plot_shows_what_there_is(cli: Command, trained: Path, monkeypatch: pytest.MonkeyPatch):
+    from upslope.run import curve
+
+    drawn: list[tuple[str, list[float]]] = []
+    draw = curve.draw
+
+    def seen(panels: Any) -> Any:
+        drawn.extend((panel.y_label, [float(y) for y in panel.lines[0].y]) for panel in panels)
+        return draw(panels)
+
+    monkeypatch.setattr(curve, "draw", seen)
+    endless, watched = (Path(shutil.copytree(trained, name)) for name in ("endless", "watched"))
+    rows = [{"total_steps": 10.0 * i, "reward_per_step": 2.0} for i in range(1, 4)]
+    (endless / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (watched / "metrics.jsonl").write_text("".join(json.dumps({"total_steps": 10 * i, "evaluation_return": 7.0}) + "\n" for i in (1, 2)))
+    for folder in (endless, watched):
+        assert cli("plot", folder).out == "wrote comparison.png (1 run)\n"
+    assert [axis.partition(" (")[0] for axis, _ in drawn] == ["reward per step", "return in evaluations"]
+    assert [values for _, values in drawn] == [[2.0] * 3, [7.0] * 2]
+    answer = cli("plot", trained, endless)  # beside a run whose episodes ended, returns are compared
+    assert answer.out == "wrote comparison.png (1 run)\n" and "endless: no episode ended in its training, as in other runs" in answer.err
+    assert drawn[-1][0].startswith("episode return")
 
 
 # -------------------------------------------------------------------------------------- in Python, --init, --config

@@ -38,11 +38,11 @@ def main(words: list[str]) -> int:
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
-    from upslope.run.curve import draw_comparison, has_curve, repeated
+    from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated
 
-    if several and any(map(has_curve, runs)):
-        others |= {str(run.path): "no episode or reward in its metrics.jsonl" for run in runs if not has_curve(run)}
-        runs = [run for run in runs if has_curve(run)]
+    if several and (drawn := comparable(runs)):
+        others |= {str(run.path): nothing_to_plot(run) for run in runs if run not in drawn}
+        runs = drawn
     twice = repeated(runs)
     others |= {str(path): f"same settings and seed as {other}" for path, other in twice.items()}
     runs = [run for run in runs if run.path not in twice]

@@ -17,6 +17,8 @@ Rows = Sequence[Mapping[str, Any]]
 STEPS, RETURN, PER_STEP = "environment steps", "episode return", "reward per step"
 RETURN_OF = {"control": "episode_return", "language": "reward"}
 """What is compared between runs."""
+OTHERWISE = {"reward_per_step": PER_STEP, "evaluation_return": "return in evaluations"}
+"""What is compared where no run in an environment ended an episode: what they were paid, or evaluations, with their axes."""
 
 RESAMPLES = 1000
 """Resamples of the bootstrap: enough for a band that does not visibly change with another seed."""
@@ -60,23 +62,54 @@ def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = 
 
 
 def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
-    """Write one panel per environment: for each algorithm and its settings the mean over their runs with a 95 % bootstrap interval."""
+    """Write one panel per environment: for each algorithm and its settings the mean over their runs with a 95 % bootstrap interval.
+
+    Of an environment in which no run ended an episode, the panel shows what a step was paid, or evaluations.
+    """
     groups: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
+    measures = measured(runs)
     for run, name in zip(runs, names(runs), strict=True):
-        x, y = series(run.metrics(), RETURN_OF[run.world])
+        x, y = series(run.metrics(), measures[run.world, run.env_id])
         if not len(x):
-            what = "finished episode" if run.world == "control" else "reward"
-            raise UsageError(f"run folder {run.path}: its metrics.jsonl holds no {what}, so there is nothing to plot")
+            raise UsageError(f"run folder {run.path}: {nothing_to_plot(run)}")
         groups.setdefault(run.env_id, {}).setdefault(name, []).append((x, smoothed(y)))
     panels: list[Panel] = []
     for env_id, by_name in groups.items():
         lines = [group_line(name, curves, PALETTE[i % len(PALETTE)]) for i, (name, curves) in enumerate(by_name.items())]
         title = env_id if len(lines) > 1 else f"{env_id}: {lines[0].label}"
         worlds = {run.world for run in runs if run.env_id == env_id}
-        axes = (STEPS, RETURN) if worlds == {"control"} else ("tokens", "reward")
+        axes = (STEPS, OTHERWISE.get(measures["control", env_id], RETURN)) if worlds == {"control"} else ("tokens", "reward")
         panels.append(Panel(title, axes[0], f"{axes[1]} (mean and 95 % interval)", lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     save(draw(panels), path)
+
+
+def measured(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """By world and environment, the metric to compare: the first that one of its runs has."""
+    found: dict[tuple[str, str], str] = {}
+    for run in runs:
+        where, usual = (run.world, run.env_id), RETURN_OF[run.world]
+        alike = [other.metrics() for other in runs if (other.world, other.env_id) == where] if where not in found else []
+        names = [usual, *(OTHERWISE if run.world == "control" else ())]
+        found.setdefault(where, next((name for name in names if any(len(series(rows, name)[0]) for rows in alike)), usual))
+    return found
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have what is compared in their environment."""
+    measures = measured(runs)
+    return [run for run in runs if len(series(run.metrics(), measures[run.world, run.env_id])[0])]
+
+
+def nothing_to_plot(run: Run) -> str:
+    """Why a run has no curve to compare."""
+    if not run.metrics():
+        return "its metrics.jsonl is empty, for it ended before its first iteration did"
+    if run.world == "language":
+        return f"{run.algorithm} is given no reward, so there is none in its metrics.jsonl to compare; its curve.png shows what there is"
+    if comparable([run]):
+        return "no episode ended in its training, as in other runs of its environment; plotted alone it shows what there is"
+    return "no episode ended in its training, and its metrics.jsonl holds neither a reward per step nor evaluations"
 
 
 UNTOLD = ("format_version", "versions", "world", "algorithm.name")
@@ -142,11 +175,6 @@ def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
         better, worse = (run, other) if len(run.metrics()) > len(other.metrics()) else (other, run)
         kept[key], found[worse.path] = better, better.path
     return found
-
-
-def has_curve(run: Run) -> bool:
-    """Whether there is anything to draw: a run from recorded steps finishes no episode, for one."""
-    return len(series(run.metrics(), RETURN_OF[run.world])[0]) > 0
 
 
 def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: tuple[int, int, int]) -> Line:

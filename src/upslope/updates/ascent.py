@@ -376,7 +376,8 @@ def without_action(policy: Any, part: Batch) -> str:
         return ""
     if not hopeless.any():
         return ""
-    how_many, observation = f"{int(hopeless.sum())} of {int(part.mask.sum())} steps", part.inputs.get("observation")
+    how_many = f"{int(hopeless.sum())} of {int(part.mask.sum())} steps"
+    observation: Any = part.inputs.get("observation")
     numbers: list[float] = (
         [] if observation is None else observation[hopeless][0].flatten().tolist()
     )  # rows are shuffled: their places say nothing
