@@ -39,6 +39,19 @@ def test_example(example, tmp_path):
     assert run([str(example)], tmp_path).strip()
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_plain_example(name, tmp_path):
+    """The whole of a method in one file; what it learns, it learns within its own number of iterations."""
+    example = ROOT / "examples" / "plain" / f"{name}.py"
+    assert len(example.read_text().splitlines()) <= 160
+    lines = run([str(example)], tmp_path).splitlines()
+    if name == "ppo":
+        assert float(lines[-1].split()[-1]) >= 475
+    else:
+        before, after = (int(line.split("%")[0].split()[-1]) for line in lines if "%" in line)
+        assert before < 80 and after >= before + 10
+
+
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_block(number, tmp_path):
     run(["-c", BLOCKS[number]], tmp_path)

@@ -46,7 +46,7 @@ def reward(completion, answer):
 
 
 def make_model(seed, hidden_size=80, num_layers=3, num_heads=5):
-    """A Llama with fresh weights: 220,000 parameters."""
+    """A Llama with fresh weights: 229,200 parameters."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": hidden_size, "intermediate_size": 8 * hidden_size // 3 // 8 * 8, "num_hidden_layers": num_layers}
     heads = {"num_attention_heads": num_heads, "num_key_value_heads": num_heads, "initializer_range": 0.06}
@@ -121,11 +121,12 @@ def step(model, optimizer, loss):
 
 def imitate(model, problems, seed, target=0.5):
     """Raise the likelihood of right answers until ``target`` of 256 problems are answered right: rewards must be found first."""
-    optimizer, chooser = torch.optim.Adam(model.parameters(), lr=3e-3, eps=1e-5), random.Random(seed)
-    while accuracy(model, problems[:256]) < target:
-        for _ in range(10):
-            texts = [encode(prompt + answer) + [END] * (1 + 3 - len(answer)) for prompt, answer in chooser.choices(problems, k=256)]
-            step(model, optimizer, -log_probs(model, torch.tensor(texts), MAX_TOKENS).mean())
+    optimizer, chooser, count = torch.optim.Adam(model.parameters(), eps=1e-5), random.Random(seed), 0
+    while count % 10 or accuracy(model, problems[:256]) < target:
+        count += 1
+        optimizer.param_groups[0]["lr"] = 6e-3 * min(1, count / 20)
+        texts = [encode(prompt + answer) + [END] * (MAX_TOKENS - len(answer)) for prompt, answer in chooser.choices(problems, k=128)]
+        step(model, optimizer, -log_probs(model, torch.tensor(texts), MAX_TOKENS).mean())
 
 
 def accuracy(model, problems):

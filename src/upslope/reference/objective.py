@@ -8,7 +8,7 @@ from upslope.reference.arrays import Array, rows
 
 
 def average_weight(mask: Array, average_over: str = "steps", max_steps: int | None = None) -> Array:
-    """``steps`` 1/Σmask · ``sequences`` 1/(N·|o_i|) · ``constant`` 1/(N·max_steps), 0 where masked."""
+    """``steps`` 1/Σmask · ``sequences`` ``1/(N·|o_i|)`` · ``constant`` 1/(N·max_steps), 0 where masked."""
     result = np.zeros(mask.shape)
     sequences = list(rows(mask.shape))
     steps = sum(int(mask[i]) for i in np.ndindex(*mask.shape))

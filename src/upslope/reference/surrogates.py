@@ -27,7 +27,7 @@ def ratios(kind: str, log_prob: Array, behavior_log_prob: Array, mask: Array) ->
     """One row's ratios ``[T]`` and their derivatives ``[T, T]``, entry (t, u) being ``∂ ratio_t / ∂ log π_u``.
 
     ``token``: exp Δ_t, derivative ratio_t at u = t. ``sequence``: exp Σ Δ, derivative ratio at every u. ``sequence_mean``:
-    exp mean Δ, derivative ratio / |o| at every u. ``sequence_mean_token``: the same value, but the derivative ratio at u = t only.
+    exp mean Δ, derivative ``ratio / |o|`` at every u. ``sequence_mean_token``: the same value, but the derivative ratio at u = t only.
     """
     steps = [t for t in range(len(mask)) if mask[t]]
     ratio, derivative = np.ones(len(mask)), np.zeros((len(mask), len(mask)))
