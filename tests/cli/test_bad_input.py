@@ -137,6 +137,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "an environment for what learns from texts": (["train", "dpo", "CartPole-v1"], "dpo: it learns from texts"),
     "no total steps": ([*PPO, "--total-steps", "0"], "total_steps: expected an integer ≥ 1"),
     "negative seed": ([*PPO, "--seed", "-1"], "seed: expected an integer from 0 to"),
+    "a time-out that nothing can keep": (
+        [*PPO, "--step-timeout", "5"],
+        "cannot be interrupted (--vectorization auto); add --vectorization async",
+    ),
     "no evaluation interval": ([*PPO, "--eval-every", "-1"], "eval_every: expected an integer ≥ 0"),
     "no evaluation episodes": ([*PPO, "--eval-episodes", "0"], "eval_episodes: expected an integer ≥ 1"),
     "empty layer": ([*PPO, "--hidden-sizes", "64", "0"], "hidden_sizes: expected integers from 1 to 65536, found 64 0"),

@@ -189,6 +189,11 @@ def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], 
     if "init" in values and (shape := [flags[key].option for key in values if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {values['init']}; leave out {', '.join(shape)}")
     chosen = ControlRun.of(name, env_id, **{**from_file(config, flags, values), **values})
+    if values.get("step_timeout") is not None and chosen.env.vectorization != "async":
+        raise UsageError(
+            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {chosen.env.vectorization}); "
+            "add --vectorization async, or leave --step-timeout out"
+        )
     session = Session(chosen, Output(**output))
     if play:
         from upslope.run.play import check_renders
