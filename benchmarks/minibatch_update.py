@@ -83,7 +83,7 @@ class Case:
         self.head, self.minibatch, self.minibatches = head, minibatch, minibatches
         box = spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
         self.spaces = box, spaces.Discrete(ACTIONS) if head == "categorical" else spaces.Box(-1, 1, (ACTIONS,), np.float32)
-        self.policy = MLPPolicy.for_envs(self.spaces, seed=0)
+        self.policy = MLPPolicy.for_envs(self.spaces, seed=0, normalize_value=False)
         rows, generator = minibatch * minibatches, torch.Generator().manual_seed(0)
         with torch.no_grad():
             self.policy.actor[-1].weight.mul_(30.0)  # away from the uniform policy that training starts with
@@ -119,13 +119,13 @@ class Case:
         if name == "own-surrogate":
             algorithm = replace(algorithm, surrogate=user_surrogate)
         if name == "own-module":
-            policy = control.ActorCritic(networks(), self.spaces, seed=0)
+            policy = control.ActorCritic(networks(), self.spaces, seed=0, normalize_value=False)
             pairs = zip(policy.parameters(), self.policy.parameters(), strict=True)
             with torch.no_grad():
                 for own, given in pairs:
                     own.copy_(given)
         state, step = update.start(policy, seed=0), twins.fast_update(algorithm, policy)
-        expected = {"compiled": "CompiledUpdate", "own-surrogate": "DenseUpdate", "own-module": "ObjectiveUpdate"}[name]
+        expected = {"compiled": "CompiledUpdate", "own-surrogate": "CompiledUpdate", "own-module": "HeadUpdate"}[name]
         if type(step).__name__ != expected:
             raise SystemExit(f"{name}: expected {expected}, found {type(step).__name__}; is llvmlite installed?")
         old = [policy]  # the batch stays the policy's own, so that the first ratio of every pass is 1

@@ -1,5 +1,8 @@
 """The kernels run twice: compiled, and as the ordinary Python that they are."""
 
+import ctypes
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,8 @@ from upslope.fast.native import library
 from upslope.fast.networks import tanh
 from upslope.fast.plan import Plan, anatomy
 from upslope.fast.rows import Rows, split
-from upslope.fast.twins import compiled_update
+from upslope.fast.update import CompiledUpdate
+from upslope.updates.trust_region import ValueFit
 
 pytest.importorskip("llvmlite")
 
@@ -20,34 +24,57 @@ def address(argument):
     return argument.ctypes.data if isinstance(argument, np.ndarray) else argument
 
 
-def parameters_of(policy):
-    return np.concatenate([p.detach().numpy().reshape(-1) for p in policy.parameters()])
+def as_python(compiled):
+    """The table of an objective for kernels that run as Python: its functions stay machine code, called with arrays."""
+
+    def call(address_of_function):
+        function = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 6)(int(address_of_function))
+
+        def run(rows, order, columns, *memory):
+            table = np.array([column.ctypes.data for column in columns])
+            function(rows, *map(address, (order, table, *memory)))
+
+        return run
+
+    return [*map(call, compiled.table[: at.NUMBERS]), *compiled.memory]
 
 
-@pytest.mark.parametrize("head,activation", [("categorical", "tanh"), ("gaussian", "relu")])
-def test_an_update(head, activation):
-    policy = make_policy(head, inputs=2, outputs=2, hidden_sizes=(3,), activation=activation)
-    algorithm = PPO(entropy_coef=0.1, value_clip_range=0.3, dual_clip=1.5, update=Ascent(learning_rate=0.05, num_minibatches=2))
-    batch = make_batch(policy, (70,), action_mask=head == "categorical")
-    state = algorithm.update.start(policy, seed=0)
-    run = compiled_update(algorithm, policy)
-    plan, rows = run.prepared(state), Rows(batch, run.parts, value_error=True, value_clip=True)
-    options = run.options(run.describe(algorithm), algorithm.update, state, masked="legal" in rows.tensors)
+CASES = {
+    "categorical": PPO(entropy_coef=0.1, value_clip_range=0.3, dual_clip=1.5, update=Ascent(learning_rate=0.05, num_minibatches=2)),
+    "gaussian": PPO(entropy_coef=0.1, value_clip_range=0.3, dual_clip=1.5, update=Ascent(learning_rate=0.05, num_minibatches=2)),
+    "critic": ValueFit(update=Ascent(learning_rate=0.05, num_minibatches=2, max_grad_norm=None)),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_an_update(kind):
+    algorithm, head = CASES[kind], "categorical" if kind == "categorical" else "gaussian"
+    policy = make_policy(head, inputs=2, outputs=2, hidden_sizes=(3,), activation="tanh" if kind == "categorical" else "relu")
+    batch, state = make_batch(policy, (70,), action_mask=kind == "categorical"), algorithm.update.start(policy, seed=0)
+    parts = anatomy(policy)
+    if kind == "critic":
+        flat = state.flat.part(tuple(policy.critic.parameters()))
+        state, parts = replace(state, flat=flat, parameters=flat.parameters), replace(parts, actor=(), log_std=None)
+    run = CompiledUpdate(library(), parts)
+    plan, objective = run.planned(state), run.objective(algorithm, policy, batch)
+    rows, networks = Rows(batch, parts, objective.columns), objective.written_into(plan.networks)
+    options = run.options(algorithm.update, state, masked=rows.masked)
     order, bounds = rows.order(np.random.default_rng(0).permutation(rows.num_units)), split(rows.num_units, 2)
-    columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.COLUMNS]
+    columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.OWN_COLUMNS]
+    columns += [getattr(batch, name).numpy().reshape(-1) for name in objective.columns]
     columns = [column.view(np.uint8) if column.dtype == bool else column for column in columns]
-    outcomes = []
+    outcomes, start = [], np.concatenate([p.detach().numpy().reshape(-1) for p in state.flat.parameters])
     for compiled in (True, False):
-        memory = [parameters_of(policy), *(np.zeros(len(parameters_of(policy)), np.float32) for _ in range(2)), np.zeros_like(plan.scratch)]
-        results = np.zeros(2 * at.NUM_RESULTS)
+        memory = [start.copy(), np.zeros_like(start), np.zeros_like(start), np.zeros_like(plan.scratch)]
+        results = np.zeros(at.NUM_RESULTS + len(objective.values))
         if compiled:
             table = np.array([column.ctypes.data for column in columns])
-            arguments = [*memory, plan.networks, options, table, order, bounds, 1, 2, results]
-            library().update(*map(address, arguments))
+            library().update(*map(address, [*memory, networks, options, table, objective.table, order, bounds, 1, 2, results]))
         else:
-            kernels.update(*memory, plan.networks, options, columns, order, bounds, 1, 2, results)
+            kernels.update(*memory, networks, options, columns, as_python(objective), order, bounds, 1, 2, results)
         outcomes.append((*memory[:3], results))
     assert outcomes[0][-1][at.STATUS] == at.FINISHED and outcomes[0][-1][at.STEPPED] == 2
+    assert np.abs(outcomes[0][0] - start).max() > 1e-4
     for ours, theirs in zip(*outcomes, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)  # float32 sums of 35 rows in another order, and Adam
 
@@ -73,30 +100,6 @@ def test_a_step(head, mode):
     assert any(np.any(target) for target in outcomes[0])
     for ours, theirs in zip(*outcomes, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("head", ["categorical", "gaussian"])
-def test_an_evaluation_and_its_derivative(head):
-    policy = make_policy(head, inputs=2, outputs=3, hidden_sizes=(3,))
-    state = Ascent().start(policy, seed=0)
-    plan, parameters = Plan(anatomy(policy), state.flat.data.data_ptr(), 0), state.flat.data.numpy()
-    batch = make_batch(policy, (66,))
-    observation, action = (batch.inputs[name].numpy().reshape(-1) for name in ("observation", "action"))
-    discrete, continuous = (action, np.zeros(1, np.float32)) if head == "categorical" else (np.zeros(1, np.int64), action)
-    slopes = np.random.default_rng(0).standard_normal((3, 66)).astype(np.float32)
-    outcomes = []
-    for kernel, twin in ((library(), None), (None, policy_kernels)):
-        given = [parameters, plan.scratch, plan.networks, observation, 66, False, discrete, continuous, np.zeros(1, np.uint8)]
-        results, gradient = [np.zeros(66, np.float32) for _ in range(3)], np.zeros_like(parameters)
-        for name, rest in (("evaluate", results), ("pull_back", [*slopes, gradient])):
-            if kernel is not None:
-                getattr(kernel, name)(*map(address, [*given, *rest]))
-            else:
-                getattr(twin, name)(*given, *rest)
-        outcomes.append([*results, gradient])
-    for ours, theirs in zip(*outcomes, strict=True):
-        assert np.any(ours)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # sums of 66 float32 terms in another order
 
 
 def test_the_rational_tanh():

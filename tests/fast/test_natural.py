@@ -1,20 +1,14 @@
-"""The compiled fit of the critic against its readable twin inside TRPO and NPG, and the kernel as the ordinary Python that it is."""
+"""The compiled fit of the critic against its readable twin inside TRPO and NPG."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
 from tests.fast.cases import close, make_batch, make_policy, twice, vector
-from upslope import NPG, TRPO, Ascent, Diverged, NaturalGradient, TrustRegion
-from upslope.fast import layout as at
-from upslope.fast import value_kernels
-from upslope.fast.native import library
-from upslope.fast.natural import CompiledNatural
-from upslope.fast.rows import Rows, split
+from upslope import NPG, TRPO, Diverged, NaturalGradient, TrustRegion
 from upslope.fast.twins import fast_update
-from upslope.updates.trust_region import NaturalStep, ValueFit
+from upslope.fast.update import CompiledNatural
+from upslope.updates.trust_region import NaturalStep
 
 pytest.importorskip("llvmlite")
 FIT = {"num_value_epochs": 3, "num_value_minibatches": 4, "value_learning_rate": 0.01}
@@ -68,34 +62,3 @@ def test_what_the_kernel_does_not_read_is_left_to_its_twin():
     algorithm = TRPO()
     metrics = fast_update(algorithm, policy)(algorithm, policy, batch, algorithm.update.start(policy, seed=0))
     assert metrics["accepted"] == 1 and metrics["value_error"] > 0
-
-
-def test_the_kernel_as_python():
-    policy = make_policy("gaussian", inputs=2, outputs=2, hidden_sizes=(3,))
-    batch = make_batch(policy, (70,))
-    algorithm, ascent = TRPO(), Ascent(learning_rate=0.05, num_minibatches=2, max_grad_norm=None)
-    natural = algorithm.update.start(policy, seed=0)
-    state, run = (
-        algorithm.update.critic_state(policy, batch, replace(natural, actor=tuple(policy.actor.parameters()))),
-        fast_update(algorithm, policy).fit,
-    )
-    plan, rows = run.prepared(state), Rows(batch, run.parts, value_error=True, value_clip=False)
-    options = run.options(run.describe(ValueFit(update=ascent)), ascent, state, masked=False)
-    order, bounds = rows.order(np.random.default_rng(0).permutation(rows.num_units)), split(rows.num_units, 2)
-    columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.COLUMNS]
-    columns = [column.view(np.uint8) if column.dtype == bool else column for column in columns]
-    start, outcomes = state.flat.data.numpy().copy(), []
-    for compiled in (True, False):
-        memory = [start.copy(), np.zeros_like(start), np.zeros_like(start), np.zeros_like(plan.scratch)]
-        results = np.zeros(2 * at.NUM_RESULTS)
-        table = np.array([column.ctypes.data for column in columns]) if compiled else columns
-        arguments = [*memory, plan.networks, options, table, order, bounds, 1, 2, results]
-        if compiled:
-            library().fit(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
-        else:
-            value_kernels.fit(*arguments)
-        outcomes.append((*memory[:3], results))
-    assert outcomes[0][-1][at.STATUS] == at.FINISHED and outcomes[0][-1][at.STEPPED] == 2
-    for ours, theirs in zip(*outcomes, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)  # float32 sums of 35 rows in another order, and Adam
-    assert torch.equal(state.flat.data, torch.from_numpy(start))

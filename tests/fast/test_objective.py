@@ -13,9 +13,7 @@ from torch import nn
 from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
 from upslope import A2C, NPG, PPO, REINFORCE, TRPO, Ascent, Diverged, RunFault, UsageError, control
 from upslope import functional as F
-from upslope.fast import objective
-from upslope.fast.descent import CompiledDescent
-from upslope.fast.objective import ObjectiveUpdate
+from upslope.fast.own_network import HeadAscent, HeadUpdate
 from upslope.fast.twins import fast_update
 
 pytest.importorskip("llvmlite")
@@ -58,7 +56,7 @@ def own_batch(policy, *arguments, **options):
     return replace(batch, behavior_log_prob=new.log_prob.masked_fill(hide, 0.0), value=value)
 
 
-def assert_equal_twins(algorithm, policy, batch, kind=ObjectiveUpdate):
+def assert_equal_twins(algorithm, policy, batch, kind=HeadUpdate):
     outcomes = []
     for fast, own in zip((True, False), twice(policy), strict=True):
         step = fast_update(algorithm, own) if fast else algorithm.update
@@ -213,17 +211,45 @@ def mine(log_prob, behavior_log_prob, advantage, mask, clip_range):
     return (log_prob - behavior_log_prob).exp() * advantage
 
 
+def cumulative(log_prob, behavior_log_prob, advantage, mask, clip_range):
+    return (log_prob - behavior_log_prob).exp() * advantage.cumsum(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OwnObjective(PPO):
     def objective(self, policy, batch):
-        return super().objective(policy, batch)
+        value, metrics = super().objective(policy, batch)
+        return 2.0 * value, metrics
 
 
-@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine, update=SEVERAL), PPO(kl_coef=1.0, update=SEVERAL), OwnObjective(update=SEVERAL)])
+@pytest.mark.parametrize("algorithm", [PPO(surrogate=mine, update=SEVERAL), OwnObjective(update=SEVERAL)])
 @pytest.mark.parametrize("head", ["categorical", "gaussian"])
-def test_an_own_objective_on_an_own_network_keeps_the_compiled_step(head, algorithm):
+def test_an_own_objective_is_compiled_too(head, algorithm, monkeypatch):
+    monkeypatch.setattr(HeadAscent.__bases__[0], "accumulate", readable := Counted(Ascent.accumulate))
     policy = own_policy(head)
-    assert_equal_twins(algorithm, policy, own_batch(policy), CompiledDescent)
+    algorithm = replace(algorithm, update=replace(SEVERAL, target_kl=None))
+    assert_equal_twins(algorithm, policy, own_batch(policy))
+    assert readable.calls == 12, "the update itself calls it, the twin does not"
+
+
+@pytest.mark.parametrize("algorithm", [PPO(kl_coef=1.0, update=SEVERAL), PPO(surrogate=cumulative, update=SEVERAL)])
+def test_what_cannot_be_compiled_runs_as_it_is_written(algorithm):
+    policy = own_policy()
+    assert_equal_twins(algorithm, policy, own_batch(policy))
+
+
+class Counted:
+    """A method, and how often it was called."""
+
+    def __init__(self, method):
+        self.method, self.calls = method, 0
+
+    def __get__(self, instance, owner):
+        def call(*arguments, **options):
+            self.calls += 1
+            return self.method(instance, *arguments, **options)
+
+        return call
 
 
 class Doubled(control.ActorCritic):
@@ -235,12 +261,12 @@ class Doubled(control.ActorCritic):
 def test_a_policy_that_scores_in_its_own_way_is_asked():
     like = own_policy()
     policy = Doubled(like.network, (like.observation_space, like.action_space))
-    update = fast_update(PPO(), policy)
-    assert type(update) is CompiledDescent
+    algorithm = PPO()
+    assert fast_update(algorithm, policy) is algorithm.update
 
 
 def test_micro_batches_change_nothing_and_save_memory(monkeypatch):
-    monkeypatch.setattr(objective.ObjectiveAscent, "slopes", None)  # it works on whole minibatches
+    monkeypatch.setattr(HeadAscent, "slopes", None)  # it works on whole minibatches
     policy = own_policy()
     algorithm = PPO(update=replace(SEVERAL, micro_batch_size=7))
     assert_equal_twins(algorithm, policy, own_batch(policy))
@@ -256,7 +282,7 @@ def test_what_the_kernel_cannot_read_goes_to_the_readable_objective(kind, monkey
         forward = Network.forward
         monkeypatch.setattr(Network, "forward", lambda self, x: tuple(t.double() for t in forward(self, x)))
     seen = []
-    monkeypatch.setattr(objective.ObjectiveAscent, "slopes", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(HeadAscent, "slopes", lambda *arguments: seen.append(arguments))
     assert_equal_twins(PPO(), policy, batch)
     assert not seen
 

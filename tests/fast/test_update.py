@@ -1,7 +1,6 @@
 """The compiled update against its readable twin, ``Ascent.__call__``: same parameters, moments, metrics and stops."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, TRPO, Ascent, Diverged, Off
 from upslope import functional as F
 from upslope.algorithms.off_policy import per_step
 from upslope.fast import update
-from upslope.fast.twins import compiled_update, fast_update
+from upslope.fast.twins import fast_update
 from upslope.fast.update import CompiledUpdate
 
 pytest.importorskip("llvmlite")
@@ -23,7 +22,7 @@ def both(algorithm, policy, batches, *, starts=("compiled", "readable")):
     outcomes = []
     for way, own in zip(starts, twice(policy), strict=True):
         state = algorithm.update.start(own, seed=5)
-        compiled = compiled_update(algorithm, own)
+        compiled = fast_update(algorithm, own)
         assert isinstance(compiled, CompiledUpdate)
         run = compiled if way == "compiled" else algorithm.update
         metrics = [run(algorithm, own, batch, state) for batch in batches]
@@ -107,10 +106,11 @@ def test_group_methods(head, critic, algorithm):
     assert_equal_twins(algorithm, policy, [replace(batch, returns=None, value=None)])
 
 
-def test_a_ratio_of_sequences_is_not_compiled():
+@pytest.mark.parametrize("ratio", [F.sequence_ratio, F.sequence_mean_ratio, F.sequence_mean_token_ratio])
+def test_a_ratio_of_sequences_runs_as_it_is_written(ratio):
     policy = make_policy()
-    assert compiled_update(GRPO(ratio=F.sequence_mean_ratio), policy) is None
-    assert compiled_update(GRPO(kl_coef=0.1), policy) is None and compiled_update(RLOO(kl_coef=0.1), policy) is not None
+    batch = make_batch(policy, (5, 3, 6), unit="group", masked=0.3, average_over="sequences")
+    assert_equal_twins(GRPO(ratio=ratio, update=SEVERAL), policy, [replace(batch, returns=None, value=None)])
 
 
 @pytest.mark.parametrize("head", ["categorical", "gaussian"])
@@ -160,7 +160,7 @@ def test_what_is_masked_or_has_no_weight_is_not_looked_at():
     found = []
     for given in (batch, spoiled):
         own = twice(policy)[1]
-        compiled_update(algorithm, own)(algorithm, own, given, algorithm.update.start(own, seed=0))
+        fast_update(algorithm, own)(algorithm, own, given, algorithm.update.start(own, seed=0))
         found.append(vector(own))
     assert torch.equal(*found)
 
@@ -183,7 +183,7 @@ def test_epochs_in_several_calls_are_those_of_one(monkeypatch):
         monkeypatch.setattr(update, "ROWS_PER_CALL", rows)
         own = twice(policy)[1]
         state = algorithm.update.start(own, seed=0)
-        found.append((vector(own), compiled_update(algorithm, own)(algorithm, own, batch, state), vector(own), state.num_updates))
+        found.append((vector(own), fast_update(algorithm, own)(algorithm, own, batch, state), vector(own), state.num_updates))
     for other in found[1:]:
         assert other[1] == found[0][1] and torch.equal(other[2], found[0][2]) and other[3] == found[0][3] == 21
 
@@ -195,7 +195,7 @@ def test_twins_can_take_turns():
     def alternately(first):
         own = twice(policy)[1]
         state = algorithm.update.start(own, seed=5)
-        runs = [compiled_update(algorithm, own), algorithm.update]
+        runs = [fast_update(algorithm, own), algorithm.update]
         for turn in range(4):
             algorithm.update.set_fraction(state, turn / 8)
             batch = make_batch(own, seed=turn)
@@ -211,7 +211,7 @@ def test_the_schedule_reaches_the_kernel():
     own = twice(policy)[1]
     state = algorithm.update.start(own, seed=0)
     state.learning_rate = 0.0
-    compiled_update(algorithm, own)(algorithm, own, make_batch(own), state)
+    fast_update(algorithm, own)(algorithm, own, make_batch(own), state)
     assert torch.equal(vector(own), vector(policy))
     assert float(state.moments[0][0].abs().max()) > 0
 
@@ -221,7 +221,7 @@ def test_both_refuse_a_ratio_that_is_not_one():
     batch = make_batch(policy)
     batch = replace(batch, behavior_log_prob=batch.behavior_log_prob - 0.1)
     before = vector(policy)
-    for run in (compiled_update(PPO(), policy), PPO().update):
+    for run in (fast_update(PPO(), policy), PPO().update):
         with pytest.raises(RunFault, match=r"ratio: expected 1 .* found exp\(±0.1\)"):
             run(PPO(), policy, batch, PPO().update.start(policy, seed=0))
     assert torch.equal(before, vector(policy))
@@ -240,7 +240,7 @@ def test_both_name_what_diverged(name):
                 policy.critic[0].weight[0, 0] = torch.nan
         else:
             getattr(batch, name)[20] = torch.nan
-        run = compiled_update(algorithm, policy) if way == "compiled" else algorithm.update
+        run = fast_update(algorithm, policy) if way == "compiled" else algorithm.update
         with pytest.raises(Diverged) as info:
             run(algorithm, policy, batch, state)
         found.append(str(info.value))
@@ -263,7 +263,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied():
         batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob)
     before = vector(policy)
     with pytest.raises(Diverged):
-        compiled_update(algorithm, policy)(algorithm, policy, batch, state)
+        fast_update(algorithm, policy)(algorithm, policy, batch, state)
     assert torch.equal(before, vector(policy))
 
 
@@ -273,7 +273,8 @@ def test_a_gradient_that_is_not_finite_is_not_applied():
         lambda batch: replace(batch, inputs={**batch.inputs, "more": batch.mask}),
         lambda batch: replace(batch, advantage=batch.advantage.double()),
         lambda batch: replace(batch, inputs={**batch.inputs, "observation": batch.inputs["observation"].double()}),
-        lambda batch: replace(batch, value=None),
+        lambda batch: replace(batch, sampler_log_prob=batch.behavior_log_prob),
+        lambda batch: replace(batch, returns=None),
     ],
 )
 def test_a_batch_it_does_not_know_goes_to_the_readable_twin(change, monkeypatch):
@@ -281,7 +282,7 @@ def test_a_batch_it_does_not_know_goes_to_the_readable_twin(change, monkeypatch)
     algorithm = PPO(value_clip_range=0.2)
     seen = []
     monkeypatch.setattr(Ascent, "__call__", lambda *arguments: seen.append(arguments) or {})
-    run = compiled_update(algorithm, policy)
+    run = fast_update(algorithm, policy)
     assert run(algorithm, policy, change(make_batch(policy)), algorithm.update.start(policy, seed=0)) == {}
     assert len(seen) == 1
 
@@ -291,7 +292,7 @@ def test_an_action_that_does_not_exist_is_left_to_torch_to_refuse():
     batch = make_batch(policy)
     batch.inputs["action"][3] = 99
     with pytest.raises(RuntimeError):
-        compiled_update(PPO(), policy)(PPO(), policy, batch, PPO().update.start(policy, seed=0))
+        fast_update(PPO(), policy)(PPO(), policy, batch, PPO().update.start(policy, seed=0))
 
 
 def test_parameters_that_have_moved_are_found_again():
@@ -299,7 +300,7 @@ def test_parameters_that_have_moved_are_found_again():
     algorithm = PPO(update=SEVERAL)
     own, other = twice(policy)
     states = [algorithm.update.start(p, seed=5) for p in (own, other)]
-    run = compiled_update(algorithm, own)
+    run = fast_update(algorithm, own)
     batches = [make_batch(policy, seed=k) for k in range(2)]
     run(algorithm, own, batches[0], states[0])
     algorithm.update(algorithm, other, batches[0], states[1])
@@ -309,11 +310,6 @@ def test_parameters_that_have_moved_are_found_again():
     run(algorithm, own, batch, states[0])
     algorithm.update(algorithm, other, batch, states[1])
     assert close(vector(own), vector(other), atol=4e-6)
-
-
-def test_a_partial_of_a_shipped_surrogate_is_not_taken_for_it():
-    algorithm = PPO(surrogate=partial(F.clipped_surrogate, dual_clip=2.0))
-    assert compiled_update(algorithm, make_policy()) is None
 
 
 @pytest.mark.parametrize("fast", [True, False])

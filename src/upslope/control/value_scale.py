@@ -47,11 +47,11 @@ class ValueScale(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """V from the network's output."""
-        return y * float(self.std) + float(self.mean) if self.started else y
+        return y * self.std + self.mean if self.started else y
 
     def normalized(self, value: Tensor) -> Tensor:
         """Values or returns as the network says them."""
-        return (value - float(self.mean)) / float(self.std) if self.started else value
+        return (value - self.mean) / self.std if self.started else value
 
     @torch.no_grad()
     def follow(self, returns: Tensor, last: nn.Linear | None) -> None:

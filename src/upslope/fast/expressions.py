@@ -290,6 +290,13 @@ class Expressions:
     def register_floats(self, table: Value, index: Value) -> Value:
         return self.entry(table, index, "Floats")
 
+    def register_doubles(self, table: Value, index: Value) -> Value:
+        return self.entry(table, index, "Doubles")
+
+    def register_invoke(self, function: Value, *arguments: Value) -> Value:
+        self.body.append(f"call void {function.text}({', '.join(f'{TYPES[a.type]} {a.text}' for a in arguments)})")
+        return Value("None", "")
+
     def register_integers(self, table: Value, index: Value) -> Value:
         return self.entry(table, index, "Integers")
 

@@ -1,4 +1,4 @@
-"""What one row contributes, and its derivatives: the formulas of :mod:`upslope.functional`, in the kernels' subset of Python."""
+"""The heads: what the outputs of a network for one row say of an action, and the derivatives, in the kernels' subset of Python."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import math
 
 from upslope.fast import layout as at
 from upslope.fast.layout import BLOCK
-from upslope.fast.registers import Doubles, Flags, Floats, Integers
+from upslope.fast.registers import Flags, Floats, Integers
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-
-
-def clamp(x: float, low: float, high: float) -> float:
-    """``x`` kept between the bounds."""
-    return min(max(x, low), high)
 
 
 def log_normalizer(logits: Floats, count: int, legal: Flags, masked: bool) -> float:
@@ -102,46 +97,3 @@ def head_backward(
         gaussian_backward(z, log_std, delta, gradient, outputs, continuous, from_log_prob, from_entropy)
     else:
         categorical_backward(z, delta, outputs, legal, masked, normalizer, entropy, action, from_log_prob, from_entropy)
-
-
-def surrogate_of(log_prob: float, moved: float, advantage: float, options: Doubles) -> tuple[float, float]:
-    """A surrogate and its derivative by log π (FORMULAS section 6); ``moved`` is the log ratio."""
-    kind = options[at.SURROGATE]
-    if kind == at.SCORE:
-        return log_prob * advantage, advantage
-    ratio = math.exp(moved)
-    if kind == at.TRUNCATED_SCORE:
-        capped = min(ratio, options[at.HIGH]) * advantage
-        return capped * log_prob if ratio > 0.0 else 0.0, capped  # 0 · log 0 is 0
-    value = ratio * advantage
-    if kind == at.IMPORTANCE:
-        return value, value
-    clipped = clamp(ratio, options[at.LOW], options[at.HIGH]) * advantage
-    if advantage < 0.0 and ratio > options[at.DUAL_CLIP]:
-        return options[at.DUAL_CLIP] * advantage, 0.0
-    if clipped < value:
-        return clipped, 0.0
-    return value, value
-
-
-def value_error_of(value: float, target: float, old: float, clip: float) -> tuple[float, float]:
-    """``(V − R)²``, PPO-clipped where ``clip`` is finite, and its derivative by V."""
-    error = value - target
-    if math.isfinite(clip):
-        moved = old + clamp(value - old, -clip, clip) - target
-        if moved * moved > error * error:
-            return moved * moved, 0.0
-    return error * error, 2.0 * error
-
-
-def measure(moved: float, advantage: float, options: Doubles, sums: Doubles) -> None:
-    """Add one row to what is reported of how far the policy has moved (``F.surrogate_metrics``)."""
-    excess = math.expm1(moved)  # ratio − 1
-    outside = excess < options[at.LOW] - 1.0 or excess > options[at.HIGH] - 1.0
-    dead = outside and moved * advantage > 0.0
-    dead = dead or (excess > options[at.DUAL_CLIP] - 1.0 and advantage < 0.0)
-    sums[at.APPROX_KL] += excess - moved
-    sums[at.CLIP_FRACTION] += 1.0 if outside else 0.0
-    sums[at.DEAD_FRACTION] += 1.0 if dead else 0.0
-    sums[at.MAX_LOG_RATIO] = max(sums[at.MAX_LOG_RATIO], abs(moved))
-    sums[at.SCORED] += 1.0

@@ -27,14 +27,18 @@ CRITIC_AT: Final = 15
 """Where the parameters begin that only the critic has."""
 CRITIC_SIZE: Final = 16
 """And how many these are; 0 where the whole gradient is clipped by one norm."""
-LAYERS_AT: Final = 17
+NUM_SUMS: Final = 17
+NUM_VALUES: Final = 18
+KL_AT: Final = 19
+"""Which of the values is the approximate KL that ``target_kl`` bounds; -1 without one."""
+LAYERS_AT: Final = 20
 
 LAYER: Final = 6
 """Inputs, outputs, where the weights and the bias start among the parameters, where input and output stand in the scratch."""
 BLOCK: Final = 64
 """Rows of a batch that are worked on at once; their activations fit the first two levels of cache."""
 WIDTH: Final = 16
-"""Numbers in one register of :mod:`upslope.fast.lanes`."""
+"""Numbers in one register of :mod:`upslope.fast.registers`."""
 
 CATEGORICAL: Final = 0
 GAUSSIAN: Final = 1
@@ -42,60 +46,59 @@ IDENTITY: Final = 0
 TANH: Final = 1
 RELU: Final = 2
 
-# ---- surrogates
-SCORE: Final = 0
-IMPORTANCE: Final = 1
-CLIPPED: Final = 2
-TRUNCATED_SCORE: Final = 3
-
-# ---- a batch: addresses of its columns
+# ---- a batch: addresses of its columns; those of the objective come behind these
 OBSERVATION: Final = 0
 ACTION: Final = 1
 CONTINUOUS: Final = 2
 LEGAL: Final = 3
-BEHAVIOR_LOG_PROB: Final = 4
-ADVANTAGE: Final = 5
-RETURNS: Final = 6
-VALUE: Final = 7
-WEIGHT: Final = 8
-MASK: Final = 9
-COLUMNS: Final = ("observation", "action", "continuous", "legal", "behavior_log_prob", "advantage", "returns", "value", "weight", "mask")
+MASK: Final = 4
+OWN_COLUMNS: Final = ("observation", "action", "continuous", "legal", "mask")
+OBJECTIVE_COLUMNS: Final = 5
+
+# ---- an objective: addresses of its functions, and of what they read and write
+BEFORE: Final = 0
+BLOCK_OF_ROWS: Final = 1
+AFTER: Final = 2
+NUMBERS: Final = 3
+"""Rows of the minibatch, by how many times it is smaller than the batch, settings, sums over the batch alone."""
+EACH: Final = 4
+"""For each row of a block, ``BLOCK`` numbers of every kind that follows."""
+SUMS: Final = 5
+"""The largest |log ratio|, then the objective's own."""
+VALUES: Final = 6
+"""The objective of a minibatch, then what it reports."""
+
+LOG_PROB: Final = 0
+ENTROPY: Final = 1
+VALUE: Final = 2
+SLOPES: Final = 3
+"""The derivatives of the objective by the three, in their order."""
+NORMALIZER: Final = 6
+"""What the logits are normalized by."""
+NUM_EACH: Final = 7
 
 # ---- options of an update (float64); a bound that is not wanted is infinite
-LOW: Final = 0
-HIGH: Final = 1
-DUAL_CLIP: Final = 2
-VALUE_COEF: Final = 3
-ENTROPY_COEF: Final = 4
-VALUE_CLIP: Final = 5
-MAX_GRAD_NORM: Final = 6
-TARGET_KL: Final = 7
-LEARNING_RATE: Final = 8
-BETA1: Final = 9
-BETA2: Final = 10
-EPS: Final = 11
-STEP: Final = 12
-RATIO_TOLERANCE: Final = 13
-SURROGATE: Final = 14
-MASKED: Final = 15
+MAX_GRAD_NORM: Final = 0
+TARGET_KL: Final = 1
+LEARNING_RATE: Final = 2
+BETA1: Final = 3
+BETA2: Final = 4
+EPS: Final = 5
+STEP: Final = 6
+RATIO_TOLERANCE: Final = 7
+MASKED: Final = 8
 """Whether there is an action mask."""
-NUM_OPTIONS: Final = 16
+NUM_OPTIONS: Final = 9
 
-# ---- results of an update (float64): sums over minibatches, then how it ended
-OBJECTIVE: Final = 0
-APPROX_KL: Final = 1
-CLIP_FRACTION: Final = 2
-DEAD_FRACTION: Final = 3
-ENTROPY: Final = 4
-VALUE_ERROR: Final = 5
-GRADIENT_NORM: Final = 6
-MAX_LOG_RATIO: Final = 7
-SCORED: Final = 8
+# ---- results of an update (float64), and behind them the sums over minibatches of the objective's values
+STATUS: Final = 0
+SCORED: Final = 1
 """Minibatches that were scored."""
-STEPPED: Final = 9
+STEPPED: Final = 2
 """Minibatches whose step was taken."""
-STATUS: Final = 10
-NUM_RESULTS: Final = 11
+GRADIENT_NORM: Final = 3
+MAX_LOG_RATIO: Final = 4
+NUM_RESULTS: Final = 5
 
 FINISHED: Final = 0
 NOT_FINITE: Final = 1

@@ -1,7 +1,7 @@
-"""The kernels as machine code: translated and compiled by LLVM for this processor once, then loaded from a file.
+"""Kernels and objectives as machine code: compiled by LLVM for this processor once, then loaded from a file.
 
 The file lies beside Python's own compiled files (or in the user's cache folder where that cannot be written) and is
-named by a hash of the kernels' source, of LLVM's version and of the processor, so that a stale one is never used; what it
+named by a hash of its source, of LLVM's version and of the processor, so that a stale one is never used; what it
 holds is checked against a hash of its own. Without llvmlite :func:`library` is None and everything runs on PyTorch.
 """
 
@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upslope.fast import kernels, policy_kernels, value_kernels
+from upslope.fast import kernels, policy_kernels
 
-SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "value_kernels", "expressions", "translate")
+SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "expressions", "translate")
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
@@ -30,18 +30,20 @@ class Library(NamedTuple):
 
     update: Callable[..., None]
     differentiate: Callable[..., None]
-    descend: Callable[..., None]
     step: Callable[..., None]
-    evaluate: Callable[..., None]
-    pull_back: Callable[..., None]
-    fit: Callable[..., None]
     engine: Any
 
 
 def entry_points() -> tuple[Callable[..., None], ...]:
     """The kernels that Python calls, in the order of :class:`Library`."""
-    updates = kernels.update, kernels.differentiate, kernels.descend
-    return *updates, policy_kernels.step, policy_kernels.evaluate, policy_kernels.pull_back, value_kernels.fit
+    return kernels.update, kernels.differentiate, policy_kernels.step
+
+
+def text_of_kernels() -> str:
+    """The kernels in LLVM's language."""
+    from upslope.fast.translate import Module
+
+    return str(Module(*entry_points()))
 
 
 @cache
@@ -53,8 +55,8 @@ def library() -> Library | None:
         return None
     try:
         machine = target_machine(llvm)
-        path = cache_folder() / f"kernels-{fingerprint(llvm)}.bin"
-        return load(llvm, machine, read(path) or write(path, compiled(llvm, machine, *entry_points())))
+        source = b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in SOURCES)
+        return load(llvm, machine, kept(llvm, machine, "kernels", source, text_of_kernels))
     except (RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
         return None
 
@@ -68,12 +70,16 @@ def target_machine(llvm: Any) -> Any:
     return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
 
 
-def fingerprint(llvm: Any) -> str:
-    """A name for everything that the machine code depends on."""
-    folder = Path(__file__).parent
-    parts = [(folder / f"{name}.py").read_bytes() for name in SOURCES]
+def fingerprint(llvm: Any, source: bytes) -> str:
+    """A name for everything that machine code depends on."""
     host = (llvm.llvm_version_info, llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    return hashlib.sha256(b"\0".join([*parts, repr(host).encode()])).hexdigest()[:24]
+    return hashlib.sha256(source + b"\0" + repr(host).encode()).hexdigest()[:24]
+
+
+def kept(llvm: Any, machine: Any, name: str, source: bytes, text: Callable[[], str]) -> bytes:
+    """The machine code of a source: from its file, else made from its ``text`` in LLVM's language and kept there."""
+    path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
+    return read(path) or write(path, compiled(llvm, machine, text()))
 
 
 def cache_folder() -> Path:
@@ -106,11 +112,9 @@ def write(path: Path, code: bytes) -> bytes:
     return code
 
 
-def compiled(llvm: Any, machine: Any, *kernels: Callable[..., None]) -> bytes:
-    """Translate kernels, optimize them for this processor, and emit its machine code."""
-    from upslope.fast.translate import Module
-
-    module = llvm.parse_assembly(str(Module(*kernels)))
+def compiled(llvm: Any, machine: Any, text: str) -> bytes:
+    """Optimize what is written in LLVM's language for this processor, and emit its machine code."""
+    module = llvm.parse_assembly(text)
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -122,11 +126,17 @@ def compiled(llvm: Any, machine: Any, *kernels: Callable[..., None]) -> bytes:
     return machine.emit_object(module)
 
 
-def load(llvm: Any, machine: Any, code: bytes) -> Library:
-    """Machine code as functions that Python can call; the interpreter lock is released while they run."""
+def engine_of(llvm: Any, machine: Any, code: bytes) -> Any:
+    """Machine code in memory, its addresses known; it owns that memory."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
+    return engine
+
+
+def load(llvm: Any, machine: Any, code: bytes) -> Library:
+    """Machine code as functions that Python can call; the interpreter lock is released while they run."""
+    engine = engine_of(llvm, machine, code)
 
     def entry(kernel: Callable[..., None]) -> Callable[..., None]:
         kinds = [kind for name, kind in kernel.__annotations__.items() if name != "return"]
@@ -134,3 +144,13 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
     return Library(*map(entry, entry_points()), engine=engine)
+
+
+@cache
+def functions(text: str, *names: str) -> tuple[Any, tuple[int, ...]]:
+    """What is written in LLVM's language as machine code: what owns its memory, and the addresses of its functions."""
+    import llvmlite.binding as llvm
+
+    machine = target_machine(llvm)
+    engine = engine_of(llvm, machine, kept(llvm, machine, "objective", text.encode(), lambda: text))
+    return engine, tuple(map(engine.get_function_address, names))

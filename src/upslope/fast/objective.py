@@ -1,159 +1,121 @@
-"""Shipped objectives as numbers, and their compiled twin for networks that are not the kernels' own.
-
-A user's network keeps its forward and backward in torch. Between them stand the head, the objective and what is reported of
-it, some 60 operations on a few numbers: here one call (:func:`upslope.fast.kernels.differentiate`) from the network's outputs
-and values to ∂objective/∂outputs and ∂objective/∂values, which autograd then carries on.
-"""
+"""An algorithm's own objective, compiled: traced once, kept as long as it is the same, its settings read anew at every update."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from upslope.errors import Diverged
 from upslope.fast import layout as at
-from upslope.fast.descent import CompiledAscent, CompiledDescent, Memory, vars_of
-from upslope.fast.native import Library
-from upslope.fast.plan import rounded
-from upslope.fast.rows import Columns, NotCompiled
-from upslope.records import Batch
-from upslope.updates.ascent import AscentState, check_first_ratio, diagnosis
-from upslope.updates.critic import value_scale
+from upslope.fast.graph import NotLowered
+from upslope.fast.lower import FIXED, FUNCTIONS, Lowered
+from upslope.fast.native import functions
+from upslope.fast.trace import trace
+from upslope.records import Batch, Metrics
 
-REPORTED = {
-    "approx_kl": at.APPROX_KL,
-    "clip_fraction": at.CLIP_FRACTION,
-    "dead_fraction": at.DEAD_FRACTION,
-    "entropy": at.ENTROPY,
-    "value_error": at.VALUE_ERROR,
-}
-"""What is a mean over a minibatch's steps."""
+TENSORS = tuple(f.name for f in fields(Batch) if "Tensor" in str(f.type) and f.name != "inputs")
+"""The columns that a batch may have."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A shipped objective as numbers: which surrogate, its bounds, the weights of the terms. Infinite means off."""
+class CompiledObjective:
+    """The functions of an objective and the memory that they work in; ``table`` is the address of both for the kernels."""
 
-    surrogate: int
-    value: bool
-    """whether the critic's error is part of it"""
-    value_coef: float = 0.0
-    entropy_coef: float = 0.0
-    bounds: tuple[float, float] = (0.0, math.inf)
-    """the ratios that are not clipped (for the clip fraction too)"""
-    dual_clip: float = math.inf
-    value_clip: float = math.inf
+    def __init__(self, lowered: Lowered) -> None:
+        self.engine, addresses = functions(lowered.text, *FUNCTIONS)
+        self.metrics, self.columns, self.uses = ("objective", *lowered.metrics), lowered.columns, lowered.uses
+        self.constants = [x.value for x in lowered.constants]
+        sizes = lowered.num_numbers, at.NUM_EACH * at.BLOCK, lowered.num_sums, len(self.metrics)
+        self.numbers, self.each, self.sums, self.values = self.memory = tuple(np.zeros(size) for size in sizes)
+        self.table = np.array([*addresses, *(array.ctypes.data for array in self.memory)])
 
-    def write(self, options: NDArray[np.float64], *, masked: bool) -> None:
-        """Into the options of a kernel."""
-        options[at.LOW], options[at.HIGH] = self.bounds
-        options[at.DUAL_CLIP], options[at.VALUE_CLIP] = self.dual_clip, self.value_clip
-        options[at.VALUE_COEF], options[at.ENTROPY_COEF] = self.value_coef, self.entropy_coef
-        options[at.SURROGATE], options[at.MASKED] = self.surrogate, masked
+    def read_settings(self) -> None:
+        """Numbers that the objective takes from tensors may have changed in place."""
+        self.numbers[len(FIXED) : len(FIXED) + len(self.constants)] = [float(x) for x in self.constants]
 
-    def columns(self, batch: Batch, head: int, outputs: int) -> Columns:
-        """The columns of a batch that it needs."""
-        return Columns(batch, head, outputs, value_error=self.value, value_clip=math.isfinite(self.value_clip))
+    def written_into(self, networks: Any) -> Any:
+        """The integers of a plan with how many sums and values there are, and which is the approximate KL."""
+        networks = networks.copy()
+        networks[at.NUM_SUMS], networks[at.NUM_VALUES] = len(self.sums), len(self.values)
+        networks[at.KL_AT] = self.metrics.index("approx_kl") if "approx_kl" in self.metrics else -1
+        if "value" not in self.uses:
+            networks[at.CRITIC_LAYERS] = 0
+        return networks
 
-
-class HeadPlan:
-    """Integers and scratch memory for a head whose outputs some other network computes."""
-
-    def __init__(self, head: int, outputs: int, *, critic: bool) -> None:
-        self.head, self.outputs = head, outputs
-        room = rounded(outputs, 4) * at.BLOCK
-        networks = np.zeros(at.LAYERS_AT + 2 * at.LAYER, np.int64)
-        networks[at.OUTPUTS], networks[at.HEAD], networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = outputs, head, 1, critic
-        places = np.cumsum([0, room, at.BLOCK, room, at.BLOCK, room])
-        networks[at.LAYERS_AT + 5], networks[at.LAYERS_AT + at.LAYER + 5] = places[:2]
-        networks[at.DELTA_AT], networks[at.VALUE_DELTA_AT], networks[at.GRADIENT_AT] = places[2:5]
-        self.networks, self.scratch = networks, np.zeros(places[5], np.float32)
-        self.options, self.sums, self.order = np.zeros(at.NUM_OPTIONS), np.zeros(at.NUM_RESULTS), np.arange(0)
-        self.fixed = self.scratch.ctypes.data, networks.ctypes.data, self.options.ctypes.data
-
-    def rows(self, count: int) -> int:
-        """The address of ``0, 1, 2, …``."""
-        if len(self.order) < count:
-            self.order = np.arange(count)
-        return self.order.ctypes.data
+    def averaged(self, totals: Any, count: float) -> Metrics:
+        """Sums over minibatches as means."""
+        return {name: float(value / count) for name, value in zip(self.metrics, totals, strict=True)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveAscent(CompiledAscent):
-    """An :class:`~upslope.updates.Ascent` whose objective is one call between a network's forward and backward."""
+class Objectives:
+    """The compiled objective of an algorithm; made anew where algorithm, policy or the kind of batch have changed."""
 
-    objective: Objective
-    plan: HeadPlan
+    def __init__(self) -> None:
+        self.algorithm: Any = None
+        self.kinds: Any = None
+        self.watched: list[Watched] = []
+        self.found: CompiledObjective | NotLowered | None = None
 
-    def accumulate(
-        self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The twin of :meth:`Ascent.accumulate`."""
-        try:
-            columns = self.objective.columns(part, self.plan.head, self.plan.outputs)
-        except NotCompiled:
-            return super().accumulate(algorithm, policy, part, state, first=first)
-        outputs, value = policy._run(part.inputs)
-        ends = [outputs, value] if self.objective.value else [outputs]
-        if not all(readable(end, part.mask) for end in ends):
-            return super().accumulate(algorithm, policy, part, state, first=first)
-        columns.in_units_of(policy)
-        slopes = self.slopes(policy, ends, columns)
-        sums = self.plan.sums
-        if not math.isfinite(sums[at.OBJECTIVE]):
-            raise Diverged(diagnosis(state, part, policy))
-        if first:
-            check_first_ratio(float(sums[at.MAX_LOG_RATIO]), policy, part)
-        # the minus sign of Ascent: Adam minimizes
-        reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
-        found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)
-        means = torch.from_numpy(sums / max(1.0, sums[at.SCORED])).float().unbind()
-        metrics = {name: means[index] for name, index in REPORTED.items() if name != "value_error" or self.objective.value}
-        return state.gather(found), {"objective": torch.tensor(sums[at.OBJECTIVE], dtype=torch.float32), **metrics}
-
-    def slopes(self, policy: Any, ends: list[Tensor], columns: Columns) -> list[Tensor]:
-        """∂objective/∂outputs and, with a critic, ∂objective/∂values; the sums stay in the plan."""
-        plan = self.plan
-        self.objective.write(plan.options, masked=columns.masked)
-        given, scale = [end.detach().contiguous() for end in ends], value_scale(policy)
-        if self.objective.value and scale is not None:
-            given[1] = scale.normalized(given[1])
-        slopes = [torch.empty_like(end) for end in given]
-        values, value_slopes = (given[1].data_ptr(), slopes[1].data_ptr()) if self.objective.value else (0, 0)
-        log_std, addresses, rows = policy.log_std, columns.addresses(), columns.tensors["mask"].numel()
-        self.library.differentiate(
-            *(*plan.fixed, 0 if log_std is None else log_std.data_ptr(), addresses.ctypes.data, plan.rows(rows), rows),
-            *(given[0].data_ptr(), given[0].shape[-1], values, slopes[0].data_ptr(), value_slopes, plan.sums.ctypes.data),
-        )
-        if self.objective.value and scale is not None:
-            slopes[1] = slopes[1] / float(scale.std)  # V = mean + std · y
-        return slopes
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Any] | None) -> CompiledObjective:
+        """``restored`` makes a value from what the kernels see of the critic. Raises :class:`NotLowered` where nothing is compiled."""
+        kinds = kind_of(policy), kind_of_batch(batch)
+        if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
+            self.algorithm, self.kinds = algorithm, kinds
+            kind = type(algorithm)
+            self.watched = [(partial(getattr, kind), "objective", kind.objective), *watch(kind.objective), *watch(algorithm)]
+            try:
+                self.found = CompiledObjective(Lowered(trace(algorithm, policy, batch, restored)))
+            except NotLowered as reason:
+                self.found = reason
+        if not isinstance(self.found, CompiledObjective):
+            raise self.found or NotLowered
+        self.found.read_settings()
+        return self.found
 
 
-def readable(end: Tensor | None, mask: Tensor) -> bool:
-    """Whether a network's output is numbers that the kernel can read, a row (or one value) for each step."""
-    return end is not None and end.dtype == torch.float32 and end.device.type == "cpu" and end.shape[: mask.dim()] == mask.shape
+def same(algorithm: Any, other: Any) -> bool:
+    """Whether two algorithms have the same settings: equal ones, where they cannot change."""
+    if algorithm is other or type(algorithm) is not type(other):
+        return algorithm is other
+    return is_dataclass(algorithm) and type(algorithm).__dataclass_params__.frozen and algorithm == other  # pyright: ignore
 
 
-class ObjectiveUpdate(CompiledDescent):
-    """Called like an :class:`~upslope.updates.Ascent`, for a user's network below a known head and a shipped objective."""
+def kind_of(policy: Any) -> Any:
+    """What a trace depends on of a policy."""
+    scale = getattr(policy, "value_scale", None)
+    return id(policy), scale is None or scale.started
 
-    def __init__(self, library: Library, describe: Callable[[Any], Objective | None], head: int, outputs: int) -> None:
-        super().__init__(library)
-        self.describe = describe
-        self.plans = {critic: HeadPlan(head, outputs, critic=critic) for critic in (False, True)}
 
-    def ascent(self, algorithm: Any, memory: Memory) -> CompiledAscent:
-        """With the compiled objective, where the algorithm still has one that is known."""
-        objective = self.describe(algorithm)
-        if objective is None or algorithm.update.micro_batch_size is not None:
-            return super().ascent(algorithm, memory)
-        own = vars_of(algorithm.update)
-        return ObjectiveAscent(library=self.library, memory=memory, objective=objective, plan=self.plans[objective.value], **own)
+def kind_of_batch(batch: Batch) -> Any:
+    """What a trace depends on of a batch: which tensors it has."""
+    kinds = [None if t is None else (t.dtype, t.dim()) for t in map(partial(getattr, batch), TENSORS)]
+    return kinds, list(batch.inputs), batch.unit
+
+
+Watched = tuple[Callable[[Any], Any], Any, Any]
+"""How to read something, its name, and what it was."""
+
+
+def watch(x: Any, depth: int = 3) -> Iterator[Watched]:
+    """What a trace depends on of an object and may change: its attributes, and of functions the numbers that they see."""
+    inside: list[tuple[Callable[[Any], Any], Any]] = []
+    if isinstance(x, MethodType):
+        inside = [(partial(getattr, x), name) for name in ("__func__", "__self__")]
+    elif isinstance(x, FunctionType):
+        inside = [(partial(getattr, x), "__code__"), *((partial(getattr, cell), "cell_contents") for cell in x.__closure__ or ())]
+        inside += [(x.__globals__.get, name) for name in x.__code__.co_names if isinstance(x.__globals__.get(name), (int, float))]
+    elif isinstance(x, partial):
+        inside = [(partial(getattr, x), name) for name in ("func", "args", "keywords")]
+    elif isinstance(x, (list, tuple)):
+        inside = [(x.__getitem__, i) for i in range(len(cast("list[Any]", x)))]
+    elif not isinstance(x, (type, CodeType, Tensor, nn.Module)):
+        known: dict[Any, Any] = cast("dict[Any, Any]", x) if isinstance(x, dict) else getattr(x, "__dict__", {})
+        inside = [(known.get, name) for name in known]
+    for read, key in inside:
+        yield read, key, read(key)
+        if depth:
+            yield from watch(read(key), depth - 1)

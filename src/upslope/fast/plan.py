@@ -39,24 +39,18 @@ class Anatomy:
 
     @property
     def inputs(self) -> int:
-        return self.actor[0].in_features
+        return (*self.actor, *self.critic)[0].in_features
 
     @property
     def outputs(self) -> int:
-        """Number of actions, or of action dimensions."""
-        return self.actor[-1].out_features
+        """Number of actions, or of action dimensions; 0 for a critic by itself."""
+        return self.actor[-1].out_features if self.actor else 0
 
     @cached_property
     def parameters(self) -> tuple[Tensor, ...]:
         """In the order of ``policy.parameters()``."""
         layers = [p for layer in (*self.actor, *self.critic) for p in (layer.weight, layer.bias)]
         return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
-
-    @cached_property
-    def views(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
-        """Shape, strides and start of each parameter in one flat vector of them all."""
-        starts = np.cumsum([0, *(p.numel() for p in self.parameters)]).tolist()
-        return [(tuple(p.shape), p.stride(), start) for p, start in zip(self.parameters, starts, strict=False)]
 
 
 def anatomy(policy: Any) -> Anatomy | None:
@@ -208,19 +202,12 @@ class Memory:
         where = self.first.data_ptr(), self.last.data_ptr()
         if where != self.where:
             self.where, self.plan = where, Plan(self.parts, where[0], 0)
-            starts = [p.data_ptr() for p in self.parts.parameters]
-            self.adjacent = all(b == a + 4 * p.numel() for a, b, p in zip(starts, starts[1:], self.parts.parameters, strict=False))
         return where
 
     def addresses(self) -> tuple[int, int, int]:
         """Parameters, scratch, networks."""
         first, _ = self.look()
         return first, *self.plan.addresses
-
-    def in_one_piece(self) -> bool:
-        """Whether the parameters lie one behind the other, as an update puts them."""
-        self.look()
-        return self.adjacent
 
 
 def readable(observation: Tensor, legal: Tensor | None, parts: Anatomy) -> bool:

@@ -1,17 +1,14 @@
-"""What an MLP policy does between updates, and for objectives that the kernels do not know, as compiled entry points.
-
-``step`` is ``MLPPolicy.sample`` from given random numbers, or the critic's values of any number of rows. ``evaluate`` is
-``MLPPolicy.evaluate``, and ``pull_back`` its derivative: ∂objective/∂parameters from ∂objective/∂(log π, entropy, value).
-"""
+"""What an MLP policy does between updates, as a compiled entry point: ``MLPPolicy.sample`` from given random numbers, or the critic's
+values of any number of rows."""
 
 from __future__ import annotations
 
 import math
 
 from upslope.fast import layout as at
-from upslope.fast.formulas import gaussian_log_prob, head_backward, head_forward, log_normalizer
+from upslope.fast.formulas import gaussian_log_prob, log_normalizer
 from upslope.fast.layout import BLOCK
-from upslope.fast.networks import backward, forward, padded
+from upslope.fast.networks import forward, padded
 from upslope.fast.registers import Flags, Floats, Integers, shift, single
 
 
@@ -86,69 +83,3 @@ def step(
             last = shift(scratch, critic[(critic_layers - 1) * at.LAYER + 5])
             for j in range(count):
                 value[start + j] = last[j]
-
-
-def evaluate(
-    parameters: Floats, scratch: Floats, networks: Integers, observation: Floats, rows: int, masked: bool, action: Integers,
-    continuous: Floats, legal: Flags, log_prob: Floats, entropy: Floats, value: Floats,
-) -> None:  # fmt: skip
-    """``log π`` of recorded actions, entropies and, if there is a critic, values."""
-    inputs, outputs, kind = networks[at.INPUTS], networks[at.OUTPUTS], networks[at.ACTIVATION]
-    actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
-    actor = shift(networks, at.LAYERS_AT)
-    critic = shift(actor, actor_layers * at.LAYER)
-    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
-    log_std = shift(parameters, networks[at.LOG_STD])
-    for start in range(0, rows, BLOCK):
-        count = min(BLOCK, rows - start)
-        spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
-        forward(actor, actor_layers, parameters, scratch, padded(count), kind)
-        for j in range(count):
-            row = start + j
-            chosen = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
-            own, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
-            scored, uncertainty, _ = head_forward(networks, log_std, shift(out, j), chosen, own, allowed, masked)
-            log_prob[row] = scored
-            entropy[row] = uncertainty
-        if critic_layers > 0:
-            forward(critic, critic_layers, parameters, scratch, padded(count), kind)
-            last = shift(scratch, critic[(critic_layers - 1) * at.LAYER + 5])
-            for j in range(count):
-                value[start + j] = last[j]
-
-
-def pull_back(
-    parameters: Floats, scratch: Floats, networks: Integers, observation: Floats, rows: int, masked: bool, action: Integers,
-    continuous: Floats, legal: Flags, from_log_prob: Floats, from_entropy: Floats, from_value: Floats, gradient: Floats,
-) -> None:  # fmt: skip
-    """Add ``Σ_rows ∂/∂log π ∇log π + ∂/∂H ∇H + ∂/∂V ∇V`` to the flat gradient. The forward pass is run again: it is cheaper
-    than keeping its results."""
-    inputs, outputs, kind = networks[at.INPUTS], networks[at.OUTPUTS], networks[at.ACTIVATION]
-    actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
-    actor = shift(networks, at.LAYERS_AT)
-    critic = shift(actor, actor_layers * at.LAYER)
-    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
-    log_std = shift(parameters, networks[at.LOG_STD])
-    delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
-    other, rowwise = shift(scratch, networks[at.OTHER_AT]), shift(scratch, networks[at.ROWWISE_AT])
-    product = shift(scratch, networks[at.PRODUCT_AT])
-    for start in range(0, rows, BLOCK):
-        count = min(BLOCK, rows - start)
-        spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
-        forward(actor, actor_layers, parameters, scratch, padded(count), kind)
-        for j in range(count):
-            row = start + j
-            chosen = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
-            own, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
-            z = shift(out, j)
-            _, uncertainty, normalizer = head_forward(networks, log_std, z, chosen, own, allowed, masked)
-            head_backward(
-                networks, log_std, z, chosen, own, allowed, masked, uncertainty, normalizer, from_log_prob[row], from_entropy[row],
-                shift(delta, j), shift(gradient, networks[at.LOG_STD]),
-            )  # fmt: skip
-        backward(actor, actor_layers, parameters, gradient, scratch, count, kind, delta, other, rowwise, product)
-        if critic_layers > 0:
-            forward(critic, critic_layers, parameters, scratch, padded(count), kind)
-            for j in range(count):
-                value_delta[j] = from_value[start + j]
-            backward(critic, critic_layers, parameters, gradient, scratch, count, kind, value_delta, other, rowwise, product)

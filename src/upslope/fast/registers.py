@@ -33,6 +33,11 @@ def floats(table: Table, index: int) -> Floats:
     return table[index]
 
 
+def doubles(table: Table, index: int) -> Doubles:
+    """The address of float64 numbers that stands in a table."""
+    return table[index]
+
+
 def integers(table: Table, index: int) -> Integers:
     """The address of int64 numbers that stands in a table."""
     return table[index]
@@ -41,6 +46,11 @@ def integers(table: Table, index: int) -> Integers:
 def flags(table: Table, index: int) -> Flags:
     """The address of uint8 numbers that stands in a table."""
     return table[index]
+
+
+def invoke(function: Any, *arguments: Any) -> None:
+    """Call a function that is known by its address only."""
+    function(*arguments)
 
 
 def shift(pointer: Any, count: int) -> Any:

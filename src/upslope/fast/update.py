@@ -1,4 +1,4 @@
-"""The compiled twin of ``Ascent.__call__`` for MLP policies with a shipped objective: one call of machine code per update.
+"""The compiled twin of ``Ascent.__call__`` for MLP policies: one call of machine code per update, the algorithm's objective inside.
 
 It shuffles as its twin does (the permutations come from the same generator), works on the same parameters and the same Adam
 state, stops for the same reasons and returns the same metrics; only rounding differs. See :mod:`upslope.fast.kernels`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 
 from upslope.errors import Diverged
 from upslope.fast import layout as at
+from upslope.fast.graph import NotLowered
 from upslope.fast.native import Library
-from upslope.fast.objective import REPORTED, Objective
+from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import Anatomy, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
 from upslope.updates.critic import follow_returns
+from upslope.updates.trust_region import NaturalState
 
 Array = NDArray[Any]
 ROWS_PER_CALL = 2**16
@@ -33,37 +35,31 @@ ROWS_PER_CALL = 2**16
 
 
 class CompiledUpdate:
-    """Called like an :class:`Ascent`; ``describe`` turns the algorithm into an :class:`Objective`, or None."""
+    """Called like an :class:`Ascent`: for MLP policies, with the algorithm's own objective compiled."""
 
-    def __init__(self, library: Library, parts: Anatomy, describe: Callable[[Any], Objective | None]) -> None:
-        self.library, self.parts, self.describe = library, parts, describe
-        self.kernel = library.update
+    def __init__(self, library: Library, parts: Anatomy) -> None:
+        self.library, self.parts = library, parts
+        self.objectives = Objectives()
         self.plan: Plan | None = None
 
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
-        objective = self.describe(algorithm)
         state.check()
+        ascent: Ascent = algorithm.update
         try:
-            if objective is None:
-                raise NotCompiled
-            plan = self.prepared(state)
-            rows = Rows(batch, self.parts, value_error=objective.value, value_clip=math.isfinite(objective.value_clip))
-        except NotCompiled:
+            plan = self.planned(state)
+            objective = self.objective(algorithm, policy, batch)
+            rows = Rows(batch, self.parts, objective.columns)
+        except (NotCompiled, NotLowered):
             return algorithm.update(algorithm, policy, batch, state)
         follow_returns(policy, batch)
-        rows.in_units_of(policy)
-        ascent: Ascent = algorithm.update
+        objective = self.objective(algorithm, policy, batch)  # the units of the critic have moved
         minibatches = min(ascent.num_minibatches, rows.num_units)
         bounds = rows.size * split(rows.num_units, minibatches)
-        options = self.options(objective, ascent, state, masked=rows.masked)
-        results = np.zeros(2 * at.NUM_RESULTS)  # the second half holds a minibatch's sums
+        options = self.options(ascent, state, masked=rows.masked)
+        results = np.zeros(at.NUM_RESULTS + len(objective.values))
         exp_avg, exp_avg_sq = state.moments[0]
-        networks = plan.networks
-        if not objective.value:
-            networks = networks.copy()
-            networks[at.CRITIC_LAYERS] = 0
-        addresses = rows.addresses()
+        networks, addresses = objective.written_into(plan.networks), rows.addresses()
         # as many epochs in one call as pay; with target_kl one, so that an early stop leaves the generator where its twin does
         several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
         permutations = ascent.permutations(rows.num_units, state)
@@ -71,10 +67,10 @@ class CompiledUpdate:
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
             run = partial(
-                self.kernel,
+                self.library.update,
                 *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data),
-                *(options.ctypes.data, addresses.ctypes.data, order.ctypes.data, bounds.ctypes.data, len(chunk), minibatches),
-                results.ctypes.data,
+                *(options.ctypes.data, addresses.ctypes.data, objective.table.ctypes.data, order.ctypes.data, bounds.ctypes.data),
+                *(len(chunk), minibatches, results.ctypes.data),
             )
             run()
             if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
@@ -86,16 +82,21 @@ class CompiledUpdate:
             if results[at.STATUS] == at.NOT_FINITE:
                 epoch, part = divmod(taken - before, minibatches)
                 rows_of_part = np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]]
-                self.fail(results, policy, batch, state, rows_of_part)
-        return averaged(results, objective)
+                self.fail(objective, policy, batch, state, rows_of_part)
+        metrics = objective.averaged(results[at.NUM_RESULTS :], results[at.SCORED])
+        if results[at.STEPPED]:
+            metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
+        return {**metrics, "num_minibatches": float(results[at.STEPPED])}
 
-    def prepared(self, state: AscentState) -> Plan:
-        """The plan for the state's parameters, made anew where they have moved."""
-        return self.planned(state, self.parts)
+    def objective(self, algorithm: Any, policy: Any, batch: Batch) -> CompiledObjective:
+        """The compiled objective of this batch; raises where there is none."""
+        if batch.sampler_log_prob is not None or algorithm.update.micro_batch_size is not None:
+            raise NotCompiled
+        return self.objectives(algorithm, policy, batch, policy._restored if self.parts.critic else None)
 
-    def planned(self, state: AscentState, parts: Anatomy) -> Plan:
-        """The plan for these parts, which must be all that the state holds."""
-        flat = state.flat
+    def planned(self, state: AscentState) -> Plan:
+        """The plan for the state's parameters, which must be the parts' own; made anew where they have moved."""
+        flat, parts = state.flat, self.parts
         if flat is None or len(flat.parameters) != len(parts.parameters) or flat.data.device.type != "cpu":
             raise NotCompiled
         base = flat.data.data_ptr()
@@ -105,10 +106,10 @@ class CompiledUpdate:
             self.plan = Plan(parts, base, flat.data.numel())
         return self.plan
 
-    def options(self, objective: Objective, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
+    def options(self, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
         """The numbers that the kernel goes by."""
         options = np.zeros(at.NUM_OPTIONS)
-        objective.write(options, masked=masked)
+        options[at.MASKED] = masked
         options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
         options[at.TARGET_KL] = math.inf if ascent.target_kl is None else ascent.target_kl
         options[at.LEARNING_RATE], options[at.EPS] = state.learning_rate, ascent.eps
@@ -117,25 +118,29 @@ class CompiledUpdate:
         options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
         return options
 
-    def fail(self, results: Array, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
+    def fail(self, objective: CompiledObjective, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
-        if math.isfinite(results[at.NUM_RESULTS + at.OBJECTIVE]):
+        if math.isfinite(objective.values[0]):
             check_gradient(math.nan, state)
         raise Diverged(diagnosis(state, flat_part(batch, rows), policy))
+
+
+class CompiledNatural:
+    """Called like a :class:`~upslope.updates.TrustRegion`: its own step, and the critic's fit as a :class:`CompiledUpdate`.
+
+    The step of the policy is some twenty large matrix products in torch, which nothing here makes faster; the fit is hundreds of small
+    ones.
+    """
+
+    def __init__(self, library: Library, parts: Anatomy) -> None:
+        self.fit = CompiledUpdate(library, replace(parts, actor=(), log_std=None))
+
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
+        """One update on one batch; the metrics of the readable twin."""
+        return algorithm.update(algorithm, policy, batch, state, ascend=self.fit)
 
 
 def flat_part(batch: Batch, rows: Array) -> Batch:
     """These steps of a batch, one after the other."""
     flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
     return flat.select(torch.from_numpy(rows))
-
-
-def averaged(results: Array, objective: Objective) -> Metrics:
-    """Sums over minibatches as the metrics that :func:`upslope.updates.ascent.averaged` returns."""
-    metrics = {name: float(results[index] / results[at.SCORED]) for name, index in {"objective": at.OBJECTIVE, **REPORTED}.items()}
-    if not objective.value:
-        del metrics["value_error"]
-    if results[at.STEPPED]:
-        metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
-    metrics["num_minibatches"] = float(results[at.STEPPED])
-    return metrics

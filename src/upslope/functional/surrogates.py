@@ -196,12 +196,13 @@ def surrogate_metrics(
     dead = outside & (difference * _hide(advantage, mask) > 0)
     if dual_clip is not None:
         dead = dead | ((excess > dual_clip - 1.0) & (_hide(advantage, mask) < 0))
-    columns = torch.stack([excess - difference, outside.to(excess.dtype), dead.to(excess.dtype)])
-    if weight is None:
-        means = columns.flatten(1).sum(1) / (difference.numel() if mask is None else mask.sum().clamp(min=1))
-    else:
-        means = (columns * weight).flatten(1).sum(1)
-    return dict(zip(("approx_kl", "clip_fraction", "dead_fraction"), means.unbind(), strict=True))
+    count = difference.numel() if mask is None else mask.sum().clamp(min=1)
+
+    def average(column: Tensor) -> Tensor:
+        column = column.to(excess.dtype)
+        return column.sum() / count if weight is None else (column * weight).sum()
+
+    return {"approx_kl": average(excess - difference), "clip_fraction": average(outside), "dead_fraction": average(dead)}
 
 
 def _hide(x: Tensor, mask: Tensor | None) -> Tensor:

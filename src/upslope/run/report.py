@@ -57,8 +57,18 @@ def plan(run: Any, prepared: Any, folder: Any) -> str:
     lines.append("  " + stopping(settings, prepared.stop_at))
     lines += [f"  {line}" for line in observing(prepared.envs, prepared.policy)]
     lines.append("  " + policy_words(prepared.policy, run.policy, settings))
+    lines.append("  update: " + update_words(run.algorithm, prepared, settings.fast))
     lines.append(f"  writing to {folder}")
     return "\n".join(lines)
+
+
+def update_words(algorithm: Any, prepared: Any, fast: bool) -> str:
+    """What of an update is compiled, and why not the rest."""
+    if not fast:
+        return "in PyTorch, as --no-fast says"
+    from upslope.fast.twins import explain  # with the kernels, which nothing before the plan needs
+
+    return explain(algorithm, prepared.policy, "group" if hasattr(prepared.collect, "group_size") else "step")
 
 
 LARGE = 100.0

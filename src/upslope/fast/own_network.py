@@ -1,0 +1,112 @@
+"""The compiled objective below a network that is not the kernels' own: a user's module under a known head.
+
+Its forward and backward stay in torch; between them head, objective and derivative, some 60 operations on a few numbers, are one call
+(:func:`upslope.fast.kernels.differentiate`) from outputs and values to ∂objective/∂outputs and ∂objective/∂values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.errors import Diverged
+from upslope.fast import layout as at
+from upslope.fast.graph import NotLowered
+from upslope.fast.native import Library
+from upslope.fast.objective import CompiledObjective, Objectives
+from upslope.fast.plan import rounded
+from upslope.fast.rows import Columns, NotCompiled
+from upslope.records import Batch, Metrics
+from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, diagnosis
+
+
+class HeadPlan:
+    """Integers and scratch memory for a head whose outputs some other network computes."""
+
+    def __init__(self, head: int, outputs: int) -> None:
+        self.head, self.outputs = head, outputs
+        room = rounded(outputs, 4) * at.BLOCK
+        networks = np.zeros(at.LAYERS_AT + 2 * at.LAYER, np.int64)
+        networks[at.OUTPUTS], networks[at.HEAD], networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = outputs, head, 1, 1
+        places = np.cumsum([0, room, at.BLOCK, room, at.BLOCK, room])
+        networks[at.LAYERS_AT + 5], networks[at.LAYERS_AT + at.LAYER + 5] = places[:2]
+        networks[at.DELTA_AT], networks[at.VALUE_DELTA_AT], networks[at.GRADIENT_AT] = places[2:5]
+        self.networks, self.scratch = networks, np.zeros(places[5], np.float32)
+        self.options, self.order = np.zeros(at.NUM_OPTIONS), np.arange(0)
+
+    def rows(self, count: int) -> int:
+        """The address of ``0, 1, 2, …``."""
+        if len(self.order) < count:
+            self.order = np.arange(count)
+        return self.order.ctypes.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAscent(Ascent):
+    """An :class:`~upslope.updates.Ascent` whose objective is one call between a network's forward and backward."""
+
+    library: Library
+    plan: HeadPlan
+    objectives: Objectives
+
+    def accumulate(
+        self, algorithm: Any, policy: Any, part: Batch, state: AscentState, *, first: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The twin of :meth:`Ascent.accumulate`."""
+        try:
+            objective = self.objectives(algorithm, policy, part, None if part.value is None else lambda value: value)
+            columns = Columns(part, self.plan.head, self.plan.outputs, objective.columns)
+        except (NotCompiled, NotLowered):
+            return super().accumulate(algorithm, policy, part, state, first=first)
+        outputs, value = policy._run(part.inputs)
+        ends = [outputs, value] if "value" in objective.uses else [outputs]
+        if not all(kernel_can_read(end, part.mask) for end in ends):
+            return super().accumulate(algorithm, policy, part, state, first=first)
+        slopes = self.slopes(policy, ends, columns, objective)
+        if not math.isfinite(objective.values[0]):
+            raise Diverged(diagnosis(state, part, policy))
+        if first:
+            check_first_ratio(float(objective.sums[0]), policy, part)
+        # the minus sign of Ascent: Adam minimizes
+        reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
+        found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)
+        return state.gather(found), dict(zip(objective.metrics, torch.from_numpy(objective.values).float().unbind(), strict=True))
+
+    def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
+        """∂objective/∂outputs and, where it has a part, ∂objective/∂values."""
+        plan, networks, addresses = self.plan, objective.written_into(self.plan.networks), columns.addresses()
+        plan.options[at.MASKED] = columns.masked
+        given = [end.detach().contiguous() for end in ends]
+        slopes = [torch.empty_like(end) for end in given]
+        values, value_slopes = (given[1].data_ptr(), slopes[1].data_ptr()) if len(ends) > 1 else (0, 0)
+        log_std, rows = policy.log_std, columns.tensors["mask"].numel()
+        self.library.differentiate(
+            *(plan.scratch.ctypes.data, networks.ctypes.data, plan.options.ctypes.data, 0 if log_std is None else log_std.data_ptr()),
+            *(addresses.ctypes.data, plan.rows(rows), rows, given[0].data_ptr(), given[0].shape[-1], values, slopes[0].data_ptr()),
+            *(value_slopes, objective.table.ctypes.data),
+        )
+        return slopes
+
+
+def kernel_can_read(end: Tensor | None, mask: Tensor) -> bool:
+    """Whether a network's output is numbers that the kernel can read, a row (or one value) for each step."""
+    return end is not None and end.dtype == torch.float32 and end.device.type == "cpu" and end.shape[: mask.dim()] == mask.shape
+
+
+class HeadUpdate:
+    """Called like an :class:`~upslope.updates.Ascent`, for a user's network below a known head."""
+
+    def __init__(self, library: Library, head: int, outputs: int) -> None:
+        self.parts = {"library": library, "plan": HeadPlan(head, outputs), "objectives": Objectives()}
+
+    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
+        """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
+        ascent: Ascent = algorithm.update
+        if batch.sampler_log_prob is None and ascent.micro_batch_size is None:
+            ascent = HeadAscent(**{field.name: getattr(ascent, field.name) for field in fields(ascent)}, **self.parts)
+        return ascent(algorithm, policy, batch, state)
