@@ -9,7 +9,7 @@ from tests.language.models import SIZES, TOKENIZER, model_of, plain, policy_of, 
 from upslope import GRPO, SFT, Ascent, train
 from upslope.errors import UsageError
 from upslope.language import Completions, EmbeddedEngine, LanguagePolicy, demonstrations, precision, pretrained
-from upslope.language.masters import dropout_of
+from upslope.language.masters import dropout_of, masters
 
 EXACT = {"compute_dtype": torch.float32}
 TEXTS = [("ab", "cd"), ("e", "f")]
@@ -39,6 +39,17 @@ def test_a_model_in_half_precision_is_trained_in_float32(given):
     assert all(p.dtype == torch.float32 and torch.equal(p, values[n]) for n, p in model.named_parameters())
     share, metrics = step(policy, 1e-6)
     assert share > 0.9 and "weights_moved" not in metrics
+
+
+def test_buffers_in_half_precision_become_float32_and_float64_stays():
+    model = model_of("llama").double()
+    model.register_buffer("offset", torch.ones(2, dtype=torch.bfloat16))
+    model.register_buffer("count", torch.ones(2, dtype=torch.int64))
+    masters(model, None)
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    assert model.offset.dtype == torch.float32 and model.count.dtype == torch.int64
+    masters(model, torch.float32)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_masters_in_bfloat16_are_kept_on_request_and_move_on_average():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from upslope import UsageError
+from upslope import PPO, Ascent, UsageError
 from upslope.language import PPOStepper, tiny
 from upslope.language.stepper import grouped
 
@@ -57,6 +57,58 @@ def test_equal_queries_share_their_prompt_and_keep_their_places():
     apart = PPOStepper(policy_again, kl_coef=0.0, seed=1)
     other = apart.step([queries[i] for i in flipped], [responses[i] for i in flipped], [[1.0, 0.0, 0.5, 0.2][i] for i in flipped])
     assert one["objective"] == pytest.approx(other["objective"], abs=1e-5)
+
+
+def small(**options):
+    policy = tiny("abc=", seed=0, value_head=True, hidden_size=32, num_layers=2, num_heads=2)
+    return PPOStepper(policy, **options)
+
+
+def test_responses_are_those_of_their_own_queries_and_every_call_samples_anew():
+    """A query ends in what its response begins with: the policy is made to repeat its last letter."""
+    ppo = small()
+    ids = {letter: ppo.policy.encode(letter)[-1] for letter in "ab"}
+    made = {}
+
+    class Repeats:
+        def sync(self, policy, version):
+            made["version"] = version
+
+        def generate(self, prompts, *, group_size, max_tokens, seed):
+            made.setdefault("seeds", []).append(seed)
+            last = torch.tensor([[[prompt[-1]]] * group_size for prompt in prompts])
+            return Completions(completion_ids=last, length=torch.ones(last.shape[:2], dtype=torch.int64))
+
+    class Completions:
+        def __init__(self, **fields):
+            self.__dict__.update(fields)
+
+    ppo.engine = Repeats()
+    queries = ["ba", "ab", "ba", "ab"]
+    assert ppo.generate(queries) == [[ids["a"]], [ids["b"]], [ids["a"]], [ids["b"]]]
+    ppo.generate(queries)
+    assert len(set(made["seeds"])) == 2 and made["version"] == 0
+    ppo.step(queries, [[ids["a"]]] * 4, [1.0, 0.0, 0.0, 1.0])
+    ppo.generate(queries)
+    assert made["version"] == 1  # the engine is told that the weights are other ones
+
+
+def test_what_a_step_makes_of_ends_and_of_the_penalty():
+    """A response without a stop token was cut off, not ended; the KL's weight reaches the algorithm."""
+    seen = []
+
+    class Watched(PPO):
+        def estimate(self, policy, rollout):
+            seen.append(rollout)
+            return super().estimate(policy, rollout)
+
+    ppo = small(algorithm=Watched(update=Ascent(learning_rate=1e-3)), kl_coef=0.25)
+    letter, end = ppo.policy.encode("a")[-1], min(ppo.policy.stop_ids)
+    ppo.step([QUERY, "a="], [[letter, end], [letter, letter]], [1.0, 0.0])
+    (rollout,) = seen
+    assert rollout.terminated.flatten(0, -2).tolist() == [[False, True], [False, False]]
+    assert rollout.truncated.flatten(0, -2).tolist() == [[False, False], [False, True]]
+    assert ppo.algorithm.reference_kl_coef == 0.25
 
 
 @pytest.mark.parametrize(
