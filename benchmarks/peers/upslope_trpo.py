@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any
 
-from upslope.run.control_run import ControlRun
+from upslope.run.config import RunConfig
 from upslope.run.train import train
 
 
@@ -19,9 +19,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--total-steps", type=int, default=61_440)
     args = parser.parse_args()
-    prepared = ControlRun.of("trpo", "HalfCheetah-v5", seed=args.seed).prepare()
+    prepared = RunConfig.of("trpo", "HalfCheetah-v5", seed=args.seed).prepare()
     started = time.process_time()
-    state: Any = train(prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=args.total_steps, seed=args.seed)
+    state: Any = train(prepared.config.algorithm, prepared.policy, prepared.collect, total_steps=args.total_steps, seed=args.seed)
     found = {"total_steps": state.total_steps, "train_seconds": state.train_seconds, "train_cpu_seconds": time.process_time() - started}
     print(json.dumps({"system": "upslope", "seed": args.seed, **found}))
 

@@ -19,9 +19,10 @@ from safetensors.torch import load
 from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import PPO, Run, UsageError
 from upslope.control.evaluate import EvaluationResult, Played
-from upslope.run.control_run import ControlRun
-from upslope.run.control_settings import EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
+from upslope.run.config import RunConfig
+from upslope.run.control_settings import EpisodesSettings, PolicySettings, RunSettings, StepsSettings
 from upslope.run.curve import names
+from upslope.run.folder import Output
 
 # ----------------------------------------------------------------------------------------------- evaluate, play, plot
 
@@ -244,11 +245,11 @@ def test_config_repeats_a_run(cli: Command, trained: Path):
 
 
 def test_a_run_in_python(tmp_path: Path):
-    small = ControlRun.of("ppo", "CartPole-v1", num_envs=2, num_steps=16, num_minibatches=2, num_epochs=1, total_steps=32, eval_episodes=2)
+    small = RunConfig.of("ppo", "CartPole-v1", num_envs=2, num_steps=16, num_minibatches=2, num_epochs=1, total_steps=32, eval_episodes=2)
     run = small.run(Output(out=tmp_path / "run", quiet=True))
     assert run.summary is not None and run.summary["episodes"] == 2 and run.env_id == "CartPole-v1"
     assert Run.load(run.path).config == json.loads((run.path / "config.json").read_text())
-    by_hand = ControlRun(
+    by_hand = RunConfig(
         env_id="CartPole-v1",
         algorithm=PPO(gamma=0.9),
         collector=StepsSettings(num_envs=2, num_steps=16),
@@ -260,12 +261,12 @@ def test_a_run_in_python(tmp_path: Path):
 
 def test_settings_by_name_in_python():
     with pytest.raises(UsageError, match="unknown setting 'num_env': did you mean 'num_envs'"):
-        ControlRun.of("ppo", "CartPole-v1", num_env=3)
+        RunConfig.of("ppo", "CartPole-v1", num_env=3)
     with pytest.raises(UsageError, match="wrong type"):
-        ControlRun.of("ppo", "CartPole-v1", num_envs="3")
+        RunConfig.of("ppo", "CartPole-v1", num_envs="3")
     with pytest.raises(UsageError, match="did you mean 'ppo'"):
-        ControlRun.of("pp", "CartPole-v1")
-    assert isinstance(ControlRun.of("reinforce", "CartPole-v1").collector, EpisodesSettings)
+        RunConfig.of("pp", "CartPole-v1")
+    assert isinstance(RunConfig.of("reinforce", "CartPole-v1").collector, EpisodesSettings)
 
 
 def test_every_preset_names_real_settings():
@@ -273,11 +274,11 @@ def test_every_preset_names_real_settings():
 
     for env_id, by_algorithm in {**PRESETS, **{f"{name}Pong-v5": item for name, item in FAMILIES.items()}}.items():
         for algorithm in by_algorithm:
-            run = ControlRun.of(algorithm, env_id)
-            from upslope.run.control_run import check_minibatches
+            run = RunConfig.of(algorithm, env_id)
+            from upslope.run.control_make import check_minibatches
 
             check_minibatches(run.algorithm, run.collector)
-    assert ControlRun.of("ppo", "CartPole").algorithm.update.learning_rate == 3e-3  # without its version
+    assert RunConfig.of("ppo", "CartPole").algorithm.update.learning_rate == 3e-3  # without its version
 
 
 def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch: pytest.MonkeyPatch):
@@ -295,7 +296,7 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
         def close(self) -> None:
             """Nothing is open."""
 
-    monkeypatch.setattr("upslope.run.control_run.Prepared.evaluator", lambda self: Scripted())
+    monkeypatch.setattr("upslope.run.control.Control.make_evaluator", lambda self: Scripted())
     good(cli(*TRAIN, "--until-return", "475", "--eval-every", "64", "--total-steps", "2000", "--out", "run", "--quiet"))
     run = Run.load("run")
     rows = [row["evaluation_return"] for row in run.metrics() if "evaluation_return" in row]
@@ -309,11 +310,10 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
 
 
 def test_evaluations_come_every_2048_steps():
-    from upslope.run.session import Session
-
     for settings in ({"until_return": 475.0}, {"until_solved": True}):
-        session = Session(ControlRun.of("ppo", "CartPole-v1", **settings), Output())
-        assert session.run_config.settings.eval_every == 2048
+        prepared = RunConfig.of("ppo", "CartPole-v1", **settings).prepare()
+        assert prepared.config.settings.eval_every == 2048
+        prepared.close()
 
 
 def test_loggers_get_every_row(cli: Command, monkeypatch: pytest.MonkeyPatch):

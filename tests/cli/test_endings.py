@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ from PIL import Image
 from tests.cli.conftest import TRAIN, Command, good
 from tests.cli.test_bad_input import one_line
 from upslope import Run
-from upslope.run.control_run import ControlRun, known_goal
+from upslope.run.config import RunConfig
+from upslope.run.control import known_goal
 from upslope.run.control_settings import RunSettings
 from upslope.run.evaluations import Schedule
 
@@ -79,7 +81,7 @@ def test_evaluations_change_nothing_in_training(cli: Command):
 
 def test_until_solved_stops_at_the_goal_of_the_task():
     assert known_goal("CartPole-v1") == 475 and known_goal("Pendulum-v1") == -200 and known_goal("CliffWalking-v1") is None
-    prepared = ControlRun.of("ppo", "CartPole-v1", until_solved=True).prepare()
+    prepared = RunConfig.of("ppo", "CartPole-v1", until_solved=True).prepare()
     assert prepared.stop_at == prepared.solved_at == 475
     prepared.close()
 
@@ -151,10 +153,10 @@ def test_where_no_more_environments_can_be_made_the_training_has_them(cli: Comma
 
 
 def test_one_environment_is_made_where_they_are_slow_to_make(monkeypatch: pytest.MonkeyPatch):
-    prepared = ControlRun.of("ppo", "MountainCar-v0").prepare()
-    slow = type(prepared)(run=prepared.run, envs=prepared.envs, policy=prepared.policy, collect=prepared.collect, make_seconds=1.0)
+    prepared = RunConfig.of("ppo", "MountainCar-v0").prepare()
+    slow = replace(prepared, make_seconds=1.0)
     for item, count in ((prepared, 8), (slow, 1)):
-        evaluator = item.evaluator()
+        evaluator = item.make_evaluator()
         assert evaluator.envs.num_envs == count
         evaluator.close()
     prepared.close()

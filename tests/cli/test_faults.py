@@ -96,7 +96,7 @@ def test_spoiled_parameters_do_not_replace_the_saved_ones(cli: Command, monkeypa
                 parameter.fill_(math.nan)
         raise Diverged("diverged: actor.0.weight is not finite at gradient step 7; lower the learning rate")
 
-    monkeypatch.setattr("upslope.run.train.train", spoil)
+    monkeypatch.setattr("upslope.run.session.train", spoil)
     answer = cli("train", "ppo", "CartPole-v1", "--out", "run", *SHORT)
     assert answer.code == 1 and "actor.0.weight is not finite at gradient step 7" in one_line(answer.err)
     check_folder(0)

@@ -118,7 +118,8 @@ def test_help_comes_from_the_string_under_the_field():
 
 def test_every_setting_of_the_library_has_help():
     from upslope import A2C, REINFORCE
-    from upslope.run.control_settings import EnvSettings, EpisodesSettings, Output, PolicySettings, RunSettings, StepsSettings
+    from upslope.run.control_settings import EnvSettings, EpisodesSettings, PolicySettings, RunSettings, StepsSettings
+    from upslope.run.folder import Output
 
     for part in (PPO(), A2C(), REINFORCE(), EnvSettings(), EpisodesSettings(), Output(), PolicySettings(), RunSettings(), StepsSettings()):
         for flag in flags_of(settings_of(part)).values():

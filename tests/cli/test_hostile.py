@@ -211,8 +211,7 @@ def test_what_the_caller_names_again_is_imported(cli: Command, tmp_path: Path):
 
 def test_the_python_api_imports_nothing_either(watched: Path, trained: Path):
     from upslope import Run, UsageError
-    from upslope.run.control_run import ControlRun
-    from upslope.run.language_run import LanguageRun
+    from upslope.run.config import RunConfig
 
     config = json.loads(json.dumps(Run.load(trained).config))
     for path, value in ((("env_id",), "evil:E-v0"), (("algorithm", "surrogate"), "evil:f")):
@@ -220,11 +219,11 @@ def test_the_python_api_imports_nothing_either(watched: Path, trained: Path):
         inner = spoiled if len(path) == 1 else spoiled[path[0]]
         inner[path[-1]] = value
         with pytest.raises(UsageError, match=f"say .*=?{value}"):
-            ControlRun.from_config(spoiled)
-    text = LanguageRun.of("grpo", model="tiny", task="addition", reward=("contains:a",)).config()
-    assert LanguageRun.from_config(text).task.reward == ("contains:a",)
+            RunConfig.from_config(spoiled)
+    text = RunConfig.of("grpo", model="tiny", task="addition", reward=("contains:a",)).config()
+    assert RunConfig.from_config(text).task.reward == ("contains:a",)
     with pytest.raises(UsageError, match="names evil:f"):
-        LanguageRun.from_config({**text, "task": {**text["task"], "reward": ["evil:f"]}})
+        RunConfig.from_config({**text, "task": {**text["task"], "reward": ["evil:f"]}})
 
 
 # --------------------------------------------------------------------------------------------------- writes through links
@@ -384,10 +383,10 @@ def test_no_code_of_a_model_folder_is_run(
     "plant", [linked("policy", "../home/policy"), linked("policy/config.json", "../../home/secret"), None], ids=["folder", "file", "reward"]
 )
 def test_the_run_of_a_language_model(cli: Command, watched: Path, tiny_model: Path, plant: Plant | None):
-    from upslope.run.language_run import LanguageRun
+    from upslope.run.config import RunConfig
 
     shutil.copytree(tiny_model, watched / "stranger" / "policy")
-    settings = LanguageRun.of("grpo", model="tiny", task="addition").config()
+    settings = RunConfig.of("grpo", model="tiny", task="addition").config()
     if plant is None:
         settings["task"]["reward"] = ["evil:f"]
     (watched / "stranger" / "config.json").write_text(json.dumps({"format_version": 1, **settings}))

@@ -10,14 +10,9 @@ import pytest
 
 from tests.cli.conftest import SHORT, Command, good
 from tests.cli.test_bad_input import one_line
-from upslope.cli.flags import Flag, flags_of
+from upslope.cli.flags import Flag
 from upslope.cli.main import COMMANDS
-from upslope.cli.train import EXTRA, flags_for
-from upslope.run.control_run import ALGORITHMS
-from upslope.run.control_settings import Output
-from upslope.run.language_run import ALGORITHMS as LANGUAGE
-from upslope.run.language_run import LanguageRun
-from upslope.run.settings import settings_of
+from upslope.cli.train import PAGES
 
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 WRONG = {
@@ -67,23 +62,16 @@ def refused(cli: Command, words: list[str], flags: Any) -> int:
 
 @pytest.mark.parametrize("name", ["ppo", "trpo", "off-policy", "grpo", "sarsa", "reinforce", "all-actions"])
 def test_settings_of_a_method(cli: Command, name: str):
-    common = flags_of(settings_of(Output())) | {flag.name: flag for flag in EXTRA}
-    known = {} if name == "ppo" else flags_for("ppo")  # shared settings are tried once
-    flags = [flag for key, flag in {**flags_for(name), **(common if name == "ppo" else {})}.items() if key not in known]
+    page = PAGES["control"]
+    known = {} if name == "ppo" else page.flags("ppo")  # shared settings are tried once
+    flags = [flag for key, flag in page.flags(name).items() if key not in known] + (page.outputs if name == "ppo" else [])
     assert refused(cli, ["train", name, "CartPole-v1"], flags) > (150 if name == "ppo" else 0)
-    assert name in ALGORITHMS
 
 
 @pytest.mark.parametrize("name", ["grpo", "dpo"])
 def test_settings_of_a_language_model(cli: Command, name: str):
     pytest.importorskip("transformers")
-    assert (
-        refused(
-            cli, ["train", name, "--model", "tiny", "--task", "addition"], flags_of(settings_of(*LanguageRun.of(name).parts())).values()
-        )
-        > 50
-    )
-    assert name in LANGUAGE
+    assert refused(cli, ["train", name, "--model", "tiny", "--task", "addition"], PAGES["language"].flags(name).values()) > 50
 
 
 @pytest.mark.parametrize("words", OTHERS, ids=lambda words: words[0])

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Command, good
 from upslope import Run
 from upslope.algorithms.grpo import RELATIVES
-from upslope.run.control_run import ControlRun
+from upslope.run.config import RunConfig
 
 GROUPS = ["--num-groups", "2", "--group-size", "3", "--total-steps", "1", "--eval-episodes", "2", "--quiet", "--out", "run"]
 
@@ -24,15 +24,15 @@ def test_groups_of_episodes(cli: Command, name: str):
     row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
     assert row["num_episodes"] == 6 and row["score_mean"] == pytest.approx(row["episode_return"]) and "value_error" not in row
     assert run.policy.critic is None
-    again = ControlRun.from_config(run.config)
+    again = RunConfig.from_config(run.config)
     assert again.name == name and again.config() == {k: v for k, v in run.config.items() if k not in ("format_version", "versions")}
 
 
 def test_a_relative_keeps_what_defines_it_and_takes_the_rest_from_the_preset():
-    grpo, dapo = (ControlRun.of(name, "CartPole-v1") for name in ("grpo", "dapo"))
+    grpo, dapo = (RunConfig.of(name, "CartPole-v1") for name in ("grpo", "dapo"))
     assert dapo.algorithm.update == grpo.algorithm.update and dapo.collector == grpo.collector
     assert (dapo.algorithm.clip_range, dapo.algorithm.average_over) == ((0.2, 0.28), "steps") and grpo.algorithm.average_over == "constant"
-    elsewhere = ControlRun.of("gspo", "Acrobot-v9")
+    elsewhere = RunConfig.of("gspo", "Acrobot-v9")
     assert elsewhere.algorithm.update.learning_rate == 3e-3 and elsewhere.algorithm.clip_range == (3e-4, 4e-4)
 
 

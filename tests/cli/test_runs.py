@@ -12,10 +12,9 @@ import pytest
 
 from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import Run
-from upslope.run.control_run import ControlRun
-from upslope.run.control_settings import RunSettings
+from upslope.run.config import RunConfig
 from upslope.run.folder import RunFolder, default_path, finite, line
-from upslope.run.language_report import LanguageMeter
+from upslope.run.report import Live, Meter, Plain, progress_for
 
 PROMISED = {
     "algorithm", "env_id", "seed", "total_steps", "train_seconds", "wall_seconds", "steps_per_second", "return_mean", "return_std",
@@ -70,7 +69,7 @@ def test_config_holds_every_setting_and_the_versions(trained: Path):
     assert config["algorithm"]["update"]["num_minibatches"] == 2  # from the flag
     assert config["collector"] == {"num_envs": 2, "num_steps": 16}
     assert config["versions"].keys() >= {"upslope", "torch", "gymnasium", "numpy", "python"}
-    run = ControlRun.from_config(config)
+    run = RunConfig.from_config(config)
     assert run.config() == {key: value for key, value in config.items() if key not in ("format_version", "versions")}
 
 
@@ -134,15 +133,13 @@ def test_a_terminal_gets_a_live_line():
     pytest.importorskip("rich")
     import io
 
-    from upslope.run.report import Live, Plain, progress_for
-
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     stream = Terminal()
-    progress = progress_for(RunSettings(total_steps=100), quiet=False, stream=stream)
-    assert isinstance(progress, Live) and isinstance(progress_for(RunSettings(), False, io.StringIO()), Plain)
+    progress = progress_for(Meter({"total_steps": 100}), quiet=False, stream=stream)
+    assert isinstance(progress, Live) and isinstance(progress_for(Meter({"total_steps": 1}), False, io.StringIO()), Plain)
     row = {"iteration": 1, "total_steps": 50, "train_seconds": 0.1, "episode_return": 12.0, "num_episodes": 1.0, "approx_kl": 0.01}
     progress.update(row)
     progress.close()
@@ -180,7 +177,7 @@ def test_lines_hold_what_json_cannot_as_null():
 def test_time_left_counts_from_the_first_iteration(monkeypatch):
     clock = iter([60.0, 70.0])  # a first iteration after a minute of warm start; the second took ten seconds
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    meter = LanguageMeter(5)
+    meter = Meter({"iterations": 5})
     meter.update({"iteration": 1})
     assert meter.left() == ""
     meter.update({"iteration": 2})

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, good
-from upslope.run.control_run import ALGORITHMS
 from upslope.run.control_settings import EpisodesSettings, GroupedEpisodesSettings
+from upslope.run.methods import METHODS, methods_in
 
 ENVIRONMENTS = {
     "upslope/Bandit-v0": "grpo",
@@ -31,7 +31,8 @@ def commands(out: str) -> list[list[str]]:
 
 def short(name: str) -> list[str]:
     """Flags that make a run of this algorithm small."""
-    collector = ALGORITHMS[name][2]
+    start = METHODS[name].control
+    collector = None if start is None else start.collector
     if isinstance(collector, GroupedEpisodesSettings):
         return ["--num-groups", "1", "--group-size", "2", "--total-steps", "1", "--eval-episodes", "1"]
     size = ["--num-envs", "1", "--total-steps", "1", "--eval-episodes", "1"]
@@ -49,7 +50,7 @@ def follow(cli: Command, words: list[str], env: str, name: str) -> list[str]:
     return tried
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", methods_in("control"))
 def test_of_every_method(cli: Command, name: str):
     env = "Pendulum-v1" if name == "continuing-actor-critic" else "CartPole-v1"
     assert follow(cli, [], env, name) == ["play", "evaluate", "train"]

@@ -176,7 +176,7 @@ def test_action_values_need_a_head_of_their_own():
 
 
 def test_limits_of_a_preset_go_with_its_tiles():
-    from upslope.run.control_run import ControlRun
+    from upslope.run.config import RunConfig
 
-    assert ControlRun.of("actor-critic", "CartPole-v1").policy.feature_low is not None
-    assert ControlRun.of("actor-critic", "CartPole-v1", features="linear").policy.feature_low is None
+    assert RunConfig.of("actor-critic", "CartPole-v1").policy.feature_low is not None
+    assert RunConfig.of("actor-critic", "CartPole-v1", features="linear").policy.feature_low is None

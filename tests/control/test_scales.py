@@ -19,7 +19,7 @@ from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, OnlineActorCri
 from upslope.control import ActorCritic, CNNPolicy, Envs, LinearPolicy, MLPPolicy, evaluate, policy_from_description
 from upslope.control.value_scale import LEAST_STD, ValueScale
 from upslope.fast.twins import fast_update
-from upslope.run.control_run import ControlRun
+from upslope.run.config import RunConfig
 from upslope.updates import Ascent
 
 
@@ -226,7 +226,7 @@ def test_online_methods_refuse_a_critic_that_has_units() -> None:
 
 
 def test_a_configuration_from_before_actions_were_scaled_means_what_it_did() -> None:
-    config = ControlRun.of("ppo", "Pendulum-v1").config()
-    assert ControlRun.from_config(config).policy.scale_actions
+    config = RunConfig.of("ppo", "Pendulum-v1").config()
+    assert RunConfig.from_config(config).policy.scale_actions
     del config["policy"]["scale_actions"]
-    assert not ControlRun.from_config(config).policy.scale_actions
+    assert not RunConfig.from_config(config).policy.scale_actions

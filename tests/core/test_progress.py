@@ -74,7 +74,7 @@ def test_no_time_is_promised_before_a_second_has_shown_a_pace(monkeypatch: pytes
     """The first iteration compiles: 3 seconds, of which 24 minutes would follow; the others take 0.01."""
     clock = iter([3.0, 3.01, 4.5])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    meter = Meter(1000)
+    meter = Meter({"total_steps": 1000})
     meter.update({"total_steps": 2})
     assert meter.left() == ""  # nobody asks the clock: no second iteration has been seen
     meter.update({"total_steps": 4})

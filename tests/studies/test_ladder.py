@@ -22,7 +22,7 @@ from tests.cli.conftest import Command, good
 from upslope import tabular
 from upslope.cli import train
 from upslope.errors import Diverged
-from upslope.run.control_run import ControlRun
+from upslope.run.config import RunConfig
 from upslope.studies import ladder, ladder_noise, ladder_page, ladder_runs
 from upslope.studies.ladder_rungs import RUNGS, TASKS, settings_for
 
@@ -158,12 +158,12 @@ def test_only_what_was_written_is_named(cli: Command, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("task", TASKS)
 def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     typed: list[Any] = []
-    monkeypatch.setattr(train, "run", lambda name, env_id, flags, values, output: typed.append(ControlRun.of(name, env_id, **values)) or 0)
+    monkeypatch.setattr(train, "run", lambda config, output, given: typed.append(config) or 0)
     for rung in RUNGS:
         words = shlex.split(ladder.command(TASKS[task], rung, 1234))
         assert words[:2] == ["upslope", "train"] and train.main(words[2:]) == 0
         settings = {**settings_for(TASKS[task], rung), "total_steps": 1234}
-        assert typed[-1] == ControlRun.of(rung.algorithm, TASKS[task].env_id, **settings)
+        assert typed[-1] == RunConfig.of(rung.algorithm, TASKS[task].env_id, **settings)
 
 
 def test_tasks_begin_where_they_say() -> None:

@@ -35,6 +35,8 @@ PREFERENCES: dict[str, Preference] = {"sigmoid": F.sigmoid_preference, "ipo": F.
 class DPO:
     """Raise the likelihood of chosen completions over rejected ones, against a reference."""
 
+    learns_from: ClassVar[str] = "pairs"
+    needs_reference: ClassVar[bool] = True
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"preference": PREFERENCES}
 
     beta: float = 0.1

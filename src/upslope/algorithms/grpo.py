@@ -81,6 +81,7 @@ class GRPO:
     ``GRPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
     """
 
+    learns_from: ClassVar[str] = "groups"
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"advantage": ADVANTAGES, "ratio": RATIOS, "surrogate": SURROGATES}
 
     advantage: Advantage = F.group_relative

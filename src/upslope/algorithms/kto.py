@@ -11,7 +11,7 @@ Left out: the paper's estimate of z₀ from completions of other prompts, which 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from upslope.updates.ascent import micro_batches
 @dataclass(frozen=True, kw_only=True)
 class KTO:
     """Raise desirable completions above a reference point, and lower undesirable ones below it; no pairs are needed."""
+
+    learns_from: ClassVar[str] = "labels"
+    needs_reference: ClassVar[bool] = True
 
     beta: float = 0.1
     """weight of the KL to the reference that the labels are taken to regularize; the implicit reward is β h"""

@@ -58,6 +58,7 @@ class PPO:
     ``PPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
     """
 
+    needs_critic: ClassVar[bool] = True
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"surrogate": SURROGATES}
 
     gamma: float = 0.99

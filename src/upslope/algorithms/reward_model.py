@@ -10,7 +10,7 @@ Left out: margins given with the labels, and terms that center the scores: only 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,10 @@ from upslope.updates import Ascent
 @dataclass(frozen=True, kw_only=True)
 class RewardModeling:
     """Learn a score under which chosen completions win against rejected ones."""
+
+    learns_from: ClassVar[str] = "pairs"
+    needs_critic: ClassVar[bool] = True
+    scores_texts: ClassVar[bool] = True
 
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-5, max_grad_norm=1.0, eps=1e-8))
     """how parameters move"""

@@ -12,7 +12,7 @@ Left out: other surrogates and ratios; ``GRPO(advantage=F.leave_one_out)`` has t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from upslope.updates import Ascent
 @dataclass(frozen=True, kw_only=True)
 class RLOO:
     """Every row is compared with the mean of the others that answer the same prompt, or start in the same state."""
+
+    learns_from: ClassVar[str] = "groups"
 
     clip_range: float | tuple[float, float] = 0.2
     """the ratio is clipped to [1 − low, 1 + high] where an update makes several steps; one number for both"""

@@ -8,7 +8,7 @@ Left out: label smoothing and packing, which are the policy's and the collector'
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from upslope.updates import Ascent
 @dataclass(frozen=True, kw_only=True)
 class SFT:
     """Imitate what was recorded, step by step; rewards are not looked at."""
+
+    learns_from: ClassVar[str] = "demonstrations"
 
     average_over: F.AverageOver = "steps"
     """what counts the same: all steps, all sequences, or (constant) all steps over the longest length"""

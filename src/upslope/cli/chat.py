@@ -61,16 +61,14 @@ def main(words: list[str]) -> int:
 def policy_of(text: str) -> Any:
     """The policy of a run's folder, or of a model's."""
     from upslope.run.language_evaluate import policy_at
-    from upslope.run.language_load import is_model_folder
-    from upslope.run.language_run import check_extra
+    from upslope.run.load import is_model_folder
 
-    check_extra()
     if is_model_folder(text):
         return policy_at(Path(text), best=False)
     run = Run.load(text)
     if run.world != "language":
         raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
-    if run.algorithm == "reward-model":
+    if run.needs.scores_texts:
         raise UsageError(f"chat: {text} holds a reward model, which scores and does not talk; expected the run of another algorithm")
     print_caution(run, "final")
     return run.policy

@@ -10,8 +10,7 @@ from typing import Any
 from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, one_of, parse, several
 from upslope.cli.help import section
 from upslope.errors import UsageError, require
-from upslope.run.language_load import is_model_folder
-from upslope.run.load import Run
+from upslope.run.load import Run, is_model_folder
 from upslope.run.report import plural
 
 FLAGS = (
@@ -70,7 +69,7 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     """Play fresh episodes and report."""
     from upslope.control import evaluate
     from upslope.control.evaluate import MOST_ENVS
-    from upslope.run.threads import one_thread
+    from upslope.run.device import one_thread
 
     env = run.environment(given["env"])
     policy = run.chosen_policy(given["policy"])

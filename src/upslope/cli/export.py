@@ -10,8 +10,7 @@ from upslope.cli.flags import PATH, POLICY, SWITCH, Flag, parse
 from upslope.cli.help import section
 from upslope.errors import UsageError
 from upslope.run.folder import check_free
-from upslope.run.language_load import is_model_folder
-from upslope.run.load import Run
+from upslope.run.load import Run, is_model_folder
 
 FLAGS = (
     Flag("out", PATH, None, "folder to write"),

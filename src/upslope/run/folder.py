@@ -22,6 +22,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,10 +34,33 @@ FORMAT_VERSION = 1
 """Raised when an older upslope could no longer read what a newer one writes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the run's record goes; none of it changes a result."""
+
+    out: Path | None = None
+    """run folder to write (none: runs/ALGORITHM-TASK-SEED, numbered when taken)"""
+    quiet: bool = False
+    """print errors only"""
+    tensorboard: bool = False
+    """also write TensorBoard event files into the run folder"""
+    wandb: bool = False
+    """also log to Weights & Biases, offline into the run folder unless WANDB_MODE says otherwise"""
+    mlflow: bool = False
+    """also log to MLflow, into mlflow.db in the run folder unless MLFLOW_TRACKING_URI says otherwise"""
+    logger: tuple[str, ...] = ()
+    """also log to this class of yours, module:Class, which is made with the folder and the configuration and called with each row"""
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names of the loggers that are wanted."""
+        return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)] + list(self.logger)
+
+
 def default_path(algorithm: str, env_id: str, seed: int) -> Path:
-    """``runs/<algorithm>-<task>-<seed>``: no module before the task's name, nor characters that a file name should not have."""
-    task = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id.rpartition(":")[2]).strip("-") or "task"
-    return Path("runs") / f"{algorithm}-{task}-{seed}"
+    """``runs/<algorithm>-<task>-<seed>``: no module before either name, nor characters that a file name should not have."""
+    names = (re.sub(r"[^A-Za-z0-9._-]+", "-", text.rpartition(":")[2]).strip("-") for text in (algorithm, env_id))
+    return Path("runs") / "-".join([*(name or "task" for name in names), str(seed)])
 
 
 def check_free(path: Path) -> None:

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError
-from upslope.run.language_run import check_extra, rewards_from
+from upslope.language import LanguagePolicy, LanguageResult, Pair, PairsResult, evaluate, evaluate_pairs, pairs_from, read_pairs
+from upslope.language import task as make_task
+from upslope.language.long_prompts import fit
+from upslope.language.rewards import BUILTIN, parse_weight
+from upslope.run.language_make import rewards_from
 from upslope.run.language_settings import TaskSettings
 from upslope.run.load import Run
 
@@ -27,7 +31,7 @@ def evaluate_model(
     greedy: bool = True,
     best: bool = False,
     long_prompts: Any = None,
-) -> Any:
+) -> LanguageResult | PairsResult:
     """Measure a run's policy, or the model in a Transformers folder, as it was trained or as the caller says.
 
     A :class:`~upslope.language.LanguageResult` on the held-out problems of the run's task or of ``task``; a
@@ -36,18 +40,13 @@ def evaluate_model(
     Raises:
         UsageError: nothing to measure on, a reward whose module only the caller may name, a damaged folder.
     """
-    check_extra()
-    from upslope.language import evaluate, evaluate_pairs
-    from upslope.language import task as make_task
-    from upslope.language.long_prompts import fit
-
     config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
-    recorded, scores = config["task"], isinstance(target, Run) and target.algorithm == "reward-model"
+    recorded, scores = config["task"], isinstance(target, Run) and target.needs.scores_texts
     name = task or recorded.get("task")
     if pairs is not None and task is not None:
         raise UsageError("pairs: a model is measured on a task's problems or on pairs, never both; leave out --task or --pairs")
     if pairs is not None or scores or name is None:
-        found = pairs_for(config, task, given=pairs)
+        found = pairs_for(target, task, given=pairs)
         if found is None:
             raise UsageError(nothing_to_measure(target))
         return evaluate_pairs(policy_at(target, best), found[:episodes], by_score=scores)
@@ -62,13 +61,10 @@ def evaluate_model(
     return evaluate(policy, made, episodes=episodes, max_tokens=tokens, seed=seed, greedy=greedy, problems=problems)
 
 
-def policy_at(target: Run | Path, best: bool) -> Any:
+def policy_at(target: Run | Path, best: bool) -> LanguagePolicy:
     """The policy of a run, or in a model's folder."""
-    check_extra()
     if isinstance(target, Run):
         return target.best_policy if best else target.policy
-    from upslope.language import LanguagePolicy
-
     return LanguagePolicy.from_pretrained(target).requires_grad_(False)
 
 
@@ -90,24 +86,20 @@ def rewards_for(recorded: Mapping[str, Any], given: Sequence[str] | None) -> lis
 
 def is_foreign(reward: str) -> bool:
     """Whether a reward's name, ``module:function=0.5`` for one, is not that of a built-in one."""
-    from upslope.language.rewards import BUILTIN, parse_weight
-
     return parse_weight(reward)[0].partition(":")[0] not in BUILTIN
 
 
-def pairs_for(config: Mapping[str, Any], task: str | None = None, *, given: Path | None = None) -> list[Any] | None:
+def pairs_for(target: Run | Path, task: str | None = None, *, given: Path | None = None) -> list[Pair] | None:
     """Preference pairs to measure on, None where there are none.
 
     Those of the file ``given``, else of ``task``, else what the run was trained on: its file of pairs, better the one beside it that
     was held out (``FILE.test.jsonl``), or its task. Of a task, pairs are made of held-out problems.
     """
-    from upslope.language.tasks import pairs_from, read_pairs
-    from upslope.language.tasks import task as make_task
-
-    trained_on, recorded = config["collector"].get("pairs"), config["task"]
     if given is not None:
         return read_pairs(given)
-    if task is None and trained_on is not None and config["algorithm"]["name"] in ("dpo", "reward-model"):
+    config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
+    trained_on, recorded = config["collector"].get("pairs"), config["task"]
+    if task is None and trained_on is not None and isinstance(target, Run) and target.needs.learns_from == "pairs":
         return read_pairs(held_out_file(Path(trained_on)) or Path(trained_on))
     name = task or recorded.get("task")
     if name is None:

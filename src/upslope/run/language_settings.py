@@ -126,6 +126,8 @@ class LanguageRunSettings:
     """held-out problems per evaluation"""
     device: str = "cpu"
     """where the model lives: cpu, cuda, cuda:1, mps"""
+    fast: bool = True
+    """use the compiled update and the attention that shares a prompt among its completions; they compute the same"""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
 
-from upslope.run.report import COLUMNS, SECONDS_BETWEEN_LINES, Meter
+from upslope.run.report import FIELDS, SECONDS_BETWEEN_LINES, Field, Meter
 
+SHOWN = (*FIELDS[:3], Field("reward", "reward {:.3f}"), *FIELDS[3:])
+"""Return and speed first, then what the method reports."""
 SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
@@ -23,6 +26,19 @@ def watched() -> bool:
     return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 
+class Reported(Protocol):
+    """What is shown of a run: :class:`~upslope.run.train.RunState` has it."""
+
+    iteration: int
+    total_steps: int
+
+    @property
+    def fraction(self) -> float: ...
+
+    @property
+    def metrics(self) -> Mapping[str, Any]: ...
+
+
 class Line:
     """One line, drawn over itself; where nobody sees it drawn, a new one every two seconds.
 
@@ -33,30 +49,30 @@ class Line:
     def __init__(self, stream: TextIO | None = None, *, drawn: bool | None = None) -> None:
         self.stream = stream or (sys.stdout if in_notebook() else sys.stderr)
         self.drawn = watched() if drawn is None else drawn
-        self.meter = Recent(1)
+        self.meter = Recent({"iterations": 1}, SHOWN)
         self.next, self.length = time.perf_counter() + (0.0 if self.drawn else SECONDS_BETWEEN_LINES), 0
 
-    def update(self, state: Any) -> None:
+    def update(self, state: Reported) -> None:
         """After an iteration."""
-        self.meter.done = state.fraction
+        self.meter.share = state.fraction
         self.meter.update(state.metrics)
         now = time.perf_counter()
         if now >= self.next:
             self.next = now + (SECONDS_BETWEEN_DRAWINGS if self.drawn else SECONDS_BETWEEN_LINES)
             self._show(state)
 
-    def close(self, state: Any) -> None:
+    def close(self, state: Reported) -> None:
         """The last words, which stay."""
         if state.iteration:
             self._show(state)
         if self.drawn and self.length:
             self._write("\n")
 
-    def _show(self, state: Any) -> None:
+    def _show(self, state: Reported) -> None:
         left = self.meter.left()
         head = f"{state.iteration:,} iterations, {state.total_steps:,} steps ({state.fraction:.0%})" + (f" · {left}" if left else "")
         width = shutil.get_terminal_size((120, 24)).columns - 1 if self.drawn else 1000
-        words = self.meter.words({"reward": "reward", **COLUMNS}, width - len(head) - 3)
+        words = self.meter.words(width - len(head) - 3)
         text = f"{head} · {words}" if words else head
         self._write(f"\r{text:<{self.length}}" if self.drawn else f"{text}\n")
         self.length = len(text)
@@ -72,8 +88,9 @@ class Line:
 class Recent(Meter):
     """A meter that is told how much of the run is done."""
 
-    done = 0.0
+    share = 0.0
 
     @property
     def fraction(self) -> float:
-        return self.done
+        """How much of the run is done."""
+        return self.share

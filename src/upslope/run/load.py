@@ -7,7 +7,7 @@ Nothing in a run folder is ever executed: JSON and safetensors only, and an envi
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from upslope.errors import UsageError
 from upslope.files import survivor
 from upslope.run.folder import FORMAT_VERSION
+from upslope.run.methods import METHODS, Needs
 from upslope.run.saving import progress_words
 
 PROGRESS = "progress.json"
@@ -57,6 +58,15 @@ class Run:
     def algorithm(self) -> str:
         """The algorithm's name, as on the command line."""
         return str(self.config["algorithm"]["name"])
+
+    @property
+    def needs(self) -> Needs:
+        """What the algorithm asks of a run; of a class of the user's own, which is not imported, what was recorded of it."""
+        if self.algorithm in METHODS:
+            return Needs.of(METHODS[self.algorithm].load())
+        recorded = self.config.get("needs")
+        known = {item.name for item in fields(Needs)}
+        return Needs(**{name: value for name, value in recorded.items() if name in known}) if isinstance(recorded, dict) else Needs()
 
     @property
     def world(self) -> str:
@@ -158,13 +168,16 @@ class Run:
         In the language world: the policy in the Transformers folder ``<name>``.
         """
         if self.world == "language":
-            from upslope.run.language_load import load_language_policy
+            from upslope.run.language_load import load_language_policy  # loads Transformers
 
-            return load_language_policy(self, name)
+            folder = survivor(self.path / name)
+            for path in (folder, *folder.rglob("*")):
+                check_inside(path, self.path)
+            return load_language_policy(folder, self.config["policy"])
         description = read_json(self.path / "policy.json")
         check_format(self.path / "policy.json", description)
         state = read_safetensors(self.path / f"{name}.safetensors")
-        from upslope.control.policy import policy_from_description
+        from upslope.control.policy import policy_from_description  # loads Gymnasium
 
         del description["format_version"]
         try:
@@ -173,6 +186,16 @@ class Run:
             raise damaged(self.path / "policy.json", f"it does not describe a policy ({error})") from error
         load_state(policy, state, self.path / f"{name}.safetensors")
         return policy.eval().requires_grad_(False)
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether this is the folder of a Transformers model (a run's ``policy`` for one), not that of a run."""
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and "world" not in config
 
 
 IMPORTING = ("GymV21Environment", "GymV26Environment")

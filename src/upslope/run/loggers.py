@@ -1,6 +1,7 @@
 """Where metrics may go besides ``metrics.jsonl``: TensorBoard, Weights & Biases and MLflow, each into the run folder.
 
-A logger is called with each row and closed at the end. The packages are extras and are imported only when asked for.
+A logger is called with each row and closed at the end. The packages are extras and are imported only when asked for. So is a logger of
+the user's own, ``module:Class``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from upslope.errors import missing_extra
+from upslope.errors import UsageError, missing_extra
+from upslope.run.settings import load_object
 
 Row = Mapping[str, Any]
 
@@ -26,16 +28,56 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+MakesLogger = Callable[[Path, Mapping[str, Any]], Logger]
+"""A logger's class: called with the run folder and the configuration."""
+
+
 def check_loggers(names: Iterable[str]) -> None:
-    """Raise :class:`UsageError` naming the extra of a logger that is asked for and not installed."""
+    """Raise :class:`UsageError` for a logger that is asked for and not installed, or that no module has."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if ":" in name:
+            load_object(name, "logger")
+        elif importlib.util.find_spec(name) is None:
             raise missing_extra(name, name)
 
 
-def loggers_for(names: Iterable[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """The loggers that were asked for, open."""
-    return [LOGGERS[name](folder, config) for name in names]
+def opened_loggers(wanted: Iterable[str | MakesLogger | Logger], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+    """The loggers of a run, open: shipped ones by name, classes as ``module:Class`` or as they are, and loggers that are made already.
+
+    Raises:
+        UsageError: a class that cannot be made.
+    """
+    return [opened(each, folder, config) for each in wanted]
+
+
+def opened(wanted: str | MakesLogger | Logger, folder: Path, config: Mapping[str, Any]) -> Logger:
+    """One of them."""
+    if isinstance(wanted, str) and wanted in LOGGERS:
+        return LOGGERS[wanted](folder, config)
+    made: Any = load_object(wanted, "logger") if isinstance(wanted, str) else wanted
+    name = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", type(wanted).__name__)
+    if isinstance(made, type):
+        try:
+            made = made(folder, config)
+        except Exception as error:
+            raise UsageError(f"logger: {name} cannot be made with (folder, config): {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise UsageError(f"logger: expected something to call with each row, found {name}, which is of type {type(made).__name__}")
+    logger: Logger = made if hasattr(made, "close") else Called(made)
+    return logger
+
+
+class Called:
+    """A function as a logger, which has nothing to close."""
+
+    def __init__(self, function: Callable[[Row], object]) -> None:
+        self.function = function
+
+    def __call__(self, row: Row) -> None:
+        self.function(row)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -113,7 +155,7 @@ def parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-LOGGERS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
+LOGGERS: dict[str, MakesLogger] = {
     "tensorboard": TensorBoardLogger,
     "wandb": WandbLogger,
     "mlflow": MLflowLogger,

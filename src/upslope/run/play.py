@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from upslope.errors import RunFault, UsageError, install
 from upslope.files import whole_file
+from upslope.run.device import one_thread
 from upslope.run.load import Run
-from upslope.run.threads import one_thread
 
 Frame = NDArray[np.uint8]
 DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")

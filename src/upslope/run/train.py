@@ -16,6 +16,7 @@ from torch import Tensor
 
 from upslope.errors import Diverged, require
 from upslope.records import Batch, Collect, Metrics, Rollout, Stream
+from upslope.run.line import Line, watched
 from upslope.updates.ascent import ADVICE
 
 Callback = Callable[["RunState"], bool | None]
@@ -112,8 +113,6 @@ def shown(state: RunState, progress: bool | None) -> Iterator[Callable[[RunState
     if progress is False:
         yield lambda state: None
         return
-    from upslope.run.line import Line, watched
-
     if progress is None and not watched():
         yield lambda state: None
         return

@@ -29,7 +29,7 @@ def measured_policy(task: Task) -> Any:
     prepared = prepared_for(task, next(rung for rung in RUNGS if rung.key == "ppo"), SEED)
     try:
         if not task.problem:
-            train(prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=HALFWAY, seed=SEED, progress=False)
+            train(prepared.config.algorithm, prepared.policy, prepared.collect, total_steps=HALFWAY, seed=SEED, progress=False)
     finally:
         prepared.close()
     return prepared.policy

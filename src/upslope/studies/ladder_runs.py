@@ -27,9 +27,9 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
     """Environments, policy, collector and algorithm of one run; tabular policies lean to where the task begins."""
     import torch
 
-    from upslope.run.control_run import ControlRun
+    from upslope.run.config import RunConfig
 
-    prepared = ControlRun.of(rung.algorithm, task.env_id, **{**settings_for(task, rung), **changes, "seed": seed}).prepare()
+    prepared = RunConfig.of(rung.algorithm, task.env_id, **{**settings_for(task, rung), **changes, "seed": seed}).prepare()
     if task.problem:
         with torch.no_grad():
             prepared.policy.network.actor[:, 0] = float(np.log(task.odds))
@@ -38,7 +38,7 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
 
 def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Climb:
     """Train one rung with one seed. Tabular tasks are judged by the exact expected return, others by their training episodes."""
-    from upslope.run.threads import one_thread
+    from upslope.run.device import one_thread
     from upslope.run.train import train
 
     prepared = prepared_for(task, rung, seed, **changes)
@@ -57,7 +57,7 @@ def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Cli
     try:
         with one_thread(prepared.policy):
             state = train(
-                prepared.run.algorithm, prepared.policy, prepared.collect, total_steps=budget, seed=seed, callbacks=look, progress=False
+                prepared.config.algorithm, prepared.policy, prepared.collect, total_steps=budget, seed=seed, callbacks=look, progress=False
             )
     finally:
         prepared.close()

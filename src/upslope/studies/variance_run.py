@@ -18,8 +18,8 @@ from upslope.algorithms import REINFORCE
 from upslope.algorithms.reinforce import to_go_discounted
 from upslope.errors import UsageError, require
 from upslope.records import Rollout
+from upslope.run.device import one_thread
 from upslope.run.load import Run
-from upslope.run.threads import one_thread
 from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of
 from upslope.studies.variance import Measurement, Reference, first, joined, measure
 from upslope.studies.variance_report import Comparison

@@ -1,0 +1,243 @@
+"""One run from its settings to a run folder, in any world: what ``upslope train`` does, as a frozen dataclass.
+
+>>> run = RunConfig.of("ppo", "CartPole-v1", until_return=475).run()   # doctest: +SKIP
+>>> run.summary["return_mean"], run.policy.act(observation)            # doctest: +SKIP
+>>> RunConfig.of("grpo", model="tiny", task="addition").run()          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from upslope.errors import UsageError
+from upslope.run.control_settings import EnvSettings, PolicySettings, RunSettings
+from upslope.run.folder import Output
+from upslope.run.language_settings import LanguageRunSettings, ModelSettings, TaskSettings
+from upslope.run.load import Run, check_format, named_environment, read_json
+from upslope.run.methods import Needs, algorithm_named, check_algorithm, family_of, made, name_of, relative, start_of
+from upslope.run.settings import check_imports_nothing, check_names, plain_value, replaced, settings_of, to_json
+
+if TYPE_CHECKING:
+    from upslope.run.loggers import Logger, MakesLogger
+    from upslope.run.session import Session
+    from upslope.run.train import Callback
+    from upslope.run.world import World
+
+
+@dataclass(frozen=True)
+class WorldParts:
+    """A world's dataclasses of settings besides the algorithm's and the collector's, and the module that brings it to life.
+
+    The module has ``prepare(config) -> World``, ``preset(config) -> settings`` and ``imports(name, text)``, whether a text among the
+    settings names something to import. It loads the world's packages, so it is imported when it is first needed.
+    """
+
+    policy: type
+    problem: type
+    settings: type
+    problem_key: str
+    module: str
+
+    @property
+    def alive(self) -> Any:
+        """The module."""
+        return importlib.import_module(self.module)
+
+
+WORLDS = {
+    "control": WorldParts(PolicySettings, EnvSettings, RunSettings, "env", "upslope.run.control"),
+    "language": WorldParts(ModelSettings, TaskSettings, LanguageRunSettings, "task", "upslope.run.language"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's result; :meth:`run` carries it out.
+
+    What is left out is what the method and its world start from. An environment's id says which world it is, unless ``world`` does.
+    """
+
+    algorithm: Any
+    env_id: str | None = None
+    collector: Any = None
+    policy: Any = None
+    problem: Any = None
+    """the environment's settings, or the task's"""
+    settings: Any = None
+    name: str = ""
+    """the method's name on the command line, or ``module:Class``"""
+    world: str = ""
+
+    def __post_init__(self) -> None:
+        world = self.world or ("language" if self.env_id is None else "control")
+        name = self.name or name_of(self.algorithm)
+        check_algorithm(self.algorithm, name)
+        parts = WORLDS[world]
+        filled = {
+            "world": world,
+            "name": name,
+            "collector": self.collector or start_of(name, self.algorithm, world).collector,
+            "policy": self.policy or parts.policy(),
+            "problem": self.problem or parts.problem(),
+            "settings": self.settings or parts.settings(),
+        }
+        for key, value in filled.items():
+            object.__setattr__(self, key, value)
+
+    @classmethod
+    def of(cls, algorithm: Any, env_id: str | None = None, **settings: Any) -> Self:
+        """A method on a task: defaults, then the task's preset, then ``settings`` by their flat names.
+
+        Args:
+            algorithm: a shipped one by name, one of your own as ``module:Class``, or an algorithm.
+            env_id: the environment; without one a language model is trained.
+
+        Raises:
+            UsageError: an unknown algorithm or setting (with the nearest name), or a value that is not allowed.
+        """
+        world = "language" if env_id is None else "control"
+        config = cls.started(algorithm, world, env_id)
+        known = settings_of(*(config.parts() if isinstance(algorithm, str) else config.parts()[1:]))  # an algorithm is taken as it is
+        preset = WORLDS[world].alive.preset(config, settings) | relative(config.name)
+        return config.replaced({name: value for name, value in preset.items() if name in known}).replaced(settings)
+
+    @classmethod
+    def started(cls, algorithm: Any, world: str, env_id: str | None = None) -> Self:
+        """A method with what it starts from in a world, before any preset."""
+        if not isinstance(algorithm, str):
+            return cls(algorithm=made(algorithm, getattr(algorithm, "__name__", type(algorithm).__name__)), env_id=env_id, world=world)
+        config = cls(algorithm=algorithm_named(algorithm, world), env_id=env_id, name=algorithm, world=world)
+        known = settings_of(*config.parts())
+        asked = start_of(algorithm, config.algorithm, world).settings
+        return config.replaced({name: value for name, value in asked.items() if name in known})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, algorithm: Any = None, env_id: str | None = None, **settings: Any) -> Self:
+        """The run that a ``config.json`` records, with ``settings`` changed.
+
+        Raises:
+            UsageError: the file names a ``module:name`` that ``algorithm``, ``env_id`` or ``settings`` do not name again.
+        """
+        world, name = config["world"], config["algorithm"]["name"]
+        if algorithm is None and ":" in name:
+            raise UsageError(
+                f"algorithm: the configuration names {name}, and a module is never imported because a file says so; "
+                f"say algorithm={name!r} to import it"
+            )
+        if world == "control":
+            env_id = named_environment(config["env_id"], env_id, "env_id=")
+        left = {key: value for key, value in recorded_settings(config).items() if key not in settings}
+        check_imports_nothing(left, "the configuration", WORLDS[world].alive.imports)
+        return cls.started(algorithm or name, world, env_id).replaced(left).replaced(settings)
+
+    @property
+    def family(self) -> str:
+        """The shipped method whose presets are started from; the method's own name where there is none."""
+        return family_of(self.algorithm) or self.name
+
+    @property
+    def needs(self) -> Needs:
+        """What the algorithm asks of the run."""
+        return Needs.of(self.algorithm)
+
+    def parts(self) -> tuple[Any, ...]:
+        """The dataclasses whose fields are the settings."""
+        return self.algorithm, self.collector, self.policy, self.problem, self.settings
+
+    def replaced(self, values: Mapping[str, Any]) -> Self:
+        """A copy with settings changed by their flat names; functions may be given by name, tuples as lists."""
+        known = settings_of(*self.parts())
+        check_names(values, known)
+        if values.get("features") in ("network", "linear"):  # which know no limits: those of the preset go
+            values = {"feature_low": None, "feature_high": None, **values}
+        clean = {name: plain_value(value, known[name].owner, name) for name, value in values.items()}
+        try:
+            algorithm, collector, policy, problem, settings = (replaced(part, clean) for part in self.parts())
+        except TypeError as error:  # a check compared a text with a number
+            raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
+        return replace(self, algorithm=algorithm, collector=collector, policy=policy, problem=problem, settings=settings)
+
+    def with_policy(self, policy: Any) -> Self:
+        """A copy with the settings of a policy that was made before."""
+        return replace(self, policy=policy)
+
+    def config(self) -> dict[str, Any]:
+        """Everything as JSON values, for ``config.json``."""
+        return {
+            "world": self.world,
+            **({} if self.env_id is None else {"env_id": self.env_id}),
+            "algorithm": {"name": self.name, **to_json(self.algorithm)},
+            **({"needs": to_json(self.needs)} if ":" in self.name else {}),  # what cannot be asked without importing it
+            "collector": to_json(self.collector),
+            "policy": to_json(self.policy),
+            WORLDS[self.world].problem_key: to_json(self.problem),
+            "settings": to_json(self.settings),
+        }
+
+    def prepare(self) -> World:
+        """Make what the run needs (:class:`~upslope.run.world.World`), and check all that can be known before the first step.
+
+        Raises:
+            UsageError: whatever cannot work, in one line.
+        """
+        return WORLDS[self.world].alive.prepare(self)
+
+    def session(
+        self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger | MakesLogger] = ()
+    ) -> Session:
+        """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
+        from upslope.run.session import Session  # loads PyTorch, which no help page needs
+
+        return Session(self, output or Output(), callbacks=callbacks, loggers=loggers)
+
+    def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger | MakesLogger] = ()) -> Run:
+        """Train, evaluate, write the run folder; returns it loaded.
+
+        Args:
+            output: where the folder is, and what is printed.
+            callbacks: each is called after each iteration with the run's state; a true answer ends the run.
+            loggers: each is called with the row of each iteration and closed at the end; a class is made with ``(folder, config)``.
+
+        Raises:
+            UsageError: before anything was written.
+            RunFault: while running; the folder holds everything up to the last iteration.
+        """
+        return self.session(output, callbacks=callbacks, loggers=loggers).run()
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("format_version", "versions", "world", "env_id", "name", "needs"):
+            continue
+        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
+            flat |= flat_config(value)
+        else:
+            flat[key] = value
+    return flat
+
+
+def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat settings of a run's ``config.json``; one written before a choice was there chose what was then done."""
+    policy = config.get("policy")
+    before = {"scale_actions": False, "image": "bytes"} if isinstance(policy, Mapping) and config.get("world") == "control" else {}
+    return before | flat_config(config)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Flat settings from a JSON file: a run's ``config.json``, the folder that holds one, or an object of settings."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise UsageError(f"config: there is no file {file}")
+    config = read_json(file)
+    if "format_version" in config:
+        check_format(file, config)
+    return recorded_settings(config)

@@ -1,0 +1,337 @@
+"""The control world of a run: environments to learn in, episodes to evaluate on, and what is said and written of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from upslope import control
+from upslope.control.evaluate import EvaluationResult, Evaluator
+from upslope.control.presets import GOALS, SAMPLED, preset_for
+from upslope.errors import RunFault, UsageError, require
+from upslope.records import Collect, Policy, Stream
+from upslope.run import control_report as report
+from upslope.run.control_make import (
+    by_action_values,
+    check_minibatches,
+    check_one_environment,
+    continued,
+    make_collector,
+    make_policy,
+    recorded_policy,
+    recorded_steps,
+    saved_policy,
+)
+from upslope.run.curve import draw_curve
+from upslope.run.device import check_device
+from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
+from upslope.run.folder import FORMAT_VERSION, RunFolder
+from upslope.run.load import Run
+from upslope.run.play import check_renders, record
+from upslope.run.report import FIELDS
+from upslope.run.train import RunState
+from upslope.run.world import Config, Evaluated, Watch
+
+SLOW_TO_MAKE = 0.5
+"""Seconds for one environment from which on an evaluation makes a single one."""
+
+
+def preset(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuned settings of a method on a task, flat."""
+    found = preset_for(config.family, config.env_id or "")
+    return {"eval_sample": config.env_id in SAMPLED} | ({} if found is None else dict(found.settings))
+
+
+def imports(name: str, text: str) -> bool:
+    """Whether a text among the settings names something to import: whatever has a colon."""
+    return True
+
+
+def prepare(config: Config) -> Control:
+    """Make environments, policy and collector, and check all that can be known before the first step.
+
+    Raises:
+        UsageError: whatever cannot work, in one line.
+    """
+    check_minibatches(config.algorithm, config.collector)
+    check_one_environment(config)
+    settings, env = config.settings, config.problem
+    device = check_device(settings.device)
+    saved = None if settings.init is None else saved_policy(settings.init)
+    data = recorded_steps(config)
+    started = time.perf_counter()
+    envs = control.make(
+        config.env_id or "",
+        config.collector.num_envs if data is None else 1,
+        settings.seed,
+        vectorization=env.vectorization,
+        env_kwargs=env.env_kwargs,
+        reward_scale=env.reward_scale,
+        max_episode_steps=env.max_episode_steps,
+        step_timeout=env.step_timeout,
+    )
+    seconds = (time.perf_counter() - started) / envs.num_envs
+    try:
+        if settings.until_solved:
+            known_goal(envs.env_id, otherwise="until_solved")
+        policy = (make_policy(config, envs) if saved is None else continued(saved, envs, settings.init)).to(device)
+        envs.reset()
+        inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
+        if by_action_values(config.algorithm):
+            policy.action_values(**inputs)
+        collect = make_collector(config, envs) if data is None else data
+        if data is not None:
+            data.check(policy)
+    except RunFault as fault:  # a first observation that is already wrong is no fault of the run
+        envs.close()
+        raise UsageError(str(fault)) from fault
+    except BaseException:
+        envs.close()
+        raise
+    if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
+        config = config.replaced({"eval_every": UNTIL_EVERY})
+    if saved is not None:
+        config = config.with_policy(recorded_policy(saved))
+    return Control(config=config, envs=envs, policy=policy, collect=collect, make_seconds=seconds)
+
+
+@dataclass(kw_only=True)
+class Control:
+    """Environments, a policy and a collector, as the :class:`~upslope.run.world.World` of a session."""
+
+    config: Config
+    envs: control.Envs
+    policy: Policy
+    collect: Collect | Stream
+    make_seconds: float = 0.0
+    """how long it took to make one of the environments"""
+    evaluator: Evaluator | None = None
+
+    fields = FIELDS
+    kept = ("total_steps", "evaluation_return", "evaluation_reward_per_step")
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.config.settings)
+
+    @property
+    def solved_at(self) -> float | None:
+        """The return that counts as solved: ``until_return``, else the task's own goal, else unknown."""
+        until = self.config.settings.until_return
+        return known_goal(self.envs.env_id) if until is None else until
+
+    @property
+    def stop_at(self) -> float | None:
+        """The return that ends the run, where one does."""
+        settings = self.config.settings
+        return self.solved_at if settings.until_solved or settings.until_return is not None else None
+
+    @property
+    def target(self) -> str:
+        """What is learned: the environment."""
+        return self.envs.env_id
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """Environment steps."""
+        return {"total_steps": self.config.settings.total_steps}
+
+    @property
+    def good(self) -> float | None:
+        """The goal."""
+        return self.solved_at
+
+    @property
+    def action_dims(self) -> int:
+        """Continuous actions, 0 where they are discrete."""
+        space = self.envs.action_space
+        return math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
+
+    # ----------------------------------------------------------------------------------------------------------- the folder
+
+    def recorded(self) -> dict[str, Any]:
+        """``config.json``; the environment with its version, where it was asked for without."""
+        config = self.config.config()
+        return config if ":" in config["env_id"] else config | {"env_id": self.envs.env_id}
+
+    def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
+        """``<name>.safetensors``, and before the first one ``policy.json``, which says how to build the policy."""
+        policy: Any = self.policy
+        if not (folder.path / "policy.json").exists():
+            folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **policy.describe()})
+        folder.save_policy(policy, name, progress)
+
+    def plan(self) -> list[str]:
+        """The whole run in words, before it starts."""
+        return report.plan(self.config, self.envs, self.policy, self.collect, self.stop_at)
+
+    def begin(self, watch: Watch) -> list[Point]:
+        """Training begins with the first step."""
+        return []
+
+    def follow(self, state: RunState, folder: RunFolder, watch: Watch) -> None:
+        """Nothing more."""
+
+    def samples(self) -> list[str]:
+        """Numbers say it all."""
+        return []
+
+    # ---------------------------------------------------------------------------------------------------------- evaluations
+
+    def due(self, before: int, state: RunState) -> int:
+        """Episodes to evaluate on after an iteration."""
+        self.schedule.watch(state.metrics)
+        return self.schedule.due(before, state.total_steps)
+
+    def evaluate(self, episodes: int | None = None) -> Evaluated:
+        """The policy on fresh episodes, in environments of their own."""
+        try:
+            found, evaluator = self._played(episodes)
+        except (RunFault, UsageError):
+            self._close_evaluator()
+            raise
+        self.schedule.played(found, evaluator)
+        return evaluated(found, may_be_best=bool(self.schedule.every))
+
+    def evaluate_last(self) -> Evaluated:
+        """The final policy; where other environments cannot be made or fail, in those of the training, which is over."""
+        may_be_best = bool(self.schedule.every)
+        try:
+            return evaluated(self._played()[0], may_be_best=may_be_best)
+        except (RunFault, UsageError) as fault:
+            self._close_evaluator()
+            try:
+                require(not self.envs.clip_reward, "its training environments play lives, not games")
+                self.evaluator = self.make_evaluator(in_training=True)
+                note = f"no environments for an evaluation ({fault}): the final policy plays in those of the training"
+                return evaluated(self._played()[0], may_be_best=may_be_best, note=note)
+            except (RunFault, UsageError) as again:
+                raise RunFault(f"{fault}; then: {again}") from again
+
+    def _played(self, episodes: int | None = None) -> tuple[EvaluationResult, Evaluator]:
+        if self.evaluator is None:
+            self.evaluator = self.make_evaluator()
+        self.evaluator.cut_after = self.schedule.cut_after
+        policy: Any = self.policy
+        if self.config.settings.fast:
+            from upslope.fast import twins  # loads the compiler
+
+            policy = twins.fast_policy(policy)
+        return self.evaluator(policy, episodes), self.evaluator
+
+    def make_evaluator(self, *, in_training: bool = False) -> Evaluator:
+        """Plays fresh episodes, each call others; its seeds lie far from those of the training environments.
+
+        It makes no more environments than training did, and one where they are slow to make; none if it plays ``in_training``'s.
+        """
+        settings, env = self.config.settings, self.config.problem
+        return Evaluator(
+            self.envs if in_training else self.config.env_id or "",
+            episodes=settings.eval_episodes,
+            seed=1_000_000 * (settings.seed + 1),
+            greedy=not settings.eval_sample,
+            num_envs=1 if self.make_seconds > SLOW_TO_MAKE else self.config.collector.num_envs,
+            vectorization=env.vectorization,
+            env_kwargs=env.env_kwargs,
+            max_episode_steps=env.max_episode_steps,
+            step_timeout=env.step_timeout,
+        )
+
+    def reached(self, points: Sequence[Point]) -> bool:
+        """Twice in a row, with no episode cut off."""
+        goal, last = self.stop_at, points[-2:]
+        return goal is not None and len(last) == 2 and all(point.complete and point.mean >= goal for point in last)
+
+    def _close_evaluator(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.close()
+            self.evaluator = None
+
+    # -------------------------------------------------------------------------------------------------------------- the end
+
+    def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
+        """What ``summary.json`` says of the episodes."""
+        goal = self.solved_at
+        solved = None if goal is None else result is not None and result.complete and result.mean is not None and result.mean >= goal
+        best = max(points, key=lambda point: point.mean, default=None)
+        return {
+            "env_id": self.recorded()["env_id"],
+            **dict.fromkeys(NOTHING_PLAYED),
+            "evaluated": "sampled" if self.config.settings.eval_sample else "greedy",
+            "episodes": 0,
+            "episodes_ended": 0,
+            **({} if result is None else result.headline),
+            "evaluations": len(points),
+            "best_return": None if best is None else best.mean,
+            "best_total_steps": None if best is None else best.total_steps,
+            "solved": solved if self.stop_at is None else reached,
+            "solved_at": goal,
+        }
+
+    def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+        """Returns over steps."""
+        end: list[dict[str, Any]] = []
+        if summary["return_mean"] is not None:
+            points = {"evaluation_return": summary["return_mean"], "evaluation_reward_per_step": summary["reward_per_step"]}
+            end = [{"total_steps": summary["total_steps"], **points}]
+        title = f"{type(self.config.algorithm).__name__} on {summary['env_id']}, seed {summary['seed']}"
+        draw_curve(path, [*rows, *end], title=title, solved_at=summary["solved_at"])
+
+    def closing(self, summary: Mapping[str, Any], folder: Path) -> str:
+        """The result in words, and what to try next."""
+        return f"{report.result_words(summary, folder)}\n\n{report.next_commands(summary, folder, self.envs)}"
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._close_evaluator()
+        self.envs.close()
+
+
+NOTHING_PLAYED = ("return_mean", "return_std", "return_interval", "length_mean", "reward_per_step")
+"""What is None in a summary without a final evaluation."""
+
+
+def evaluated(result: EvaluationResult, *, may_be_best: bool, note: str = "") -> Evaluated:
+    """Episodes as an evaluation; where some were cut off, the row says how many were not."""
+    row = {"evaluation_return": result.return_mean}
+    if result.episodes_ended < result.episodes:
+        row |= {"evaluation_episodes_ended": float(result.episodes_ended), "evaluation_reward_per_step": result.reward_per_step}
+    return Evaluated(
+        mean=result.return_mean,
+        std=result.return_std,
+        episodes=result.episodes,
+        complete=result.episodes_ended == result.episodes,
+        row=row,
+        headline={name: getattr(result, name) for name in (*NOTHING_PLAYED, "episodes", "episodes_ended")}
+        | {"return_interval": list(result.return_interval)},
+        note=note,
+        may_be_best=may_be_best,
+    )
+
+
+def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
+    """The mean return at which a task counts as solved: Gymnasium's threshold, else the presets'; None where neither knows one.
+
+    Raises:
+        UsageError: it is not known, and ``otherwise`` names a setting that needs it.
+    """
+    spec = gymnasium.registry.get(env_id)
+    goal = GOALS.get(env_id) if spec is None or spec.reward_threshold is None else spec.reward_threshold
+    if goal is None and otherwise is not None:
+        raise UsageError(f"{otherwise}: no return is known at which {env_id!r} counts as solved; say it with until_return")
+    return goal
+
+
+def check_plays(config: Config) -> None:
+    """Raise :class:`UsageError` where the environment cannot be shown, before training."""
+    check_renders(config.env_id or "", config.problem.env_kwargs)
+
+
+def play(run: Run, config: Config) -> str:
+    """Record the final policy in the run folder; a sentence that says what was recorded."""
+    return record(run, run.path / "play.gif", env=config.env_id, seed=config.settings.seed)

@@ -1,0 +1,174 @@
+"""What a run in the control world says: the plan before it starts, the result in plain words, what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from upslope.control import Envs
+from upslope.run.evaluations import POINTS
+from upslope.run.play import can_render
+from upslope.run.report import climbing, next_words, passes, plural
+from upslope.run.world import Config
+
+LARGE = 100.0
+"""A number of the observation beyond this saturates a network's first layer."""
+LARGE_PIXEL = 10.0
+
+
+def plan(config: Config, envs: Envs, policy: Any, collect: Any, stop_at: float | None) -> list[str]:
+    """The whole run in words, before it starts."""
+    settings = config.settings
+    title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {settings.seed}"
+    watched = stopping(settings, stop_at)
+    lines = [title, collecting(config), watched, *observing(envs, policy), policy_words(policy, config.policy, settings)]
+    return [*lines, f"update: {update_words(config.algorithm, policy, collect, settings.fast)}"]
+
+
+def update_words(algorithm: Any, policy: Any, collect: Any, fast: bool) -> str:
+    """What of an update is compiled, and why not the rest."""
+    if not fast:
+        return "in PyTorch, as --no-fast says"
+    from upslope.fast.twins import explain  # loads the compiler
+
+    return explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
+
+
+def observing(envs: Envs, policy: Any) -> list[str]:
+    """What observations are taken for where that is a choice, how large they are where that matters, where action masks come from."""
+    lines: list[str] = []
+    encoder = policy.encoder
+    if (words := encoder.words()) is not None:
+        others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
+        lines.append(f"observation: {words}; --image {others} takes it otherwise")
+    numbers, images = encoder.largest(envs.observation)
+    if numbers > LARGE and policy.observation_normalizer is None:
+        lines.append(f"the observation holds numbers up to {numbers:,.6g}, and nothing scales them: --normalize-observation does")
+    if images > LARGE_PIXEL:
+        lines.append(
+            f"an image holds numbers up to {images:,.6g} where its space promises at most 1 or nothing: let the environment scale it"
+        )
+    if envs.action_mask is not None:
+        source = envs.mask_source or 'info["action_mask"]'
+        lines.append(f"only legal actions are taken, by the environment's {source}")
+    return lines
+
+
+def collecting(config: Config) -> str:
+    """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
+    collector, update = config.collector, getattr(config.algorithm, "update", None)
+    if update is None:
+        rate, critic = (getattr(config.algorithm, name, None) for name in ("learning_rate", "value_learning_rate"))
+        rates = "" if rate is None else f", learning rate {rate:g}" + ("" if critic is None else f" (critic {critic:g})")
+        return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}{rates}"
+    environments = plural(collector.num_envs, "environment")
+    if getattr(collector, "data", None) is not None:
+        transitions = None
+        words = f"{'all' if collector.num_rows is None else collector.num_rows} rows of {collector.data} per iteration"
+    elif hasattr(collector, "num_steps"):
+        transitions = collector.num_envs * collector.num_steps
+        words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
+    elif hasattr(collector, "group_size"):
+        transitions = None
+        words = f"{plural(collector.num_groups, 'group')} of {collector.group_size} whole episodes, each from one start, per iteration"
+    else:
+        transitions = None
+        episodes = collector.num_episodes or collector.num_envs
+        words = f"{environments}, {plural(episodes, 'whole episode')} per iteration"
+    return f"{words}, {(natural if hasattr(update, 'num_value_epochs') else climbing)(update, transitions)}"
+
+
+def natural(update: Any, transitions: int | None) -> str:
+    """``one natural-gradient step to a mean KL of at most 0.01 (…); critic: 10 epochs of 4 minibatches of 256, learning rate 0.001``."""
+    fixed = getattr(update, "learning_rate", None)
+    if fixed is not None:
+        length = f"with step size {fixed:g}"
+    else:
+        searched = hasattr(update, "num_backtracks")
+        length = f"to a mean KL of {'at most' if searched else 'about'} {update.max_kl:g}{' by line search' if searched else ''}"
+    step = f"one natural-gradient step {length} ({plural(update.num_cg_steps, 'conjugate-gradient iteration')}, damping {update.damping:g})"
+    critic = passes(update.num_value_epochs, update.num_value_minibatches, transitions)
+    return f"{step}; critic: {critic}, learning rate {update.value_learning_rate:g}"
+
+
+def stopping(settings: Any, stop_at: float | None) -> str:
+    """When the run ends, and what is watched on the way."""
+    words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
+    every, how, episodes = settings.eval_every, "sampled" if settings.eval_sample else "greedy", settings.eval_episodes
+    if stop_at is not None:
+        goal = f"returns {stop_at:g} or more over {plural(episodes, 'fresh episode')}, twice in a row"
+        return f"{words}; ends once the {how} policy {goal} (checked every {plural(every, 'step')})"
+    if every == 0:
+        return f"{words}; no evaluation before the end"
+    when = f"every {plural(every, 'step')}" if every else f"at about {POINTS} points"
+    most = plural(episodes, "fresh episode") if every else f"up to {plural(episodes, 'fresh episode')}"
+    return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
+
+
+def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
+    """What the policy is, where it starts from and where it lives."""
+    size = sum(p.numel() for p in policy.parameters())
+    options = policy.describe()
+    if options["class"] == "LinearPolicy":
+        tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"
+        kind = {"tiles": tiles, "fourier": basis}.get(chosen.features, "the observation")
+        words = f"policy linear in {kind}, {policy.features.size:,} features"
+        return words if settings.init is None else f"{words}, continued from {settings.init}"
+    layers = " × ".join(map(str, options.get("hidden_sizes", ()))) or "linear"
+    kind = "convolutional policy" if "CNN" in options["class"] else f"{chosen.activation} policy"
+    words = f"{kind} with hidden layers {layers}, {size:,} parameters"
+    if settings.init is not None:
+        words += f", continued from {settings.init}"
+    normalized = [w for w, on in (("observations", chosen.normalize_observation), ("rewards", chosen.normalize_reward)) if on]
+    words += f", normalized {' and '.join(normalized)}" if normalized else ""
+    return words if settings.device == "cpu" else f"{words}, on {settings.device}"
+
+
+def result_words(summary: Mapping[str, Any], folder: Path) -> str:
+    """What happened, in plain words, and what to try next."""
+    lines = [verdict(summary)]
+    if summary.get("return_mean") is not None:
+        lines.append(f"the {summary['evaluated']} policy {returned(summary)}")
+    lines.append(
+        f"{plural(summary['total_steps'], 'step')} in {summary['train_seconds']:.2f} s of training "
+        f"({summary['steps_per_second']:,.0f} steps/s), {summary['wall_seconds']:.2f} s with evaluation and files"
+    )
+    lines.append(f"learning curve: {folder / 'curve.png'}")
+    return "\n".join(lines)
+
+
+def returned(result: Mapping[str, Any]) -> str:
+    """``returns 500.0 on average over 20 fresh episodes (95 % interval …)``; where no episode ended, what a step paid."""
+    low, high = result["return_interval"]
+    count, ended = result["episodes"], result["episodes_ended"]
+    if not ended:
+        length = f"{result['length_mean']:,.0f} steps"
+        return f"is paid {result['reward_per_step']:.3f} a step: none of {plural(count, 'fresh episode')} ended within {length}"
+    words = f"returns {result['return_mean']:.1f} on average over {plural(count, 'fresh episode')} (95 % interval {low:.1f} to {high:.1f})"
+    return words if ended == count else f"{words}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """``solved: …``, ``not solved: …``, ``stopped: …`` or ``finished``."""
+    goal = summary.get("solved_at")
+    if summary["status"] == "interrupted":
+        return "stopped on request: everything up to the last iteration is saved"
+    if summary["solved"]:
+        return f"solved: the return reached {goal:g}"
+    if goal is not None:
+        return f"finished without reaching {goal:g}; a longer run (--total-steps) or another --seed may"
+    return "finished"
+
+
+def next_commands(summary: Mapping[str, Any], folder: Path, envs: Envs) -> str:
+    """Commands to try next; watching only where there is something to see, help only of what the command line can name."""
+    run, name = shlex.quote(str(folder)), shlex.quote(summary["env_id"])
+    env = f" --env {name}" if ":" in summary["env_id"] else ""  # a module is never imported because a file says so
+    rows = {f"upslope play {run}{env} --out policy.gif": "watch the policy"} if can_render(envs) else {}
+    rows |= {f"upslope evaluate {run}{env} --episodes 100": "measure it again, on other episodes"}
+    method = summary["algorithm"]
+    if not method.startswith("__main__:"):
+        rows |= {f"upslope train {method} {name} --help": "every setting, with its default"}
+    return next_words(rows)

@@ -1,0 +1,47 @@
+"""Where a policy lives, and how many threads it is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from upslope.errors import UsageError
+from upslope.records import Policy
+
+SMALL = 500_000
+"""Parameters below which a policy on the processor runs on one thread."""
+
+
+@contextlib.contextmanager
+def one_thread(policy: Policy) -> Iterator[None]:
+    """Small networks on the processor run on one thread: waking a second one costs more than their products.
+
+    ``OMP_NUM_THREADS`` in the environment is taken as the user's own choice and left alone.
+    """
+    parameters = list(policy.parameters())
+    small = sum(p.numel() for p in parameters) < SMALL and all(p.device.type == "cpu" for p in parameters)
+    before = torch.get_num_threads()
+    if small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_device(name: str) -> torch.device:
+    """The torch device of this name; raises :class:`UsageError` where there is none here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device: {name!r} is not available, {torch.cuda.device_count()} CUDA devices are; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device: 'mps' is not available here; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
+    return device

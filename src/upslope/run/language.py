@@ -1,0 +1,317 @@
+"""The language world of a run: a model, a task or recorded texts, a warm start, and what is said and written of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope.algorithms import SFT
+from upslope.errors import UsageError
+from upslope.files import whole_folder
+from upslope.language import LanguagePolicy, LanguageResult, Pair, Task, demonstrations, evaluate, pairs_from, preference_pairs, read_pairs
+from upslope.language.architecture import Attention
+from upslope.language.checks import BUILTIN
+from upslope.language.precision import preferred
+from upslope.language.presets import preset_for
+from upslope.run import language_report as report
+from upslope.run.device import check_device
+from upslope.run.evaluations import Point
+from upslope.run.folder import FORMAT_VERSION, RunFolder
+from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
+from upslope.run.language_make import (
+    FrozenAtStart,
+    examples_of,
+    fitted,
+    make_collector,
+    make_policy,
+    make_reference,
+    make_task,
+)
+from upslope.run.load import PROGRESS
+from upslope.run.settings import settings_of
+from upslope.run.train import RunState, train
+from upslope.run.world import Config, Evaluated, Watch
+from upslope.updates import Ascent
+
+EVALUATE_EVERY = 10
+"""Iterations between evaluations unless told otherwise."""
+GOOD = 0.95
+"""Accuracy from which on nobody minds that a policy has become certain."""
+PAIRS_IN_A_PASS = 16
+"""Pairs that are measured at once."""
+
+
+def preset(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuned settings of a method on a model and a task, flat."""
+    known = set(settings_of(*config.parts()))
+    model, recorded = str(settings.get("model", "tiny")), settings.get("pairs") is not None
+    return preset_for(config.family, model, settings.get("task"), known, recorded=recorded)
+
+
+def imports(name: str, text: str) -> bool:
+    """Whether a text among the settings names something to import: a built-in reward may have an argument, ``contains:word``."""
+    return name != "reward" or text.partition(":")[0] not in BUILTIN
+
+
+def prepare(config: Config) -> Language:
+    """Make task, policy and collector, and check all that can be known before the first step.
+
+    Raises:
+        UsageError: whatever cannot work, in one line.
+    """
+    settings = config.settings
+    device = check_device(settings.device)
+    task = make_task(config)
+    if settings.until_accuracy is not None and (task is None or not task.held_out):
+        raise UsageError("until_accuracy: nothing is held out, so accuracy is never measured; leave it out, or give a FILE.test.jsonl")
+    if settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
+        raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
+    policy = make_policy(config.policy, task, value_head=config.needs.needs_critic, seed=settings.seed).to(device)
+    if config.policy.compute_dtype == "auto" and config.policy.model != "tiny" and device.type != "cpu":
+        policy.compute_dtype = preferred(device)
+    if not settings.fast:
+        policy.attention = Attention("--no-fast says so")
+    reference = make_reference(config, policy)
+    task, num_long = fitted(config, policy, task)
+    collect, others = make_collector(config, policy, task, reference)
+    if settings.eval_every is None:
+        config = config.replaced({"eval_every": EVALUATE_EVERY})
+    return Language(config=config, task=task, policy=policy, collect=collect, num_long=num_long + others)
+
+
+@dataclass(kw_only=True)
+class Language:
+    """A task, a model and a collector, as the :class:`~upslope.run.world.World` of a session."""
+
+    config: Config
+    task: Task | None
+    policy: LanguagePolicy
+    collect: Any
+    num_long: int = 0
+    """prompts that were left out or cut"""
+    before: float | None = None
+    """accuracy before training"""
+    warm_start_seconds: float = 0.0
+    warm_start_iterations: int | None = None
+    said_that_weights_stand_still: bool = False
+
+    fields = report.FIELDS
+    kept = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
+    action_dims = 0
+
+    @property
+    def target(self) -> str:
+        """What is learned, in a word or two."""
+        pairs = getattr(self.config.collector, "pairs", None)
+        task = self.config.problem.task or "nothing"
+        return pairs.stem if pairs is not None else Path(task).stem if task.endswith(".jsonl") else task
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """Iterations."""
+        return {"iterations": self.config.settings.iterations}
+
+    @property
+    def good(self) -> float:
+        """The goal, or an accuracy that is good in any task."""
+        goal = self.config.settings.until_accuracy
+        return GOOD if goal is None else goal
+
+    # ----------------------------------------------------------------------------------------------------------- the folder
+
+    def recorded(self) -> dict[str, Any]:
+        """``config.json``; with the precision that ``auto`` stands for here, which is another one on another processor."""
+        config = self.config.config()
+        used = str(self.policy.compute_dtype).removeprefix("torch.")
+        return config | {"policy": config["policy"] | {"compute_dtype": used}}
+
+    def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
+        """A folder that Transformers reads, and in it how far the model is."""
+        warm = {} if self.warm_start_iterations is None else {"warm_start_iterations": self.warm_start_iterations}
+        with whole_folder(folder.path / name) as inside:
+            self.policy.save_pretrained(inside)
+            content = json.dumps({"format_version": FORMAT_VERSION, **progress, **warm})
+            (inside / PROGRESS).write_text(content + "\n", encoding="utf-8")
+
+    def plan(self) -> list[str]:
+        """The whole run in words, before it starts."""
+        return report.plan(self.config, self.target, self.task, self.policy, self.collect, self.num_long)
+
+    def samples(self) -> list[str]:
+        """The best and the worst of the newest completions."""
+        return report.sample_lines(getattr(self.collect, "samples", ()))
+
+    # --------------------------------------------------------------------------------------------------------- the training
+
+    def begin(self, watch: Watch) -> list[Point]:
+        """The warm start; then the reference is the model as it is, and its accuracy the one before training."""
+        settings = self.config.settings
+        if settings.warm_start > 0:
+            self._warm_start(watch)
+        if isinstance(getattr(self.collect, "reference", None), FrozenAtStart):
+            self.collect.reference = self.policy.frozen()
+        if settings.eval_every and not watch.stopped and (result := self._answers()) is not None:
+            self.before = result.accuracy
+        if self.before is None:
+            return []
+        return [Point(0, self.before, math.sqrt(self.before * (1 - self.before)), settings.eval_episodes)]
+
+    def _warm_start(self, watch: Watch) -> None:
+        """Imitate right answers until enough training problems are answered right; held-out problems are not looked at.
+
+        Not a step is made where they are already, by a model that was trained before.
+        """
+        settings, task, policy = self.config.settings, self.task, self.policy
+        if task is None:
+            return
+        watched, found, started = task.train[: settings.eval_episodes], {"accuracy": 0.0}, time.perf_counter()
+
+        def reached() -> bool:
+            found["accuracy"] = evaluate(policy, task, problems=watched, episodes=None).accuracy or 0.0
+            return found["accuracy"] >= settings.warm_start
+
+        def enough(state: RunState) -> bool:
+            self.warm_start_iterations = state.iteration
+            watch.save_in_time()
+            return watch.stopped or (state.iteration % 10 == 0 and reached())
+
+        fresh = self.config.policy.model == "tiny"  # whose answers nobody need look at
+        if not fresh and reached():
+            watch.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
+            return
+        rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
+        update = Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0, schedule=lambda done: min(1.0, 0.05 + done * rise))
+        data = demonstrations(policy, examples_of(task), batch_size=settings.warm_start_batch, seed=settings.seed)
+        options: dict[str, Any] = {"iterations": settings.warm_start_iterations, "seed": settings.seed, "fast": settings.fast}
+        train(SFT(update=update), policy, data, callbacks=enough, progress=False, **options)
+        self.warm_start_seconds = time.perf_counter() - started
+        words = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
+        short = found["accuracy"] < settings.warm_start and not watch.stopped
+        missed = f"; it ended after {settings.warm_start_iterations:,} steps, short of {settings.warm_start:.0%}"
+        watch.note(words + (missed if short else ""))
+
+    def follow(self, state: RunState, folder: RunFolder, watch: Watch) -> None:
+        """Keep what was said; warn once where steps are too small for the weights."""
+        moved = state.metrics.get("weights_moved")
+        if moved is not None and not self.said_that_weights_stand_still:
+            self.said_that_weights_stand_still = True
+            watch.note(
+                f"warning: this update moved {moved:.1%} of the weights: its steps are smaller than the distance between "
+                f"neighboring numbers; raise the learning rate ({self.config.algorithm.update.learning_rate:g})"
+            )
+        folder.append("completions.jsonl", getattr(self.collect, "samples", []))
+
+    # ---------------------------------------------------------------------------------------------------------- evaluations
+
+    def due(self, before: int, state: RunState) -> int:
+        """Every so many iterations, where any are wanted; the last one is evaluated anyway."""
+        settings = self.config.settings
+        every = settings.eval_every
+        return settings.eval_episodes if every and state.iteration % every == 0 and state.iteration < settings.iterations else 0
+
+    def evaluate(self, episodes: int | None = None) -> Evaluated | None:
+        """Answers to held-out problems."""
+        result = self._answers()
+        return None if result is None else evaluated(result)
+
+    def evaluate_last(self) -> Evaluated | None:
+        """The final policy's."""
+        return self.evaluate()
+
+    def _answers(self) -> LanguageResult | None:
+        if self.task is None or not self.task.held_out or self.config.needs.scores_texts:
+            return None
+        options = {name: getattr(self.collect, name, None) for name in ("max_tokens", "trainer_state")}
+        return evaluate(self.policy, self.task, episodes=self.config.settings.eval_episodes, **options)
+
+    def reached(self, points: Sequence[Point]) -> bool:
+        """Once; where answers are not right or wrong, never."""
+        goal, measured = self.config.settings.until_accuracy, self.task is not None and self.task.correct is not None
+        return goal is not None and measured and bool(points) and points[-1].mean >= goal
+
+    # -------------------------------------------------------------------------------------------------------------- the end
+
+    def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
+        """What ``summary.json`` says of model and answers."""
+        goal, found = self.config.settings.until_accuracy, {} if result is None else result.headline
+        accuracy = found.get("accuracy")
+        return {
+            "model": self.config.policy.model,
+            "task": self.config.problem.task,
+            "warm_start_seconds": self.warm_start_seconds,
+            "accuracy_before": self.before,
+            **dict.fromkeys(NOTHING_ANSWERED),
+            "episodes": 0,
+            **found,
+            "best_accuracy": max((point.mean for point in points), default=None),
+            "solved": None if goal is None else accuracy is not None and accuracy >= goal,
+            "solved_at": goal,
+            **({} if failed else self._on_held_out_pairs()),
+        }
+
+    def _on_held_out_pairs(self) -> dict[str, Any]:
+        """For what is trained on pairs: how many others it ranks right, by the method's own measure (DPO's is against the reference)."""
+        pairs = self.held_out_pairs()
+        reference = getattr(self.collect, "reference", None)
+        if not pairs or isinstance(reference, FrozenAtStart):  # the run was stopped before it began
+            return {}
+        algorithm, right = self.config.algorithm, 0.0
+        collect = preference_pairs(self.policy, pairs, reference=reference)
+        with torch.no_grad():
+            for start in range(0, len(pairs), PAIRS_IN_A_PASS):
+                indices = list(range(start, min(start + PAIRS_IN_A_PASS, len(pairs))))
+                batch = algorithm.estimate(self.policy, collect.rollout(self.policy, indices))
+                right += float(algorithm.objective(self.policy, batch)[1]["accuracy"]) * len(indices)
+        return {"preference_accuracy": right / len(pairs), "held_out_pairs": len(pairs)}
+
+    def held_out_pairs(self) -> list[Pair]:
+        """Pairs that were not trained on: of the file beside that of the pairs, else made of the task's held-out problems."""
+        if self.config.needs.learns_from != "pairs":
+            return []
+        trained_on = self.config.collector.pairs
+        beside = held_out_file(trained_on) if trained_on is not None else None
+        if beside is not None:
+            return read_pairs(beside)
+        try:
+            return [] if self.task is None else pairs_from(self.task, count=HELD_OUT_PAIRS, held_out=True)
+        except UsageError:  # too few problems to make a wrong answer of another one's
+            return []
+
+    def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+        """Rewards and accuracy over iterations."""
+        start = [] if self.before is None else [{"iteration": 0, "total_steps": 0, "evaluation_accuracy": self.before}]
+        end = [] if summary["accuracy"] is None else [{"iteration": summary["iterations"], "evaluation_accuracy": summary["accuracy"]}]
+        if rows:
+            report.draw_curve(path, [*start, *rows, *end], title=f"{self.config.name} on {self.target}, seed {summary['seed']}")
+
+    def closing(self, summary: Mapping[str, Any], folder: Path) -> str:
+        """The result in words, and what to try next."""
+        return f"{report.result_words(summary, folder)}\n\n{report.next_commands(summary, folder, self.config)}"
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+NOTHING_ANSWERED = ("accuracy", "accuracy_interval", "reward_mean", "format_rate", "length_mean")
+"""What is None in a summary without a final evaluation."""
+
+
+def evaluated(result: LanguageResult) -> Evaluated:
+    """Answers as an evaluation: compared by accuracy where there is one, else by reward."""
+    accuracy, interval = result.accuracy, result.accuracy_interval
+    row = {"evaluation_reward": result.reward_mean, "evaluation_accuracy": accuracy}
+    return Evaluated(
+        mean=result.reward_mean if accuracy is None else accuracy,
+        std=0.0 if accuracy is None else math.sqrt(accuracy * (1 - accuracy)),
+        episodes=result.episodes,
+        row={name: value for name, value in row.items() if value is not None},
+        headline={name: getattr(result, name) for name in (*NOTHING_ANSWERED, "episodes")}
+        | {"accuracy_interval": None if interval is None else list(interval)},
+    )

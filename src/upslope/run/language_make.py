@@ -1,0 +1,209 @@
+"""What a run in the language world is made of, from its settings: task, policy, reference, collector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope import language
+from upslope.errors import UsageError, require
+from upslope.files import survivor
+from upslope.language import Labeled, LanguagePolicy, Pair, Rewards, Task
+from upslope.language.long_prompts import fit, fit_task, lengths
+from upslope.language.rewards import Part, parse_weight, reward_from
+from upslope.language.scoring import score_with
+from upslope.language.tasks import NO_REWARD
+from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings
+from upslope.run.load import Run
+from upslope.run.settings import load_object
+from upslope.run.world import Config
+
+NO_TASK = "task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition"
+
+
+def fitted(config: Config, policy: LanguagePolicy, task: Task | None) -> tuple[Task | None, int]:
+    """The task with prompts that leave room for a completion, and how many were dropped or cut for it."""
+    how = config.problem.long_prompts
+    if task is None or (config.needs.scores_texts and how == "error"):  # a model that scores is asked no prompt
+        return task, 0
+    recorded = isinstance(config.collector, RecordedSettings)
+    max_tokens = getattr(config.collector, "max_tokens", None) or task.max_tokens
+    return fit_task(policy, task, max_tokens, how, recorded=recorded)
+
+
+def make_task(config: Config) -> Task | None:
+    """The task with the rewards that were asked for; None for recorded data that brings its own prompts."""
+    chosen: TaskSettings = config.problem
+    if chosen.task is None:
+        if isinstance(config.collector, RecordedSettings) and config.collector.pairs is not None:
+            return None
+        raise UsageError(NO_TASK)
+    reward = rewards_from(chosen.reward, **chosen.reward_limits) if chosen.reward else None
+    return language.task(chosen.task, seed=0, reward=reward, **chosen.task_kwargs)
+
+
+def make_reference(config: Config, policy: LanguagePolicy) -> Any:
+    """The frozen policy that a KL term or a preference is measured against, where one is needed."""
+    folder = config.collector.reference
+    if config.needs.scores_texts or not (folder or config.needs.needs_reference or reference_kl(config.algorithm) > 0):
+        return None
+    if folder is None:
+        return FrozenAtStart(policy.vocabulary)
+    return LanguagePolicy.from_pretrained(policy_folder(folder), temperature=config.policy.temperature).frozen().to(policy.device)
+
+
+def reference_kl(algorithm: Any) -> float:
+    """The weight of the KL to the reference; where it has a name of its own, ``kl_coef`` is that of another KL, the one to π_old."""
+    return getattr(algorithm, "reference_kl_coef", getattr(algorithm, "kl_coef", 0.0))
+
+
+def make_collector(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+    """What gathers the texts, and how many of a file's prompts were dropped or cut to fit."""
+    gather = GATHER[config.needs.learns_from]
+    return gather(config, policy, task, reference)
+
+
+def completions(config: Config, policy: LanguagePolicy, task: Task, reference: Any) -> tuple[Any, int]:
+    """Sampled completions."""
+    settings: CompletionsSettings = config.collector
+    algorithm, chosen = config.algorithm, config.problem
+    kl = getattr(algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
+    require(
+        settings.refill == 0 or not (kl or getattr(algorithm, "needs_every_group", True)),
+        "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
+    )
+    compares = config.needs.learns_from == "groups"
+    require(not compares or settings.group_size > 1, "group_size: this algorithm compares the completions of a prompt; take 2 or more")
+    if task.reward is None:
+        raise UsageError(f"task {task.name}: {NO_REWARD}")
+    timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **chosen.reward_limits)
+    collect = language.Completions(
+        task.train,
+        timed,
+        group_size=settings.group_size,
+        max_tokens=settings.max_tokens or task.max_tokens,
+        num_prompts=settings.num_prompts,
+        reference=reference,
+        overlong_buffer=settings.overlong_buffer,
+        refill=settings.refill,
+        seed=config.settings.seed,
+    )
+    return collect, 0
+
+
+def demonstrations(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+    """Right answers to imitate."""
+    settings: RecordedSettings = config.collector
+    require(settings.pairs is None, "pairs: sft imitates the task's answers; give --task FILE.jsonl with prompt and answer or completion")
+    collect = language.demonstrations(policy, examples_of(task), batch_size=settings.batch_size, seed=config.settings.seed)
+    return collect, 0
+
+
+def labels(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+    """Single completions, each labeled as wanted or not."""
+    file = config.collector.pairs
+    examples = language.read_labeled(file) if file else labeled_from(made_pairs(task))
+    return recorded(config, policy, examples, [[example.completion] for example in examples], language.labeled, reference)
+
+
+def pairs(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+    """Pairs of completions, one preferred to the other."""
+    file = config.collector.pairs
+    examples = language.read_pairs(file) if file else made_pairs(task)
+    return recorded(config, policy, examples, [[pair.chosen, pair.rejected] for pair in examples], language.preference_pairs, reference)
+
+
+def made_pairs(task: Task | None) -> list[Pair]:
+    """Pairs of a task's right answers and wrong ones."""
+    if task is None:
+        raise UsageError(NO_TASK)
+    return language.pairs_from(task, count=2048)
+
+
+def recorded(
+    config: Config, policy: LanguagePolicy, examples: list[Any], texts: list[list[str]], collector: Callable[..., Any], reference: Any
+) -> tuple[Any, int]:
+    """The collector of recorded texts, those that fit, and how many did not."""
+    num_long, how = 0, config.problem.long_prompts
+    if how != "error":  # the collector knows exactly what is too long
+        examples, num_long = fit(policy, examples, lengths(policy, texts), how, "data")
+    options = {"batch_size": config.collector.batch_size, "reference": reference, "seed": config.settings.seed}
+    return collector(policy, examples, **options), num_long
+
+
+GATHER: dict[str, Callable[[Config, LanguagePolicy, Any, Any], tuple[Any, int]]] = {
+    **dict.fromkeys(("steps", "episodes", "groups"), completions),
+    "demonstrations": demonstrations,
+    "labels": labels,
+    "pairs": pairs,
+}
+"""By what an algorithm learns from."""
+
+
+@dataclass(frozen=True)
+class FrozenAtStart:
+    """Stands for the reference until training starts: after a warm start it is the warm policy that counts."""
+
+    vocabulary: int
+
+
+def make_policy(settings: ModelSettings, task: Task | None, *, value_head: bool, seed: int) -> LanguagePolicy:
+    """A policy from a folder, or a fresh tiny one with the task's characters."""
+    if settings.model == "tiny":
+        require(settings.lora_rank is None, "lora_rank: the tiny model has nothing pretrained to adapt; leave it out")
+        alphabet: dict[str, Any] = {"alphabet": task.alphabet} if task is not None and task.alphabet else {}
+        return language.tiny(**alphabet, seed=seed, value_head=value_head, temperature=settings.temperature)
+    dtype = None if settings.compute_dtype == "auto" else getattr(torch, settings.compute_dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # fresh adapters are random
+        return LanguagePolicy.from_pretrained(
+            policy_folder(settings.model),
+            temperature=settings.temperature,
+            value_head=value_head,
+            lora_rank=settings.lora_rank,
+            compute_dtype=dtype,
+        )
+
+
+def policy_folder(text: str) -> str:
+    """The model's folder: itself, or the policy inside a run's folder."""
+    inside = survivor(Path(text) / "policy")
+    return str(inside) if (inside / "config.json").exists() else text
+
+
+def rewards_from(texts: Sequence[str], **limits: Any) -> Rewards:
+    """Rewards by name: built-ins, ``module:function``, runs of reward models; ``NAME=0.5`` weighs one; ``limits`` of their time."""
+    parts: list[Part] = []
+    for text in texts:
+        name, weight = parse_weight(text)
+        parts.append(Part(name=name, function=reward_model(name) or reward_from(name, lambda t: load_object(t, "reward")), weight=weight))
+    return Rewards(parts=tuple(parts), **limits)
+
+
+def reward_model(name: str) -> Callable[..., list[float]] | None:
+    """A trained reward model as a reward function, where ``name`` is the folder of a run."""
+    if not (Path(name) / "config.json").exists():
+        return None
+    run = Run.load(name)
+    require(run.needs.scores_texts, f"reward {name}: expected the run of a reward-model, found one of {run.algorithm}")
+    return score_with(run.policy)
+
+
+def examples_of(task: Task | None) -> list[Labeled]:
+    """Training problems with right completions."""
+    if task is None or task.solution is None:
+        raise UsageError("task: it has no answers to imitate; give the file a column answer or completion")
+    return [Labeled(prompt=p.prompt, completion=task.solution(p), label=True, place=p.place) for p in task.train]
+
+
+def labeled_from(pairs: Sequence[Pair]) -> list[Labeled]:
+    """Unpaired labels from pairs."""
+    return [
+        Labeled(prompt=p.prompt, completion=text, label=label, place=p.place)
+        for p in pairs
+        for text, label in ((p.chosen, True), (p.rejected, False))
+    ]

@@ -1,0 +1,216 @@
+"""The one table of methods: which class, in which worlds, how it collects there, and the settings that a world asks for.
+
+A shipped algorithm is a file in :mod:`upslope.algorithms`, a row here, its exports, and its presets. What a method needs of a run it
+declares itself (:class:`Needs`), so a class of the user's own is asked the same questions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from upslope.errors import UsageError, unknown
+from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
+from upslope.run.language_settings import CompletionsSettings, RecordedSettings
+from upslope.run.settings import load_object, plain_value, replaced, settings_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run of a method begins in a world: how it collects, and flat settings that differ from the class's own."""
+
+    collector: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: ``module:Class`` in :mod:`upslope.algorithms`, and the worlds that it trains in."""
+
+    path: str
+    control: Start | None = None
+    language: Start | None = None
+
+    @property
+    def module(self) -> str:
+        """The module's full name; importing it loads PyTorch."""
+        return f"upslope.algorithms.{self.path.partition(':')[0]}"
+
+    @property
+    def class_name(self) -> str:
+        """The class's name."""
+        return self.path.partition(":")[2]
+
+    def load(self) -> type:
+        """The class."""
+        return getattr(importlib.import_module(self.module), self.class_name)
+
+    def start_in(self, world: str) -> Start | None:
+        """The start in a world, None where it does not train there."""
+        return getattr(self, world)
+
+
+ONE_STREAM = Start(StepsSettings(num_envs=1, num_steps=512))
+SHORT_STEPS = Start(StepsSettings(num_steps=16))
+SAMPLED, RECORDED = Start(CompletionsSettings()), Start(RecordedSettings())
+FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
+"""For a small network that starts from nothing, where the class's own settings are for text."""
+GROUPS = Start(GroupedEpisodesSettings(), FRESH_NETWORK)
+
+METHODS: dict[str, Method] = {
+    "a2c": Method("a2c:A2C", SHORT_STEPS),
+    "all-actions": Method("all_actions:AllActions", SHORT_STEPS),
+    "npg": Method("trpo:NPG", Start(StepsSettings())),
+    "actor-critic": Method("actor_critic:OnlineActorCritic", ONE_STREAM),
+    "continuing-actor-critic": Method("actor_critic:ContinuingActorCritic", ONE_STREAM),
+    "off-policy": Method("off_policy:OffPolicyGradient", Start(DataSettings(num_steps=32))),
+    "ppo": Method(
+        "ppo:PPO",
+        Start(StepsSettings(), {"learning_rate": 1e-3, "schedule": "linear"}),
+        Start(CompletionsSettings(), {"gamma": 1.0, "gae_lambda": 1.0, "num_epochs": 2, "num_minibatches": 2, "max_grad_norm": 1.0}),
+    ),
+    "sarsa": Method("sarsa:SARSA", ONE_STREAM),
+    "reinforce": Method(
+        "reinforce:REINFORCE",
+        Start(EpisodesSettings()),
+        Start(CompletionsSettings(), {"gamma": 1.0, "baseline": False, "max_grad_norm": 1.0}),  # rewards come at a text's end
+    ),
+    "grpo": Method("grpo:GRPO", GROUPS, SAMPLED),
+    "dr-grpo": Method("grpo:GRPO", GROUPS, SAMPLED),
+    "dapo": Method("grpo:GRPO", GROUPS, Start(CompletionsSettings(), {"refill": 3})),
+    "gspo": Method("grpo:GRPO", GROUPS, SAMPLED),
+    "cispo": Method("grpo:GRPO", GROUPS, SAMPLED),
+    "reinforce-pp": Method("grpo:GRPO", GROUPS, SAMPLED),
+    "rloo": Method("rloo:RLOO", GROUPS, SAMPLED),
+    "trpo": Method("trpo:TRPO", Start(StepsSettings())),
+    "sft": Method("sft:SFT", language=RECORDED),
+    "dpo": Method("dpo:DPO", language=RECORDED),
+    "kto": Method("kto:KTO", language=RECORDED),
+    "reward-model": Method("reward_model:RewardModeling", language=RECORDED),
+}
+"""Name → method. Several names share a class where the class's module says what sets them apart (``RELATIVES``)."""
+
+STARTS: dict[str, dict[str, Start]] = {
+    "control": {
+        "steps": Start(StepsSettings()),
+        "episodes": Start(EpisodesSettings()),
+        "groups": Start(GroupedEpisodesSettings()),
+        "stream": ONE_STREAM,
+    },
+    "language": dict.fromkeys(("steps", "episodes", "groups"), SAMPLED) | dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
+}
+"""World → how a class of the user's own collects there, by what it learns from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an algorithm asks of a run, from class attributes of these names."""
+
+    learns_from: str = "steps"
+    """steps, episodes, groups (of one start or prompt), stream (it learns at every step), pairs, labels or demonstrations"""
+    needs_critic: bool = False
+    """a language model gets a value head (policies of environments have a critic anyway, but for groups)"""
+    needs_reference: bool = False
+    """a frozen copy of the policy scores what is learned from"""
+    scores_texts: bool = False
+    """the head's output is what is learned: nothing is said, so there is nothing to chat with or to sample"""
+
+    @classmethod
+    def of(cls, algorithm: Any) -> Needs:
+        """Those of an algorithm, or of its class."""
+        found: dict[str, Any] = {item.name: getattr(algorithm, item.name) for item in fields(cls) if hasattr(algorithm, item.name)}
+        return cls(**{"learns_from": "stream", **found} if hasattr(algorithm, "learn") else found)
+
+
+def methods_in(world: str) -> dict[str, Method]:
+    """The rows that train in a world."""
+    return {name: method for name, method in METHODS.items() if method.start_in(world) is not None}
+
+
+def relative(name: str) -> dict[str, Any]:
+    """What makes a published relative of its class (``dapo`` of GRPO); nothing for the class itself, or for the user's own."""
+    return getattr(importlib.import_module(METHODS[name].module), "RELATIVES", {}).get(name, {}) if name in METHODS else {}
+
+
+def family_of(algorithm: Any) -> str | None:
+    """The first row whose class the algorithm is of, or comes from; None for one that has nothing to do with ours."""
+    for base in type(algorithm).__mro__:
+        for name, method in METHODS.items():
+            if (method.module, method.class_name) == (base.__module__, base.__name__):
+                return name
+    return None
+
+
+def name_of(algorithm: Any) -> str:
+    """The name on the command line: that of its row, else ``module:Class``."""
+    kind = type(algorithm)
+    rows = (name for name, method in METHODS.items() if (method.module, method.class_name) == (kind.__module__, kind.__name__))
+    return next(rows, f"{kind.__module__}:{kind.__qualname__}")
+
+
+def start_of(name: str, algorithm: Any, world: str) -> Start:
+    """How a method starts in a world; a class of the user's own as the shipped one does that it comes from.
+
+    Raises:
+        UsageError: it does not train there.
+    """
+    row = METHODS.get(name) or METHODS.get(family_of(algorithm) or "")
+    found = STARTS[world].get(Needs.of(algorithm).learns_from) if row is None else row.start_in(world)
+    if found is None:
+        raise UsageError(f"{name}: it learns from {Needs.of(algorithm).learns_from}, which {WITHOUT[world]}")
+    return found
+
+
+WITHOUT = {"control": "no environment gives", "language": "no language model gives"}
+
+
+def algorithm_named(name: str, world: str) -> Any:
+    """An algorithm with its settings for a world; ``module:Class`` is imported.
+
+    Raises:
+        UsageError: an unknown name (with the nearest one), or a class that is no algorithm.
+    """
+    if ":" not in name:
+        known = methods_in(world)
+        if name not in known:
+            raise unknown("algorithm", name, known)
+        return started(METHODS[name].load()(**relative(name)), name, world)
+    return started(made(load_object(name, "algorithm"), name), name, world)
+
+
+def made(found: Any, name: str) -> Any:
+    """The algorithm that a user's name stands for: an instance, or a class with a default for every field.
+
+    Raises:
+        UsageError: what it lacks.
+    """
+    if isinstance(found, type):
+        try:
+            found = found()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"algorithm: {name} cannot be made without arguments ({error}); give every field a default") from error
+    check_algorithm(found, name)
+    return found
+
+
+def check_algorithm(algorithm: Any, name: str) -> None:
+    """Refuse what lacks a member that the loop will ask for."""
+    wanted = ("learn", "start") if hasattr(algorithm, "learn") else ("estimate", "objective", "update")
+    missing = [member for member in wanted if not hasattr(algorithm, member)]
+    if missing:
+        raise UsageError(f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")
+    if not is_dataclass(algorithm):
+        raise UsageError(
+            f"algorithm: {name} is no dataclass, so nothing says what its settings are; write @dataclass(frozen=True) above it"
+        )
+
+
+def started(algorithm: Any, name: str, world: str) -> Any:
+    """The algorithm with the settings that its world asks for; those that its class does not have are left out."""
+    known = settings_of(algorithm)
+    asked = {key: value for key, value in start_of(name, algorithm, world).settings.items() if key in known}
+    return replaced(algorithm, {key: plain_value(value, known[key].owner, key) for key, value in asked.items()})
