@@ -133,9 +133,9 @@ def test_an_evaluation_that_fails_does_not_end_the_training(cli: Command):
 
 def test_a_goal_is_found_after_an_evaluation_that_failed(cli: Command, monkeypatch: pytest.MonkeyPatch):
     """A return of 10 is what every evaluation finds: the second and the third of those that were made end the run."""
-    from upslope.run.session import Session
+    from upslope.run.control import Control
 
-    played, calls = Session._fresh_episodes, [0]
+    played, calls = Control._played, [0]
 
     def episodes(*arguments: Any) -> Any:
         calls[0] += 1
@@ -143,7 +143,7 @@ def test_a_goal_is_found_after_an_evaluation_that_failed(cli: Command, monkeypat
             raise RunFault("no port")
         return played(*arguments)
 
-    monkeypatch.setattr(Session, "_fresh_episodes", episodes)
+    monkeypatch.setattr(Control, "_played", episodes)
     more = ["--total-steps", "200", "--eval-every", "8", "--until-return", "10"]
     good(cli("train", "ppo", "faulty:walk", "--out", "run", *FAILS_ONCE, *more))
     run = Run.load("run")

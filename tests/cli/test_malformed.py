@@ -76,7 +76,7 @@ def test_settings_of_a_language_model(cli: Command, name: str):
 
 @pytest.mark.parametrize("words", OTHERS, ids=lambda words: words[0])
 def test_flags_of_a_command(cli: Command, words: list[str]):
-    refused(cli, words, importlib.import_module(COMMANDS[words[0]][0]).FLAGS)
+    refused(cli, words, importlib.import_module(COMMANDS[words[0]][0]).COMMAND.flags)
 
 
 @pytest.mark.parametrize("command", [words[0] for words in OTHERS])

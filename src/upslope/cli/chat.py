@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+import upslope
 from upslope.cli.caution import print_caution
-from upslope.cli.flags import INTEGER, SWITCH, Flag, parse
-from upslope.cli.help import section
-from upslope.errors import UsageError, require
-from upslope.run.load import Run
+from upslope.cli.command import Command
+from upslope.cli.flags import SWITCH, Flag, between
+from upslope.errors import UsageError
+from upslope.run.load import Run, is_model_folder
+
+if TYPE_CHECKING:
+    from upslope.language import LanguagePolicy
 
 FLAGS = (
-    Flag("max_tokens", INTEGER, 128, "the longest answer"),
-    Flag("seed", INTEGER, 0, "of the sampling"),
+    Flag("max_tokens", between(1), 128, "the longest answer"),
+    Flag("seed", between(0), 0, "of the sampling"),
     Flag("greedy", SWITCH, False, "the most likely token each time, instead of a draw"),
 )
 
@@ -29,22 +33,11 @@ template gets the whole conversation, one without gets each line as it is. Lines
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, load, answer line after line."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError("chat: expected RUN, a run folder; try: upslope chat runs/grpo-addition-0")
-    given = {flag.name: flag.default for flag in FLAGS} | values
-    require(given["max_tokens"] >= 1, f"--max-tokens: expected an integer ≥ 1, found {given['max_tokens']}")
-    require(given["seed"] >= 0, f"--seed: expected an integer ≥ 0, found {given['seed']}")
+def chat(plain: list[str], given: dict[str, Any]) -> int:
+    """Answer line after line."""
     policy = policy_of(plain[0])
     policy.rendering.refuses_unknown = False  # what the model itself has said must not end the talk
-    from upslope.language import EmbeddedEngine
-
-    engine = EmbeddedEngine(policy)
+    engine = upslope.language.EmbeddedEngine(policy)
     talk: list[dict[str, str]] = []
     for turn, line in enumerate(lines()):
         talk.append({"role": "user", "content": line})
@@ -58,13 +51,10 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def policy_of(text: str) -> Any:
+def policy_of(text: str) -> LanguagePolicy:
     """The policy of a run's folder, or of a model's."""
-    from upslope.run.language_evaluate import policy_at
-    from upslope.run.load import is_model_folder
-
     if is_model_folder(text):
-        return policy_at(Path(text), best=False)
+        return upslope.language.LanguagePolicy.from_pretrained(text).requires_grad_(False)
     run = Run.load(text)
     if run.world != "language":
         raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
@@ -74,7 +64,7 @@ def policy_of(text: str) -> Any:
     return run.policy
 
 
-def lines() -> Any:
+def lines() -> Iterator[str]:
     """What is typed or piped in, up to an empty line or the end."""
     while True:
         if sys.stdin.isatty():
@@ -87,3 +77,6 @@ def lines() -> Any:
         if not line.strip():
             return
         yield line.rstrip("\n")
+
+
+COMMAND = Command(chat, HELP, FLAGS, "chat: expected RUN, a run folder; try: upslope chat runs/grpo-addition-0")

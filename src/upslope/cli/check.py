@@ -6,8 +6,9 @@ import inspect
 import json
 from typing import Any
 
-from upslope.cli.flags import REAL, SWITCH, TEXT, Flag, one_of, parse, several
-from upslope.cli.help import section
+import upslope
+from upslope.cli.command import Command
+from upslope.cli.flags import REAL, SWITCH, TEXT, Flag, one_of, several
 from upslope.errors import UsageError
 from upslope.run.settings import load_object
 
@@ -36,15 +37,10 @@ Exit code 0: no law is broken, 1: one is, 2: it cannot be checked.
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, load, check, print."""
-    if "--help" in words or "-h" in words:
-        print(HELP)
-        print(section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain or ":" not in plain[0]:
-        raise UsageError(f"check: expected module:name, found {plain[0] if plain else 'nothing'}; try: upslope check my_module:estimator")
+def check_named(plain: list[str], values: dict[str, Any]) -> int:
+    """Load, check, print."""
+    if ":" not in plain[0]:
+        raise UsageError(f"check: expected module:name, found {plain[0]}; try: upslope check my_module:estimator")
     target = load_object(plain[0], "check")
     as_json = values.pop("json", False)
     kind = values.pop("kind", None) or kind_of(target)
@@ -68,8 +64,6 @@ def kind_of(target: Any) -> str:
 
 def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """``(fields with law, text)``."""
-    from upslope import testing
-
     if isinstance(target, type):
         target = made(target)
     name = getattr(target, "__name__", type(target).__name__)
@@ -77,12 +71,12 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
         for option in options:
             raise UsageError(f"--{option.replace('_', '-')}: a {kind} has no such setting")
         arguments = policy_and_inputs(target, name) if kind == "policy" else (target,)
-        broken = contract(testing.check_policy if kind == "policy" else testing.check_surrogate, *arguments)
+        broken = contract(upslope.testing.check_policy if kind == "policy" else upslope.testing.check_surrogate, *arguments)
         if broken is None:
             return {"law": None, "contract": None}, f"{name}: every law of a {kind} holds"
         return {"law": broken.law, "contract": str(broken)}, f"{name}: breaks its contract\n  BROKEN       {broken}"
-    report = testing.check_estimator(target, **options)
-    broken = contract(testing.check_algorithm, target, group=options.get("group")) if kind == "algorithm" else None
+    report = upslope.testing.check_estimator(target, **options)
+    broken = contract(upslope.testing.check_algorithm, target, group=options.get("group")) if kind == "algorithm" else None
     fields, text = report.as_dict(), str(report)
     if broken is None:
         return {**fields, "contract": None}, text
@@ -93,11 +87,9 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
 
 def contract(function: Any, *arguments: Any, **options: Any) -> Any:
     """The error that a check of a contract raised, or None."""
-    from upslope.testing import ContractError
-
     try:
         function(*arguments, **options)
-    except ContractError as error:
+    except upslope.testing.ContractError as error:
         return error
     return None
 
@@ -127,3 +119,12 @@ def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
     if missing:
         raise UsageError(f"{name}: expected (policy, inputs), found {type(found[0]).__name__} as policy: it has no {missing[0]}")
     return found
+
+
+COMMAND = Command(
+    check_named,
+    HELP,
+    FLAGS,
+    "check: expected module:name, found nothing; try: upslope check my_module:estimator",
+    fills=False,
+)

@@ -7,26 +7,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, one_of, parse, several
-from upslope.cli.help import section
-from upslope.errors import UsageError, require
+import upslope
+from upslope.cli.command import Command
+from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
+from upslope.errors import require
 from upslope.run.load import Run, is_model_folder
 from upslope.run.report import plural
 
 FLAGS = (
-    Flag("episodes", INTEGER, None, "fresh episodes to play (none: 20; of a language model all held-out problems)"),
-    Flag("seed", INTEGER, 100, "of the episodes; each is seeded differently"),
+    Flag("episodes", COUNT, None, "fresh episodes to play (none: 20; of a language model all held-out problems)"),
+    Flag("seed", SEED, 100, "of the episodes; each is seeded differently"),
     Flag("json", SWITCH, False, "print one JSON object and nothing else"),
     POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's own is module:name, or to try another one"),
-    Flag("max_episode_steps", INTEGER, None, "truncate episodes after so many steps (none: as in training)"),
+    Flag("max_episode_steps", COUNT, None, "truncate episodes after so many steps (none: as in training)"),
     Flag("task", TEXT, None, "language models: the task to measure on (none: the run's own)"),
     Flag("reward", several(TEXT, None), None, "language models: rewards, where the run's own are module:function"),
     Flag("pairs", PATH, None, "language models: a JSONL file of prompt, chosen, rejected: how many pairs are ranked right"),
     Flag("long_prompts", one_of(("error", "drop", "cut")), None, "language models: of prompts without room (none: as in training)"),
-    Flag("max_tokens", INTEGER, None, "language models: the longest completion (none: as in training)"),
+    Flag("max_tokens", COUNT, None, "language models: the longest completion (none: as in training)"),
 )
+
+AT_ONCE = 8
+"""Environments that an evaluation plays side by side at most."""
 
 HELP = """\
 usage: upslope evaluate RUN|MODEL [flags]
@@ -42,19 +46,8 @@ format rate, length. A reward model, and any model with --pairs, ranks preferenc
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, play, report."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError("evaluate: expected RUN, a run folder; try: upslope evaluate runs/ppo-CartPole-v1-0")
-    given = {flag.name: flag.default for flag in FLAGS} | values
-    for name in ("episodes", "max_tokens", "max_episode_steps"):
-        fine = given[name] is None or 1 <= given[name] <= 10**6
-        require(fine, f"--{name.replace('_', '-')}: expected an integer ≥ 1 and at most 1,000,000, found {given[name]}")
-    require(0 <= given["seed"] < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {given['seed']}")
+def measure(plain: list[str], given: dict[str, Any]) -> int:
+    """Play or answer, and report."""
     run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
     if isinstance(run, Path) or run.world == "language":
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
@@ -67,9 +60,7 @@ def main(words: list[str]) -> int:
 
 def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     """Play fresh episodes and report."""
-    from upslope.control import evaluate
-    from upslope.control.evaluate import MOST_ENVS
-    from upslope.run.device import one_thread
+    from upslope.run.device import one_thread  # loads PyTorch
 
     env = run.environment(given["env"])
     policy = run.chosen_policy(given["policy"])
@@ -77,9 +68,11 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     if given["max_episode_steps"] is not None:
         options["max_episode_steps"] = given["max_episode_steps"]
     if env == run.env_id:  # no more environments than training had, made as they were
-        options |= {"num_envs": min(MOST_ENVS, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
+        options |= {"num_envs": min(AT_ONCE, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
     with one_thread(policy):
-        result = evaluate(policy, env, episodes=given["episodes"] or 20, seed=given["seed"], greedy=not given["sample"], **options)
+        result = upslope.control.evaluate(
+            policy, env, episodes=given["episodes"] or 20, seed=given["seed"], greedy=not given["sample"], **options
+        )
     low, high = result.return_interval
     if given["json"]:
         fields = {"return_mean": result.return_mean, "return_std": result.return_std, "return_interval": [low, high]}
@@ -108,7 +101,7 @@ def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
-    from upslope.run.language_evaluate import evaluate_model
+    from upslope.run.language_evaluate import evaluate_model  # loads Transformers
 
     result = evaluate_model(
         run,
@@ -156,3 +149,6 @@ def answer_lines(what: str, result: Any) -> list[str]:
         lines.append(f"accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
     values = {"reward": result.reward_mean, "format rate": result.format_rate, "length in tokens": result.length_mean}
     return lines + [f"{label} {value:.3f}" for label, value in values.items() if value is not None]
+
+
+COMMAND = Command(measure, HELP, FLAGS, "evaluate: expected RUN, a run folder; try: upslope evaluate runs/ppo-CartPole-v1-0")

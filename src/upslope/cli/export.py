@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import upslope
 from upslope.cli.caution import print_caution
-from upslope.cli.flags import PATH, POLICY, SWITCH, Flag, parse
-from upslope.cli.help import section
+from upslope.cli.command import Command
+from upslope.cli.flags import PATH, POLICY, SWITCH, Flag
 from upslope.errors import UsageError
 from upslope.run.folder import check_free
 from upslope.run.load import Run, is_model_folder
@@ -28,44 +28,48 @@ Transformers and vLLM load; adapters are merged.
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, load, write."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError("export: expected RUN, a run folder; try: upslope export runs/grpo-sums-0 --out trained")
+def export(plain: list[str], values: dict[str, Any]) -> int:
+    """Load, write."""
     if "out" not in values:
         raise UsageError("--out: expected the folder to write, found nothing")
-    run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
-    if isinstance(run, Path):
-        return export_folder(run, values)
+    folder = plain[0]
+    if is_model_folder(folder):
+        if "policy" in values:
+            hint = "so there is nothing to choose from; name the run, or leave the flag out"
+            raise UsageError(f"export: {folder} is one model and no run, {hint}")
+        check_free(values["out"])
+        policy = upslope.language.LanguagePolicy.from_pretrained(folder).requires_grad_(False)
+    else:
+        policy = policy_of(Run.load(folder), values)
+    policy.save_pretrained(values["out"], dtype=torch_dtype("bfloat16") if values.get("bfloat16") else None)
+    print(f"wrote {values['out']}")
+    return 0
+
+
+def policy_of(run: Run, values: dict[str, Any]) -> Any:
+    """The language model of a run."""
     if run.world != "language":
         raise UsageError(
-            f"export: {plain[0]} holds a control policy, which is plain safetensors already; expected the run of a language model"
+            f"export: {run.path} holds a control policy, which is plain safetensors already; expected the run of a language model"
         )
     check_free(values["out"])
+    which = values.get("policy", "final")
+    policy = run.chosen_policy(which)
+    print_caution(run, which)
+    return policy
+
+
+def torch_dtype(name: str) -> Any:
+    """A dtype by its name."""
     import torch
 
-    policy = run.chosen_policy(values.get("policy", "final"))
-    print_caution(run, values.get("policy", "final"))
-    policy.save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
-    print(f"wrote {values['out']}")
-    return 0
+    return getattr(torch, name)
 
 
-def export_folder(folder: Path, values: dict[str, Any]) -> int:
-    """Write the model in a model's folder anew: a copy, or with ``--bfloat16`` one of half the size."""
-    if "policy" in values:
-        raise UsageError(
-            f"export: {folder} is one model and no run, so there is nothing to choose from; name the run, or leave the flag out"
-        )
-    check_free(values["out"])
-    import torch
-
-    from upslope.run.language_evaluate import policy_at
-
-    policy_at(folder, best=False).save_pretrained(values["out"], dtype=torch.bfloat16 if values.get("bfloat16") else None)
-    print(f"wrote {values['out']}")
-    return 0
+COMMAND = Command(
+    export,
+    HELP,
+    FLAGS,
+    "export: expected RUN, a run folder; try: upslope export runs/grpo-sums-0 --out trained",
+    fills=False,
+)

@@ -74,6 +74,19 @@ def integer(words: Values) -> int:
     return found
 
 
+def between(least: int, most: int | None = None) -> Kind:
+    """An integer in a range."""
+
+    def parse(words: Values) -> int:
+        found = integer(words)
+        if found < least or (most is not None and found > most):
+            high = "" if most is None else f" and at most {most:,}" if least else f" to {most}"
+            raise ValueError(f"expected an integer {f'≥ {least}' if least or most is None else f'from {least}'}{high}, found {found}")
+        return found
+
+    return Kind(parse, "N")
+
+
 LONGEST_INTEGER, LARGEST_REAL = 10**15, 3e38
 """The second is about the largest number of single precision, in which everything is computed."""
 
@@ -151,6 +164,7 @@ def one_of(names: Sequence[str]) -> Kind:
     return Kind(parse, "{" + ",".join(names) + "}")
 
 
+SEED, COUNT = between(0, 2**32 - 1), between(1, 10**6)
 POLICY = Flag("policy", one_of(("final", "best")), "final", "the final policy, or that of the best evaluation on the way")
 """Which policy of a run a command takes."""
 

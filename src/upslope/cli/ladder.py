@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
-from upslope.cli.help import section
-from upslope.errors import UsageError
+from upslope.cli.command import Command
+from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag
 from upslope.run.folder import finite
 from upslope.studies.ladder import ladder
 from upslope.studies.ladder_rungs import TASKS
@@ -32,15 +32,13 @@ budget and the same seeds. One page shows learning curves, gradient noise, secon
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
-    if "--help" in words or "-h" in words:
-        print(HELP.format(tasks="\n".join(f"  {name:<13}{task.budget:>6,} steps: {task.title}" for name, task in TASKS.items())))
-        print(section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError(f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit")
+def usage() -> str:
+    """The page, with the tasks that there are."""
+    return HELP.format(tasks="\n".join(f"  {name:<13}{task.budget:>6,} steps: {task.title}" for name, task in TASKS.items()))
+
+
+def climb(plain: list[str], values: dict[str, Any]) -> int:
+    """Climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
     silent = values.get("quiet", False) or values.get("json", False)
     options = {name: values[name] for name in ("budget", "seeds", "out") if name in values}
     found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **options)
@@ -50,3 +48,6 @@ def main(words: list[str]) -> int:
         picture = " · picture: ladder.png" * bool(found["rungs"])  # there is nothing to draw before the first one
         print(f"page: {found['folder']}/index.html{picture} · numbers: ladder.json · {found['seconds']:.1f} s")
     return 0 if found["status"] == "finished" else 130
+
+
+COMMAND = Command(climb, usage, FLAGS, f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit", fills=False)

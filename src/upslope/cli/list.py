@@ -6,8 +6,9 @@ import ast
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from upslope.cli.flags import parse
+from upslope.cli.command import Command
 from upslope.run.methods import Method, methods_in
 
 HELP = """\
@@ -16,12 +17,8 @@ usage: upslope list
 Show the algorithms, the tasks with tuned presets, and what each preset was measured to reach."""
 
 
-def main(words: list[str]) -> int:
+def show(plain: list[str], values: dict[str, Any]) -> int:
     """Print the two tables."""
-    if "--help" in words or "-h" in words:
-        print(HELP)
-        return 0
-    parse(words, (), positionals=0)
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
     control, language = methods_in("control"), methods_in("language")
     print_methods(control)
@@ -59,3 +56,6 @@ def summary_of(module: str) -> str:
     folder = Path((spec.submodule_search_locations or [""])[0]) if spec else Path()
     docstring = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
     return " ".join(docstring.split("\n\n")[0].split()).rstrip(".")
+
+
+COMMAND = Command(show, HELP, most_words=0)

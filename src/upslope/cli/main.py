@@ -38,7 +38,7 @@ COMMANDS = {
     "variance": ("upslope.cli.variance", "measure gradient estimators on the same samples at a fixed policy"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }
-"""Name → module with ``main(words) -> int`` and ``HELP``; and the line that the overview shows."""
+"""Name → module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 """What the system says of a file or folder that was named and cannot be used."""
@@ -104,8 +104,7 @@ def dispatch(words: list[str]) -> int:
         raise unknown("flag", words[0], ["--help", "--version"])
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
-    command = importlib.import_module(COMMANDS[words[0]][0])
-    return command.main(words[1:])
+    return importlib.import_module(COMMANDS[words[0]][0]).COMMAND(words[1:])
 
 
 def failed(error: Exception, code: int) -> int:

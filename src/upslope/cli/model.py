@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from upslope.cli.flags import PATH, Flag, parse
-from upslope.cli.help import section
-from upslope.errors import UsageError, unknown
+from upslope.cli.command import Command
+from upslope.cli.flags import PATH, Flag
+from upslope.errors import unknown
 
 FLAGS = (Flag("out", PATH, Path("smollm2"), "folder to write"),)
 
@@ -21,18 +22,15 @@ Write SmolLM2-135M-Instruct as an ordinary Transformers folder (540 MB), out of 
 MODELS = ("smollm2",)
 
 
-def main(words: list[str]) -> int:
-    """Parse, convert, say what to do with it."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError("model: expected the name of a model; try: upslope model smollm2 --out smollm2")
+def write(plain: list[str], values: dict[str, Any]) -> int:
+    """Convert, say what to do with it."""
     if plain[0] not in MODELS:
         raise unknown("model", plain[0], MODELS)
-    from upslope.language.pretrained import write_smollm2
+    from upslope.language.pretrained import write_smollm2  # loads Transformers
 
-    folder = write_smollm2(values.get("out", Path("smollm2")))
+    folder = write_smollm2(values["out"])
     print(f"wrote {folder}\n\ntry next:\n  upslope chat {folder}\n  upslope train grpo --model {folder} --task sums")
     return 0
+
+
+COMMAND = Command(write, HELP, FLAGS, "model: expected the name of a model; try: upslope model smollm2 --out smollm2")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from upslope.cli.flags import PATH, Flag, parse
-from upslope.cli.help import section
+from upslope.cli.command import Command
+from upslope.cli.flags import PATH, Flag
 from upslope.errors import UsageError
 from upslope.run.load import Run
 
@@ -23,15 +24,9 @@ differ in the seed only become their mean with a 95 % bootstrap interval; the le
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, draw, say where."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS)
-    if not plain:
-        raise UsageError("plot: expected RUN…, one or more run folders; try: upslope plot runs/* --out comparison.png")
-    path: Path = values.get("out", FLAGS[0].default)
+def plot(plain: list[str], values: dict[str, Any]) -> int:
+    """Draw, say where."""
+    path: Path = values["out"]
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {path}")
     folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
@@ -59,3 +54,12 @@ def is_report(folder: Path) -> bool:
     """Whether this is what ``ladder``, ``reproduce`` or ``variance`` wrote: under ``runs/*`` they stand beside the runs."""
     reports = ("ladder.json", "verdict.json", "variance.json")
     return not (folder / "config.json").exists() and any((folder / name).exists() for name in reports)
+
+
+COMMAND = Command(
+    plot,
+    HELP,
+    FLAGS,
+    "plot: expected RUN…, one or more run folders; try: upslope plot runs/* --out comparison.png",
+    most_words=None,
+)

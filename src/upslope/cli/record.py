@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import upslope
 from upslope.cli.caution import print_caution
-from upslope.cli.flags import INTEGER, PATH, POLICY, SWITCH, TEXT, Flag, kind_of, parse
-from upslope.cli.help import section
+from upslope.cli.command import Command
+from upslope.cli.flags import INTEGER, PATH, POLICY, SEED, SWITCH, TEXT, Flag, kind_of
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import MOST_ROWS, EnvSettings, check_num_envs
 from upslope.run.load import Run
@@ -16,7 +17,7 @@ FLAGS = (
     Flag("out", PATH, None, "file to write; it must not exist yet"),
     Flag("steps", INTEGER, 50_000, "steps to record, rounded up to as many of each environment; reset steps are among them"),
     Flag("num_envs", INTEGER, 8, "environments played side by side: the rows of the data"),
-    Flag("seed", INTEGER, 0, "of the environments and of the actions"),
+    Flag("seed", SEED, 0, "of the environments and of the actions"),
     Flag("random", SWITCH, False, "record uniformly random actions; the command then names an environment instead of a run"),
     POLICY,
     Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
@@ -35,26 +36,16 @@ rewards, ends. Another policy can learn from it.
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, play, write, say what was recorded."""
-    if "--help" in words or "-h" in words:
-        print(HELP + "\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    given = {flag.name: flag.default for flag in FLAGS} | values
-    if not plain:
-        raise UsageError("record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE")
+def record(plain: list[str], given: dict[str, Any]) -> int:
+    """Play, write, say what was recorded."""
     require(1 <= given["steps"] <= MOST_ROWS, f"--steps: expected an integer from 1 to {MOST_ROWS}, found {given['steps']}")
-    require(0 <= given["seed"] < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {given['seed']}")
     check_num_envs(given["num_envs"])
     check_new(given["out"])
     env, policy, options, behavior = behavior_of(plain[0], given)
-    from upslope import control
-
-    with control.make(env, given["num_envs"], given["seed"], **options) as envs:
-        data = control.record(
+    with upslope.control.make(env, given["num_envs"], given["seed"], **options) as envs:
+        data = upslope.control.record(
             envs,
-            control.RandomPolicy(envs) if policy is None else policy,
+            upslope.control.RandomPolicy(envs) if policy is None else policy,
             -(-given["steps"] // given["num_envs"]),
             seed=given["seed"],
             about={"env_kwargs": options["env_kwargs"], "behavior": behavior},
@@ -91,3 +82,11 @@ def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, A
     if given["env_kwargs"] is not None:
         options["env_kwargs"] = given["env_kwargs"]
     return env, policy.frozen(), options, f"{run.algorithm}, seed {run.config['settings'].get('seed', 0)}"
+
+
+COMMAND = Command(
+    record,
+    HELP,
+    FLAGS,
+    "record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE",
+)

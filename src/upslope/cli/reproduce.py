@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag, parse
-from upslope.cli.help import section
-from upslope.errors import UsageError
+from upslope.cli.command import Command
+from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag
 from upslope.studies.reproduce import FIGURES, reproduce
 
 FLAGS = (
@@ -29,18 +29,19 @@ exit code 0 within, 1 outside.
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, run, print the verdict."""
-    if "--help" in words or "-h" in words:
-        print(HELP.format(figures="\n".join(f"  {name:<9}{figure.protocol}" for name, figure in FIGURES.items())))
-        print(section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError(f"reproduce: expected FIGURE, one of {', '.join(FIGURES)}; try: upslope reproduce sb-13.1")
-    verdict = reproduce(plain[0], runs=values.get("runs"), seed=values.get("seed", 0), out=values.get("out"))
-    if values.get("json"):
+def usage() -> str:
+    """The page, with the figures that there are."""
+    return HELP.format(figures="\n".join(f"  {name:<9}{figure.protocol}" for name, figure in FIGURES.items()))
+
+
+def judge(plain: list[str], values: dict[str, Any]) -> int:
+    """Run, print the verdict."""
+    verdict = reproduce(plain[0], runs=values["runs"], seed=values["seed"], out=values["out"])
+    if values["json"]:
         print(json.dumps(verdict.fields, ensure_ascii=False))
     else:
         print(f"{verdict.paragraph}\nfigure: {verdict.path / 'figure.png'} · verdict: {verdict.path / 'verdict.json'}")
     return 0 if verdict.within else 1
+
+
+COMMAND = Command(judge, usage, FLAGS, f"reproduce: expected FIGURE, one of {', '.join(FIGURES)}; try: upslope reproduce sb-13.1")

@@ -309,3 +309,6 @@ def as_words(value: Any) -> list[str]:
     if isinstance(value, dict | bool):
         return [json.dumps(value)]
     return [str(value)]
+
+
+COMMAND = main

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
+from typing import Any
 
-from upslope.cli.flags import INTEGER, PATH, REAL, SWITCH, TEXT, Flag, one_of, parse, several
-from upslope.cli.help import section
-from upslope.errors import UsageError
+from upslope.cli.command import Command
+from upslope.cli.flags import INTEGER, PATH, REAL, SWITCH, TEXT, Flag, one_of, several
 from upslope.run.folder import check_free, finite
 
 FLAGS = (
@@ -39,21 +39,19 @@ Estimators (a2c, ppo and off-policy-vtrace take λ: a2c:0 is one step; 1 unless 
 """
 
 
-def main(words: list[str]) -> int:
-    """Parse, measure, report."""
-    if "--help" in words or "-h" in words:
-        from upslope.studies.estimators import ESTIMATORS
+def usage() -> str:
+    """The page, with the estimators that there are."""
+    from upslope.studies.estimators import ESTIMATORS  # loads PyTorch
 
-        print(HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  "))
-        print("\n" + section("Flags:", FLAGS))
-        return 0
-    plain, values = parse(words, FLAGS, positionals=1)
-    if not plain:
-        raise UsageError("variance: expected ENV_ID; try: upslope variance CartPole-v1")
+    return HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  ") + "\n"
+
+
+def measure(plain: list[str], values: dict[str, Any]) -> int:
+    """Measure, report."""
     out, as_json = values.pop("out", None), values.pop("json", False)
     if out is not None:
         check_free(out)
-    from upslope.studies.variance_run import VarianceRun
+    from upslope.studies.variance_run import VarianceRun  # loads PyTorch
 
     comparison = VarianceRun(env_id=plain[0], **values).run()
     folder = comparison.write(out)
@@ -62,3 +60,6 @@ def main(words: list[str]) -> int:
     else:
         print(f"{comparison.text()}\npicture: {folder / 'variance.png'} · numbers: {folder / 'variance.json'}")
     return 0
+
+
+COMMAND = Command(measure, usage, FLAGS, "variance: expected ENV_ID; try: upslope variance CartPole-v1", fills=False)
