@@ -398,7 +398,7 @@ def test_a_surrogate_that_ignores_the_policy(cli: Command):
 def test_plot_without_an_episode(cli: Command, copied: Path):
     (copied / "metrics.jsonl").write_text("")
     answer = cli("plot", copied)
-    assert answer.code == 2 and "holds no finished episode" in one_line(answer.err)
+    assert answer.code == 2 and "its metrics.jsonl is empty" in one_line(answer.err)
 
 
 def test_init_from_another_task(cli: Command, trained: Path):

@@ -157,7 +157,7 @@ def places_of(examples: Sequence[Any]) -> list[str]:
     return [getattr(example, "place", "") or f"data[{i}]" for i, example in enumerate(examples)]
 
 
-def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]], **options: Any) -> Recorded:
+def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str] | Labeled], **options: Any) -> Recorded:
     """Prompts with the completion to imitate, for SFT."""
     rows = [(prompt, [text], [0.0]) for prompt, text in told(examples, "prompt", "completion")]
     return Recorded(policy, rows, places=places_of(examples), **options)

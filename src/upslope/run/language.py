@@ -228,7 +228,7 @@ class Language:
     def _answers(self) -> LanguageResult | None:
         if self.task is None or not self.task.held_out or self.config.needs.scores_texts:
             return None
-        options = {name: getattr(self.collect, name, None) for name in ("max_tokens", "trainer_state")}
+        options: dict[str, Any] = {name: getattr(self.collect, name, None) for name in ("max_tokens", "trainer_state")}
         return evaluate(self.policy, self.task, episodes=self.config.settings.eval_episodes, **options)
 
     def reached(self, points: Sequence[Point]) -> bool:

@@ -18,7 +18,7 @@ def load_language_policy(folder: Path, recorded: Mapping[str, Any]) -> LanguageP
         UsageError: the folder is missing or damaged.
     """
     has_head = (folder / "value_head.safetensors").exists()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(recorded.get("compute_dtype"))
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(recorded.get("compute_dtype")))
     temperature = float(recorded.get("temperature", 1.0))
     policy = LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
     return policy.requires_grad_(False)

@@ -63,8 +63,8 @@ def opened(wanted: str | MakesLogger | Logger, folder: Path, config: Mapping[str
             raise UsageError(f"logger: {name} cannot be made with (folder, config): {type(error).__name__}: {error}") from error
     if not callable(made):
         raise UsageError(f"logger: expected something to call with each row, found {name}, which is of type {type(made).__name__}")
-    logger: Logger = made if hasattr(made, "close") else Called(made)
-    return logger
+    ends: Any = made
+    return ends if hasattr(made, "close") else Called(made)
 
 
 class Called:

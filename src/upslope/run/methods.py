@@ -99,7 +99,14 @@ STARTS: dict[str, dict[str, Start]] = {
         "groups": Start(GroupedEpisodesSettings()),
         "stream": ONE_STREAM,
     },
-    "language": dict.fromkeys(("steps", "episodes", "groups"), SAMPLED) | dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
+    "language": {
+        "steps": SAMPLED,
+        "episodes": SAMPLED,
+        "groups": SAMPLED,
+        "pairs": RECORDED,
+        "labels": RECORDED,
+        "demonstrations": RECORDED,
+    },
 }
 """World → how a class of the user's own collects there, by what it learns from."""
 
