@@ -20,115 +20,50 @@ if TYPE_CHECKING:
     from typing import Any
 
     from upslope import control, functional, language, tabular, testing
-    from upslope.algorithms import (
-        A2C,
-        DPO,
-        GRPO,
-        KTO,
-        NPG,
-        PPO,
-        REINFORCE,
-        RLOO,
-        SARSA,
-        SFT,
-        TRPO,
-        AllActions,
-        ContinuingActorCritic,
-        OffPolicyGradient,
-        OnlineActorCritic,
-        RewardModeling,
-    )
-    from upslope.errors import Diverged, RunFault, UsageError
-    from upslope.records import Batch, Evaluation, Rollout, Sample
-    from upslope.run.load import Run
-    from upslope.run.train import RunState, train
-    from upslope.updates import Ascent, NaturalGradient, TrustRegion
+    from upslope.algorithms import *
+    from upslope.errors import Diverged as Diverged
+    from upslope.errors import RunFault as RunFault
+    from upslope.errors import UsageError as UsageError
+    from upslope.records import Batch as Batch
+    from upslope.records import Evaluation as Evaluation
+    from upslope.records import Rollout as Rollout
+    from upslope.records import Sample as Sample
+    from upslope.run.config import RunConfig as RunConfig
+    from upslope.run.load import Run as Run
+    from upslope.run.train import RunState as RunState
+    from upslope.run.train import train as train
+    from upslope.updates import Ascent as Ascent
+    from upslope.updates import NaturalGradient as NaturalGradient
+    from upslope.updates import TrustRegion as TrustRegion
 
-# name → (module, attribute); loaded on first use, so that `import upslope` costs nothing that is not needed
-_EXPORTS: dict[str, tuple[str, str | None]] = {
-    "A2C": ("upslope.algorithms", "A2C"),
-    "AllActions": ("upslope.algorithms", "AllActions"),
-    "Ascent": ("upslope.updates", "Ascent"),
-    "Batch": ("upslope.records", "Batch"),
-    "ContinuingActorCritic": ("upslope.algorithms", "ContinuingActorCritic"),
-    "DPO": ("upslope.algorithms", "DPO"),
-    "Diverged": ("upslope.errors", "Diverged"),
-    "Evaluation": ("upslope.records", "Evaluation"),
-    "GRPO": ("upslope.algorithms", "GRPO"),
-    "KTO": ("upslope.algorithms", "KTO"),
-    "NaturalGradient": ("upslope.updates", "NaturalGradient"),
-    "NPG": ("upslope.algorithms", "NPG"),
-    "OffPolicyGradient": ("upslope.algorithms", "OffPolicyGradient"),
-    "OnlineActorCritic": ("upslope.algorithms", "OnlineActorCritic"),
-    "PPO": ("upslope.algorithms", "PPO"),
-    "REINFORCE": ("upslope.algorithms", "REINFORCE"),
-    "RLOO": ("upslope.algorithms", "RLOO"),
-    "RewardModeling": ("upslope.algorithms", "RewardModeling"),
-    "Rollout": ("upslope.records", "Rollout"),
-    "Run": ("upslope.run.load", "Run"),
-    "RunFault": ("upslope.errors", "RunFault"),
-    "RunState": ("upslope.run.train", "RunState"),
-    "SARSA": ("upslope.algorithms", "SARSA"),
-    "SFT": ("upslope.algorithms", "SFT"),
-    "Sample": ("upslope.records", "Sample"),
-    "TRPO": ("upslope.algorithms", "TRPO"),
-    "TrustRegion": ("upslope.updates", "TrustRegion"),
-    "UsageError": ("upslope.errors", "UsageError"),
-    "control": ("upslope.control", None),
-    "functional": ("upslope.functional", None),
-    "language": ("upslope.language", None),
-    "tabular": ("upslope.tabular", None),
-    "testing": ("upslope.testing", None),
-    "train": ("upslope.run.train", "train"),
+_EXPORTS = {
+    "upslope.algorithms": (
+        *("A2C", "AllActions", "ContinuingActorCritic", "DPO", "GRPO", "KTO", "NPG", "OffPolicyGradient", "OnlineActorCritic", "PPO"),
+        *("REINFORCE", "RLOO", "RewardModeling", "SARSA", "SFT", "TRPO"),
+    ),
+    "upslope.errors": ("Diverged", "RunFault", "UsageError"),
+    "upslope.records": ("Batch", "Evaluation", "Rollout", "Sample"),
+    "upslope.run.config": ("RunConfig",),
+    "upslope.run.load": ("Run",),
+    "upslope.run.train": ("RunState", "train"),
+    "upslope.updates": ("Ascent", "NaturalGradient", "TrustRegion"),
 }
+"""Module → public names; each is loaded when it is first used, so that `import upslope` costs nothing that is not needed."""
+_PACKAGES = ("control", "functional", "language", "tabular", "testing")
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [
-    "A2C",
-    "DPO",
-    "GRPO",
-    "KTO",
-    "NPG",
-    "PPO",
-    "REINFORCE",
-    "RLOO",
-    "SARSA",
-    "SFT",
-    "TRPO",
-    "AllActions",
-    "Ascent",
-    "Batch",
-    "ContinuingActorCritic",
-    "Diverged",
-    "Evaluation",
-    "NaturalGradient",
-    "OffPolicyGradient",
-    "OnlineActorCritic",
-    "RewardModeling",
-    "Rollout",
-    "Run",
-    "RunFault",
-    "RunState",
-    "Sample",
-    "TrustRegion",
-    "UsageError",
-    "__version__",
-    "control",
-    "functional",
-    "language",
-    "tabular",
-    "testing",
-    "train",
-]
+__all__ = sorted(("__version__", *_PACKAGES, *_MODULES))  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name in _PACKAGES:
+        return import_module(f"upslope.{name}")
+    if name not in _MODULES:
         raise AttributeError(f"module 'upslope' has no attribute {name!r}")
-    module, attribute = _EXPORTS[name]
-    value = import_module(module) if attribute is None else getattr(import_module(module), attribute)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

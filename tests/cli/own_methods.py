@@ -91,15 +91,13 @@ class Notes:
     """A logger that writes a file into the run's folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.file = open(folder / "notes.txt", "w", encoding="utf-8")
-        print(config["algorithm"]["name"], file=self.file)
+        self.path, self.lines = folder / "notes.txt", [config["algorithm"]["name"]]
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        print(row["iteration"], file=self.file)
+        self.lines.append(str(row["iteration"]))
 
     def close(self) -> None:
-        print("closed", file=self.file)
-        self.file.close()
+        self.path.write_text("\n".join([*self.lines, "closed"]))
 
 
 class Refusing:
