@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from upslope._version import __version__
+from upslope._version import __version__ as __version__
 
 TYPE_CHECKING = False  # typing's own would import it, and with it what `python -m upslope` finds in the current folder first
 if TYPE_CHECKING:
     from typing import Any
 
-    from upslope import control, functional, language, tabular, testing
-    from upslope.algorithms import *
+    from upslope import control as control
+    from upslope import functional as functional
+    from upslope import language as language
+    from upslope import tabular as tabular
+    from upslope import testing as testing
+    from upslope.algorithms import *  # noqa: F403
     from upslope.errors import Diverged as Diverged
     from upslope.errors import RunFault as RunFault
     from upslope.errors import UsageError as UsageError
@@ -52,7 +56,7 @@ _EXPORTS = {
 _PACKAGES = ("control", "functional", "language", "tabular", "testing")
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = sorted(("__version__", *_PACKAGES, *_MODULES))  # pyright: ignore[reportUnsupportedDunderAll]
+__all__: list[str] = sorted(("__version__", *_PACKAGES, *_MODULES))  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

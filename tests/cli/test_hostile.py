@@ -221,7 +221,7 @@ def test_the_python_api_imports_nothing_either(watched: Path, trained: Path):
         with pytest.raises(UsageError, match=f"say .*=?{value}"):
             RunConfig.from_config(spoiled)
     text = RunConfig.of("grpo", model="tiny", task="addition", reward=("contains:a",)).config()
-    assert RunConfig.from_config(text).task.reward == ("contains:a",)
+    assert RunConfig.from_config(text).problem.reward == ("contains:a",)
     with pytest.raises(UsageError, match="names evil:f"):
         RunConfig.from_config({**text, "task": {**text["task"], "reward": ["evil:f"]}})
 

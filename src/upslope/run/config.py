@@ -22,7 +22,7 @@ from upslope.run.methods import Needs, algorithm_named, check_algorithm, family_
 from upslope.run.settings import check_imports_nothing, check_names, plain_value, replaced, settings_of, to_json
 
 if TYPE_CHECKING:
-    from upslope.run.loggers import Logger, MakesLogger
+    from upslope.run.loggers import GivenLogger
     from upslope.run.session import Session
     from upslope.run.train import Callback
     from upslope.run.world import World
@@ -186,15 +186,13 @@ class RunConfig:
         """
         return WORLDS[self.world].alive.prepare(self)
 
-    def session(
-        self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger | MakesLogger] = ()
-    ) -> Session:
+    def session(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Session:
         """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
         from upslope.run.session import Session  # loads PyTorch, which no help page needs
 
         return Session(self, output or Output(), callbacks=callbacks, loggers=loggers)
 
-    def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger | MakesLogger] = ()) -> Run:
+    def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.
 
         Args:

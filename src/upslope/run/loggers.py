@@ -30,6 +30,8 @@ class Logger(Protocol):
 
 MakesLogger = Callable[[Path, Mapping[str, Any]], Logger]
 """A logger's class: called with the run folder and the configuration."""
+GivenLogger = Logger | MakesLogger | Callable[[Row], object]
+"""What a run takes: a logger, its class, or a function that is called with each row."""
 
 
 def check_loggers(names: Iterable[str]) -> None:
@@ -41,7 +43,7 @@ def check_loggers(names: Iterable[str]) -> None:
             raise missing_extra(name, name)
 
 
-def opened_loggers(wanted: Iterable[str | MakesLogger | Logger], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+def opened_loggers(wanted: Iterable[str | GivenLogger], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
     """The loggers of a run, open: shipped ones by name, classes as ``module:Class`` or as they are, and loggers that are made already.
 
     Raises:
@@ -50,7 +52,7 @@ def opened_loggers(wanted: Iterable[str | MakesLogger | Logger], folder: Path, c
     return [opened(each, folder, config) for each in wanted]
 
 
-def opened(wanted: str | MakesLogger | Logger, folder: Path, config: Mapping[str, Any]) -> Logger:
+def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -> Logger:
     """One of them."""
     if isinstance(wanted, str) and wanted in LOGGERS:
         return LOGGERS[wanted](folder, config)

@@ -18,7 +18,7 @@ from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
-from upslope.run.loggers import Logger, MakesLogger, check_loggers, opened_loggers
+from upslope.run.loggers import GivenLogger, check_loggers, opened_loggers
 from upslope.run.report import Meter, progress_for, warning_words
 from upslope.run.saving import SavePace, progress_of
 from upslope.run.train import Callback, RunState, train
@@ -55,9 +55,7 @@ class Session:
     (:class:`~upslope.run.world.World`).
     """
 
-    def __init__(
-        self, config: Config, output: Output, *, callbacks: Iterable[Callback] = (), loggers: Iterable[MakesLogger | Logger] = ()
-    ) -> None:
+    def __init__(self, config: Config, output: Output, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> None:
         self.config, self.output = config, output
         self.callbacks, self.given_loggers = tuple(callbacks), tuple(loggers)
         self.signal: int | None = None
