@@ -19,6 +19,7 @@ maximum_signature_line_length = 120
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
+smartquotes = False  # docstrings quote code
 myst_heading_anchors = 3
 
 DOCS = Path(__file__).parent
@@ -52,8 +53,10 @@ def sections(app, what, name, obj, options, lines):
 def complete(app, docname, source):
     """Put the repository's file before a page's own text, and every example into theirs."""
     if docname in SHOWN:
+        app.env.note_dependency(str(ROOT / SHOWN[docname]))
         source[0] = linked(ROOT / SHOWN[docname]) + "\n" + source[0]
     if docname == "examples":
+        app.env.note_dependency(str(ROOT / "examples"))
         source[0] += "\n".join(map(example, sorted((ROOT / "examples").rglob("*.py"))))
 
 
