@@ -178,7 +178,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "play nothing": (["play", "--out", "x.gif"], "play: expected RUN"),
     "play no steps": (["play", ".", "--max-steps", "0"], "--max-steps: expected an integer ≥ 1"),
     "plot nothing": (["plot", "--out", "x.png"], "plot: expected RUN"),
-    "plot as text": (["plot", "runs", "--out", "x.txt"], "--out: expected a name that ends in .png"),
+    "plot as text": (["plot", "runs", "--out", "x.txt"], "--out: expected a name that ends in .png, .svg or .pdf"),
     "plot what is not there": (["plot", "runs/none"], "there is no such folder"),
     "init from nothing": ([*PPO, "--init", "runs/none"], "there is no such folder"),
     "config from nothing": ([*PPO, "--config", "none.json"], "there is no file none.json"),

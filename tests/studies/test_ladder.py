@@ -68,13 +68,42 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_stands_alone_and_holds_every_curve(climbed: Path) -> None:
     text = (climbed / "index.html").read_text()
     page = Page(text)
-    curves = [a["d"] or "" for tag, a in page.tags if tag == "path" and (a["class"] or "").startswith("curve")]
-    assert len(curves) == 3 * len(RUNGS)  # a wide picture, a narrow one, and a card for each
-    assert all(d.count("L") == ladder.POINTS - 1 and "nan" not in d for d in curves)
-    assert not {tag for tag, _ in page.tags} & {"script", "img", "iframe", "object"} and "http" not in text and "url(" not in text
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2 + len(RUNGS)  # a wide picture, a narrow one, and a card for each
+    strokes = [re.findall(r"stroke: var\(--r(\d)\); stroke-width: 2;", part) for part in text.split("<svg")[1:]]
+    assert strokes == [[*map(str, range(9))]] * 2 + [[str(i)] for i in range(9)]
+    assert "#23272e" not in text.partition("<svg")[2] and "nan" not in text
+    assert not {tag for tag, _ in page.tags} & {"script", "img", "iframe", "object"} and not re.search(r"url\([^#]", text)
+    assert set(re.findall(r"https?://[\w./]+", text)) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
     assert [a["href"] for tag, a in page.tags if tag == "link"] == ["data:,"]
     with Image.open(climbed / "ladder.png") as picture:
-        assert picture.size == (1000, 620)
+        assert picture.size == (1500, 930)
+
+
+def test_the_pictures_hold_the_numbers(climbed: Path) -> None:
+    found = json.loads((climbed / "ladder.json").read_text())
+    floor = TASKS["bandit"].floor
+    axes = ladder_page.picture(found, (10.0, 5.0), range(9), title="t", named=True).axes[0]
+    for line, rung in zip(axes.get_lines(), found["rungs"], strict=False):
+        assert (
+            line.get_xdata().tolist() == found["steps"] and line.get_ydata().tolist() == np.maximum(rung["curve"]["mean"], floor).tolist()
+        )
+    assert [note.get_text() for note in axes.texts] == [*(rung["name"] for rung in found["rungs"]), "best: 5.6"]
+    one = ladder_page.picture(found, (4.0, 3.0), [4]).axes[0]
+    assert [line.get_ydata().tolist() for line in one.get_lines()[:2]] == [
+        np.maximum(found["rungs"][i]["curve"]["mean"], floor).tolist() for i in (3, 4)
+    ]
+    assert one.get_ylim() == axes.get_ylim() and not one.texts and one.get_title("left") == ""
+
+
+def test_names_are_escaped(climbed: Path) -> None:
+    found = json.loads((climbed / "ladder.json").read_text())
+    for rung in found["rungs"]:
+        rung["name"] = rung["command"] = "<script>alert(1)</script>&"
+    found["versions"] = {"<b>": "<i>"}
+    text = ladder_page.page(found, climbed)
+    assert "<script" not in text
+    assert "&lt;b&gt; &lt;i&gt;</footer>" in text and text.count("&lt;script&gt;") > 3 * len(RUNGS)
+    Page(text)
 
 
 def test_every_link_leads_to_a_file_that_holds_what_it_names(climbed: Path) -> None:
@@ -86,7 +115,7 @@ def test_every_link_leads_to_a_file_that_holds_what_it_names(climbed: Path) -> N
         assert address.scheme == "" and file.is_file() and file.is_relative_to(ROOT)
         if address.fragment:
             assert f"def {address.fragment.removeprefix(':~:text=def%20')}(" in file.read_text()
-    assert ladder_page.link("tests/no_such.py::test_x", climbed) == "<code>tests/no_such.py :: test_x</code>"
+    assert ladder_page.link("tests/no_such.py::test_x", climbed) == {"text": "tests/no_such.py :: test_x"}
 
 
 def test_the_numbers(climbed: Path) -> None:
@@ -206,7 +235,7 @@ def test_a_page_without_a_finished_episode(tmp_path: Path) -> None:
     text = ladder_page.page(found, tmp_path)
     Page(text)
     assert "nan" not in text and "Ends at – [–, –]" in text
-    assert ladder.picture(task, found).size == (1000, 620)
+    assert [text.get_text() for text in ladder_page.picture(found, (10.0, 6.0), [0]).axes[0].texts] == ["nothing to draw: no finite value"]
 
 
 def test_words_follow_the_numbers() -> None:
@@ -268,4 +297,5 @@ def test_a_browser_draws_every_curve_without_a_word(climbed: Path, tmp_path: Pat
     options = [*quiet.split(), "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0", "--dump-dom"]
     found = subprocess.run(["chromium", *options, (climbed / "index.html").as_uri()], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0 and "CONSOLE" not in found.stderr
-    assert len(re.findall(r'<path class="curve r\d" d="M[\d. L-]+"', found.stdout)) == 3 * len(RUNGS)
+    assert len(re.findall(r"<svg", found.stdout)) == 2 + len(RUNGS)
+    assert len(re.findall(r'<path d="M[\d. L\n-]+"[^>]*stroke: var\(--r\d\); stroke-width: 2;', found.stdout)) == 3 * len(RUNGS)

@@ -26,7 +26,7 @@ def test_within_bounds(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline, plain, gain = verdict["checks"]
     assert gain["found"] == pytest.approx(baseline["found"] - plain["found"]) and gain["low"] == 6.0
     with Image.open(folder / "figure.png") as picture:
-        assert picture.size == (1000, 600)
+        assert picture.size == (1500, 900)
     again = json.loads(good(cli("reproduce", "sb-13.2", "--runs", "10", "--json")).out)
     assert again["checks"] == verdict["checks"] and Path("runs/sb-13.2-0-2/verdict.json").exists()
 

@@ -1,4 +1,4 @@
-"""``upslope plot RUN… --out FILE.png``: learning curves, seeds of one configuration as a mean with an interval."""
+"""``upslope plot RUN… --out FILE``: learning curves, seeds of one configuration as a mean with an interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from upslope.cli.flags import PATH, Flag
 from upslope.errors import UsageError
 from upslope.run.load import Run
 
-FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write"),)
+FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write; .svg and .pdf stay sharp at every size"),)
 
 HELP = """\
 usage: upslope plot RUN... [--out FILE.png]
@@ -27,8 +27,8 @@ differ in the seed only become their mean with a 95 % bootstrap interval; the le
 def plot(plain: list[str], values: dict[str, Any]) -> int:
     """Draw, say where."""
     path: Path = values["out"]
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--out: expected a name that ends in .png, found {path}")
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--out: expected a name that ends in .png, .svg or .pdf, found {path}")
     folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}

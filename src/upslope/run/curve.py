@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upslope.errors import UsageError
-from upslope.run.chart import PALETTE, Array, Line, Panel, draw, save
+from upslope.run.drawing import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
 
 Rows = Sequence[Mapping[str, Any]]
@@ -177,7 +177,7 @@ def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
     return found
 
 
-def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: tuple[int, int, int]) -> Line:
+def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: str) -> Line:
     """Mean over runs on the steps that they share, with the interval of the mean."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     if len(curves) == 1 or end <= start:

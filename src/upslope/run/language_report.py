@@ -9,8 +9,8 @@ from typing import Any
 
 from upslope.language import LanguagePolicy, Task
 from upslope.language.masters import dropout_of
-from upslope.run.chart import PALETTE, Line, Panel, draw, save
 from upslope.run.curve import series, smoothed
+from upslope.run.drawing import PALETTE, Line, Panel, draw, save
 from upslope.run.language_evaluate import is_foreign
 from upslope.run.language_settings import CompletionsSettings
 from upslope.run.report import Field, climbing, next_words, plural

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import require, unknown
-from upslope.run.chart import Line, Panel, draw, save
 from upslope.run.curve import bootstrap_band
+from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
-from upslope.studies.ladder_page import interval, page
+from upslope.studies.ladder_page import interval, page, picture
 from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
 from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
-from upslope.studies.ladder_style import COLORS
 
 TAIL = POINTS // 10
 """The last points, over which a run's result is averaged."""
@@ -79,7 +78,9 @@ def ladder(
             fields["seconds"] = round(time.perf_counter() - started, 2)
             write(folder, fields)
             if fields["rungs"]:
-                save(picture(what, fields), folder.path / "ladder.png")
+                title = f"The ladder on {task}, {seeds} seeds"
+                every = range(len(fields["rungs"]))
+                save(picture(fields, (10.0, 6.2), every, title=title, named=True), folder.path / "ladder.png")
     return fields
 
 
@@ -134,18 +135,3 @@ def write(folder: RunFolder, fields: dict[str, Any]) -> None:
     """Numbers and page, as far as the ladder is."""
     folder.write_json("ladder.json", fields)
     folder.write_bytes("index.html", page(fields, folder.path).encode())
-
-
-def picture(task: Task, fields: dict[str, Any]) -> Any:
-    """The learning curves of all rungs, with the project's own chart."""
-    x = np.array(fields["steps"])
-    lines = []
-    for rung, color in zip(fields["rungs"], COLORS, strict=False):
-        mean, low, high = (np.maximum(rung["curve"][name], task.floor) for name in ("mean", "low", "high"))
-        known = np.isfinite(mean)
-        red, green, blue = bytes.fromhex(color[0][1:])
-        name = rung["name"].replace("–", "-")  # the font has no dash
-        lines.append(Line(x[known], mean[known], (red, green, blue), name, width=2.0, low=low[known], high=high[known]))
-    title = f"The ladder on {fields['task']}, {fields['seeds']} seeds"
-    panel = Panel(title, "environment steps", "return (mean, 95 % interval)", lines, [(task.best, f"best: {task.best:.4g}")])
-    return draw([panel], size=(1000, 620))

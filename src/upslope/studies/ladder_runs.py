@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.run.chart import Array
+from upslope.run.drawing import Array
 from upslope.studies.ladder_rungs import Rung, Task, settings_for
 
 POINTS = 60

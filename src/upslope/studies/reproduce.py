@@ -17,7 +17,7 @@ import numpy as np
 
 from upslope._version import __version__
 from upslope.errors import require, unknown
-from upslope.run.chart import INK, PALETTE, Array, Color, Line, Panel, draw, save
+from upslope.run.drawing import INK, PALETTE, Array, Line, Panel, draw, save
 from upslope.run.folder import RunFolder, check_free
 from upslope.studies.textbook import corridor_runs, gradient_bandit_runs
 
@@ -76,7 +76,7 @@ def check_of(what: str, of_each_run: Array, low: float | None, high: float | Non
     return Check(what, float(of_each_run.mean()), error, low, high, beside)
 
 
-def curve(returns: Array, color: Color, label: str) -> Line:
+def curve(returns: Array, color: str, label: str) -> Line:
     """Mean over runs ``[runs, episodes]``, the interval shaded."""
     mean, count = returns.mean(0), len(returns)
     half = 1.96 * returns.std(0, ddof=1) / count**0.5 if count > 1 else np.zeros_like(mean)
@@ -90,9 +90,14 @@ def window(first: int, last: int, value: float, bounds: tuple[float, float] | No
     return Line(x, np.full(2, value), INK, label, width=3.0, low=low, high=high)
 
 
+def power(exponent: int) -> str:
+    """``2⁻¹³``."""
+    return "2" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def corridor_panel(title: str, lines: Sequence[Line]) -> Panel:
-    """Total reward of an episode over episodes, and the best that there is."""
-    return Panel(title, "episode", "total reward on episode (mean, 95 % interval)", lines, [(OPTIMUM, "optimum -11.66")])
+    """Total reward of an episode over episodes, in the book's range, and the best that there is."""
+    return Panel(title, "episode", "total reward on episode (mean, 95 % interval)", lines, [(OPTIMUM, "optimum −11.66")], (-90.0, -5.0))
 
 
 def figure_13_1(runs: int, seed: int) -> Outcome:
@@ -107,8 +112,8 @@ def figure_13_1(runs: int, seed: int) -> Outcome:
     for k, text, found, color in zip(beside, beside.values(), returns, PALETTE, strict=False):
         what = f"mean of the last 100 episodes at α = 2^{k}"
         checks.append(check_of(what, found[:, -100:].mean(1), *bounds.get(k, (None, None)), f"{TEN_RUNS} {text}"))
-        lines.append(curve(found, color, f"step size 2^{k}"))
-    lines.append(window(NUM_EPISODES - 99, NUM_EPISODES, -12.4, bounds[-13], "reference at 2^-13, and bounds"))
+        lines.append(curve(found, color, f"step size {power(k)}"))
+    lines.append(window(NUM_EPISODES - 99, NUM_EPISODES, -12.4, bounds[-13], f"reference at {power(-13)}, and bounds"))
     return Outcome(checks, corridor_panel("REINFORCE on the short corridor (Figure 13.1)", lines))
 
 
@@ -124,8 +129,8 @@ def figure_13_2(runs: int, seed: int) -> Outcome:
         check_of(f"{where}, gain of the baseline", baseline - plain, 6.0, None, f"{TEN_RUNS} 13.2"),
     ]
     lines = [
-        curve(returns[0], PALETTE[0], "with baseline, step sizes 2^-9 and 2^-6"),
-        curve(returns[1], PALETTE[1], "without, 2^-13"),
+        curve(returns[0], PALETTE[0], f"with baseline, step sizes {power(-9)} and {power(-6)}"),
+        curve(returns[1], PALETTE[1], f"without, {power(-13)}"),
         window(100, 200, -12.1, (-14.0, OPTIMUM), "reference, and bounds"),
         window(100, 200, -25.3, None),
     ]
@@ -149,7 +154,7 @@ def figure_2_5(runs: int, seed: int) -> Outcome:
         checks.append(Check(what, float(y[-1]), float(error[-1]) if runs > 1 else None, low, high, text))
         lines.append(Line(x, y, PALETTE[len(lines)], f"{which}, step size {rate:g}", 1.8, low=y - 1.96 * error, high=y + 1.96 * error))
     lines += [window(950, 1000, 85.0, (82.0, 88.0), "reference at 0.1, and bounds"), window(950, 1000, 49.0, (46.0, 53.0))]
-    levels = [(80.0, "read off the book, with baseline, 0.1"), (60.0, "read off the book, without, 0.1")]
+    levels = [(80.0, "book, with baseline, 0.1"), (60.0, "book, without, 0.1")]
     return Outcome(checks, Panel("Gradient bandits, rewards shifted by +4 (Figure 2.5)", "step", "% optimal action", lines, levels))
 
 
@@ -218,7 +223,7 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
         "versions": {"upslope": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
     with RunFolder.create(out, Path("runs") / f"{figure}-{seed}") as folder:
-        save(draw([outcome.panel], size=(1000, 600)), folder.path / "figure.png")
+        save(draw([outcome.panel], size=(10.0, 6.0)), folder.path / "figure.png")
         folder.write_json("verdict.json", fields)
     return Verdict(figure, folder.path, within, fields, paragraph(what, runs, outcome.checks, within))
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from upslope._version import __version__
-from upslope.run.chart import save
+from upslope.run.drawing import Dots, draw_dots, save
 from upslope.run.folder import RunFolder, default_path
 from upslope.run.report import plural
-from upslope.studies.dots import Dots, draw_dots
 from upslope.studies.variance import Measurement
 
 FEW = 0.2
@@ -107,9 +106,7 @@ class Comparison:
         bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
         told = [row.cosine if row.direction_known else math.nan for row in self.rows]
         cosine = Dots("cosine with the reference", [(x, *row.cosine_interval) for x, row in zip(told, self.rows, strict=True)])
-        title = (
-            f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, gamma = {self.run.gamma:g}"  # the font has no γ
-        )
+        title = f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, γ = {self.run.gamma:g}"
         with RunFolder.create(out, default_path("variance", self.run.env_id, self.run.seed)) as folder:
             save(draw_dots(title, names, [variance, relative, bias, cosine]), folder.path / "variance.png")
             folder.write_json("variance.json", self.fields())
