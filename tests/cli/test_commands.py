@@ -108,7 +108,7 @@ def test_plot_compares_runs(cli: Command, trained: Path):
     out = good(cli("plot", trained, trained, other, "--out", "pictures/all.png")).out
     assert out == "wrote pictures/all.png (2 runs)\n"  # the same folder twice is one run, not two seeds
     with Image.open("pictures/all.png") as picture:
-        assert picture.size == (840, 1000)  # one panel per environment
+        assert picture.size == (1260, 1500)  # one panel per environment
 
 
 def test_plot_averages_seeds_and_never_settings(cli: Command, trained: Path):
