@@ -31,8 +31,9 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
 
     prepared = RunConfig.of(rung.algorithm, task.env_id, **{**settings_for(task, rung), **changes, "seed": seed}).prepare()
     if task.problem:
+        policy: Any = prepared.policy
         with torch.no_grad():
-            prepared.policy.network.actor[:, 0] = float(np.log(task.odds))
+            policy.network.actor[:, 0] = float(np.log(task.odds))
     return prepared
 
 
