@@ -72,6 +72,8 @@ def as_flag(x: Node) -> Node:
 def node(op: str, *inputs: Node | float) -> Node:
     """An operation on nodes and plain numbers; which of the inputs are numbers and which flags is the operation's to say."""
     kind = OPERATIONS[op]
+    if len(inputs) != kind.text.count("{"):
+        raise TypeError(f"{op} of {len(inputs)}")
     given = tuple(as_flag(as_node(x)) if i < kind.flags else as_number(x) for i, x in enumerate(inputs))
     moves = kind.slopes is not None and torch.is_grad_enabled() and any(x.moves for x in given)
     return Node(op, given, row=any(x.row for x in given), flag=kind.flag, moves=moves)
@@ -133,8 +135,8 @@ OPERATIONS: dict[str, Operation] = {
     "sin": Operation(function("sin"), lambda g, y, a: (g * node("cos", a),)),
     "cos": Operation(function("cos"), lambda g, y, a: (-(g * node("sin", a)),)),
     "abs": Operation(function("llvm.fabs.f64"), lambda g, y, a: (where(node("gt", a, 0.0), g, where(node("lt", a, 0.0), -g, 0.0)),)),
-    "maximum": Operation("maximum", lambda g, y, a, b: half_at_ties(a, b, g, "gt")),
-    "minimum": Operation("minimum", lambda g, y, a, b: half_at_ties(a, b, g, "lt")),
+    "maximum": Operation("maximum {0} {1}", lambda g, y, a, b: half_at_ties(a, b, g, "gt")),
+    "minimum": Operation("minimum {0} {1}", lambda g, y, a, b: half_at_ties(a, b, g, "lt")),
     "where": Operation("select i1 {0}, double {1}, double {2}", lambda g, y, c, a, b: (None, where(c, g, 0.0), where(c, 0.0, g)), flags=1),
     "lt": Operation("fcmp olt double {0}, {1}", flag=True),
     "le": Operation("fcmp ole double {0}, {1}", flag=True),

@@ -65,16 +65,25 @@ class Objectives:
         kinds = kind_of(policy), kind_of_batch(batch)
         if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
             self.algorithm, self.kinds = algorithm, kinds
-            kind = type(algorithm)
-            self.watched = [(partial(getattr, kind), "objective", kind.objective), *watch(kind.objective), *watch(algorithm)]
+            read = partial(getattr, type(algorithm))
+            objective = getattr(type(algorithm), "objective", None)  # else it is an attribute of the object
+            self.watched = [*([] if objective is None else [(read, "objective", objective)]), *watch(objective), *watch(algorithm)]
             try:
-                self.found = CompiledObjective(Lowered(trace(algorithm, policy, batch, restored)))
+                self.found = CompiledObjective(lowered(algorithm, policy, batch, restored))
             except NotLowered as reason:
                 self.found = reason
         if not isinstance(self.found, CompiledObjective):
             raise self.found or NotLowered
         self.found.read_settings()
         return self.found
+
+
+def lowered(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
+    """An objective in LLVM's language; raises :class:`NotLowered`."""
+    try:
+        return Lowered(trace(algorithm, policy, batch, restored))
+    except RecursionError as error:
+        raise NotLowered("it is too long") from error
 
 
 def same(algorithm: Any, other: Any) -> bool:

@@ -67,7 +67,7 @@ def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if word in REDUCTIONS:
             made = reduction(word, args[0], *args[1:], **kwargs)
         elif word == "getitem":
-            made, chosen = given[0][0], flag_of_choice(given[0][1])
+            made, chosen = given[0][0], flag_of_choice(args[0], given[0][1])
         else:
             made = RECORDERS[word](*given[0], **given[1])
             check_steps(word, result, rows)
@@ -129,6 +129,8 @@ def simple(op: str) -> Callable[..., Node]:
 def unchanged(x: Node, *arguments: Any, **options: Any) -> Node:
     """Another shape, another precision: the same number."""
     kinds = [kind for kind in (*arguments, *options.values()) if isinstance(kind, torch.dtype)]
+    if any(not kind.is_floating_point for kind in kinds):
+        raise TypeError("rounded")
     return as_number(x) if kinds else x
 
 
@@ -150,8 +152,8 @@ def choose(a: Node, b: Any, c: Any) -> Node:
     return where(a, b, c) if a.flag else where(b, a, c)
 
 
-def power(x: Node, exponent: Any) -> Node:
-    value = exponent.value if isinstance(exponent, Node) and exponent.op == "constant" else None
+def power(x: Node, exponent: Node) -> Node:
+    value = exponent.value if isinstance(exponent.value, float) else None
     return x * x if value == 2.0 else node("sqrt", x) if value == 0.5 else node("pow", x, exponent)
 
 
@@ -165,9 +167,9 @@ def mse_loss(x: Node, y: Node, size_average: None = None, reduce: None = None, r
     return (x - y) * (x - y)
 
 
-def flag_of_choice(index: Any) -> Node:
+def flag_of_choice(x: Symbol, index: Any) -> Node:
     """The mask of ``x[mask]``."""
-    if not (isinstance(index, Node) and index.flag and index.row):
+    if not (isinstance(index, Node) and index.flag and index.row) or x.chosen is not None:
         raise NotLowered("it picks single steps")
     return index
 
@@ -179,7 +181,8 @@ def number_of_steps(x: Symbol) -> Node:
 def reduction(name: str, x: Symbol, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, correction: Any = 1) -> Node:
     """Sum, mean, variance or standard deviation over all steps."""
     shape = torch.Tensor.size(x)
-    if keepdim or dtype is not None or not (dim is None or (len(shape) == 1 and dim in (0, -1)) or not x.node.row):
+    whole = dim is None or (len(shape) == 1 and type(dim) is int)
+    if keepdim or dtype is not None or not whole:
         raise NotLowered(f"it takes the {name} of a part of the steps, or of each sequence")
     if not x.node.row:
         raise TypeError
@@ -215,7 +218,8 @@ SIMPLE = """
 RECORDERS: dict[str, Callable[..., Any]] = {
     **{word: simple(op or word) for word, _, op in (item.partition(":") for item in SIMPLE.split())},
     **dict.fromkeys((*SHAPING, "clone", "contiguous", "to", "expand_as"), unchanged),
-    **dict.fromkeys(("float", "double", "type_as"), lambda x, *like: as_number(x)),
+    "float": as_number,
+    "double": as_number,
     "rsub": lambda a, b: node("subtract", b, a),
     "rdiv": lambda a, b: node("divide", b, a),
     "rpow": lambda a, b: power(b, a),

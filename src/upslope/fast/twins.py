@@ -20,12 +20,11 @@ import torch
 
 from upslope.fast.graph import NotLowered
 from upslope.fast.linear import linear_twin
-from upslope.fast.lower import Lowered
 from upslope.fast.native import library
+from upslope.fast.objective import lowered
 from upslope.fast.own_network import HeadUpdate
 from upslope.fast.plan import anatomy, head_of, identity
 from upslope.fast.step import CompiledPolicy
-from upslope.fast.trace import trace
 from upslope.fast.update import CompiledNatural, CompiledUpdate
 from upslope.records import Batch, Metrics, Unit
 from upslope.updates import Ascent, NaturalGradient, TrustRegion
@@ -75,7 +74,7 @@ def explain(algorithm: Any, policy: Any, unit: Unit = "step") -> str:
     old = torch.zeros(1, 1) if hasattr(policy, "distribution") else None
     batch = Batch(inputs=inputs, mask=torch.ones(1, dtype=torch.bool), unit=unit, behavior_parameters=old, **known)
     try:
-        Lowered(trace(algorithm, policy, batch, None if getattr(policy, "critic", True) is None else lambda value: value))
+        lowered(algorithm, policy, batch, None if getattr(policy, "critic", True) is None else lambda value: value)
     except NotLowered as reason:
         return f"{name} in PyTorch: {reason}"
     if algorithm.update.micro_batch_size is not None:
