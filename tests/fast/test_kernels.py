@@ -12,7 +12,7 @@ from upslope.fast import kernels, policy_kernels
 from upslope.fast import layout as at
 from upslope.fast.native import library
 from upslope.fast.networks import tanh
-from upslope.fast.plan import Plan, anatomy
+from upslope.fast.plan import Plan, match_mlp_policy
 from upslope.fast.rows import Rows, split
 from upslope.fast.update import CompiledUpdate
 from upslope.updates.trust_region import ValueFit
@@ -51,7 +51,7 @@ def test_an_update(kind):
     algorithm, head = CASES[kind], "categorical" if kind == "categorical" else "gaussian"
     policy = make_policy(head, inputs=2, outputs=2, hidden_sizes=(3,), activation="tanh" if kind == "categorical" else "relu")
     batch, state = make_batch(policy, (70,), action_mask=kind == "categorical"), algorithm.update.start(policy, seed=0)
-    parts = anatomy(policy)
+    parts = match_mlp_policy(policy)
     if kind == "critic":
         flat = state.flat.part(tuple(policy.critic.parameters()))
         state, parts = replace(state, flat=flat, parameters=flat.parameters), replace(parts, actor=(), log_std=None)
@@ -86,7 +86,7 @@ def test_a_step(head, mode):
     generator = np.random.default_rng(0)
     rows = 70
     state = Ascent().start(policy, seed=0)
-    plan, parameters = Plan(anatomy(policy), state.flat.data.data_ptr(), 0), state.flat.data.numpy()
+    plan, parameters = Plan(match_mlp_policy(policy), state.flat.data.data_ptr(), 0), state.flat.data.numpy()
     observation = generator.standard_normal((rows, 2)).astype(np.float32).reshape(-1)
     legal = np.ones(rows * 3, np.uint8)
     legal[generator.integers(0, rows, 20) * 3 + 1] = 0

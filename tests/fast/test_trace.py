@@ -140,6 +140,10 @@ ELEMENTWISE = {
     "clamped by a column": lambda new, b: new.value.clamp(b.value - 0.2, b.value + 0.2),
     "where": lambda new, b: torch.where(b.advantage < 0, new.log_prob, 2.0) + new.value.where(new.value > b.returns, new.entropy),
     "conditions": lambda new, b: new.log_prob * ((b.advantage >= 0) & (new.value < 1) | ~(b.returns <= 0.1)) + (b.value != 0) * new.value,
+    "equals": lambda new, b: (
+        new.value * ((b.value >= b.value) & (b.value <= b.value) & (b.value == b.value))
+        + new.log_prob * ((b.value > b.value) | (b.value < b.value) | (b.value != b.value))
+    ),
     "fill": lambda new, b: new.log_prob.masked_fill(b.advantage > 0.5, 1.0) + torch.zeros_like(new.value) + torch.ones_like(b.value),
     "detached": lambda new, b: new.log_prob.exp().detach() * new.log_prob + (new.value.data - new.value) ** 2,
     "no grad": lambda new, b: without_gradient(new.log_prob) * new.log_prob,

@@ -101,7 +101,7 @@ def subclass():
 )
 def test_policies_that_are_not_what_the_kernels_know(make):
     policy = make()
-    assert plan.anatomy(policy) is None
+    assert plan.match_mlp_policy(policy) is None
     assert fast_policy(policy) is policy
     assert not isinstance(fast_update(PPO(), policy), CompiledUpdate)
 
@@ -213,7 +213,7 @@ def test_what_does_not_fit_the_kernels_takes_the_readable_path(monkeypatch):
     def parts(inputs):
         with torch.device("meta"):
             actor, critic = ((nn.Linear(inputs, 64), nn.Linear(64, outputs)) for outputs in (4, 1))
-        return plan.Anatomy(0, 0, actor, critic, None)
+        return plan.MLPLayout(0, 0, actor, critic, None)
 
     assert plan.fits(parts(4)) and plan.fits(parts(20_000)) and not plan.fits(parts(200_000))  # a one-hot of 200,000 states
     policy, batch = make_policy(inputs=9), make_batch(make_policy(inputs=9))

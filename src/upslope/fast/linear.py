@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from upslope.algorithms.online import Rows
 from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
-from upslope.fast.stand_in import StandIn
+from upslope.fast.policy_proxy import PolicyProxy
 from upslope.records import Sample
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
 
 
-class FastLinear(StandIn):
+class FastLinear(PolicyProxy):
     """Stands in for a linear policy while it acts and learns; whatever else is asked of it, the policy itself answers."""
 
     def __init__(self, policy: Any) -> None:

@@ -65,7 +65,7 @@ class HeadAscent(Ascent):
             return super().accumulate(algorithm, policy, part, state, first=first)
         outputs, value = policy._run(part.inputs)
         ends = [outputs, value] if "value" in objective.uses else [outputs]
-        if not all(kernel_can_read(end, part.mask) for end in ends):
+        if not all(can_be_read(end, part.mask) for end in ends):
             return super().accumulate(algorithm, policy, part, state, first=first)
         slopes = self.slopes(policy, ends, columns, objective)
         if not math.isfinite(objective.values[0]):
@@ -93,7 +93,7 @@ class HeadAscent(Ascent):
         return slopes
 
 
-def kernel_can_read(end: Tensor | None, mask: Tensor) -> bool:
+def can_be_read(end: Tensor | None, mask: Tensor) -> bool:
     """Whether a network's output is numbers that the kernel can read, a row (or one value) for each step."""
     return end is not None and end.dtype == torch.float32 and end.device.type == "cpu" and end.shape[: mask.dim()] == mask.shape
 

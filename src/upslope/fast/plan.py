@@ -1,6 +1,6 @@
 """An MLP policy as the kernels see it: sizes, addresses and scratch memory.
 
-:func:`anatomy` says what an object is (or that it is nothing the kernels know); :class:`Plan` writes that down as the
+:func:`match_mlp_policy` says what an object is (or that it is nothing the kernels know); :class:`Plan` writes that down as the
 integers of :mod:`upslope.fast.layout`. The policy's own tensors are used where they lie: nothing is copied.
 """
 
@@ -25,7 +25,7 @@ MOST_SCRATCH = 2**24
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class MLPLayout:
     """The parts of an MLP policy."""
 
     head: int
@@ -53,7 +53,7 @@ class Anatomy:
         return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
 
 
-def anatomy(policy: Any) -> Anatomy | None:
+def match_mlp_policy(policy: Any) -> MLPLayout | None:
     """What an MLP policy consists of; None for every other policy, and for one that was changed by hand.
 
     Known are :class:`upslope.control.MLPPolicy` itself (not a subclass, which may evaluate differently) with tanh or ReLU
@@ -69,7 +69,7 @@ def anatomy(policy: Any) -> Anatomy | None:
     actor, critic = linear_layers(policy.actor), linear_layers(policy.critic)
     if head is None or actor is None or critic is None or (critic[0] and actor[1] != critic[1]):
         return None
-    parts = Anatomy(head, actor[1], actor[0], critic[0], policy.log_std, bool(policy.critic_parameters()))
+    parts = MLPLayout(head, actor[1], actor[0], critic[0], policy.log_std, bool(policy.critic_parameters()))
     known = {id(p) for p in parts.parameters}
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
     return parts if plain and fits(parts) else None
@@ -84,7 +84,7 @@ def changed(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in HOOKS) or not METHODS.isdisjoint(vars(module))
 
 
-def identity(policy: Any) -> Any:
+def structure_key(policy: Any) -> Any:
     """What would differ if a module, a parameter, a hook or a method were exchanged, or one frozen: cheap enough for each iteration."""
     if not isinstance(policy, nn.Module):
         return id(policy)
@@ -123,13 +123,13 @@ def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int
     return (layers, ACTIVATIONS[kinds.pop()] if kinds else at.TANH) if len(layers) == len(linear) else None
 
 
-def shared_sizes(parts: Anatomy) -> tuple[int, int, int]:
+def shared_sizes(parts: MLPLayout) -> tuple[int, int, int]:
     """Numbers for a layer's input with the batch first, for ``δ xᵀ``, and for a δ: what the widest of all layers needs."""
     layers = [(rounded(layer.in_features, at.WIDTH), rounded(layer.out_features, at.WIDTH)) for layer in (*parts.actor, *parts.critic)]
     return max(x for x, _ in layers) * at.BLOCK, max(x * y for x, y in layers), max(y for _, y in layers) * at.BLOCK
 
 
-def fits(parts: Anatomy) -> bool:
+def fits(parts: MLPLayout) -> bool:
     """Whether the scratch memory, a gradient among it, stays within :data:`MOST_SCRATCH`."""
     rowwise, product, _ = shared_sizes(parts)
     return 2 * rowwise + product + sum(p.numel() for p in parts.parameters) <= MOST_SCRATCH
@@ -138,7 +138,7 @@ def fits(parts: Anatomy) -> bool:
 class Plan:
     """Integers and scratch memory for one policy whose parameters lie at addresses relative to ``base``."""
 
-    def __init__(self, parts: Anatomy, base: int, num_parameters: int) -> None:
+    def __init__(self, parts: MLPLayout, base: int, num_parameters: int) -> None:
         self.parts, self.base = parts, base
         self.used = 0
         networks = np.zeros(at.LAYERS_AT + at.LAYER * (len(parts.actor) + len(parts.critic)), np.int64)
@@ -191,7 +191,7 @@ def rounded(count: int, multiple: int) -> int:
 class Memory:
     """The plan of a policy wherever its parameters lie: training moves them into a buffer of their own."""
 
-    def __init__(self, parts: Anatomy) -> None:
+    def __init__(self, parts: MLPLayout) -> None:
         self.parts = parts
         self.first, self.last = parts.parameters[0], parts.parameters[-1]
         self.where: tuple[int, int] | None = None
@@ -210,7 +210,7 @@ class Memory:
         return first, *self.plan.addresses
 
 
-def readable(observation: Tensor, legal: Tensor | None, parts: Anatomy) -> bool:
+def kernel_can_read(observation: Tensor, legal: Tensor | None, parts: MLPLayout) -> bool:
     """Whether the kernels can read these inputs where they lie."""
     if observation.dtype != torch.float32 or observation.shape[-1] != parts.inputs or not observation.is_contiguous():
         return False

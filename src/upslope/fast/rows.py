@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.fast import layout as at
-from upslope.fast.plan import Anatomy, actions_exist
+from upslope.fast.plan import MLPLayout, actions_exist
 from upslope.records import ROW_AXES, Batch
 
 
@@ -58,7 +58,7 @@ class Columns:
 class Rows(Columns):
     """The columns of a whole batch for an MLP policy, its observations among them, and its units."""
 
-    def __init__(self, batch: Batch, parts: Anatomy, names: list[str]) -> None:
+    def __init__(self, batch: Batch, parts: MLPLayout, names: list[str]) -> None:
         super().__init__(batch, parts.head, parts.outputs, names)
         self.add("observation", batch.inputs.get("observation"), torch.float32, parts.inputs)
         axes = ROW_AXES[batch.unit]

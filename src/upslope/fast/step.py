@@ -14,16 +14,16 @@ from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.native import Library
-from upslope.fast.plan import Anatomy, Memory, readable
-from upslope.fast.stand_in import StandIn
+from upslope.fast.plan import Memory, MLPLayout, kernel_can_read
+from upslope.fast.policy_proxy import PolicyProxy
 from upslope.fast.tape import Tape
 from upslope.records import Sample
 
 
-class CompiledPolicy(StandIn):
+class CompiledPolicy(PolicyProxy):
     """Stands in for an MLP policy while it acts; whatever else is asked of it, the policy itself answers."""
 
-    def __init__(self, policy: Any, library: Library, parts: Anatomy) -> None:
+    def __init__(self, policy: Any, library: Library, parts: MLPLayout) -> None:
         super().__init__(policy)
         self.library, self.parts = library, parts
         self.memory = Memory(parts)
@@ -40,7 +40,7 @@ class CompiledPolicy(StandIn):
     def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
         """The twin of ``MLPPolicy.sample``."""
         observation, legal = inputs["observation"], inputs.get("action_mask")
-        if not readable(observation, legal, self.parts):
+        if not kernel_can_read(observation, legal, self.parts):
             return self.policy.sample(inputs, state=state, generator=generator)
         lead = observation.shape[:-1]
         log_prob = torch.empty(*lead)  # sizes one by one: torch reads them twice as fast as a torch.Size
@@ -66,7 +66,7 @@ class CompiledPolicy(StandIn):
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """The twin of ``MLPPolicy.value``: any number of rows in one call."""
         observation = inputs["observation"]
-        if not self.parts.critic or not readable(observation, None, self.parts):
+        if not self.parts.critic or not kernel_can_read(observation, None, self.parts):
             return self.policy.value(inputs)
         value = torch.empty(*observation.shape[:-1])
         self.run(observation, None, at.EVALUATE, None, None, None, None, value)
@@ -78,7 +78,7 @@ class CompiledPolicy(StandIn):
 
     def _actor(self, inputs: Mapping[str, Tensor]) -> Tensor:
         observation = inputs["observation"]
-        if not readable(observation, None, self.parts):
+        if not kernel_can_read(observation, None, self.parts):
             return self.policy._actor(inputs)
         output = torch.empty(*observation.shape[:-1], self.parts.outputs)
         self.run(observation, None, at.OUTPUT, None, None, output, None, None)

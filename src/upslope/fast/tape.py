@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.native import Library
-from upslope.fast.plan import Anatomy, Memory
+from upslope.fast.plan import Memory, MLPLayout
 
 
 class Tape:
@@ -25,7 +25,7 @@ class Tape:
     recording.
     """
 
-    def __init__(self, library: Library, parts: Anatomy, memory: Memory, num_envs: int, num_steps: int) -> None:
+    def __init__(self, library: Library, parts: MLPLayout, memory: Memory, num_envs: int, num_steps: int) -> None:
         self.library, self.memory = library, memory
         self.num_envs, self.num_steps = num_envs, num_steps
         self.continuous = parts.head == at.GAUSSIAN

@@ -23,7 +23,7 @@ from upslope.fast.linear import linear_twin
 from upslope.fast.native import library
 from upslope.fast.objective import lowered
 from upslope.fast.own_network import HeadUpdate
-from upslope.fast.plan import anatomy, head_of, identity
+from upslope.fast.plan import head_of, match_mlp_policy, structure_key
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledNatural, CompiledUpdate
 from upslope.records import Batch, Metrics, Unit
@@ -34,7 +34,7 @@ def fast_policy(policy: Any) -> Any:
     """The policy with fast ``sample``, ``value`` and ``act``; the policy itself where there is no twin."""
     if (linear := linear_twin(policy)) is not None:
         return linear
-    parts = anatomy(policy)
+    parts = match_mlp_policy(policy)
     kernels = None if parts is None else library()
     return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
 
@@ -46,7 +46,7 @@ def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics] | None:
     """
     if hasattr(algorithm, "learn"):
         return None
-    kind, parts = type(algorithm.update), anatomy(policy)
+    kind, parts = type(algorithm.update), match_mlp_policy(policy)
     head = None if parts is not None else head_of(policy)
     kernels = library() if parts is not None or head is not None else None
     if kernels is not None and parts is not None:
@@ -85,14 +85,14 @@ def explain(algorithm: Any, policy: Any, unit: Unit = "step") -> str:
 
 def why_not(algorithm: Any, policy: Any) -> str:
     """Why an update has no twin."""
-    if anatomy(policy) is None and head_of(policy) is None:
+    if match_mlp_policy(policy) is None and head_of(policy) is None:
         return f"nothing of this {type(policy).__name__} is compiled"
     if type(algorithm.update) not in (Ascent, NaturalGradient, TrustRegion):
         return f"{type(algorithm.update).__name__} is called as it is written"
     return "llvmlite, which compiles it, is not installed" if library() is None else "its policy's step is what takes the time"
 
 
-class Twins:
+class CompiledPaths:
     """The fast twins of a run's objects, chosen anew where a callback has made them something else."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Twins:
 
     def __call__(self, algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics] | None, Any]:
         """``(update, actor)`` for this iteration."""
-        seen = type(algorithm), type(getattr(algorithm, "update", None)), identity(policy)
+        seen = type(algorithm), type(getattr(algorithm, "update", None)), structure_key(policy)
         if self.chosen is None or seen != self.known:
             self.known, self.chosen = seen, (fast_update(algorithm, policy), fast_policy(policy))
         return self.chosen

@@ -21,7 +21,7 @@ from upslope.fast import layout as at
 from upslope.fast.graph import NotLowered
 from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
-from upslope.fast.plan import Anatomy, Plan
+from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
@@ -37,7 +37,7 @@ ROWS_PER_CALL = 2**16
 class CompiledUpdate:
     """Called like an :class:`Ascent`: for MLP policies, with the algorithm's own objective compiled."""
 
-    def __init__(self, library: Library, parts: Anatomy) -> None:
+    def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.library, self.parts = library, parts
         self.objectives = Objectives()
         self.plan: Plan | None = None
@@ -132,7 +132,7 @@ class CompiledNatural:
     ones.
     """
 
-    def __init__(self, library: Library, parts: Anatomy) -> None:
+    def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.fit = CompiledUpdate(library, replace(parts, actor=(), log_std=None))
 
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:

@@ -177,9 +177,9 @@ def readable(algorithm: Any, policy: Any) -> tuple[Any, Any]:
 
 def twins() -> Callable[[Any, Any], tuple[Any, Any]]:
     """Like :func:`readable`, with the fast twins of both where the objects have them (:mod:`upslope.fast`)."""
-    from upslope.fast.twins import Twins
+    from upslope.fast.twins import CompiledPaths
 
-    return Twins()
+    return CompiledPaths()
 
 
 def check_finite(batch: Batch, iteration: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 
-class StandIn:
+class PolicyProxy:
     """Whatever is asked of it that it does not have, the policy itself answers."""
 
     def __init__(self, policy: Any) -> None:
