@@ -148,3 +148,15 @@ def test_every_method_of_a_world_has_its_settings():
         config = RunConfig.of(name, model="tiny", task="copy")
         again = RunConfig.from_config(config.config())
         assert again == config, name
+
+
+@pytest.mark.parametrize("name", ["ppo", "sarsa", "grpo", "dpo"])
+def test_a_configuration_from_before_there_was_one_class_of_them(name: str):
+    """As version 0.1.0 wrote them for each world; a setting that came later has its default."""
+    if name in ("grpo", "dpo"):
+        pytest.importorskip("transformers")
+    recorded = json.loads((Path(__file__).parent / "before" / f"{name}.json").read_text())
+    config = RunConfig.from_config(recorded).config()
+    if recorded["world"] == "language":
+        assert config["settings"].pop("fast") is True
+    assert config == {key: value for key, value in recorded.items() if key not in ("format_version", "versions")}

@@ -7,8 +7,9 @@ import torch
 
 from tests.control.worlds import Critic, Loop, Ruled, SeededLength
 from upslope import UsageError, control
-from upslope.control.evaluate import CUT_AFTER, bootstrap_interval
+from upslope.control.evaluate import CUT_AFTER
 from upslope.control.heads import Categorical, Distribution
+from upslope.intervals import bootstrap
 
 
 class Chooser(Critic):
@@ -127,20 +128,20 @@ def test_masks_reach_a_greedy_policy():
 
 
 def test_the_interval():
-    assert bootstrap_interval(np.array([3.0])) == (3.0, 3.0)
+    assert bootstrap(np.array([3.0])) == (3.0, 3.0)
     values = np.random.default_rng(1).normal(10.0, 2.0, 400)
-    low, high = bootstrap_interval(values)
+    low, high = bootstrap(values)
     error = values.std(ddof=1) / 20
     # the normal interval; the percentiles of 2,000 resamples are good to about a tenth of a standard error
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
-    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap(values) == (low, high)
 
 
 def test_the_interval_covers_the_mean():
     """Of 300 intervals from 30 values each, about 93 % hold the true mean (the bootstrap is a little short at this size)."""
     generator = np.random.default_rng(0)
-    hits = sum(low <= 1.0 <= high for low, high in (bootstrap_interval(generator.exponential(1.0, 30), resamples=300) for _ in range(300)))
+    hits = sum(low <= 1.0 <= high for low, high in (bootstrap(generator.exponential(1.0, 30), resamples=300) for _ in range(300)))
     assert 0.86 <= hits / 300 <= 0.98
 
 

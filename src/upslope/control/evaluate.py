@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
 
+from upslope import intervals
 from upslope.control.envs import Envs
 from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, own_vector
 from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
@@ -59,7 +60,7 @@ class EvaluationResult:
         return cls(
             return_mean=float(returns.mean()),
             return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-            return_interval=bootstrap_interval(returns),
+            return_interval=intervals.bootstrap(returns),
             length_mean=steps / len(played),
             reward_per_step=float(returns.sum()) / steps,
             episodes=len(played),
@@ -67,14 +68,6 @@ class EvaluationResult:
             returns=tuple(returns.tolist()),
             ended=ended,
         )
-
-
-def bootstrap_interval(values: Array, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """``(low, high)`` of the mean by the percentile bootstrap (Efron & Tibshirani 1993, 13.3), from a generator of its own."""
-    generator = np.random.default_rng(seed)
-    means = np.asarray(values, np.float64)[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 class OneEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):

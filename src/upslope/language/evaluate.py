@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from upslope.errors import require
+from upslope.intervals import wilson
 from upslope.language.asked import TrainerState
 from upslope.language.collect import places_of
 from upslope.language.engine import EmbeddedEngine
@@ -75,7 +75,7 @@ def evaluate(
     form = checked(task.format, found, texts)
     return LanguageResult(
         accuracy=None if correct is None else float(np.mean(correct)),
-        accuracy_interval=None if correct is None else interval(correct),
+        accuracy_interval=None if correct is None else wilson(correct),
         reward_mean=float(np.mean(scores)) if scores else None,
         format_rate=None if form is None else float(np.mean(form)),
         length_mean=float(np.mean(lengths)),
@@ -113,7 +113,7 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
         wins += (value[:, 0] > value[:, 1]).float().tolist()
     return PairsResult(
         preference_accuracy=float(np.mean(wins)),
-        preference_interval=interval(wins),
+        preference_interval=wilson(wins),
         pairs=len(wins),
         ranked_by="score" if by_score else "log_prob",
     )
@@ -128,11 +128,3 @@ def scored(rewards: Rewards, problems: list[Problem], texts: list[str], **told: 
 def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> list[float] | None:
     """A task's own check as 0 or 1 for each problem; None where it has none."""
     return None if check is None else [0.0 if s is None else s for s in scored(Rewards.of(check), problems, texts)]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927): ``(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)``; at 0 and 1 it is not empty."""
-    n, p, z = len(values), float(np.mean(values)), 1.959964
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
-    return max(0.0, low), min(1.0, high)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upslope import intervals
 from upslope.errors import UsageError
 from upslope.run.drawing import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
@@ -195,14 +196,8 @@ def longest(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def bootstrap_band(table: NDArray[np.float64]) -> tuple[Array, Array]:
-    """95 % percentile-bootstrap interval of the mean over rows ``[runs, points]``; whole runs are resampled.
-
-    With a handful of runs it is narrower than it should be, as every interval without an assumption about their
-    distribution is; Student's t at two runs would hide the picture (± 12.7 standard errors).
-    """
-    share = np.random.default_rng(0).multinomial(len(table), np.full(len(table), 1 / len(table)), size=RESAMPLES) / len(table)
-    low, high = np.quantile(share @ table, [0.025, 0.975], axis=0)
-    return low, high
+    """95 % interval of the mean over rows ``[runs, points]``; whole runs are resampled."""
+    return intervals.bootstrap(table, resamples=RESAMPLES)
 
 
 def label(name: str, count: int) -> str:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError, require
+from upslope.intervals import central, resample_weights
 from upslope.records import Rollout
 from upslope.tabular import flat_gradient
 
@@ -132,22 +133,22 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
         raise RunFault(f"estimator {name!r}: its gradient is not finite on {int((~gradients.isfinite()).any(1).sum())} units")
     found = Moments(gradients, reference.parts)
     episodes = rollout.mask[..., 0].numel()
-    plain, resampled = equal(len(gradients)), bootstrap(len(gradients), rng)
+    plain, resampled = equal(len(gradients)), resample_weights(len(gradients), RESAMPLES, rng)
     of_parts = equal(len(reference.parts))
     away = (resampled - plain) * widening(len(gradients))
-    moved = (bootstrap(len(reference.parts), rng) - of_parts) * widening(len(reference.parts))  # of an exact reference: 0
+    moved = (resample_weights(len(reference.parts), RESAMPLES, rng) - of_parts) * widening(len(reference.parts))  # of an exact reference: 0
     scale = episodes / len(gradients)
     variance = float(found.variance(plain)[0]) * scale
     signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
     return Measurement(
         estimator=name,
         variance=variance,
-        variance_interval=interval(found.variance(resampled) * scale),
+        variance_interval=central(found.variance(resampled) * scale),
         relative_variance=variance / signal if signal > 0 else math.inf,
         bias=float(found.distance(plain, of_parts)[0]),
         bias_by_chance=float(np.quantile(found.distance(away, moved), CHANCE)),
         cosine=float(found.cosine(plain)[0]),
-        cosine_interval=interval(found.cosine(resampled)),
+        cosine_interval=central(found.cosine(resampled)),
         effective_sample_size=sample_size(algorithm, policy, rollout),
         seconds=min(timed(lambda: unit_gradients(algorithm, policy, rollout, units=1)) for _ in range(TIMINGS)),
     )
@@ -276,11 +277,6 @@ def equal(count: int) -> Array:
     return np.full((1, count), 1.0 / count)
 
 
-def bootstrap(count: int, rng: np.random.Generator) -> Array:
-    """The weights of resampled means, ``[RESAMPLES, count]`` (Efron & Tibshirani 1993, section 6)."""
-    return rng.multinomial(count, equal(count)[0], size=RESAMPLES) / count
-
-
 def widening(count: int) -> float:
     """How much farther than a resample's the mean of a few samples may lie: n for n − 1, and Student's t for the normal distribution.
 
@@ -290,9 +286,3 @@ def widening(count: int) -> float:
         return 1.0
     z2, degrees = NormalDist().inv_cdf((1.0 + CHANCE) / 2.0) ** 2, count - 1
     return math.sqrt(count / degrees) * (1.0 + (z2 + 1.0) / (4.0 * degrees) + (5.0 * z2**2 + 16.0 * z2 + 3.0) / (96.0 * degrees**2))
-
-
-def interval(values: Array) -> Interval:
-    """The middle 95 %."""
-    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (np.nan, np.nan)
-    return float(low), float(high)
