@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def resample_weights(count: int, resamples: int, generator: np.random.Generator) -> Array:
-    """The weights of resampled means, ``[resamples, count]``: how often each value was drawn, as a share (Efron & Tibshirani 1993, 6)."""
-    drawn = generator.integers(count, size=(resamples, count))
-    weights = np.zeros((resamples, count))
-    np.add.at(weights, (np.arange(resamples)[:, None], drawn), 1.0 / count)
-    return weights
+def resample(count: int, resamples: int, generator: np.random.Generator) -> Array:
+    """How often each value was drawn, ``[resamples, count]``; over ``count``, the weights of resampled means."""
+    times = np.zeros((resamples, count))
+    np.add.at(times, (np.arange(resamples)[:, None], generator.integers(count, size=(resamples, count))), 1.0)
+    return times
 
 
 def central(values: Array, *, level: float = 0.95) -> tuple[Any, Any]:
@@ -34,7 +33,7 @@ def bootstrap(table: Array, *, level: float = 0.95, resamples: int = 2000, seed:
     With a handful of runs it is narrower than it should be, as every interval without an assumption about their distribution is;
     Student's t at two runs would hide the picture (± 12.7 standard errors). Source: Efron & Tibshirani 1993, 13.3.
     """
-    return central(resample_weights(len(table), resamples, np.random.default_rng(seed)) @ table, level=level)
+    return central(resample(len(table), resamples, np.random.default_rng(seed)) @ table / len(table), level=level)
 
 
 def wilson(values: Sequence[float]) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError, require
-from upslope.intervals import central, resample_weights
+from upslope.intervals import central, resample
 from upslope.records import Rollout
 from upslope.tabular import flat_gradient
 
@@ -133,10 +133,11 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
         raise RunFault(f"estimator {name!r}: its gradient is not finite on {int((~gradients.isfinite()).any(1).sum())} units")
     found = Moments(gradients, reference.parts)
     episodes = rollout.mask[..., 0].numel()
-    plain, resampled = equal(len(gradients)), resample_weights(len(gradients), RESAMPLES, rng)
+    plain, resampled = equal(len(gradients)), resample(len(gradients), RESAMPLES, rng) / len(gradients)
     of_parts = equal(len(reference.parts))
     away = (resampled - plain) * widening(len(gradients))
-    moved = (resample_weights(len(reference.parts), RESAMPLES, rng) - of_parts) * widening(len(reference.parts))  # of an exact reference: 0
+    count = len(reference.parts)
+    moved = (resample(count, RESAMPLES, rng) / count - of_parts) * widening(count)  # of an exact reference: 0
     scale = episodes / len(gradients)
     variance = float(found.variance(plain)[0]) * scale
     signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
