@@ -149,11 +149,16 @@ def test_units_stay_together(unit, shape, average_over):
     assert_equal_twins(PPO(update=Ascent(learning_rate=3e-3, num_epochs=2, num_minibatches=3)), policy, [batch])
 
 
-def test_what_is_masked_or_has_no_weight_is_not_looked_at():
-    policy = make_policy()
-    batch = make_batch(policy, (9, 5), unit="sequence", masked=0.3, zero_weight=0.0)
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_what_is_masked_or_has_no_weight_is_not_looked_at(head):
+    policy = make_policy(head)
+    batch = make_batch(policy, (9, 5), unit="sequence", masked=0.3, zero_weight=0.0, action_mask=head == "categorical")
     spoiled = replace(batch, inputs=dict(batch.inputs), advantage=batch.advantage.clone(), returns=batch.returns.clone())
     spoiled.inputs["observation"] = batch.inputs["observation"].where(batch.mask.unsqueeze(-1), torch.nan)
+    if head == "categorical":  # nothing is legal there
+        spoiled.inputs["action_mask"] = batch.inputs["action_mask"] & batch.mask.unsqueeze(-1)
+    else:
+        spoiled.inputs["action"] = batch.inputs["action"].where(batch.mask.unsqueeze(-1), torch.nan)
     spoiled.advantage[~batch.mask] = torch.nan
     spoiled.returns[~batch.mask] = torch.inf
     algorithm = PPO(update=SEVERAL)
