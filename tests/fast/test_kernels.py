@@ -14,7 +14,7 @@ from upslope.fast.native import library
 from upslope.fast.networks import tanh
 from upslope.fast.plan import Plan, match_mlp_policy
 from upslope.fast.rows import Rows, split
-from upslope.fast.update import CompiledUpdate
+from upslope.fast.update import CompiledUpdate, options_of
 from upslope.updates.trust_region import ValueFit
 
 pytest.importorskip("llvmlite")
@@ -58,7 +58,7 @@ def test_an_update(kind):
     run = CompiledUpdate(library(), parts)
     plan, objective = run.planned(state), run.objective(algorithm, policy, batch)
     rows, networks = Rows(batch, parts, objective.columns), objective.written_into(plan.networks)
-    options = run.options(algorithm.update, state, masked=rows.masked)
+    options = options_of(algorithm.update, state, masked=rows.masked)
     order, bounds = rows.order(np.random.default_rng(0).permutation(rows.num_units)), split(rows.num_units, 2)
     columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.OWN_COLUMNS]
     columns += [getattr(batch, name).numpy().reshape(-1) for name in objective.columns]

@@ -13,8 +13,9 @@ from torch import nn
 from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
 from upslope import A2C, NPG, PPO, REINFORCE, TRPO, Ascent, Diverged, RunFault, UsageError, control
 from upslope import functional as F
-from upslope.fast.own_network import HeadAscent, HeadUpdate
+from upslope.fast.own_network import HeadAscent, HeadUpdate, critic_stretch
 from upslope.fast.twins import fast_update
+from upslope.updates import AscentState
 
 pytest.importorskip("llvmlite")
 SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
@@ -178,6 +179,33 @@ def test_a_state_without_a_legal_action_is_named(algorithm, fast, masked):
     found = str(info.value)
     words = r"no legal action: .* logit of −∞ in 2 of 50 steps, for one where the observation is \[7, .*\] \(gradient step 1\); leave"
     assert re.match(words, found), found
+
+
+@pytest.mark.parametrize(
+    "critic, stretch", [((0, 1, 1, 0), (2, 7)), ((0, 0, 0, 1), (9, 5)), ((), (0, 0)), ((0, 0, 0, 0), (0, 0)), ((1, 0, 1, 0), None)]
+)
+def test_the_stretch_of_the_critic_that_is_clipped_by_itself(critic, stretch):
+    parameters = tuple(nn.Parameter(torch.zeros(size)) for size in (2, 3, 4, 5))
+    state = AscentState.of(parameters, None, seed=0, learning_rate=0.1, critic=tuple(map(bool, critic)))
+    assert critic_stretch(state) == stretch
+
+
+def test_a_critic_that_is_clipped_by_itself():
+    like = own_policy()
+    spaces = like.observation_space, like.action_space
+    policy = control.ActorCritic(lambda inputs, size: Network(inputs, size, True), spaces, seed=3)
+    batch = own_batch(policy)
+    outcomes = []
+    for fast in (True, False):
+        own = control.ActorCritic(lambda inputs, size: Network(inputs, size, True), spaces, seed=3)
+        own.critic_parameters = lambda own=own: tuple(own.network.critic.parameters())
+        algorithm = PPO(value_coef=30.0, update=replace(SEVERAL, max_grad_norm=0.1))
+        step = fast_update(algorithm, own) if fast else algorithm.update
+        state = algorithm.update.start(own, seed=5)
+        assert any(state.critic)
+        step(algorithm, own, batch, state)
+        outcomes.append(vector(own))
+    assert close(*outcomes, atol=4e-6)
 
 
 def test_action_masks():

@@ -38,6 +38,7 @@ ELEMENTS = {
     "Table": ("", "ptr"),
 }
 """What stands at a pointer: its type, and LLVM's in memory."""
+POINTERS = {registers.floats: "Floats", registers.doubles: "Doubles", registers.integers: "Integers", registers.flags: "Flags"}
 RANK = {"number": 0, "bool": 1, "int": 2, "single": 3, "float": 4, "Register": 5}
 """Of two operands both take the later type."""
 ARITHMETIC: dict[type[ast.operator], tuple[str, str, Callable[[Any, Any], Any]]] = {
@@ -256,6 +257,9 @@ class Expressions:
     def of_Call(self, node: ast.Call) -> Value:
         function, arguments = self.meaning(node.func), [self.value(argument) for argument in node.args]
         name = getattr(function, "__name__", "")
+        if function in POINTERS:
+            table, index = arguments
+            return self.new(POINTERS[function], f"load ptr, ptr {self.address(table, index)}")
         if getattr(registers, name, None) is function:
             return getattr(self, f"register_{name}")(*arguments)
         if function in (min, max):
@@ -287,24 +291,9 @@ class Expressions:
 
     # ---- the operations of upslope.fast.registers
 
-    def register_floats(self, table: Value, index: Value) -> Value:
-        return self.entry(table, index, "Floats")
-
-    def register_doubles(self, table: Value, index: Value) -> Value:
-        return self.entry(table, index, "Doubles")
-
     def register_invoke(self, function: Value, *arguments: Value) -> Value:
         self.body.append(f"call void {function.text}({', '.join(f'{TYPES[a.type]} {a.text}' for a in arguments)})")
         return Value("None", "")
-
-    def register_integers(self, table: Value, index: Value) -> Value:
-        return self.entry(table, index, "Integers")
-
-    def register_flags(self, table: Value, index: Value) -> Value:
-        return self.entry(table, index, "Flags")
-
-    def entry(self, table: Value, index: Value, kind: str) -> Value:
-        return self.new(kind, f"load ptr, ptr {self.address(table, index)}")
 
     def register_shift(self, pointer: Value, count: Value) -> Value:
         return Value(pointer.type, self.address(pointer, count))

@@ -204,6 +204,7 @@ def clip_and_step(
     critic = squares(shift(gradient, start), size)
     actor = squares(gradient, start) + squares(shift(gradient, behind), count - behind)
     norm = math.sqrt(actor + critic)
+    results[at.GRADIENT_NORM] += norm
     if not math.isfinite(norm):
         return False
     step, scale = options[at.STEP] + results[at.STEPPED] + 1.0, clip_factor(math.sqrt(actor), options)
@@ -216,7 +217,6 @@ def clip_and_step(
         shift(parameters, behind), shift(exp_avg, behind), shift(exp_avg_sq, behind), shift(gradient, behind), count - behind, scale,
         step, options,
     )  # fmt: skip
-    results[at.GRADIENT_NORM] += norm
     return True
 
 

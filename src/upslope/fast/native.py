@@ -30,13 +30,14 @@ class Library(NamedTuple):
 
     update: Callable[..., None]
     differentiate: Callable[..., None]
+    clip_and_step: Callable[..., None]
     step: Callable[..., None]
     engine: Any
 
 
-def entry_points() -> tuple[Callable[..., None], ...]:
+def entry_points() -> tuple[Callable[..., Any], ...]:
     """The kernels that Python calls, in the order of :class:`Library`."""
-    return kernels.update, kernels.differentiate, policy_kernels.step
+    return kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step
 
 
 def text_of_kernels() -> str:
@@ -138,7 +139,7 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
     """Machine code as functions that Python can call; the interpreter lock is released while they run."""
     engine = engine_of(llvm, machine, code)
 
-    def entry(kernel: Callable[..., None]) -> Callable[..., None]:
+    def entry(kernel: Callable[..., Any]) -> Callable[..., None]:
         kinds = [kind for name, kind in kernel.__annotations__.items() if name != "return"]
         types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
         return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))

@@ -21,8 +21,12 @@ from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import rounded
 from upslope.fast.rows import Columns, NotCompiled
+from upslope.fast.update import options_of
 from upslope.records import Batch, Metrics
-from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, diagnosis
+from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
+
+MOST_PARAMETERS = 2**20
+"""Beyond this the arithmetic of a step is what costs, and torch may spread it over several threads."""
 
 
 class HeadPlan:
@@ -77,6 +81,22 @@ class HeadAscent(Ascent):
         found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)
         return state.gather(found), dict(zip(objective.metrics, torch.from_numpy(objective.values).float().unbind(), strict=True))
 
+    def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
+        """The twin of :meth:`Ascent.step`, where the parameters lie in one buffer and are few."""
+        flat, critic = state.flat, critic_stretch(state)
+        if flat is None or critic is None or flat.data.device.type != "cpu" or flat.data.numel() > MOST_PARAMETERS:
+            return super().step(state, gradients)
+        networks, options, results = self.plan.networks.copy(), options_of(self, state, masked=False), np.zeros(at.NUM_RESULTS)
+        networks[at.NUM_PARAMETERS], (networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]) = flat.data.numel(), critic
+        gradient, (exp_avg, exp_avg_sq) = -gradients[0], state.moments[0]  # of the objective itself, which the kernel ascends
+        self.library.clip_and_step(
+            *(networks.ctypes.data, options.ctypes.data, flat.data.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+            *(gradient.data_ptr(), results.ctypes.data),
+        )
+        check_gradient(results[at.GRADIENT_NORM], state)
+        state.num_updates += 1
+        return torch.tensor(results[at.GRADIENT_NORM], dtype=torch.float32)
+
     def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
         """∂objective/∂outputs and, where it has a part, ∂objective/∂values."""
         plan, networks, addresses = self.plan, objective.written_into(self.plan.networks), columns.addresses()
@@ -91,6 +111,15 @@ class HeadAscent(Ascent):
             *(value_slopes, objective.table.ctypes.data),
         )
         return slopes
+
+
+def critic_stretch(state: AscentState) -> tuple[int, int] | None:
+    """Where the critic's own parameters begin in the flat vector, and how many they are; None where they are scattered."""
+    sizes = [p.numel() for p in state.parameters]
+    own = [i for i, critic in enumerate(state.critic) if critic]
+    if own != list(range(own[0], own[-1] + 1)) if own else False:
+        return None
+    return (sum(sizes[: own[0]]), sum(sizes[own[0] : own[-1] + 1])) if own else (0, 0)
 
 
 def can_be_read(end: Tensor | None, mask: Tensor) -> bool:

@@ -25,17 +25,18 @@ class Module:
     """Functions in LLVM's language, each translated when it is first met; ``str(module)`` is the text."""
 
     def __init__(self, *entries: Callable[..., Any]) -> None:
-        self.signatures: dict[Callable[..., Any], Signature] = {}
+        self.entries, self.signatures = entries, dict[Callable[..., Any], Signature]()
         self.text = [f"declare double @{name}({', '.join(['double'] * (1 + (name == 'pow')))})" for name in LIBM.values()]
         self.text += ["declare float @llvm.sqrt.f32(float)", "declare double @llvm.fabs.f64(double)"]
         for entry in entries:
-            self.add(entry, linkage="")
+            self.add(entry)
 
-    def add(self, function: Callable[..., Any], linkage: str = "internal ") -> Signature:
+    def add(self, function: Callable[..., Any]) -> Signature:
         """Translate a function, and what it calls before it."""
         if function not in self.signatures:
             translation = Translation(self, function)
             signature = self.signatures[function] = translation.signature
+            linkage = "" if function in self.entries else "internal "
             parameters = ", ".join(f"{TYPES[kind]} %{name}" for name, kind in translation.parameters.items())
             lines = "\n".join(["entry:", *translation.slots, *translation.body])
             self.text.append(f"define {linkage}{signature.result_type} @{signature.name}({parameters}) nounwind {{\n{lines}\n}}")

@@ -56,7 +56,7 @@ class CompiledUpdate:
         objective = self.objective(algorithm, policy, batch)  # the units of the critic have moved
         minibatches = min(ascent.num_minibatches, rows.num_units)
         bounds = rows.size * split(rows.num_units, minibatches)
-        options = self.options(ascent, state, masked=rows.masked)
+        options = options_of(ascent, state, masked=rows.masked)
         results = np.zeros(at.NUM_RESULTS + len(objective.values))
         exp_avg, exp_avg_sq = state.moments[0]
         networks, addresses = objective.written_into(plan.networks), rows.addresses()
@@ -106,18 +106,6 @@ class CompiledUpdate:
             self.plan = Plan(parts, base, flat.data.numel())
         return self.plan
 
-    def options(self, ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
-        """The numbers that the kernel goes by."""
-        options = np.zeros(at.NUM_OPTIONS)
-        options[at.MASKED] = masked
-        options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
-        options[at.TARGET_KL] = math.inf if ascent.target_kl is None else ascent.target_kl
-        options[at.LEARNING_RATE], options[at.EPS] = state.learning_rate, ascent.eps
-        options[at.BETA1], options[at.BETA2] = BETAS
-        options[at.STEP] = state.num_updates
-        options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
-        return options
-
     def fail(self, objective: CompiledObjective, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
         if math.isfinite(objective.values[0]):
@@ -138,6 +126,19 @@ class CompiledNatural:
     def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
         """One update on one batch; the metrics of the readable twin."""
         return algorithm.update(algorithm, policy, batch, state, ascend=self.fit)
+
+
+def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
+    """The numbers that the kernel goes by."""
+    options = np.zeros(at.NUM_OPTIONS)
+    options[at.MASKED] = masked
+    options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
+    options[at.TARGET_KL] = math.inf if ascent.target_kl is None else ascent.target_kl
+    options[at.LEARNING_RATE], options[at.EPS] = state.learning_rate, ascent.eps
+    options[at.BETA1], options[at.BETA2] = BETAS
+    options[at.STEP] = state.num_updates
+    options[at.RATIO_TOLERANCE] = RATIO_TOLERANCE
+    return options
 
 
 def flat_part(batch: Batch, rows: Array) -> Batch:
