@@ -13,6 +13,7 @@ from tests.fast.cases import close, make_batch, make_policy, twice, vector
 from upslope import GRPO, PPO, RLOO, Ascent
 from upslope import functional as F
 from upslope.fast import layout as at
+from upslope.fast import native
 from upslope.fast import objective as objectives
 from upslope.fast.graph import NotLowered
 from upslope.fast.lower import NETWORK
@@ -23,6 +24,16 @@ from upslope.records import Batch, Evaluation
 
 pytest.importorskip("llvmlite")
 ROWS = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_folder(tmp_path_factory):
+    """The many objectives here are not kept beside the kernels."""
+    native.library()
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("objectives")
+        patch.setattr(native, "cache_folder", lambda: folder)
+        yield
 
 
 class Terms:
