@@ -1,7 +1,10 @@
 """The public names, and what importing them costs."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import upslope
 
@@ -22,3 +25,35 @@ def test_the_core_loads_no_world():
     names = "('gymnasium', 'matplotlib', 'numba')"
     code = f"import sys; from upslope import PPO, tabular, train, testing; tabular.MDP; print([m for m in {names} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+SOURCE = Path(upslope.__file__).parent
+PATHS = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+MODULES = {name.removesuffix(".__init__"): path for name, path in PATHS.items()}
+
+
+def imports_of(node: ast.AST, *, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """Our own modules that a piece of code imports when it runs, and whether in a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.ImportFrom) and (child.module or "").startswith("upslope"):
+            for name in child.names:
+                whole = f"{child.module}.{name.name}"
+                yield whole if whole in MODULES else str(child.module), inside
+        yield from imports_of(child, inside=inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_modules_import_in_one_direction_and_seldom_in_functions():
+    """Functions import only what would be dear to load before it is needed; and nothing that imports them, however deep."""
+    found = {name: list(imports_of(ast.parse(path.read_text(encoding="utf-8")))) for name, path in MODULES.items()}
+    assert len({(name, other) for name, imports in found.items() for other, inside in imports if inside}) < 15
+    graph = {name: {other for other, _ in imports if other in MODULES and other != name} for name, imports in found.items()}
+    for name in graph:
+        if name.startswith(("upslope.run.", "upslope.cli.", "upslope.studies.")):
+            reached, ahead = set(), list(graph[name])
+            while ahead:
+                if (other := ahead.pop()) not in reached:
+                    reached.add(other)
+                    ahead += graph[other]
+            assert name not in reached, f"{name} imports itself"

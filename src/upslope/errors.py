@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -67,6 +69,16 @@ def nearest(name: str, choices: Iterable[str]) -> list[str]:
     return same[:1] or initials[:2] or (best if spelled[0.8] else word if len(word) in (1, 2) else best)
 
 
+def describe_error(error: BaseException) -> str:
+    """The message of an exception in one line; one that is not ours is named and placed."""
+    message = " ".join(str(error).split())
+    if isinstance(error, UsageError | RunFault):
+        return message
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message}{where}"
+
+
 def require(condition: bool, message: str) -> None:
     """Raise :class:`UsageError` with ``message`` unless ``condition`` holds."""
     if not condition:
@@ -98,7 +110,6 @@ def install(requirement: str) -> str:
     import os
     import shutil
     import sys
-    from pathlib import Path
 
     def shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""A pytest fixture for contract tests of one's own code; nothing of the library is imported before a test asks for it."""
+"""A pytest fixture for contract tests of one's own code; nothing of the library is loaded before a test asks for it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ from typing import Any
 
 import pytest
 
+import upslope
+
 
 class Checks:
     """``upslope_check.estimator(mine)`` and so on: each passes, or raises ``upslope.testing.ContractError`` with the law."""
 
     def estimator(self, estimator: Any, **options: Any) -> Any:
         """:func:`upslope.testing.check_estimator`; returns its report where no law is broken."""
-        from upslope import testing
-
-        return testing.check_estimator(estimator, **options).raise_for_law()
+        return upslope.testing.check_estimator(estimator, **options).raise_for_law()
 
     def surrogate(self, surrogate: Any, **options: Any) -> None:
         """:func:`upslope.testing.check_surrogate`."""
-        from upslope import testing
-
-        testing.check_surrogate(surrogate, **options)
+        upslope.testing.check_surrogate(surrogate, **options)
 
     def policy(self, policy: Any, inputs: Any, **options: Any) -> None:
         """:func:`upslope.testing.check_policy`."""
-        from upslope import testing
-
-        testing.check_policy(policy, inputs, **options)
+        upslope.testing.check_policy(policy, inputs, **options)
 
     def algorithm(self, algorithm: Any, **options: Any) -> None:
         """:func:`upslope.testing.check_algorithm`."""
-        from upslope import testing
-
-        testing.check_algorithm(algorithm, **options)
+        upslope.testing.check_algorithm(algorithm, **options)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from upslope import DPO, PPO, Ascent, Batch, Rollout
@@ -105,3 +106,17 @@ class Refusing:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         raise OSError("no paper left")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clashing(Plain):
+    """One of its fields is called like a setting of every run."""
+
+    seed: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heavy(Plain):
+    """A field that JSON does not know is recorded as text."""
+
+    table: Tensor = field(default_factory=lambda: torch.zeros(2))

@@ -107,7 +107,7 @@ def test_nested_settings_are_replaced_where_they_live():
 
 
 def test_a_name_that_two_dataclasses_share_is_refused():
-    with pytest.raises(TypeError, match="'rate' is a field of both Inner and Inner"):
+    with pytest.raises(UsageError, match="rate: this setting is a field of both Inner and Inner"):
         settings_of(Inner(), Outer())
 
 

@@ -52,6 +52,11 @@ def test_what_it_learns_from_decides_how_it_collects(cli: Command, name: str, co
     assert type(config.collector) is collector
 
 
+def test_a_field_that_json_does_not_know_is_recorded_as_text(cli: Command):
+    good(cli("train", "own_methods:Heavy", "CartPole-v1", "--total-steps", "64", "--eval-episodes", "1", "--out", "run", "--quiet"))
+    assert Run.load("run").config["algorithm"]["table"] == "tensor([0., 0.])"
+
+
 def test_of_language_models_too(cli: Command):
     pytest.importorskip("transformers")
     flags = ["--model", "tiny", "--task", "copy", "--iterations", "1", "--batch-size", "2", "--warm-start", "0", "--eval-episodes", "2"]
@@ -72,6 +77,7 @@ def test_of_language_models_too(cli: Command):
         ("Demanding", "own_methods:Demanding cannot be made without arguments"),
         ("Strange", "own_methods:Strange: it learns from dreams, which no environment gives"),
         ("Blod", "did you mean 'Bold'?"),
+        ("Clashing", "seed: this setting is a field of both Clashing and RunSettings; rename one of them"),
     ],
 )
 def test_what_is_no_algorithm_is_said_before_anything(cli: Command, name: str, message: str):

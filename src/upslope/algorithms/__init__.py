@@ -15,28 +15,8 @@ from upslope.algorithms.sarsa import SARSA
 from upslope.algorithms.sft import SFT
 from upslope.algorithms.trpo import NPG, TRPO
 
-ALGORITHMS = {
-    "reinforce": REINFORCE,
-    "a2c": A2C,
-    "npg": NPG,
-    "trpo": TRPO,
-    "actor-critic": OnlineActorCritic,
-    "continuing-actor-critic": ContinuingActorCritic,
-    "sarsa": SARSA,
-    "ppo": PPO,
-    "off-policy": OffPolicyGradient,
-    "grpo": GRPO,
-    "rloo": RLOO,
-    "dpo": DPO,
-    "kto": KTO,
-    "sft": SFT,
-    "reward-model": RewardModeling,
-}
-"""The names that the command line and run folders know."""
-
 __all__ = [
     "A2C",
-    "ALGORITHMS",
     "DPO",
     "GRPO",
     "KTO",

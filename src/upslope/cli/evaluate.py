@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import upslope
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
 from upslope.errors import require
+from upslope.run.config import WORLDS
 from upslope.run.load import Run, is_model_folder
 from upslope.run.report import plural
 
@@ -28,9 +28,6 @@ FLAGS = (
     Flag("long_prompts", one_of(("error", "drop", "cut")), None, "language models: of prompts without room (none: as in training)"),
     Flag("max_tokens", COUNT, None, "language models: the longest completion (none: as in training)"),
 )
-
-AT_ONCE = 8
-"""Environments that an evaluation plays side by side at most."""
 
 HELP = """\
 usage: upslope evaluate RUN|MODEL [flags]
@@ -60,19 +57,9 @@ def measure(plain: list[str], given: dict[str, Any]) -> int:
 
 def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     """Play fresh episodes and report."""
-    from upslope.run.device import one_thread  # loads PyTorch
-
     env = run.environment(given["env"])
-    policy = run.chosen_policy(given["policy"])
-    options = run.env_options(env)
-    if given["max_episode_steps"] is not None:
-        options["max_episode_steps"] = given["max_episode_steps"]
-    if env == run.env_id:  # no more environments than training had, made as they were
-        options |= {"num_envs": min(AT_ONCE, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
-    with one_thread(policy):
-        result = upslope.control.evaluate(
-            policy, env, episodes=given["episodes"] or 20, seed=given["seed"], greedy=not given["sample"], **options
-        )
+    options = {name: given[name] for name in ("seed", "max_episode_steps")} | {"episodes": given["episodes"] or 20}
+    result = WORLDS["control"].alive.evaluate_run(run, env, which=given["policy"], greedy=not given["sample"], **options)
     low, high = result.return_interval
     if given["json"]:
         fields = {"return_mean": result.return_mean, "return_std": result.return_std, "return_interval": [low, high]}
@@ -101,9 +88,7 @@ def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
-    from upslope.run.language_evaluate import evaluate_model  # loads Transformers
-
-    result = evaluate_model(
+    result = WORLDS["language"].alive.evaluate_model(
         run,
         task=given["task"],
         reward=given["reward"],

@@ -60,7 +60,7 @@ class Flag:
 
 
 def integer(words: Values) -> int:
-    """``8``, ``1_000``, ``1e6``; beyond :data:`LONGEST_INTEGER` a digit was held down."""
+    """``8``, ``1_000``, ``1e6``; beyond :data:`MAX_INTEGER` a digit was held down."""
     text = words[0].replace("_", "")
     try:
         found = int(text)
@@ -69,8 +69,8 @@ def integer(words: Values) -> int:
         if number != int(number):
             raise ValueError(f"expected an integer, found {words[0]!r}") from None
         found = int(number)
-    if abs(found) > LONGEST_INTEGER:
-        raise ValueError(f"expected an integer of at most {LONGEST_INTEGER:.0e}, found {words[0]!r}")
+    if abs(found) > MAX_INTEGER:
+        raise ValueError(f"expected an integer of at most {MAX_INTEGER:.0e}, found {words[0]!r}")
     return found
 
 
@@ -87,7 +87,7 @@ def between(least: int, most: int | None = None) -> Kind:
     return Kind(parse, "N")
 
 
-LONGEST_INTEGER, LARGEST_REAL = 10**15, 3e38
+MAX_INTEGER, MAX_REAL = 10**15, 3e38
 """The second is about the largest number of single precision, in which everything is computed."""
 
 
@@ -99,8 +99,8 @@ def real(words: Values, what: str = "a number") -> float:
         raise ValueError(f"expected {what}, found {words[0]!r}") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError(f"expected {what}, found {words[0]!r}")
-    if abs(number) > LARGEST_REAL:
-        raise ValueError(f"expected {what} of at most {LARGEST_REAL:g}, found {words[0]!r}")
+    if abs(number) > MAX_REAL:
+        raise ValueError(f"expected {what} of at most {MAX_REAL:g}, found {words[0]!r}")
     return number
 
 
@@ -212,7 +212,10 @@ def flags_of(settings: Mapping[str, Setting]) -> dict[str, Flag]:
 @functools.cache
 def types_of(owner: type) -> dict[str, Any]:
     """The resolved annotations of a dataclass."""
-    return typing.get_type_hints(owner)
+    try:
+        return typing.get_type_hints(owner)
+    except NameError as error:
+        raise UsageError(f"{owner.__name__}: the type of a field is not known, {error}; import it outside of TYPE_CHECKING") from error
 
 
 @functools.cache

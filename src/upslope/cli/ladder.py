@@ -8,7 +8,6 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag
 from upslope.run.folder import finite
-from upslope.studies.ladder import ladder
 from upslope.studies.ladder_rungs import TASKS
 
 FLAGS = (
@@ -39,6 +38,8 @@ def usage() -> str:
 
 def climb(plain: list[str], values: dict[str, Any]) -> int:
     """Climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
+    from upslope.studies.ladder import ladder  # loads PyTorch
+
     silent = values.get("quiet", False) or values.get("json", False)
     options = {name: values[name] for name in ("budget", "seeds", "out") if name in values}
     found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **options)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError, unknown
+from upslope.errors import RunFault, UsageError, describe_error, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
@@ -116,9 +116,7 @@ def failed(error: Exception, code: int) -> int:
     if isinstance(error, UsageError | RunFault):
         message = " ".join(str(error).split())
     else:
-        from upslope.run.session import one_line
-
-        message = f"{one_line(error)}; UPSLOPE_TRACEBACK=1 shows where"
+        message = f"{describe_error(error)}; UPSLOPE_TRACEBACK=1 shows where"
     print(f"upslope: {message}", file=sys.stderr)
     return code
 

@@ -9,6 +9,7 @@ from upslope.cli.caution import print_caution
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag
 from upslope.errors import UsageError
+from upslope.run.config import WORLDS
 from upslope.run.load import Run
 
 FLAGS = (
@@ -36,11 +37,9 @@ def play(plain: list[str], given: dict[str, Any]) -> int:
     if run.world == "language":
         raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     print_caution(run, given["policy"])
-    from upslope.run.play import record  # loads Gymnasium
-
     path: Path = given["out"] or run.path / "play.gif"
     options = {name: given[name] for name in ("episodes", "seed", "max_steps", "policy", "sample", "env")}
-    print(record(run, path, **options))
+    print(WORLDS[run.world].alive.record(run, path, **options))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import PATH, Flag
 from upslope.errors import UsageError
+from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated
 from upslope.run.load import Run
 
 FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write; .svg and .pdf stay sharp at every size"),)
@@ -33,8 +34,6 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
-    from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated
-
     if several and (drawn := comparable(runs)):
         others |= {str(run.path): nothing_to_plot(run) for run in runs if run not in drawn}
         runs = drawn

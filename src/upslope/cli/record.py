@@ -10,7 +10,7 @@ from upslope.cli.caution import print_caution
 from upslope.cli.command import Command
 from upslope.cli.flags import INTEGER, PATH, POLICY, SEED, SWITCH, TEXT, Flag, kind_of
 from upslope.errors import UsageError, require
-from upslope.run.control_settings import MOST_ROWS, EnvSettings, check_num_envs
+from upslope.run.control_settings import MAX_ROWS, EnvSettings, check_num_envs
 from upslope.run.load import Run
 
 FLAGS = (
@@ -38,7 +38,7 @@ rewards, ends. Another policy can learn from it.
 
 def record(plain: list[str], given: dict[str, Any]) -> int:
     """Play, write, say what was recorded."""
-    require(1 <= given["steps"] <= MOST_ROWS, f"--steps: expected an integer from 1 to {MOST_ROWS}, found {given['steps']}")
+    require(1 <= given["steps"] <= MAX_ROWS, f"--steps: expected an integer from 1 to {MAX_ROWS}, found {given['steps']}")
     check_num_envs(given["num_envs"])
     check_new(given["out"])
     env, policy, options, behavior = behavior_of(plain[0], given)

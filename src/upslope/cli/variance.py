@@ -9,6 +9,8 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import INTEGER, PATH, REAL, SWITCH, TEXT, Flag, one_of, several
 from upslope.run.folder import check_free, finite
+from upslope.studies.estimators import ESTIMATORS
+from upslope.studies.variance_run import VarianceRun
 
 FLAGS = (
     Flag("estimators", several(TEXT, None), None, "which ones (none: six of them)"),
@@ -41,8 +43,6 @@ Estimators (a2c, ppo and off-policy-vtrace take λ: a2c:0 is one step; 1 unless 
 
 def usage() -> str:
     """The page, with the estimators that there are."""
-    from upslope.studies.estimators import ESTIMATORS  # loads PyTorch
-
     return HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  ") + "\n"
 
 
@@ -51,8 +51,6 @@ def measure(plain: list[str], values: dict[str, Any]) -> int:
     out, as_json = values.pop("out", None), values.pop("json", False)
     if out is not None:
         check_free(out)
-    from upslope.studies.variance_run import VarianceRun  # loads PyTorch
-
     comparison = VarianceRun(env_id=plain[0], **values).run()
     folder = comparison.write(out)
     if as_json:

@@ -19,6 +19,7 @@ from upslope import environments
 from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.guard import Guard, Misbehaved
+from upslope.control.workers import Workers
 from upslope.errors import UsageError, missing_extra, require, unknown
 from upslope.modules import hidden_by, import_named
 
@@ -231,8 +232,6 @@ def _vector(
     require(isinstance(first.metadata, Mapping), f"env {name!r}: its metadata is {first.metadata!r}, expected a dict")
     try:
         if apart is not None:
-            from upslope.control.workers import Workers
-
             return Workers(build, first, num_envs, autoreset_mode=autoreset_mode, step_timeout=apart.step_timeout)
         envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
         require(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from upslope.control.envs import Envs, Step
 from upslope.control.head import Head
+from upslope.control.spaces import short
 from upslope.control.trees import Array
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
@@ -40,8 +41,6 @@ def encode(
 
 def check_spaces(policy: Any, envs: Envs) -> None:
     """Refuse environments that a policy with spaces of its own was not made for."""
-    from upslope.control.spaces import short
-
     for kind in ("observation_space", "action_space"):
         made, here = getattr(policy, kind, None), getattr(envs, kind)
         if isinstance(made, spaces.Space) and made != here:

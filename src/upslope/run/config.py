@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from upslope.errors import UsageError
 from upslope.run.control_settings import EnvSettings, PolicySettings, RunSettings
@@ -217,7 +217,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("format_version", "versions", "world", "env_id", "name", "needs"):
             continue
         if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
-            flat |= flat_config(value)
+            flat |= flat_config(cast("Mapping[str, Any]", value))
         else:
             flat[key] = value
     return flat

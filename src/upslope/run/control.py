@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 
 from upslope import control
-from upslope.control.evaluate import EvaluationResult, Evaluator
+from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Collect, Policy, Stream
@@ -29,13 +29,13 @@ from upslope.run.control_make import (
     saved_policy,
 )
 from upslope.run.curve import draw_curve
-from upslope.run.device import check_device
+from upslope.run.device import check_device, one_thread
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.load import Run
 from upslope.run.play import check_renders, record
 from upslope.run.report import FIELDS
-from upslope.run.train import RunState
+from upslope.run.train import RunState, compiled
 from upslope.run.world import Config, Evaluated, Watch
 
 SLOW_TO_MAKE = 0.5
@@ -219,9 +219,7 @@ class Control:
         self.evaluator.cut_after = self.schedule.cut_after
         policy: Any = self.policy
         if self.config.settings.fast:
-            from upslope.fast import twins  # loads the compiler
-
-            policy = twins.fast_policy(policy)
+            policy = compiled().fast_policy(policy)
         return self.evaluator(policy, episodes), self.evaluator
 
     def make_evaluator(self, *, in_training: bool = False) -> Evaluator:
@@ -335,3 +333,16 @@ def check_plays(config: Config) -> None:
 def play(run: Run, config: Config) -> str:
     """Record the final policy in the run folder; a sentence that says what was recorded."""
     return record(run, run.path / "play.gif", env=config.env_id, seed=config.settings.seed)
+
+
+def evaluate_run(
+    run: Run, env: str, *, which: str, episodes: int, seed: int, greedy: bool, max_episode_steps: int | None
+) -> EvaluationResult:
+    """The ``final`` or ``best`` policy of a run on fresh episodes, in environments that are made as those of its training were."""
+    policy, options = run.chosen_policy(which), run.env_options(env)
+    if max_episode_steps is not None:
+        options["max_episode_steps"] = max_episode_steps
+    if env == run.env_id:  # no more environments than training had
+        options |= {"num_envs": min(MOST_ENVS, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
+    with one_thread(policy):
+        return control.evaluate(policy, env, episodes=episodes, seed=seed, greedy=greedy, **options)

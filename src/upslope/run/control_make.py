@@ -12,6 +12,7 @@ from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
 from upslope.run.load import Run, load_state
+from upslope.run.settings import plain_value
 from upslope.run.world import Config
 
 
@@ -126,5 +127,5 @@ def recorded_policy(saved: Any) -> PolicySettings:
     """The settings that a saved policy was made with."""
     names = {item.name for item in fields(PolicySettings)}
     options = {name: value for name, value in saved.describe().items() if name in names}
-    clean: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    clean: dict[str, Any] = {name: plain_value(value, PolicySettings, name) for name, value in options.items()}
     return PolicySettings(**clean)

@@ -11,6 +11,7 @@ from upslope.control import Envs
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
 from upslope.run.report import climbing, next_words, passes, plural
+from upslope.run.train import compiled
 from upslope.run.world import Config
 
 LARGE = 100.0
@@ -31,9 +32,7 @@ def update_words(algorithm: Any, policy: Any, collect: Any, fast: bool) -> str:
     """What of an update is compiled, and why not the rest."""
     if not fast:
         return "in PyTorch, as --no-fast says"
-    from upslope.fast.twins import explain  # loads the compiler
-
-    return explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
+    return compiled().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
 
 
 def observing(envs: Envs, policy: Any) -> list[str]:

@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 from upslope.errors import require
 
-MOST_ENVS, MOST_ROWS, MOST_UNITS, MOST_STEPS, MOST_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
-"""Beyond these a number is a slip of the keyboard."""
+MAX_ENVS, MAX_ROWS, MAX_UNITS, MAX_STEPS, MAX_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
+"""Upper bounds that catch typing errors."""
 
 
 def check_num_envs(count: int) -> None:
-    """Refuse what nobody can mean."""
-    require(1 <= count <= MOST_ENVS, f"num_envs: expected an integer from 1 to {MOST_ENVS}, found {count}")
+    """Raise :class:`UsageError` for a number of environments out of bounds."""
+    require(1 <= count <= MAX_ENVS, f"num_envs: expected an integer from 1 to {MAX_ENVS}, found {count}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSettings:
     """What the environment is made with."""
 
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """keyword arguments for the environment's constructor, as a JSON object"""
     vectorization: Literal["auto", "sync", "async", "envpool"] = "auto"
     """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
@@ -56,7 +56,7 @@ class StepsSettings:
         require(self.num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {self.num_steps}")
         rows = self.num_envs * self.num_steps
         require(
-            rows <= MOST_ROWS, f"num_steps: {self.num_envs} environments × {self.num_steps} steps are more than {MOST_ROWS:,} transitions"
+            rows <= MAX_ROWS, f"num_steps: {self.num_envs} environments × {self.num_steps} steps are more than {MAX_ROWS:,} transitions"
         )
 
 
@@ -107,7 +107,7 @@ class GroupedEpisodesSettings:
         size, groups = self.group_size, self.num_groups
         require(size >= 2, f"group_size: expected an integer ≥ 2, found {size}; there is nothing to compare an episode with")
         require(groups >= 1, f"num_groups: expected an integer ≥ 1, found {groups}")
-        require(size * groups <= MOST_ENVS, f"num_groups: {groups} groups of {size} are more than {MOST_ENVS:,} environments")
+        require(size * groups <= MAX_ENVS, f"num_groups: {groups} groups of {size} are more than {MAX_ENVS:,} environments")
         require(self.max_steps is None or self.max_steps >= 1, f"max_steps: expected an integer ≥ 1 or none, found {self.max_steps}")
 
     @property
@@ -166,12 +166,12 @@ class PolicySettings:
             )
         sizes = self.hidden_sizes or ()
         require(
-            all(1 <= size <= MOST_UNITS for size in sizes),
-            f"hidden_sizes: expected integers from 1 to {MOST_UNITS}, found {' '.join(map(str, sizes))}",
+            all(1 <= size <= MAX_UNITS for size in sizes),
+            f"hidden_sizes: expected integers from 1 to {MAX_UNITS}, found {' '.join(map(str, sizes))}",
         )
         for name in ("num_tilings", "num_tiles", "fourier_order"):
             count = getattr(self, name)
-            require(1 <= count <= MOST_UNITS, f"{name}: expected an integer from 1 to {MOST_UNITS}, found {count}")
+            require(1 <= count <= MAX_UNITS, f"{name}: expected an integer from 1 to {MAX_UNITS}, found {count}")
         linear = self.features != "network"
         require(not (linear and sizes), "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
@@ -206,7 +206,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         steps = self.total_steps
-        require(1 <= steps <= MOST_STEPS, f"total_steps: expected an integer ≥ 1 and at most {MOST_STEPS:.0e}, found {steps}")
+        require(1 <= steps <= MAX_STEPS, f"total_steps: expected an integer ≥ 1 and at most {MAX_STEPS:.0e}, found {steps}")
         every, until = self.eval_every, self.until_return is not None
         require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
         require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
@@ -215,4 +215,4 @@ class RunSettings:
             "eval_every: found 0, which is never; whether the goal is reached is then unknown",
         )
         episodes = self.eval_episodes
-        require(1 <= episodes <= MOST_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MOST_EPISODES:,}, found {episodes}")
+        require(1 <= episodes <= MAX_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MAX_EPISODES:,}, found {episodes}")

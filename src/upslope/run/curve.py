@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +148,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, Mapping):
-            for name, item in value.items():
+            for name, item in cast("Mapping[str, Any]", value).items():
                 add(f"{prefix}.{name}" if prefix else str(name), item)
         elif not prefix.startswith(UNTOLD) and prefix not in UNLEARNED:
             found[prefix] = value
@@ -184,8 +184,8 @@ def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: str) -> 
     if len(curves) == 1 or end <= start:
         x, y = curves[0] if len(curves) == 1 else longest(curves)
         return Line(x, y, color, label(name, 1), width=2.4)
-    grid = np.linspace(start, end, 300)
-    table = np.stack([np.interp(grid, x, y) for x, y in curves])
+    grid: Any = np.linspace(start, end, 300)
+    table: Any = np.stack([np.interp(grid, x, y) for x, y in curves])
     low, high = bootstrap_band(table)
     return Line(grid, table.mean(0), color, label(name, len(curves)), width=2.4, low=low, high=high)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -16,7 +16,7 @@ SMALL = 500_000
 
 
 @contextlib.contextmanager
-def one_thread(policy: Policy) -> Iterator[None]:
+def one_thread(policy: Policy) -> Generator[None]:
     """Small networks on the processor run on one thread: waking a second one costs more than their products.
 
     ``OMP_NUM_THREADS`` in the environment is taken as the user's own choice and left alone.

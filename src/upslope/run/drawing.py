@@ -13,7 +13,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,15 @@ class Dots:
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
+def style() -> Generator[None]:
     """Matplotlib in our style and without a word: nothing about its font cache, its folder or a letter that its font lacks."""
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        import matplotlib
+        import matplotlib as found
 
+        matplotlib: Any = found
         defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -288,7 +289,7 @@ def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width:
         from matplotlib.figure import Figure
 
         height, floor = 0.36 * len(names), 0.45
-        figure = Figure(figsize=(width, TOP + height + floor))
+        figure: Any = Figure(figsize=(width, TOP + height + floor))
         rows = [shown(name, 40) for name in names]
         left = 0.35 + max(_width(figure, row) for row in rows)
         room = (width - left) / len(measures)
@@ -324,7 +325,8 @@ def _mark_logarithmic(axes: Any) -> None:
     low, high = axes.get_xlim()
     decades = np.log10(high / low)
     step = max(1, round(decades / 5))
-    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, step)
+    exponents: Any = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, step)
+    powers: list[float] = exponents.tolist()
     marks = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if decades < 1.8 else (1,))]
     marks = [mark for mark in marks if low <= mark <= high]
     axes.set_xticks(marks, [short(mark) for mark in marks])

@@ -12,7 +12,7 @@ SHARE = 0.2
 """Steps of those evaluations for each step of training, about: they have no update, so it is less of the time."""
 NATIVE_STEP = 2
 """Steps of training that take about as long as one of all rows of CartPole's vectorized version."""
-FEWEST = 5
+MIN_EPISODES = 5
 """Episodes of one of them at least."""
 UNTIL_EVERY = 2048
 """Steps between the evaluations that decide whether a goal is reached."""
@@ -63,7 +63,7 @@ class Schedule:
         if now >= self.total_steps or self.spent > SHARE * now:
             return 0
         affordable = SHARE * self.every / self.length if self.length else self.episodes
-        return int(min(self.episodes, max(FEWEST, affordable)))
+        return int(min(self.episodes, max(MIN_EPISODES, affordable)))
 
     def played(self, result: Any, evaluator: Any) -> None:
         """What an evaluation has cost."""

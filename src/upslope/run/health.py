@@ -27,7 +27,7 @@ LARGE_KL = 0.3
 """KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
 OFTEN = 0.05
 """Share of the iterations in which it is no accident."""
-LAST, FEWEST = 0.2, 5
+LAST, MIN_ITERATIONS = 0.2, 5
 """The end of a run: this share of its iterations, at least so many."""
 COLLAPSED = 0.02
 """Entropy of discrete actions, as a share of the beginning's, that explores nothing."""
@@ -69,8 +69,8 @@ class History:
         """Whether training did clearly better in its last iterations than in its first."""
         name = next((name for name in MEASURES if any(name in row for row in self.rows)), MEASURES[0])
         values = [row[name] for row in self.rows if row.get(name) is not None]
-        early, late = values[: max(FEWEST, len(values) // 20)], self.end(name)
-        if len(values) < 2 * FEWEST:
+        early, late = values[: max(MIN_ITERATIONS, len(values) // 20)], self.end(name)
+        if len(values) < 2 * MIN_ITERATIONS:
             return False
         error = math.sqrt(statistics.variance(early) / len(early) + statistics.variance(late) / len(late))
         return statistics.mean(late) - statistics.mean(early) > STANDARD_ERRORS / 2 * error  # the first iterations already rise
@@ -78,7 +78,7 @@ class History:
     def end(self, name: str) -> list[float]:
         """A metric in the last iterations that reported it."""
         values = [row[name] for row in self.rows if row.get(name) is not None]
-        return values[-max(FEWEST, math.ceil(LAST * len(values))) :]
+        return values[-max(MIN_ITERATIONS, math.ceil(LAST * len(values))) :]
 
 
 def warnings_of(history: History) -> list[str]:
@@ -100,7 +100,7 @@ def far_below_best(history: History) -> str | None:
         return None
     best, lowest = (choose(history.evaluations, key=lambda point: point.mean) for choose in (max, min))
     gained, lost = best.mean - lowest.mean, best.mean - final.mean
-    if min(best.episodes, final.episodes) < FEWEST or (goal is not None and gained < LOST * (goal - lowest.mean)):
+    if min(best.episodes, final.episodes) < MIN_ITERATIONS or (goal is not None and gained < LOST * (goal - lowest.mean)):
         return None  # too little to tell
     if lost <= max(LOST * gained, STANDARD_ERRORS * standard_error(best, final)):
         return None
@@ -131,9 +131,9 @@ def kl_of(row: Mapping[str, float]) -> float | None:
 def entropy_ran_away(history: History) -> str | None:
     """The policy explores nothing any more, or noise alone, and has not learned what it was for."""
     values = [row["entropy"] for row in history.rows if row.get("entropy") is not None]
-    if len(values) < 2 * FEWEST or history.reached_goal:
+    if len(values) < 2 * MIN_ITERATIONS or history.reached_goal:
         return None
-    start, late = max(values[:FEWEST]), statistics.median(history.end("entropy"))
+    start, late = max(values[:MIN_ITERATIONS]), statistics.median(history.end("entropy"))
     if history.action_dims:
         change = (late - start) / history.action_dims
         if change > NATS:
@@ -154,7 +154,7 @@ def entropy_ran_away(history: History) -> str | None:
 def groups_died(history: History) -> str | None:
     """No group has had spread in the last iterations, so nothing is learned any more."""
     late = history.end("dead_groups")
-    if len(late) < FEWEST or history.reached_goal or history.learned or min(late) < 1.0:
+    if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned or min(late) < 1.0:
         return None
     return (
         f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0 and nothing "
@@ -165,7 +165,7 @@ def groups_died(history: History) -> str | None:
 def nothing_accepted(history: History) -> str | None:
     """The line search has found no step in the last iterations."""
     late = history.end("accepted")
-    if len(late) < FEWEST or history.reached_goal or history.learned or max(late) > 0.0:
+    if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned or max(late) > 0.0:
         return None
     return (
         f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "

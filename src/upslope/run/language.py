@@ -24,7 +24,7 @@ from upslope.run import language_report as report
 from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
-from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
+from upslope.run.language_evaluate import HELD_OUT_PAIRS, evaluate_model, held_out_file
 from upslope.run.language_make import (
     FrozenAtStart,
     examples_of,
@@ -46,6 +46,8 @@ GOOD = 0.95
 """Accuracy from which on nobody minds that a policy has become certain."""
 PAIRS_IN_A_PASS = 16
 """Pairs that are measured at once."""
+
+__all__ = ["Language", "evaluate_model", "imports", "prepare", "preset"]
 
 
 def preset(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,7 +242,8 @@ class Language:
 
     def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
         """What ``summary.json`` says of model and answers."""
-        goal, found = self.config.settings.until_accuracy, {} if result is None else result.headline
+        goal = self.config.settings.until_accuracy
+        found: Mapping[str, Any] = {} if result is None else result.headline
         accuracy = found.get("accuracy")
         return {
             "model": self.config.policy.model,

@@ -18,6 +18,9 @@ from upslope.run.load import Run
 HELD_OUT_PAIRS = 256
 """Pairs that are made of a task's held-out problems to measure a preference on."""
 
+NO_CONFIG: dict[str, dict[str, Any]] = {"task": {}, "collector": {}}
+"""That of a model's folder, which was trained by nobody that we know."""
+
 
 def evaluate_model(
     target: Run | Path,
@@ -40,7 +43,7 @@ def evaluate_model(
     Raises:
         UsageError: nothing to measure on, a reward whose module only the caller may name, a damaged folder.
     """
-    config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
+    config: dict[str, dict[str, Any]] = target.config if isinstance(target, Run) else NO_CONFIG
     recorded, scores = config["task"], isinstance(target, Run) and target.needs.scores_texts
     name = task or recorded.get("task")
     if pairs is not None and task is not None:
@@ -54,7 +57,8 @@ def evaluate_model(
     names = rewards_for(recorded if same else {}, reward)
     how = TaskSettings(long_prompts=long_prompts or recorded.get("long_prompts", "error")).long_prompts
     limits = TaskSettings(reward_timeout=recorded.get("reward_timeout")).reward_limits
-    made = make_task(name, reward=rewards_from(names, **limits) if names else None, **(recorded.get("task_kwargs", {}) if same else {}))
+    options: dict[str, Any] = recorded.get("task_kwargs", {}) if same else {}
+    made = make_task(name, reward=rewards_from(names, **limits) if names else None, **options)
     tokens = max_tokens or (config["collector"].get("max_tokens") if same else None)
     policy, problems = policy_at(target, best), made.held_out[:episodes]
     problems, _ = fit(policy, problems, [tokens or made.max_tokens] * len(problems), how)
@@ -97,14 +101,14 @@ def pairs_for(target: Run | Path, task: str | None = None, *, given: Path | None
     """
     if given is not None:
         return read_pairs(given)
-    config = target.config if isinstance(target, Run) else {"task": {}, "collector": {}}
+    config: dict[str, dict[str, Any]] = target.config if isinstance(target, Run) else NO_CONFIG
     trained_on, recorded = config["collector"].get("pairs"), config["task"]
     if task is None and trained_on is not None and isinstance(target, Run) and target.needs.learns_from == "pairs":
         return read_pairs(held_out_file(Path(trained_on)) or Path(trained_on))
     name = task or recorded.get("task")
     if name is None:
         return None
-    options = recorded.get("task_kwargs", {}) if name == recorded.get("task") else {}
+    options: dict[str, Any] = recorded.get("task_kwargs", {}) if name == recorded.get("task") else {}
     return pairs_from(make_task(name, **options), count=HELD_OUT_PAIRS, held_out=True)
 
 

@@ -158,8 +158,9 @@ def make_policy(settings: ModelSettings, task: Task | None, *, value_head: bool,
         alphabet: dict[str, Any] = {"alphabet": task.alphabet} if task is not None and task.alphabet else {}
         return language.tiny(**alphabet, seed=seed, value_head=value_head, temperature=settings.temperature)
     dtype = None if settings.compute_dtype == "auto" else getattr(torch, settings.compute_dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # fresh adapters are random
+    random: Any = torch.random
+    with random.fork_rng(devices=[]):
+        random.manual_seed(seed)  # fresh adapters are random
         return LanguagePolicy.from_pretrained(
             policy_folder(settings.model),
             temperature=settings.temperature,

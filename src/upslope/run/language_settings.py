@@ -38,7 +38,7 @@ class TaskSettings:
 
     task: str | None = None
     """addition, copy, sums, FILE.jsonl with prompt, answer and further columns, or reasoning-gym:NAME"""
-    task_kwargs: dict[str, Any] = field(default_factory=dict)
+    task_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """options of the task, as a JSON object"""
     reward: tuple[str, ...] = ()
     """instead of the task's own: module:function, a built-in such as contains:word, a reward model's run; NAME=0.5 weighs it"""

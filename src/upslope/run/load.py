@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from upslope.errors import UsageError
 from upslope.files import survivor
@@ -64,9 +64,9 @@ class Run:
         """What the algorithm asks of a run; of a class of the user's own, which is not imported, what was recorded of it."""
         if self.algorithm in METHODS:
             return Needs.of(METHODS[self.algorithm].load())
-        recorded = self.config.get("needs")
-        known = {item.name for item in fields(Needs)}
-        return Needs(**{name: value for name, value in recorded.items() if name in known}) if isinstance(recorded, dict) else Needs()
+        recorded: Any = self.config.get("needs")
+        found = cast("dict[str, Any]", recorded) if isinstance(recorded, dict) else {}
+        return Needs(**{item.name: found[item.name] for item in fields(Needs) if item.name in found})
 
     @property
     def world(self) -> str:
@@ -91,7 +91,7 @@ class Run:
 
     def env_options(self, name: str) -> dict[str, Any]:
         """What the environment was made with, where ``name`` is the run's own: ``env_kwargs`` and ``max_episode_steps``."""
-        made = self.config["env"] if name == self.env_id else {}
+        made: dict[str, Any] = self.config["env"] if name == self.env_id else {}
         return {"env_kwargs": made.get("env_kwargs", {}), "max_episode_steps": made.get("max_episode_steps")}
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -110,17 +110,17 @@ class Run:
             if not line:
                 continue
             try:
-                row = json.loads(line)
+                row: Any = json.loads(line)
             except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     break
                 raise damaged(path, f"line {number} is not JSON") from error
             if not isinstance(row, dict):
                 raise damaged(path, f"line {number} is not an object")
-            wrong = next((name for name, value in row.items() if not isinstance(value, int | float | None)), None)
+            rows.append(cast("dict[str, Any]", row))
+            wrong = next((name for name, value in rows[-1].items() if not isinstance(value, int | float | None)), None)
             if wrong is not None:
                 raise damaged(path, f"line {number}: {wrong!r} is no number")
-            rows.append(row)
         return rows
 
     @cached_property
@@ -253,18 +253,20 @@ def read_header(path: Path) -> dict[str, Any]:
 
     check_inside(path)
     try:
-        with safe_open(path, framework="np") as file:
-            found = json.loads((file.metadata() or {}).get("upslope", "{}"))
+        opened: Any = safe_open(path, framework="np")
+        with opened as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            found: Any = json.loads(metadata.get("upslope", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises :class:`UsageError` that names the file."""
     try:
         check_inside(path)
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
     except json.JSONDecodeError as error:
@@ -275,13 +277,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise damaged(path, str(error)) from error
     if not isinstance(value, dict):
         raise damaged(path, "not a JSON object")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
     """What everybody relies on: a name, an environment, and settings as objects."""
     algorithm, world = config["algorithm"], config.get("world")
-    if not isinstance(algorithm, dict) or not isinstance(algorithm.get("name"), str):
+    if not isinstance(algorithm, dict) or not isinstance(cast("dict[str, Any]", algorithm).get("name"), str):
         raise damaged(path, "'algorithm' is not an object with a name")
     if world not in ("control", "language"):
         raise damaged(path, f"'world' is {world!r}, expected 'control' or 'language'")

@@ -6,13 +6,14 @@ the user's own, ``module:Class``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from upslope.errors import UsageError, missing_extra
 from upslope.run.settings import load_object
@@ -94,7 +95,7 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.writer = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        self.writer: Any = SummaryWriter(log_dir=str(folder / "tensorboard"))
 
     def __call__(self, row: Row) -> None:
         for name, value in scalars(row).items():
@@ -108,8 +109,7 @@ class WandbLogger:
     """An offline Weights & Biases run in ``<run>/wandb``; ``WANDB_MODE`` in the environment overrides offline."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
-
+        wandb: Any = importlib.import_module("wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         settings = wandb.Settings(console="off", silent=True)  # its farewell would stand between our own words
         self.run: Any = wandb.init(project="upslope", name=folder.name, dir=str(folder), config=dict(config), mode=mode, settings=settings)
@@ -128,18 +128,17 @@ class MLflowLogger:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
-
+        tracking: Any = importlib.import_module("mlflow.tracking")
         for name in ("mlflow", "alembic"):  # which announce each table that they make
             logging.getLogger(name).setLevel(logging.WARNING)
 
         place = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
-        self.client: Any = MlflowClient(tracking_uri=place)
-        experiment = self.client.get_experiment_by_name("upslope")
-        number = self.client.create_experiment("upslope") if experiment is None else experiment.experiment_id
-        self.run_id: str = self.client.create_run(number, run_name=folder.name).info.run_id
+        client: Any = tracking.MlflowClient(tracking_uri=place)
+        experiment = client.get_experiment_by_name("upslope")
+        number = client.create_experiment("upslope") if experiment is None else experiment.experiment_id
+        self.client, self.run_id = client, client.create_run(number, run_name=folder.name).info.run_id
         for name, value in parameters(config).items():
-            self.client.log_param(self.run_id, name, value)
+            client.log_param(self.run_id, name, value)
 
     def __call__(self, row: Row) -> None:
         for name, value in scalars(row).items():
@@ -153,7 +152,10 @@ def parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as ``algorithm.update.learning_rate`` and their values as text."""
     flat: dict[str, str] = {}
     for name, value in config.items():
-        flat |= parameters(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)}
+        if isinstance(value, Mapping):
+            flat |= parameters(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
     return flat
 
 

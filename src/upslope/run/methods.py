@@ -22,7 +22,7 @@ class Start:
     """Where a run of a method begins in a world: how it collects, and flat settings that differ from the class's own."""
 
     collector: Any
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class Needs:
     def of(cls, algorithm: Any) -> Needs:
         """Those of an algorithm, or of its class."""
         found: dict[str, Any] = {item.name: getattr(algorithm, item.name) for item in fields(cls) if hasattr(algorithm, item.name)}
-        return cls(**{"learns_from": "stream", **found} if hasattr(algorithm, "learn") else found)
+        if hasattr(algorithm, "learn"):
+            found = {"learns_from": "stream"} | found
+        return cls(**found)
 
 
 def methods_in(world: str) -> dict[str, Method]:
@@ -152,7 +154,7 @@ def family_of(algorithm: Any) -> str | None:
 
 def name_of(algorithm: Any) -> str:
     """The name on the command line: that of its row, else ``module:Class``."""
-    kind = type(algorithm)
+    kind: Any = type(algorithm)
     rows = (name for name, method in METHODS.items() if (method.module, method.class_name) == (kind.__module__, kind.__name__))
     return next(rows, f"{kind.__module__}:{kind.__qualname__}")
 

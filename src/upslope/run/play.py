@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from upslope import control
 from upslope.errors import RunFault, UsageError, install
 from upslope.files import whole_file
 from upslope.run.device import one_thread
@@ -70,8 +71,6 @@ def rendered(name: str, options: Mapping[str, Any]) -> Any:
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default wants a display
     from gymnasium.vector import SyncVectorEnv
 
-    from upslope import control
-
     options = {**options, "env_kwargs": {**options["env_kwargs"], "render_mode": "rgb_array"}}
     try:
         envs = control.make(name, 1, vectorization="sync", training=False, **options)
@@ -87,7 +86,8 @@ def rendered(name: str, options: Mapping[str, Any]) -> Any:
 
 def can_render(envs: Any) -> bool:
     """Whether an animation can be made of such environments, as far as that shows without making another one."""
-    if "rgb_array" not in ((getattr(envs.vector, "metadata", None) or {}).get("render_modes") or ()):
+    metadata: Mapping[str, Any] = getattr(envs.vector, "metadata", None) or {}
+    if "rgb_array" not in (metadata.get("render_modes") or ()):
         return False
     spec = gymnasium.registry.get(envs.env_id)
     module, _, name = envs.env_id.rpartition(":")

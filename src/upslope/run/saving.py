@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 SAVE_EVERY = 10.0
@@ -31,7 +31,7 @@ class SavePace:
         return now + iteration - self.saved_at > max(SAVE_EVERY, self.cost / SAVE_SHARE)
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> Generator[None]:
         """Around a save, which it times."""
         started = time.perf_counter()
         yield

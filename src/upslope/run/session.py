@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from upslope.errors import Diverged, RunFault, UsageError
+from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
@@ -32,17 +30,17 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 class Record:
     """What a run remembers of itself besides its :class:`~upslope.run.train.RunState`."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """of each iteration what the learning curve and the last look at the run need"""
-    row: dict[str, Any] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict[str, Any])
     """the last one, whole"""
-    trained: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """what the policy has been through, where its iteration is not written down yet"""
-    start: list[Point] = field(default_factory=list)
+    start: list[Point] = field(default_factory=list[Point])
     """the evaluation of the policy that training began with, where there was one"""
-    points: list[Point] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list[Point])
     """the evaluations"""
-    faults: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list[str])
     """what failed and did not end the run"""
     reached: bool = False
     """the goal that ends the run"""
@@ -225,7 +223,7 @@ class Session:
         self.world.save(self.folder, name, progress_of(self.record.trained, **planned))
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Generator[None]:
         """The first Ctrl-C (or another of the :data:`SIGNALS`) ends the run after the iteration, the second one at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -267,7 +265,7 @@ class Session:
         return {
             "format_version": FORMAT_VERSION,
             "status": "failed" if error is not None else "interrupted" if self.stopped else "finished",
-            "error": None if error is None else one_line(error),
+            "error": None if error is None else describe_error(error),
             "algorithm": self.config.name,
             "seed": self.config.settings.seed,
             "iterations": int(row.get("iteration", 0)),
@@ -292,13 +290,3 @@ class Session:
     def exit_code(self) -> int:
         """0, or 128 plus the signal that ended the run (130 after Ctrl-C)."""
         return 0 if self.signal is None else 128 + self.signal
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception in one line; one that is not ours is named and placed."""
-    message = " ".join(str(error).split())
-    if isinstance(error, UsageError | RunFault):
-        return message
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message}{where}"

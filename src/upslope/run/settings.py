@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from upslope.errors import UsageError, unknown
 from upslope.modules import hidden_by, import_named
@@ -34,7 +34,7 @@ def settings_of(*instances: Any) -> dict[str, Setting]:
     for setting in (s for instance in instances for s in _walk(instance)):
         if setting.name in found:
             owners = f"{found[setting.name].owner.__name__} and {setting.owner.__name__}"
-            raise TypeError(f"setting {setting.name!r} is a field of both {owners}")
+            raise UsageError(f"{setting.name}: this setting is a field of both {owners}; rename one of them")
         found[setting.name] = setting
     return found
 
@@ -47,13 +47,15 @@ def _walk(instance: Any) -> Iterator[Setting]:
         if is_dataclass(value) and not isinstance(value, type):
             yield from _walk(value)
         else:
-            yield Setting(field.name, type(instance), value)
+            owner: Any = type(instance)
+            yield Setting(field.name, owner, value)
 
 
 def replaced(instance: T, values: Mapping[str, Any]) -> T:
     """A copy with the fields named in ``values`` changed, wherever they are nested; other names are not looked at."""
     changes: dict[str, Any] = {}
-    for field in fields(instance):  # pyright: ignore[reportArgumentType]
+    copied: Any = instance
+    for field in fields(copied):
         if not field.init:
             continue
         current = getattr(instance, field.name)
@@ -63,7 +65,7 @@ def replaced(instance: T, values: Mapping[str, Any]) -> T:
                 changes[field.name] = changed
         elif field.name in values:
             changes[field.name] = values[field.name]
-    return replace(instance, **changes) if changes else instance  # pyright: ignore[reportArgumentType]
+    return replace(copied, **changes) if changes else instance
 
 
 def check_names(values: Iterable[str], known: Iterable[str], kind: str = "setting") -> None:
@@ -80,10 +82,10 @@ def to_json(value: Any) -> Any:
         found = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
         return {n: function_name(v, type(value), n) if _is_function(v) else to_json(v) for n, v in found.items()}
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [to_json(item) for item in cast("list[Any]", value)]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _is_function(value: Any) -> bool:
@@ -100,7 +102,7 @@ def plain_value(value: Any, owner: type, name: str) -> Any:
     if isinstance(value, str) and choices(owner, name):
         return load_function(value, owner, name)
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(cast("list[Any]", value))
     return Path(value) if name in PATHS and isinstance(value, str) else value
 
 
@@ -114,9 +116,10 @@ def check_imports_nothing(values: Mapping[str, Any], source: str, imports: Calla
     ``imports(name, text)`` may spare texts that look like one and are none.
     """
     for name, value in values.items():
-        for text in value if isinstance(value, list | tuple) else [value]:
+        texts: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
+        for text in texts:
             if isinstance(text, str) and ":" in text and name not in COLONS and imports(name, text):
-                again = " ".join(map(str, value)) if isinstance(value, list | tuple) else text
+                again = " ".join(map(str, texts))
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(
                     f"{name}: {source} names {text}, and a module is never imported because a file says so; say {flag} {again} to import it"

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class RunState:
     iteration: int = 0
     total_steps: int = 0
     train_seconds: float = 0.0
-    metrics: Metrics = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict[str, float])
     rollout: Rollout | None = None
 
     def __repr__(self) -> str:
@@ -90,14 +91,15 @@ def train(
     check_pair(type(algorithm).__name__, online, collect)
     update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
-    if hasattr(collect, "follow"):  # a collector that wants to know how far the run is
-        collect.follow(state)  # pyright: ignore[reportAttributeAccessIssue]
-    choose = twins() if fast else readable
+    follow: Any = getattr(collect, "follow", None)
+    if follow is not None:  # a collector that wants to know how far the run is
+        follow(state)
+    choose = compiled().CompiledPaths() if fast else uncompiled
     with shown(state, False if progress is None and callbacks else progress) as show:
         while state.fraction < 1.0:
             update, actor = choose(state.algorithm, state.policy)
             if online:
-                play(state, actor)
+                online_iteration(state, actor)
             else:
                 iterate(state, update, actor)
             show(state)
@@ -108,7 +110,7 @@ def train(
 
 
 @contextlib.contextmanager
-def shown(state: RunState, progress: bool | None) -> Iterator[Callable[[RunState], None]]:
+def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunState], None]]:
     """What draws the progress after an iteration, and its end."""
     if progress is False:
         yield lambda state: None
@@ -136,18 +138,18 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     if hasattr(state.algorithm, "adapted"):
         state.algorithm = state.algorithm.adapted(state.policy, batch)
     state.rollout = rollout
-    record(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
+    advance(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
 
 
-def play(state: RunState, actor: Any) -> None:
+def online_iteration(state: RunState, actor: Any) -> None:
     """One iteration of a method that learns at every step; ``actor`` is the policy or its fast twin."""
     started = time.perf_counter()
     stream: Any = state.collect
     metrics = state.algorithm.learn(actor, stream, state.update_state)
-    record(state, stream.num_steps, time.perf_counter() - started, metrics)
+    advance(state, stream.num_steps, time.perf_counter() - started, metrics)
 
 
-def record(state: RunState, num_steps: int, seconds: float, metrics: Metrics) -> None:
+def advance(state: RunState, num_steps: int, seconds: float, metrics: Metrics) -> None:
     """Count an iteration and keep what it reported."""
     state.iteration += 1
     state.total_steps += num_steps
@@ -170,16 +172,16 @@ def check_pair(name: str, online: bool, collect: Any) -> None:
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
 
 
-def readable(algorithm: Any, policy: Any) -> tuple[Any, Any]:
+def uncompiled(algorithm: Any, policy: Any) -> tuple[Any, Any]:
     """The update (a method that learns at every step has none) and the acting policy as they are."""
     return getattr(algorithm, "update", None), policy
 
 
-def twins() -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Like :func:`readable`, with the fast twins of both where the objects have them (:mod:`upslope.fast`)."""
-    from upslope.fast.twins import CompiledPaths
+def compiled() -> ModuleType:
+    """The module that chooses what of an update and of an acting policy is compiled (:mod:`upslope.fast.twins`)."""
+    from upslope.fast import twins  # loads the compiler, and Gymnasium for the policies that it knows
 
-    return CompiledPaths()
+    return twins
 
 
 def check_finite(batch: Batch, iteration: int) -> None:

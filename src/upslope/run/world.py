@@ -68,8 +68,8 @@ class Evaluated:
     std: float
     episodes: int
     complete: bool = True
-    row: Mapping[str, float] = field(default_factory=dict)
-    headline: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, float] = field(default_factory=dict[str, float])
+    headline: Mapping[str, Any] = field(default_factory=dict[str, Any])
     note: str = ""
     may_be_best: bool = False
 

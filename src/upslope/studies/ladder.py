@@ -18,6 +18,7 @@ from upslope.errors import require, unknown
 from upslope.run.curve import bootstrap_band
 from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
+from upslope.studies import ladder_noise
 from upslope.studies.ladder_page import interval, page, picture
 from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
 from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
@@ -35,8 +36,6 @@ def ladder(
     Ctrl-C ends it after what is finished; ``status`` is then ``"interrupted"``. ``say`` is given a line for each rung.
     Raises :class:`UsageError` for an unknown task, a budget or a number of seeds that cannot be, a folder that is not free.
     """
-    from upslope.studies.ladder_noise import noises
-
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     what = TASKS[task]
@@ -62,7 +61,7 @@ def ladder(
         fields["folder"] = str(folder.path)
         try:
             say(f"{what.title}: {budget:,} steps × {seeds} seeds × {len(RUNGS)} rungs, into {folder.path}")
-            fields["gradient"]["steps"], noise = noises(what, RUNGS)
+            fields["gradient"]["steps"], noise = ladder_noise.noises(what, RUNGS)
             for rung in RUNGS:
                 climbs = [climb(what, rung, seed, budget) for seed in range(seeds)]
                 fields["rungs"].append(found_on(what, rung, climbs, noise[rung.key], budget))

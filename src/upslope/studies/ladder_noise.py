@@ -10,9 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from upslope import control, tabular
+from upslope.run.train import train
+from upslope.studies.estimators import estimator_of
 from upslope.studies.ladder_rungs import RUNGS, Rung, Task, settings_for
 from upslope.studies.ladder_runs import prepared_for, problem_of
 from upslope.studies.variance import Measurement, Reference, measure
+from upslope.studies.variance_run import Tabulated, episodes, fit_critic
 
 SEED = 100_000
 """Far from the seeds of the runs."""
@@ -24,8 +28,6 @@ LANES, LONGEST = 64, 1000
 
 def measured_policy(task: Task) -> Any:
     """Where the gradients are taken."""
-    from upslope.run.train import train
-
     prepared = prepared_for(task, next(rung for rung in RUNGS if rung.key == "ppo"), SEED)
     try:
         if not task.problem:
@@ -44,10 +46,6 @@ def estimator_name(task: Task, rung: Rung) -> str:
 
 def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, Any]]]:
     """Environment steps of all episodes, and for each rung what ``ladder.json`` holds of its gradient."""
-    from upslope import control, tabular
-    from upslope.studies.estimators import estimator_of
-    from upslope.studies.variance_run import Tabulated, episodes, fit_critic
-
     policy, gamma = measured_policy(task), task.shared["gamma"]
     names = {rung.key: estimator_name(task, rung) for rung in rungs}
     chosen = {name: estimator_of(name) for name in names.values()}

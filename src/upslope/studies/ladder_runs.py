@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from upslope.run.config import RunConfig
+from upslope.run.device import one_thread
 from upslope.run.drawing import Array
+from upslope.run.train import train
 from upslope.studies.ladder_rungs import Rung, Task, settings_for
+from upslope.tabular import exact, problems
 
 POINTS = 60
 """Of a learning curve."""
@@ -25,10 +30,6 @@ class Climb:
 
 def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
     """Environments, policy, collector and algorithm of one run; tabular policies lean to where the task begins."""
-    import torch
-
-    from upslope.run.config import RunConfig
-
     prepared = RunConfig.of(rung.algorithm, task.env_id, **{**settings_for(task, rung), **changes, "seed": seed}).prepare()
     if task.problem:
         policy: Any = prepared.policy
@@ -39,9 +40,6 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
 
 def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Climb:
     """Train one rung with one seed. Tabular tasks are judged by the exact expected return, others by their training episodes."""
-    from upslope.run.device import one_thread
-    from upslope.run.train import train
-
     prepared = prepared_for(task, rung, seed, **changes)
     steps, returns = [0], [exact_return(task, prepared.policy)] if task.problem else [np.nan]
 
@@ -85,10 +83,6 @@ def resampled(steps: Array, returns: Array, budget: int) -> Array:
 
 def exact_return(task: Task, policy: Any) -> float:
     """J of a tabular policy, by linear algebra."""
-    import torch
-
-    from upslope.tabular import exact
-
     with torch.no_grad():
         mdp = problem_of(task)
         return float(exact.objective(mdp, table_of(mdp, policy), 1.0))
@@ -101,8 +95,6 @@ def problem_of(task: Task) -> Any:
 
 @functools.cache
 def _problem(name: str, means: tuple[float, ...]) -> Any:
-    from upslope.tabular import problems
-
     return getattr(problems, name)(*([means] if means else []))
 
 

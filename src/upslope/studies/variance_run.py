@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope import environments, tabular
+from upslope import control, environments, tabular
 from upslope import functional as F
 from upslope.algorithms import REINFORCE
 from upslope.algorithms.reinforce import to_go_discounted
+from upslope.control.recording import check_spaces
 from upslope.errors import UsageError, require
 from upslope.records import Rollout
 from upslope.run.device import one_thread
@@ -84,8 +85,6 @@ class VarianceRun:
         Raises:
             UsageError: whatever cannot work, in one line.
         """
-        from upslope import control
-
         started = time.perf_counter()
         chosen = {name: estimator_of(name) for name in self.estimators}
         grouped = any(item.grouped for item, _ in chosen.values())
@@ -123,8 +122,6 @@ class VarianceRun:
         """A copy of a run's policy, or a fresh one: linear in what a Discrete observation is, a network of anything else."""
         from gymnasium.spaces import Discrete
 
-        from upslope import control
-
         if self.policy != "fresh":
             return control_policy(self.policy, "--policy").frozen().requires_grad_(True)
         if isinstance(envs.observation_space, Discrete):
@@ -133,9 +130,6 @@ class VarianceRun:
 
     def make_behavior(self, envs: Any, policy: Any) -> Any:
         """Who takes the samples of estimators with importance weights; its actions must be stored as the policy's are."""
-        from upslope import control
-        from upslope.control.recording import check_spaces
-
         behavior = control.RandomPolicy(envs) if self.behavior == "uniform" else control_policy(str(self.behavior), "--behavior").frozen()
         check_spaces(behavior, envs)
         kinds = type(behavior.head).__name__, type(policy.head).__name__
