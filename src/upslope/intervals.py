@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +18,29 @@ def resample(count: int, resamples: int, generator: np.random.Generator) -> Arra
     return times
 
 
-def central(values: Array, *, level: float = 0.95) -> tuple[Any, Any]:
-    """The middle ``level`` of the rows, ``(low, high)``, without those that are not a number."""
+def central(values: Array, *, level: float = 0.95) -> tuple[float, float]:
+    """The middle ``level`` of some values, ``(low, high)``, without those that are not a number."""
     if not np.isfinite(values).any():
-        return np.nan, np.nan
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return (float(low), float(high)) if values.ndim == 1 else (low, high)
+        return math.nan, math.nan
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
-def bootstrap(table: Array, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Any, Any]:
-    """``(low, high)`` of the mean over rows ``[runs, …]`` by the percentile bootstrap, from a generator of its own.
+def bootstrap_band(table: Array, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Array, Array]:
+    """``(low, high)`` of the mean over rows ``[runs, points]`` by the percentile bootstrap of whole rows, from a generator of its own.
 
     With a handful of runs it is narrower than it should be, as every interval without an assumption about their distribution is;
     Student's t at two runs would hide the picture (± 12.7 standard errors). Source: Efron & Tibshirani 1993, 13.3.
     """
-    return central(resample(len(table), resamples, np.random.default_rng(seed)) @ table / len(table), level=level)
+    means = resample(len(table), resamples, np.random.default_rng(seed)) @ table / len(table)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def bootstrap(values: Array, *, resamples: int = 2000) -> tuple[float, float]:
+    """``(low, high)`` of the mean of some values, likewise."""
+    low, high = bootstrap_band(np.asarray(values, np.float64)[:, None], resamples=resamples)
+    return float(low[0]), float(high[0])
 
 
 def wilson(values: Sequence[float]) -> tuple[float, float]:

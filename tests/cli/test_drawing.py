@@ -19,7 +19,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from upslope.run.curve import bootstrap_band, draw_curve, group_line, series, smoothed
+from upslope.intervals import bootstrap_band
+from upslope.run.curve import draw_curve, group_line, series, smoothed
 from upslope.run.drawing import FAINT, PALETTE, Dots, Line, Panel, draw, draw_dots, save, shown, spread, svg, tick_texts
 from upslope.studies.ladder_page import COLORS
 

@@ -10,7 +10,6 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import PATH, Flag
 from upslope.errors import UsageError
-from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated
 from upslope.run.load import Run
 
 FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write; .svg and .pdf stay sharp at every size"),)
@@ -27,6 +26,8 @@ differ in the seed only become their mean with a 95 % bootstrap interval; the le
 
 def plot(plain: list[str], values: dict[str, Any]) -> int:
     """Draw, say where."""
+    from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated  # loads NumPy
+
     path: Path = values["out"]
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--out: expected a name that ends in .png, .svg or .pdf, found {path}")

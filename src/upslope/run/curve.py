@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from upslope import intervals
 from upslope.errors import UsageError
+from upslope.intervals import bootstrap_band
 from upslope.run.drawing import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
 
@@ -20,9 +19,6 @@ RETURN_OF = {"control": "episode_return", "language": "reward"}
 """What is compared between runs."""
 OTHERWISE = {"reward_per_step": PER_STEP, "evaluation_return": "return in evaluations"}
 """What is compared where no run in an environment ended an episode: what they were paid, or evaluations, with their axes."""
-
-RESAMPLES = 1000
-"""Resamples of the bootstrap: enough for a band that does not visibly change with another seed."""
 
 
 def series(rows: Rows, name: str) -> tuple[Array, Array]:
@@ -180,12 +176,12 @@ def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
 
 def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: str) -> Line:
     """Mean over runs on the steps that they share, with the interval of the mean."""
-    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    start, end = max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves)
     if len(curves) == 1 or end <= start:
         x, y = curves[0] if len(curves) == 1 else longest(curves)
         return Line(x, y, color, label(name, 1), width=2.4)
-    grid: Any = np.linspace(start, end, 300)
-    table: Any = np.stack([np.interp(grid, x, y) for x, y in curves])
+    grid: Array = np.linspace(start, end, 300)
+    table: Array = np.stack([np.interp(grid, x, y) for x, y in curves])
     low, high = bootstrap_band(table)
     return Line(grid, table.mean(0), color, label(name, len(curves)), width=2.4, low=low, high=high)
 
@@ -193,11 +189,6 @@ def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: str) -> 
 def longest(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     """The curve with the most steps: runs that share none cannot be averaged."""
     return max(curves, key=lambda curve: curve[0][-1])
-
-
-def bootstrap_band(table: NDArray[np.float64]) -> tuple[Array, Array]:
-    """95 % interval of the mean over rows ``[runs, points]``; whole runs are resampled."""
-    return intervals.bootstrap(table, resamples=RESAMPLES)
 
 
 def label(name: str, count: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import re
 import textwrap
 import warnings
@@ -322,11 +323,9 @@ def _draw_column(axes: Any, measure: Dots) -> None:
 
 def _mark_logarithmic(axes: Any) -> None:
     """Powers of ten and, where there is room, 2 and 5 times them."""
-    low, high = axes.get_xlim()
-    decades = np.log10(high / low)
-    step = max(1, round(decades / 5))
-    exponents: Any = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, step)
-    powers: list[float] = exponents.tolist()
+    low, high = map(float, axes.get_xlim())
+    decades = math.log10(high / low)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, round(decades / 5)))
     marks = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if decades < 1.8 else (1,))]
     marks = [mark for mark in marks if low <= mark <= high]
     axes.set_xticks(marks, [short(mark) for mark in marks])

@@ -154,7 +154,7 @@ def family_of(algorithm: Any) -> str | None:
 
 def name_of(algorithm: Any) -> str:
     """The name on the command line: that of its row, else ``module:Class``."""
-    kind: Any = type(algorithm)
+    kind = algorithm.__class__
     rows = (name for name, method in METHODS.items() if (method.module, method.class_name) == (kind.__module__, kind.__name__))
     return next(rows, f"{kind.__module__}:{kind.__qualname__}")
 

@@ -47,8 +47,7 @@ def _walk(instance: Any) -> Iterator[Setting]:
         if is_dataclass(value) and not isinstance(value, type):
             yield from _walk(value)
         else:
-            owner: Any = type(instance)
-            yield Setting(field.name, owner, value)
+            yield Setting(field.name, instance.__class__, value)
 
 
 def replaced(instance: T, values: Mapping[str, Any]) -> T:

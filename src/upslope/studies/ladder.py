@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import require, unknown
-from upslope.run.curve import bootstrap_band
+from upslope.intervals import bootstrap_band
 from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
 from upslope.studies import ladder_noise
