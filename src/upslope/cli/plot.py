@@ -26,8 +26,6 @@ differ in the seed only become their mean with a 95 % bootstrap interval; the le
 
 def plot(plain: list[str], values: dict[str, Any]) -> int:
     """Draw, say where."""
-    from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated  # loads NumPy
-
     path: Path = values["out"]
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--out: expected a name that ends in .png, .svg or .pdf, found {path}")
@@ -35,6 +33,8 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
     several = len(folders) > 1
     others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
+    from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated  # loads NumPy
+
     if several and (drawn := comparable(runs)):
         others |= {str(run.path): nothing_to_plot(run) for run in runs if run not in drawn}
         runs = drawn
