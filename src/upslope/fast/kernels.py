@@ -61,6 +61,13 @@ def adam(
         parameters[i] -= size * m / (square_root(v) * correction + eps)
 
 
+def run(function: int, rows: int, order: Integers, batch: Table, objective: Table) -> None:
+    """One of the objective's functions on so many rows."""
+    numbers, each, sums = doubles(objective, at.NUMBERS), doubles(objective, at.EACH), doubles(objective, at.SUMS)
+    columns = shift(batch, at.OBJECTIVE_COLUMNS)
+    invoke(floats(objective, function), rows, order, columns, numbers, each, sums, doubles(objective, at.VALUES))
+
+
 def score_block(
     networks: Integers, options: Doubles, parameters: Floats, scratch: Floats, batch: Table, order: Integers, rows: int, objective: Table
 ) -> None:
@@ -88,10 +95,7 @@ def score_block(
             each[at.NORMALIZER * BLOCK + j] = normalizer
         if critic_layers > 0:
             each[at.VALUE * BLOCK + j] = value_out[j]
-    invoke(
-        floats(objective, at.BLOCK_OF_ROWS), rows, order, shift(batch, at.OBJECTIVE_COLUMNS), doubles(objective, at.NUMBERS), each,
-        doubles(objective, at.SUMS), doubles(objective, at.VALUES),
-    )  # fmt: skip
+    run(at.BLOCK_OF_ROWS, rows, order, batch, objective)
     slopes = shift(each, at.SLOPES * BLOCK)
     for j in range(rows):
         value_delta[j] = slopes[at.VALUE * BLOCK + j]
@@ -117,18 +121,7 @@ def begin(networks: Integers, batch: Table, order: Integers, size: int, scale: f
     numbers[1] = scale
     for i in range(networks[at.NUM_SUMS]):
         sums[i] = 0.0
-    invoke(
-        floats(objective, at.BEFORE), size, order, shift(batch, at.OBJECTIVE_COLUMNS), numbers, doubles(objective, at.EACH), sums,
-        doubles(objective, at.VALUES),
-    )  # fmt: skip
-
-
-def finish(batch: Table, order: Integers, size: int, objective: Table) -> None:
-    """Behind a minibatch: the objective and what it reports."""
-    invoke(
-        floats(objective, at.AFTER), size, order, shift(batch, at.OBJECTIVE_COLUMNS), doubles(objective, at.NUMBERS),
-        doubles(objective, at.EACH), doubles(objective, at.SUMS), doubles(objective, at.VALUES),
-    )  # fmt: skip
+    run(at.BEFORE, size, order, batch, objective)
 
 
 def differentiate(
@@ -162,7 +155,7 @@ def differentiate(
                 output_slopes[(start + j) * width + i] = delta[i * BLOCK + j]
             if critic:
                 value_slopes[start + j] = value_delta[j]
-    finish(batch, order, rows, objective)
+    run(at.AFTER, rows, order, batch, objective)
     if networks[at.HEAD] == at.GAUSSIAN:
         for i in range(count):
             output_slopes[count + i] = gradient[i]
@@ -192,7 +185,7 @@ def score_minibatch(
         score_block(networks, options, parameters, scratch, batch, block, rows, objective)
         backward(actor, actor_layers, parameters, gradient, scratch, rows, kind, delta, other, rowwise, product)
         backward(critic, critic_layers, parameters, gradient, scratch, rows, kind, value_delta, other, rowwise, product)
-    finish(batch, order, size, objective)
+    run(at.AFTER, size, order, batch, objective)
 
 
 def clip_and_step(
