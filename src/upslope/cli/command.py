@@ -13,14 +13,14 @@ from upslope.errors import UsageError
 HELP_FLAGS = ("--help", "-h")
 
 
-def asks_for_help(words: Sequence[str]) -> bool:
+def asks_for_help(argv: Sequence[str]) -> bool:
     """Whether a page is wanted instead of the work."""
-    return any(word in HELP_FLAGS for word in words)
+    return any(word in HELP_FLAGS for word in argv)
 
 
-def without_help(words: Sequence[str]) -> list[str]:
+def without_help(argv: Sequence[str]) -> list[str]:
     """The words that say what the page is to be about."""
-    return [word for word in words if word not in HELP_FLAGS]
+    return [word for word in argv if word not in HELP_FLAGS]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Command:
     fills: bool = True
     """whether flags that were not given are at their defaults in the values, or not in them"""
 
-    def __call__(self, words: Sequence[str]) -> int:
+    def __call__(self, argv: Sequence[str]) -> int:
         """Show the page, or parse and work."""
-        if asks_for_help(words):
+        if asks_for_help(argv):
             print(self.page())
             return 0
-        plain, given = parse(words, self.flags, self.most_words)
+        plain, given = parse(argv, self.flags, self.most_words)
         if self.missing and not plain:
             raise UsageError(self.missing)
         defaults = {flag.name: flag.default for flag in self.flags} if self.fills else {}

@@ -60,7 +60,7 @@ class Flag:
 
 
 def integer(words: Values) -> int:
-    """``8``, ``1_000``, ``1e6``; beyond :data:`MAX_INTEGER` a digit was held down."""
+    """``8``, ``1_000``, ``1e6``; beyond :data:`MAX_INTEGER` it is a typing error."""
     text = words[0].replace("_", "")
     try:
         found = int(text)

@@ -59,18 +59,18 @@ Commands:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code; errors are one line on stderr."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    lasting = words[:1] != ["chat"]  # all others have something to finish; it would wait for the next line
+    argv = list(sys.argv[1:] if argv is None else argv)
+    lasting = argv[:1] != ["chat"]  # all others have something to finish; it would wait for the next line
     with contextlib.redirect_stdout(Output(sys.stdout, lasting=lasting)), contextlib.redirect_stderr(Output(sys.stderr)):
-        return carried_out(words)
+        return carried_out(argv)
 
 
-def carried_out(words: list[str]) -> int:
+def carried_out(argv: list[str]) -> int:
     """The exit code of a command line; its errors are printed."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return dispatch(words)
+            return dispatch(argv)
     except UsageError as error:
         return failed(error, 2)
     except RunFault as error:
@@ -91,20 +91,20 @@ def carried_out(words: list[str]) -> int:
         return failed(error, 1)
 
 
-def dispatch(words: list[str]) -> int:
+def dispatch(argv: list[str]) -> int:
     """Find the sub-command and hand it the rest."""
-    if not words or words[0] in ("--help", "-h", "help"):
+    if not argv or argv[0] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())))
         return 0
-    if words[0] in ("--version", "-V"):
+    if argv[0] in ("--version", "-V"):
         print(f"upslope {__version__}")
         return 0
-    if words[0].startswith("-"):
-        raise unknown("flag", words[0], ["--help", "--version"])
-    if words[0] not in COMMANDS:
-        raise unknown("command", words[0], COMMANDS)
-    return importlib.import_module(COMMANDS[words[0]][0]).COMMAND(words[1:])
+    if argv[0].startswith("-"):
+        raise unknown("flag", argv[0], ["--help", "--version"])
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    return importlib.import_module(COMMANDS[argv[0]][0]).COMMAND(argv[1:])
 
 
 def failed(error: Exception, code: int) -> int:

@@ -112,9 +112,9 @@ PAGES = {
 }
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Parse, check, run."""
-    helps, rest = asks_for_help(words), without_help(words)
+    helps, rest = asks_for_help(argv), without_help(argv)
     if not helps:
         check_alone(os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
@@ -140,25 +140,25 @@ def main(words: list[str]) -> int:
     return run(RunConfig.of(name, env_id, **settings), output, given)
 
 
-def method_in(words: list[str], page: Page) -> str | None:
+def method_in(argv: list[str], page: Page) -> str | None:
     """The method that the words name, None for none: the first word, or one behind flags that is no flag's value.
 
     Raises:
         UsageError: the first word is no method.
     """
     known = methods_in(page.world)
-    if words and not words[0].startswith("-"):
-        if ":" not in words[0] and words[0] not in known:
-            raise unknown("algorithm", words[0], METHODS if page.world == "control" else known)
-        return words[0]
-    candidates = [word for word in words if word in known]
+    if argv and not argv[0].startswith("-"):
+        if ":" not in argv[0] and argv[0] not in known:
+            raise unknown("algorithm", argv[0], METHODS if page.world == "control" else known)
+        return argv[0]
+    candidates = [word for word in argv if word in known]
     for name in candidates:
         try:
-            if parse(words, [*page.flags(name).values(), *page.outputs])[0][:1] == [name]:
+            if parse(argv, [*page.flags(name).values(), *page.outputs])[0][:1] == [name]:
                 return name
         except UsageError:  # these flags are not this method's; what is wrong is said once it is known which one is meant
             continue
-    after_flag = [word for before, word in itertools.pairwise(words) if before.startswith("--")]
+    after_flag = [word for before, word in itertools.pairwise(argv) if before.startswith("--")]
     return next((word for word in candidates if word not in after_flag), candidates[0] if candidates else None)
 
 
@@ -173,10 +173,10 @@ def check_alone(environment: Mapping[str, str]) -> None:
             )
 
 
-def concerns_language(words: list[str]) -> bool:
+def concerns_language(argv: list[str]) -> bool:
     """Whether a model is to be trained: a method for text only, or a flag that only models have."""
-    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    return (bool(words) and words[0] in ONLY_LANGUAGE) or bool(flags & {"--model", "--task", "--pairs"})
+    flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    return (bool(argv) and argv[0] in ONLY_LANGUAGE) or bool(flags & {"--model", "--task", "--pairs"})
 
 
 def introduction(page: Page) -> str:
@@ -188,9 +188,9 @@ def introduction(page: Page) -> str:
     return CONTROL_HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110))
 
 
-def without_method(words: list[str], page: Page, helps: bool, instead_of: str = "") -> int:
+def without_method(argv: list[str], page: Page, helps: bool, instead_of: str = "") -> int:
     """Help, or the error for a command line that names no method."""
-    if helps or not words:
+    if helps or not argv:
         print(introduction(page))
         if page.world == "control":
             print("\n" + section("The run:", flags_of(settings_of(RunSettings())).values()))
@@ -201,12 +201,12 @@ def without_method(words: list[str], page: Page, helps: bool, instead_of: str = 
     known = ", ".join(methods_in(page.world))
     if instead_of and page.world == "language":
         raise UsageError(f"train: {instead_of!r} is a flag's value here; name the algorithm first, one of {known}")
-    raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {words[0]!r}")
+    raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {argv[0]!r}")
 
 
-def check_owners(name: str, words: list[str], flags: Mapping[str, Flag], page: Page) -> None:
+def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Page) -> None:
     """Say whose a flag is, where it belongs to another method; the nearest name would mislead."""
-    for word in words:
+    for word in argv:
         key = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if not word.startswith("--") or key in flags:
             continue

@@ -109,10 +109,10 @@ def nothing_to_plot(run: Run) -> str:
     return "no episode ended in its training, and its metrics.jsonl holds neither a reward per step nor evaluations"
 
 
-UNTOLD = ("format_version", "versions", "world", "algorithm.name")
-UNLEARNED = tuple(f"settings.{name}" for name in ("seed", "device", "fast", "eval_every", "eval_episodes", "eval_sample"))
+UNNAMED = ("format_version", "versions", "world", "algorithm.name")
+WITHOUT_EFFECT = tuple(f"settings.{name}" for name in ("seed", "device", "fast", "eval_every", "eval_episodes", "eval_sample"))
 """Settings that change nothing of what is learned, but for chance."""
-MOST_TOLD = 4
+MAX_NAMED = 4
 """Settings that a legend names at most."""
 
 
@@ -122,15 +122,15 @@ def names(runs: Sequence[Run]) -> list[str]:
     Runs with one name have the same settings but for the seed. A setting that not all of them recorded does not count.
     """
     found: list[str] = []
-    told = [settings_of(run) for run in runs]
-    untold: dict[str, list[list[str]]] = {}
-    for run, settings in zip(runs, told, strict=True):
-        alike = [other for r, other in zip(runs, told, strict=True) if (r.env_id, r.algorithm) == (run.env_id, run.algorithm)]
+    flattened = [settings_of(run) for run in runs]
+    unnamed: dict[str, list[list[str]]] = {}
+    for run, settings in zip(runs, flattened, strict=True):
+        alike = [other for r, other in zip(runs, flattened, strict=True) if (r.env_id, r.algorithm) == (run.env_id, run.algorithm)]
         shared = [key for key in settings if all(key in other for other in alike)]
         differ = [f"{key.rpartition('.')[2]} {shown(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
-        name = ", ".join([run.algorithm.upper(), *differ[:MOST_TOLD]])
-        if len(differ) > MOST_TOLD:
-            others = untold.setdefault(name, [])
+        name = ", ".join([run.algorithm.upper(), *differ[:MAX_NAMED]])
+        if len(differ) > MAX_NAMED:
+            others = unnamed.setdefault(name, [])
             others += [] if differ in others else [differ]
             number = others.index(differ) + 1
             name += " …" if number == 1 else f" … ({number})"
@@ -146,7 +146,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         if isinstance(value, Mapping):
             for name, item in cast("Mapping[str, Any]", value).items():
                 add(f"{prefix}.{name}" if prefix else str(name), item)
-        elif not prefix.startswith(UNTOLD) and prefix not in UNLEARNED:
+        elif not prefix.startswith(UNNAMED) and prefix not in WITHOUT_EFFECT:
             found[prefix] = value
 
     add("", run.config)

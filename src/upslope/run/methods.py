@@ -172,7 +172,10 @@ def start_of(name: str, algorithm: Any, world: str) -> Start:
     return found
 
 
-WITHOUT = {"control": "no environment gives", "language": "no language model gives"}
+WITHOUT = {
+    "control": "no environment gives; train a language model with it: --model, and --task or --pairs",
+    "language": "no language model gives; train it on an environment",
+}
 
 
 def algorithm_named(name: str, world: str) -> Any:
