@@ -6,12 +6,14 @@ Time is the last axis and everything before it is batch: ``[envs, T]``, ``[group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import UsageError
@@ -179,12 +181,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One draw: ``action [*batch, *]``, its ``log_prob [*batch]``, and where the policy has them a value and a state."""
+    """One draw: ``action [*batch, *]``, its ``log_prob [*batch]``, and where the policy has one a value."""
 
     action: Tensor
     log_prob: Tensor
     value: Tensor | None = None
-    state: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,43 +195,6 @@ class Evaluation:
     log_prob: Tensor
     entropy: Tensor
     value: Tensor | None = None
-
-
-class Policy(Protocol):
-    """Samples and scores with the same distribution: same temperature, same masks, dropout off in both."""
-
-    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample: ...
-
-    def evaluate(self, **inputs: Tensor) -> Evaluation: ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
-
-
-class Distribution(Protocol):
-    """The action distribution in each state, a dataclass: what ``policy.distribution(**inputs)`` may return, and exact divergences ask for.
-
-    ``parameters [*batch, T, P]`` decide it; ``dataclasses.replace`` makes the same kind of distribution from others.
-    """
-
-    @property
-    def parameters(self) -> Tensor: ...
-
-    def kl(self, other: Self) -> Tensor:
-        """Exact KL(self‖other) in each state, ``[*batch, T]``."""
-        ...
-
-
-def distribution_of(policy: Any, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:
-    """The policy's :class:`Distribution`, or :class:`UsageError`, which ends with what to do ``otherwise``."""
-    if not hasattr(policy, "distribution"):
-        raise UsageError(f"policy: {type(policy).__name__} has no distribution(), which exact KL divergences need; {otherwise}")
-    distribution = policy.distribution(**inputs)
-    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
-        raise UsageError(
-            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
-            f"upslope.control.Distribution, or {otherwise}"
-        )
-    return distribution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +212,151 @@ class Transition:
         return self.terminated or self.truncated
 
 
+# ---------------------------------------------------------------------------------------------------------- policies
+
+
+class Policy(Protocol):
+    """Scores recorded actions, by the distribution that it samples from: same temperature, same masks, dropout off in both.
+
+    ``evaluate`` takes a batch's inputs by name, as it wants to name them.
+    """
+
+    def evaluate(self, *_: Any, **inputs: Any) -> Evaluation: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+class SamplingPolicy(Policy, Protocol):
+    """A policy that draws its actions itself, an action for each row: what collectors that play need. Texts are drawn by an engine."""
+
+    def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample: ...
+
+
+class Distribution(Protocol):
+    """The action distribution in each state, a dataclass: what ``policy.distribution(**inputs)`` may return, and exact divergences ask for.
+
+    ``parameters [*batch, T, P]`` decide it; ``dataclasses.replace`` makes the same kind of distribution from others.
+    """
+
+    @property
+    def parameters(self) -> Tensor: ...
+
+    def kl(self, other: Self) -> Tensor:
+        """Exact KL(self‖other) in each state, ``[*batch, T]``."""
+        ...
+
+
+class HasDistribution(Protocol):
+    """A policy that gives its action distribution: exact divergences, TRPO and all-actions ask for it."""
+
+    def distribution(self, *_: Any, **inputs: Any) -> Any: ...
+
+
+class HasValue(Protocol):
+    """A policy whose critic can be asked without an action: the value of each state, without a gradient; None without a critic."""
+
+    def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None: ...
+
+
+class HasActionValues(Protocol):
+    """A policy that values every action of a state, ``[*batch, T, A]``: SARSA's, and the critic of all-actions."""
+
+    def action_values(self, *_: Any, **inputs: Any) -> Tensor: ...
+
+
+class HasScore(Protocol):
+    """A model that gives one number to each row, ``[N, 2]`` for pairs: what a reward model learns."""
+
+    def score(self, *_: Any, **inputs: Any) -> Tensor: ...
+
+
+class ReturnScale(Protocol):
+    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.value_scale.ValueScale`)."""
+
+    @property
+    def std(self) -> Tensor: ...
+
+    @property
+    def started(self) -> bool: ...
+
+    def normalized(self, value: Tensor) -> Tensor: ...
+
+
+class HasReturnScale(Protocol):
+    """A policy whose critic has units of its own: the moments, what moves them, and the parameters that only the critic has."""
+
+    @property
+    def value_scale(self) -> ReturnScale | None: ...
+
+    def follow_returns(self, returns: Tensor) -> None: ...
+
+    def critic_parameters(self) -> tuple[nn.Parameter, ...]: ...
+
+
+class HasGradients(Policy, Protocol):
+    """A policy that differentiates one step by hand, ``(v̂(S), ∇v̂(S), ∇log π(A|S))``; None where it has no formula."""
+
+    def gradients(self, inputs: Mapping[str, Tensor], action: Tensor, parameters: Sequence[nn.Parameter]) -> Any: ...
+
+
+class HasActionGradient(Protocol):
+    """The same of the action's value: ``(q̂(S, A), ∇q̂(S, A))``; None where it has no formula."""
+
+    def action_gradient(self, inputs: Mapping[str, Tensor], action: Tensor, parameters: Sequence[nn.Parameter]) -> Any: ...
+
+
+# --------------------------------------------------------------------------------------- algorithms, updates, collectors
+
+
+class HasObjective(Protocol):
+    """What an update climbs: a 0-d value, and what is reported of it, means over the steps of the batch, or ``log_ratio [..., T]``."""
+
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Algorithm(HasObjective, Protocol):
+    """Two equations and an update rule."""
+
+    @property
+    def update(self) -> Update: ...
+
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch: ...
+
+
+class Adaptive(Protocol):
+    """An algorithm that says what it is in the next iteration, an adaptive penalty for one."""
+
+    def adapted(self, policy: Policy, batch: Batch) -> Algorithm: ...
+
+
+class OnlineAlgorithm(Protocol):
+    """Learns at every step, so that it plays by itself: its loop is the textbook's box."""
+
+    def start(self, policy: Policy, *, seed: int) -> Any: ...
+
+    def learn(self, policy: Policy, stream: Stream, state: Any) -> Metrics: ...
+
+
+class Update(Protocol):
+    """How parameters move."""
+
+    def start(self, policy: Policy, *, seed: int) -> Any: ...
+
+    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: Any) -> Metrics: ...
+
+
+class Scheduled(Protocol):
+    """An update that follows the run: ``fraction`` of it is done."""
+
+    def set_fraction(self, state: Any, fraction: float) -> None: ...
+
+
+class Collector(Protocol):
+    """Gathers a rollout by playing, or from data."""
+
+    def __call__(self, policy: Any, /) -> Rollout: ...
+
+
 class Stream(Protocol):
     """One environment, a step at a time: what an :class:`OnlineAlgorithm` plays in. Inputs and actions are ``[1, *]``."""
 
@@ -263,33 +372,57 @@ class Stream(Protocol):
     def metrics(self) -> Metrics: ...
 
 
-class Algorithm(Protocol):
-    """Two equations and an update rule."""
-
-    @property
-    def update(self) -> Update: ...
-
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch: ...
-
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-
-class OnlineAlgorithm(Protocol):
-    """Learns at every step, so that it plays by itself: its loop is the textbook's box."""
-
-    def start(self, policy: Any, *, seed: int) -> Any: ...
-
-    def learn(self, policy: Any, stream: Stream, state: Any) -> Metrics: ...
-
-
-class Update(Protocol):
-    """How parameters move."""
-
-    def start(self, policy: Any, *, seed: int) -> Any: ...
-
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: Any) -> Metrics: ...
-
-
-Collect = Callable[[Any], Rollout]
 Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
 """``(log_prob, behavior_log_prob, advantage, mask, clip_range) -> [..., T]``; bind further options with ``functools.partial``."""
+
+
+# ------------------------------------------------------------------------------------------------- what an object offers
+
+P = TypeVar("P")
+
+
+def offers(thing: object, protocol: type[P]) -> TypeGuard[P]:
+    """Whether an object has every member of a protocol; a layer called ``value`` is none of a policy's methods."""
+    return missing_member(thing, protocol) is None
+
+
+def missing_member(thing: object, protocol: type[Any]) -> str | None:
+    """The first member of a protocol that an object lacks."""
+    for name, member in members(protocol).items():
+        found = getattr(thing, name, None)
+        if isinstance(member, property) and not hasattr(thing, name):
+            return name
+        if callable(member) and (not callable(found) or isinstance(found, nn.Module)):
+            return name
+    return None
+
+
+@functools.cache
+def members(protocol: type[Any]) -> dict[str, Any]:
+    """Methods and properties that a protocol declares, inherited ones among them."""
+    kinds = reversed(protocol.__mro__[:-3])  # without Protocol, Generic and object
+    declared = {name: member for kind in kinds for name, member in vars(kind).items()}
+    return {name: member for name, member in declared.items() if name == "__call__" or not name.startswith("_")}
+
+
+def require_members(name: str, thing: object, protocol: type[Any]) -> None:
+    """Refuse an object that lacks a member of a protocol, with the member's signature."""
+    if (member := missing_member(thing, protocol)) is not None:
+        wanted = members(protocol)[member]
+        signature = "" if isinstance(wanted, property) else str(inspect.signature(wanted))
+        for hidden in ("self, ", "*_: Any, ", ": Any"):
+            signature = signature.replace(hidden, "")
+        raise UsageError(f"{name}: {type(thing).__name__} has no {member}; a {protocol.__name__} has {member}{signature}")
+
+
+def distribution_of(policy: object, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:
+    """The policy's :class:`Distribution`, or :class:`UsageError`, which ends with what to do ``otherwise``."""
+    if not offers(policy, HasDistribution):
+        raise UsageError(f"policy: {type(policy).__name__} has no distribution(), which exact KL divergences need; {otherwise}")
+    distribution = policy.distribution(**inputs)
+    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
+        raise UsageError(
+            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
+            f"upslope.control.Distribution, or {otherwise}"
+        )
+    return distribution

@@ -39,7 +39,7 @@ class Wrapped(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.distribution = self.inner.distribution
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         return self.inner.sample(inputs, generator=generator)
 
     def evaluate(self, *, observation, action):
@@ -47,18 +47,18 @@ class Wrapped(nn.Module):
 
 
 class Global(Wrapped):
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         return self.inner.sample(inputs)
 
 
 class Touches(Wrapped):
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         torch.rand(())
         return self.inner.sample(inputs, generator=generator)
 
 
 class Tuples(Wrapped):
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         found = self.inner.sample(inputs, generator=generator)
         return found.action, found.log_prob
 
@@ -66,7 +66,7 @@ class Tuples(Wrapped):
 class Temperature(Wrapped):
     """Samples at another temperature than it scores."""
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         hot = self.inner.distribution(observation=inputs["observation"]).parameters / 2
         action = torch.distributions.Categorical(logits=hot).probs.cumsum(-1)
         action = (action < torch.rand(*action.shape[:-1], 1, generator=generator)).sum(-1)
@@ -99,7 +99,7 @@ class Counts(Wrapped):
 
 
 class Unnormalized(Wrapped):
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         found = self.inner.sample(inputs, generator=generator)
         return Sample(action=found.action, log_prob=found.log_prob + 0.1)
 
@@ -143,7 +143,7 @@ class Gaussian(nn.Module):
         return (-0.5 * z.square() - self.log_std - 0.919).sum(-1)
 
     @torch.no_grad()
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         mean = self.mean(inputs["observation"])
         spread = (1.5 if self.wrong else 1.0) * self.log_std.exp()
         action = mean + spread * torch.randn(mean.shape, generator=generator)
@@ -198,7 +198,7 @@ class Squashed(Gaussian):
         return found - (1 - action.square()).log().sum(-1) if self.slope else found
 
     @torch.no_grad()
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         action = F.gaussian_sample(self.mean(inputs["observation"]), self.log_std, generator).tanh()
         return Sample(action=action, log_prob=self.log_prob(inputs["observation"], action))
 

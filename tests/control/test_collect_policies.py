@@ -160,7 +160,7 @@ class UsualNames(nn.Module):
         features = self.act(self.inputs(observation))
         return self.head(features), self.value(features).squeeze(-1)
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         logits, value = self.logits_and_value(inputs["observation"])
         action = F.categorical_sample(logits, generator)
         return Sample(action=action, log_prob=F.categorical_log_prob(logits, action), value=value)
@@ -187,7 +187,7 @@ def test_a_policy_that_takes_action_masks_gets_them_for_successors_too(mode):
             super().__init__(value=lambda observation: observation[..., 0])
             self.logits = nn.Parameter(torch.zeros(3))
 
-        def sample(self, inputs, *, state=None, generator=None):
+        def sample(self, inputs, *, generator=None):
             logits = self.logits.expand(len(inputs["observation"]), 3)
             action = F.categorical_sample(logits, generator, inputs["action_mask"])
             return Sample(action=action, log_prob=F.categorical_log_prob(logits, action, inputs["action_mask"]))

@@ -18,7 +18,7 @@ class Chooser(Critic):
     def distribution(self, observation, action_mask=None):
         return Distribution(Categorical(2), torch.tensor([0.2, 0.8]).log().expand(len(observation), 2), action_mask)
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         sample = super().sample(inputs, generator=generator)
         return type(sample)(action=self.distribution(**inputs).sample(generator), log_prob=sample.log_prob)
 

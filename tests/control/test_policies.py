@@ -501,10 +501,10 @@ class BarePolicy(nn.Module):
         return torch.distributions.Categorical(logits=output[..., :2]), output[..., 2]
 
     @torch.no_grad()
-    def sample(self, inputs: Any, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Any, *, generator: torch.Generator | None = None) -> Sample:
         distribution, value = self._both(inputs["observation"])
         action = torch.multinomial(distribution.probs, 1, generator=generator).squeeze(-1)
-        return Sample(action=action, log_prob=distribution.log_prob(action), value=value, state=state)
+        return Sample(action=action, log_prob=distribution.log_prob(action), value=value)
 
     def evaluate(self, *, observation: Tensor, action: Tensor) -> Evaluation:
         distribution, value = self._both(observation)

@@ -123,7 +123,7 @@ class Critic(nn.Module):
         self.logits = nn.Parameter(torch.zeros(2))
         self.value_function = value
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         logits = self.logits.expand(len(inputs["observation"]), 2)
         action = F.categorical_sample(logits, generator)
         return Sample(action=action, log_prob=F.categorical_log_prob(logits, action))

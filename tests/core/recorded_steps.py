@@ -19,7 +19,7 @@ class Linear(nn.Module):
         super().__init__()
         self.theta, self.w = nn.Parameter(torch.tensor(theta)), nn.Parameter(torch.tensor(w))
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         logits = inputs["observation"] @ self.theta.detach()
         action = F.categorical_sample(logits, generator)
         return Sample(action=action, log_prob=F.categorical_log_prob(logits, action))

@@ -17,7 +17,7 @@ class Bandit(nn.Module):
         self.logits = nn.Parameter(torch.tensor([0.3, -0.2, 0.1], dtype=dtype))
         self.value = nn.Parameter(torch.zeros(1, dtype=dtype))
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         logits = self.logits.detach().expand(*inputs["row"].shape, 3)
         action = F.categorical_sample(logits, generator)
         return Sample(action=action, log_prob=F.categorical_log_prob(logits, action), value=self.value.detach().expand(action.shape))

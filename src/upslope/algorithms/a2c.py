@@ -8,7 +8,6 @@ Left out: RMSprop and separate workers. Online actor–critic with traces is ano
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -18,13 +17,12 @@ from upslope.algorithms.common import (
     check_not_negative,
     check_one_pass,
     critic_values,
-    evaluated_value,
     in_spreads,
     normalized,
     policy_metrics,
     with_first_values,
 )
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent, linear
 from upslope.updates.critic import value_error
 
@@ -53,7 +51,7 @@ class A2C:
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
         check_one_pass(self.update)
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
         rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
@@ -68,11 +66,11 @@ class A2C:
             advantage = in_spreads(advantage, policy, returns, rollout.mask)
         return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
-        error = value_error(policy, evaluated_value(new.value), batch)
+        error = value_error(policy, new.value, batch)
         metrics = policy_metrics(new, batch, error)
         total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         return F.weighted_sum(total, batch.weight), metrics

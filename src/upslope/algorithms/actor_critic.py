@@ -10,12 +10,11 @@ environment alone), an entropy bonus, step-size schedules.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import OnlineState, gradients, value_of
 from upslope.errors import require
-from upslope.records import Metrics, Stream
+from upslope.records import Metrics, Policy, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +39,11 @@ class OnlineActorCritic:
             check_fraction(name, getattr(self, name))
         check_not_negative(learning_rate=self.learning_rate, value_learning_rate=self.value_learning_rate)
 
-    def start(self, policy: Any, *, seed: int = 0) -> OnlineState:
+    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``, ``I = 1``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Any, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ v̂(S′) − v̂(S)``, v̂(terminal) = 0; both traces; both steps. A truncation bootstraps, then resets."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S
@@ -89,11 +88,11 @@ class ContinuingActorCritic:
         for name in ("learning_rate", "value_learning_rate", "average_reward_rate"):
             check_not_negative(**{name: getattr(self, name)})
 
-    def start(self, policy: Any, *, seed: int = 0) -> OnlineState:
+    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``, ``R̄ = 0``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Any, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R − R̄ + v̂(S′) − v̂(S)``; ``R̄ ← R̄ + α_R δ``; both traces; both steps."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean, with_first_values
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, HasActionValues, HasDistribution, Policy, Rollout, distribution_of, require_members
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
 
@@ -69,12 +69,10 @@ class AllActions:
         return self.q is None
 
     @torch.no_grad()
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``weight_t · q̂(s_t, ·)``, which joins the inputs; where q̂ is learned, ``returns = GAE + V`` for the action taken."""
-        for name in ("distribution", "action_values") if self.q is None else ("distribution",):
-            if not hasattr(policy, name):
-                raise UsageError(f"policy: all actions need {name}(**inputs), which {type(policy).__name__} lacks")
-        values = policy.action_values(**rollout.inputs) if self.q is None else self.q(rollout.inputs)
+        require_members("policy", policy, HasDistribution)
+        values = valued(policy).action_values(**rollout.inputs) if self.q is None else self.q(rollout.inputs)
         shape, found = tuple(rollout.mask.shape), tuple(getattr(values, "shape", ()))
         require(
             len(found) == len(shape) + 1 and found[:-1] == shape,
@@ -86,7 +84,7 @@ class AllActions:
         batch = Batch.of(rollout) if self.q is not None else self.with_returns(policy, rollout)
         return replace(batch, inputs={**rollout.inputs, NAME: values.to(weight.dtype) * weight.unsqueeze(-1)})
 
-    def with_returns(self, policy: Any, rollout: Rollout) -> Batch:
+    def with_returns(self, policy: Policy, rollout: Rollout) -> Batch:
         """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
         rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
@@ -95,11 +93,11 @@ class AllActions:
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         return Batch.of(rollout, returns=returns, metrics=metrics)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_a π(a|s) q̂(s, a) + entropy_coef · H``, weighted and summed; less ``value_coef · (q̂(s_t, a_t) − R)²`` where q̂ is learned."""
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != NAME}
         values = batch.inputs[NAME].masked_fill(~batch.mask.unsqueeze(-1), 0.0)
-        distribution = policy.distribution(**inputs)
+        distribution = distribution_of(policy, inputs, otherwise="take a method that needs no probabilities")
         probability = probabilities(distribution, values.shape[-1], batch.mask)
         entropy = distribution.entropy()
         total = (probability * values).sum(-1) + self.entropy_coef * entropy
@@ -108,11 +106,17 @@ class AllActions:
             "log_ratio": distribution.log_prob(inputs["action"]) - batch.behavior_log_prob,
         }
         if batch.returns is not None:
-            q_taken = policy.action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
+            q_taken = valued(policy).action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
             error = value_error(policy, q_taken, batch)
             total = total - self.value_coef * error
             metrics["value_error"] = masked_mean(error, batch.mask)
         return F.weighted_sum(total, batch.weight), metrics
+
+
+def valued(policy: object) -> HasActionValues:
+    """The policy, which must have values of its own for all actions."""
+    require_members("policy", policy, HasActionValues)
+    return cast(HasActionValues, policy)
 
 
 def probabilities(distribution: Any, num_actions: int, mask: Tensor) -> Tensor:

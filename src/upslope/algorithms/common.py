@@ -11,7 +11,8 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Evaluation, Metrics, Rollout, Surrogate
+from upslope.records import Batch, Evaluation, Metrics, Policy, Rollout, Surrogate
+from upslope.updates.critic import value_scale
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -66,13 +67,13 @@ def normalized(advantage: Tensor, mask: Tensor, metrics: Metrics) -> Tensor:
     return advantage
 
 
-def with_first_values(rollout: Rollout, policy: Any, gamma: float) -> Rollout:
+def with_first_values(rollout: Rollout, policy: Policy, gamma: float) -> Rollout:
     """The rollout as it is; before a critic's units are known, with the values moved by the constant that fits its rewards.
 
     With V + c the mean TD error is 0: ``c = Σ (r + γ V′ − V) / Σ (1 − γ)``, γ being 0 where a step terminates. Without it the first
     advantages would tell how far the end of the recording is, where every reward has an offset.
     """
-    scale, value, next_value = getattr(policy, "value_scale", None), rollout.value, rollout.next_value
+    scale, value, next_value = value_scale(policy), rollout.value, rollout.next_value
     if scale is None or scale.started or value is None or next_value is None:
         return rollout
     kept = gamma * (~rollout.terminated).double()
@@ -83,9 +84,9 @@ def with_first_values(rollout: Rollout, policy: Any, gamma: float) -> Rollout:
     return replace(rollout, value=value + c, next_value=next_value + c)
 
 
-def in_spreads(advantage: Tensor, policy: Any, returns: Tensor, mask: Tensor) -> Tensor:
+def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor) -> Tensor:
     """Advantages in standard deviations of the returns, where the policy keeps them (``value_scale``): free of the rewards' size."""
-    scale = getattr(policy, "value_scale", None)
+    scale = value_scale(policy)
     if scale is None or not bool(mask.any()):
         return advantage
     std = float(scale.std) if scale.started else float(returns[mask].double().std(correction=0))
@@ -138,13 +139,6 @@ def score_metrics(reward: Tensor, mask: Tensor) -> Metrics:
     """``score_mean``, ``score_std``: of the rows that have a step, the sum of their rewards, as they are trained on."""
     score = reward.sum(-1)[mask.any(-1)]
     return {"score_mean": float(score.mean()), "score_std": float(score.std(correction=0))} if score.numel() else {}
-
-
-def evaluated_value(value: Tensor | None) -> Tensor:
-    """The critic's value in an evaluation."""
-    if value is None:
-        raise UsageError("policy: evaluate() returned no value; use a policy with a value head or set value_coef to 0")
-    return value
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from upslope import functional as F
 from upslope.algorithms.common import reference_of
 from upslope.algorithms.pairs import pair_batch, pair_metrics, pair_sum
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
 
 Preference = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -56,12 +56,12 @@ class DPO:
             "label_smoothing: it belongs to the sigmoid preference; leave it out or bind it to yours with functools.partial",
         )
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """The pairs, each with a weight of 1/N; nothing is estimated."""
         reference_of(rollout, "dpo")
         return pair_batch(rollout)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over pairs of the preference; reports implicit rewards, their margin, and how often the chosen one wins."""
         reference, log_prob = batch.need("reference_log_prob"), policy.evaluate(**batch.inputs).log_prob
         options = {} if self.label_smoothing == 0 else {"label_smoothing": self.label_smoothing}

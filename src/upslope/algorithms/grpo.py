@@ -27,7 +27,7 @@ from upslope.algorithms.common import (
 )
 from upslope.algorithms.groups import Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term, needs_every_group
 from upslope.errors import require
-from upslope.records import Batch, Rollout, Surrogate
+from upslope.records import Batch, Policy, Rollout, Surrogate
 from upslope.updates import Ascent
 
 
@@ -132,7 +132,7 @@ class GRPO:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return needs_every_group(self.surrogate, self.kl_in_objective, self.entropy_coef)
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
         if self.advantage in ADVANTAGES.values():
             check_group_size(rollout)
@@ -145,7 +145,7 @@ class GRPO:
             keep_every_group=self.needs_every_group,
         )
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − kl_coef · KL + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         options: dict[str, Any] = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}

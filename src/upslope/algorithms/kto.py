@@ -11,7 +11,7 @@ Left out: the paper's estimate of z₀ from completions of other prompts, which 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.algorithms.common import check_not_negative, reference_of
 from upslope.errors import require
-from upslope.records import Batch, Metrics, Rollout
+from upslope.records import Batch, Metrics, Policy, Rollout
 from upslope.updates import Ascent
 from upslope.updates.ascent import micro_batches
 
@@ -45,7 +45,7 @@ class KTO:
         check_not_negative(desirable_coef=self.desirable_coef, undesirable_coef=self.undesirable_coef)
 
     @torch.no_grad()
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``advantage`` holds each row's label, ±1, and ``value`` the reference point z₀ of the whole batch."""
         reference_of(rollout, "kto")
         require(rollout.unit == "pair", f"rollout: expected recorded completions [N, 1, T] of unit 'pair', found unit {rollout.unit!r}")
@@ -62,7 +62,7 @@ class KTO:
         metrics = {"kl": float(point)} | self.rewards(h[shown], known.need("advantage")[..., 0][shown])
         return replace(batch, value=point.to(batch.weight.dtype).expand_as(batch.weight), metrics=metrics)
 
-    def log_ratio(self, policy: Any, batch: Batch) -> Tensor:
+    def log_ratio(self, policy: Policy, batch: Batch) -> Tensor:
         """h of each row, in the update's micro-batches."""
         found: list[Tensor] = []
         for piece in micro_batches(batch, getattr(self.update, "micro_batch_size", None)):
@@ -75,7 +75,7 @@ class KTO:
         groups = {"reward_desirable": h[label > 0], "reward_undesirable": h[label < 0]}
         return {name: self.beta * float(x.mean()) for name, x in groups.items() if x.numel()}
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The value of each completion against z₀, weighted and summed; reports margins ``± β (h − z₀)`` and how many are above 0."""
         log_prob = policy.evaluate(**batch.inputs).log_prob
         reference = batch.need("reference_log_prob")

@@ -21,13 +21,12 @@ from upslope.algorithms.common import (
     check_fraction,
     check_not_negative,
     critic_values,
-    evaluated_value,
     masked_mean,
     policy_metrics,
     with_first_values,
 )
 from upslope.errors import RunFault, UsageError, require
-from upslope.records import Batch, Metrics, Rollout
+from upslope.records import Batch, Metrics, Policy, Rollout
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
 
@@ -143,7 +142,7 @@ class OffPolicyGradient:
         """Whether the policy's value is asked for."""
         return self.baseline or self.estimator is vtrace
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score the steps anew, weigh them; π_old of the update is the policy as it is now."""
         if rollout.sampler_log_prob is not None:  # whoever sampled is the behavior policy
             rollout = replace(rollout, behavior_log_prob=rollout.sampler_log_prob, sampler_log_prob=None)
@@ -162,13 +161,13 @@ class OffPolicyGradient:
         batch = Batch.of(replace(rollout, behavior_log_prob=log_prob), advantage=advantage, returns=returns, metrics=metrics)
         return without(batch, torch.isneginf(log_prob))
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``π/π_old · Â``, clipped where asked, ``− value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         total = F.clipped_surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.bounds)
         error = None
         if batch.returns is not None:
-            error = value_error(policy, evaluated_value(new.value), batch)
+            error = value_error(policy, new.value, batch)
             total = total - self.value_coef * error
         metrics = policy_metrics(new, batch, error, clip_range=self.bounds)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

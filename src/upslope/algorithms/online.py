@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from upslope.algorithms.common import evaluated_value
-from upslope.errors import Diverged, require
+from upslope.errors import Diverged, UsageError, require
+from upslope.records import HasGradients, HasValue, Policy, offers
+from upslope.updates.critic import value_scale
 
 Inputs = Mapping[str, Tensor]
 
@@ -90,11 +90,11 @@ class OnlineState:
     squared_errors: list[float] = field(default_factory=list[float])
 
     @classmethod
-    def of(cls, policy: Any) -> OnlineState:
+    def of(cls, policy: Policy) -> OnlineState:
         """At the start of a run: ``z = 0``, ``I = 1``, ``R̄ = 0``."""
         parameters = tuple(p for p in policy.parameters() if p.requires_grad)
         require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
-        scale = getattr(policy, "value_scale", None)
+        scale = value_scale(policy)
         require(
             scale is None or not scale.started,
             "policy: its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps; "
@@ -122,10 +122,9 @@ class OnlineState:
         return sum(errors) / max(len(errors), 1)
 
 
-def gradients(policy: Any, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
+def gradients(policy: Policy, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
     """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's own formula where it has one, else by autograd."""
-    by_hand: Any = getattr(policy, "gradients", None)
-    found: Any = by_hand(inputs, action, parameters) if callable(by_hand) else None
+    found = policy.gradients(inputs, action, parameters) if offers(policy, HasGradients) else None
     if found is not None:
         return found
     new = policy.evaluate(**inputs, action=action)
@@ -135,11 +134,14 @@ def gradients(policy: Any, inputs: Inputs, action: Tensor, parameters: Sequence[
 
 
 @torch.no_grad()
-def value_of(policy: Any, inputs: Inputs, action: Tensor) -> float:
+def value_of(policy: Policy, inputs: Inputs, action: Tensor) -> float:
     """``v̂`` of one state; the action is for policies that can only say it beside a score."""
-    critic = getattr(policy, "value", None)
-    if callable(critic) and not isinstance(critic, nn.Module):
-        value: Any = critic(inputs)
-    else:
-        value = policy.evaluate(**inputs, action=action).value
+    value = policy.value(inputs) if offers(policy, HasValue) else policy.evaluate(**inputs, action=action).value
     return float(evaluated_value(value))
+
+
+def evaluated_value(value: Tensor | None) -> Tensor:
+    """The critic's value in an evaluation."""
+    if value is None:
+        raise UsageError("policy: evaluate() returned no value; use a policy with a value head")
+    return value

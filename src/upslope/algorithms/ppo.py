@@ -24,7 +24,6 @@ from upslope.algorithms.common import (
     check_not_negative,
     check_surrogate_value,
     critic_values,
-    evaluated_value,
     masked_mean,
     normalized,
     penalized_reward,
@@ -34,7 +33,7 @@ from upslope.algorithms.common import (
     with_first_values,
 )
 from upslope.errors import require
-from upslope.records import Batch, Rollout, Surrogate, distribution_of
+from upslope.records import Batch, HasDistribution, Policy, Rollout, Surrogate, distribution_of, offers
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
 
@@ -99,11 +98,11 @@ class PPO:
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
         require(self.adaptive_kl is None or self.kl_coef > 0, "adaptive_kl: it adapts kl_coef, which is 0; give kl_coef a start, 1.0 say")
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE`` of the penalized reward, ``returns = Â + V``; with ``kl_coef`` also the sampling distribution's parameters."""
         rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
-        reward = penalized_reward(rollout, self.reference_kl_coef)
+        reward = rollout.reward if self.reference_kl_coef == 0 else penalized_reward(rollout, self.reference_kl_coef)
         advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask)), **reference_metrics(rollout)}
@@ -112,26 +111,26 @@ class PPO:
         if self.normalize_advantage:
             advantage = normalized(advantage, rollout.mask, metrics)
         old = None
-        if self.kl_coef > 0 and hasattr(policy, "distribution"):
+        if self.kl_coef > 0 and offers(policy, HasDistribution):
             with torch.no_grad():
                 old = distribution_of(policy, rollout.inputs, otherwise=K3).parameters.clone()
             metrics["kl_coef"] = self.kl_coef
         return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         check_surrogate_value(surrogate, new.log_prob)
-        error = value_error(policy, evaluated_value(new.value), batch, self.value_clip_range)
+        error = value_error(policy, new.value, batch, self.value_clip_range)
         total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
         metrics = policy_metrics(new, batch, error, clip_range=self.clip_range, dual_clip=self.dual_clip)
         return F.weighted_sum(total, batch.weight), metrics
 
-    def divergence(self, policy: Any, batch: Batch, log_prob: Tensor) -> Tensor:
+    def divergence(self, policy: Policy, batch: Batch, log_prob: Tensor) -> Tensor:
         """KL(π_old‖π) per step: exact from the distributions' parameters, else k3 (whose gradient is not zero, unlike k1's)."""
         if batch.behavior_parameters is None:
             return F.kl_k3(batch.behavior_log_prob, log_prob)
@@ -139,7 +138,7 @@ class PPO:
         return replace(new, parameters=batch.behavior_parameters).kl(new)
 
     @torch.no_grad()
-    def adapted(self, policy: Any, batch: Batch) -> PPO:
+    def adapted(self, policy: Policy, batch: Batch) -> PPO:
         """The algorithm of the next iteration: ``kl_coef`` moved by the KL that this update ended with (section 4)."""
         if self.adaptive_kl is None:
             return self

@@ -20,7 +20,6 @@ from upslope.algorithms.common import (
     check_not_negative,
     check_one_pass,
     critic_values,
-    evaluated_value,
     normalized,
     penalized_reward,
     policy_metrics,
@@ -29,7 +28,7 @@ from upslope.algorithms.common import (
     with_first_values,
 )
 from upslope.errors import require
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
 
@@ -102,7 +101,7 @@ class REINFORCE:
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, reference_kl_coef=self.reference_kl_coef)
         check_one_pass(self.update)
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic learns the return from t on."""
         rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout) if self.baseline else (None, None)
@@ -121,13 +120,13 @@ class REINFORCE:
             advantage = normalized(advantage, rollout.mask, metrics)
         return Batch.of(rollout, advantage=advantage, returns=target, metrics=metrics)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         total = F.score_function(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
         error = None
         if self.baseline:
-            error = value_error(policy, evaluated_value(new.value), batch)
+            error = value_error(policy, new.value, batch)
             total = total - self.value_coef * error
         metrics = policy_metrics(new, batch, error)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

@@ -10,14 +10,14 @@ Left out: margins given with the labels, and terms that center the scores: only 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.pairs import pair_batch, pair_metrics, pair_sum
 from upslope.errors import UsageError
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, HasScore, Policy, Rollout, offers
 from upslope.updates import Ascent
 
 
@@ -32,13 +32,13 @@ class RewardModeling:
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-5, max_grad_norm=1.0, eps=1e-8))
     """how parameters move"""
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """The pairs, each with a weight of 1/N; nothing is estimated."""
         return pair_batch(rollout)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over pairs of ``log σ(r_w − r_l)``; reports both scores, their margin, and how often the chosen one wins."""
-        if not hasattr(policy, "score"):
+        if not offers(policy, HasScore):
             raise UsageError(f"policy: expected score(**inputs) -> [N, 2], and {type(policy).__name__} has none; add a score head")
         score = policy.score(**batch.inputs)
         if score.shape != batch.mask.shape[:-1]:

@@ -12,14 +12,14 @@ Left out: other surrogates and ratios; ``GRPO(advantage=F.leave_one_out)`` has t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import check_clip_range, check_not_negative, masked_mean, policy_metrics
 from upslope.algorithms.groups import Estimator, Placement, check_group_size, check_kl, group_batch, kl_term
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
 
 
@@ -59,7 +59,7 @@ class RLOO:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return self.kl_in_objective or self.entropy_coef > 0
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = the score less the mean of the others, at each of the row's steps."""
         check_group_size(rollout)
         return group_batch(
@@ -71,7 +71,7 @@ class RLOO:
             keep_every_group=self.needs_every_group,
         )
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â``, or the clipped surrogate after the first step, ``− kl_coef · KL + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         surrogate = F.score_function if self.update.makes_one_step else F.clipped_surrogate

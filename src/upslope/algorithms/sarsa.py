@@ -8,14 +8,15 @@ Left out: replacing and dutch traces, several environments, an ε that falls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from upslope.algorithms.all_actions import valued
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import Gradients, Inputs, OnlineState
-from upslope.records import Metrics, Stream
+from upslope.records import HasActionGradient, Metrics, Policy, Stream, offers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class SARSA:
         check_fraction("trace_decay", self.trace_decay)
         check_not_negative(learning_rate=self.learning_rate)
 
-    def start(self, policy: Any, *, seed: int = 0) -> OnlineState:
+    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Any, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ q̂(S′, A′) − q̂(S, A)``, q̂(terminal) = 0. A truncation bootstraps, then resets."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S
@@ -58,17 +59,16 @@ class SARSA:
         return {"td_error_squared": state.mean_squared_error(), **stream.metrics()}
 
 
-def action_value(policy: Any, inputs: Inputs, action: Tensor, state: OnlineState) -> tuple[float, Gradients]:
+def action_value(policy: Policy, inputs: Inputs, action: Tensor, state: OnlineState) -> tuple[float, Gradients]:
     """``q̂(S, A)`` and its gradient: by the policy's own formula where it has one, else by autograd."""
-    by_hand: Any = getattr(policy, "action_gradient", None)
-    found: Any = by_hand(inputs, action, state.parameters) if callable(by_hand) else None
+    found = policy.action_gradient(inputs, action, state.parameters) if offers(policy, HasActionGradient) else None
     if found is not None:
         return found
-    value = policy.action_values(**inputs)[0, action[0]]
+    value = valued(policy).action_values(**inputs)[0, action[0]]
     return value.item(), torch.autograd.grad(value, state.parameters, allow_unused=True)
 
 
 @torch.no_grad()
-def action_values(policy: Any, inputs: Inputs) -> Tensor:
+def action_values(policy: Policy, inputs: Inputs) -> Tensor:
     """``q̂(S, ·)``, ``[1, n]``."""
-    return policy.action_values(**inputs)
+    return valued(policy).action_values(**inputs)

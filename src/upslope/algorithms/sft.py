@@ -8,13 +8,13 @@ Left out: label smoothing and packing, which are the policy's and the collector'
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import check_average, check_not_negative, masked_mean
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
 
 
@@ -34,12 +34,12 @@ class SFT:
     def __post_init__(self) -> None:
         check_not_negative(entropy_coef=self.entropy_coef)
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """The recording and its weights; nothing is estimated."""
         check_average(self.average_over, rollout)
         return Batch.of(rollout, average_over=self.average_over)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         metrics = {"log_prob": masked_mean(new.log_prob, batch.mask), "entropy": masked_mean(new.entropy, batch.mask)}

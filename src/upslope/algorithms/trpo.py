@@ -11,7 +11,6 @@ Left out: the vine procedure, and several steps on a batch (that is PPO).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from upslope.algorithms.common import (
     normalized,
     with_first_values,
 )
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
 from upslope.updates import NaturalGradient, TrustRegion
 from upslope.updates.trust_region import NaturalStep
 
@@ -49,7 +48,7 @@ class NPG:
         check_fraction("gae_lambda", self.gae_lambda)
         check_not_negative(entropy_coef=self.entropy_coef)
 
-    def estimate(self, policy: Any, rollout: Rollout) -> Batch:
+    def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
         rollout = with_first_values(rollout, policy, self.gamma)
         value, next_value = critic_values(rollout)
@@ -61,7 +60,7 @@ class NPG:
             advantage = normalized(advantage, rollout.mask, metrics)
         return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``ratio · Â + entropy_coef · H``, weighted and summed; the critic has no part in it."""
         new = policy.evaluate(**batch.inputs)
         surrogate = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)

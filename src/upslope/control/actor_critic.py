@@ -219,12 +219,12 @@ class ActorCritic(nn.Module):
         return self._run(inputs)[1]
 
     @torch.no_grad()
-    def sample(self, inputs: Inputs, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Inputs, *, generator: torch.Generator | None = None) -> Sample:
         """Draw an action for each row, with its log-probability and the state's value; no gradient."""
         parameters, value = self._run(inputs)
         mask = inputs.get("action_mask")
         action = self._draw(parameters, generator, mask)
-        return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value, state=state)
+        return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value)
 
     def _draw(self, parameters: Tensor, generator: torch.Generator | None, mask: Tensor | None) -> Tensor:
         """Draw where the generator lives, so that a policy on another device draws the same actions."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from upslope.control.recording import Recording, check_spaces, method
 from upslope.control.starts import alike
 from upslope.control.trees import Array
 from upslope.errors import RunFault, require
-from upslope.records import Rollout
+from upslope.records import Rollout, SamplingPolicy
 
 LONGEST = 100_000
 """An episode of so many steps has no end."""
@@ -32,7 +31,7 @@ class Collector:
     def num_envs(self) -> int:
         return self.envs.num_envs
 
-    def _start(self, policy: Any, seed: Sequence[int] | None = None) -> None:
+    def _start(self, policy: SamplingPolicy, seed: Sequence[int] | None = None) -> None:
         """New episodes everywhere."""
         check_spaces(policy, self.envs)
         self.envs.reset(seed)
@@ -59,7 +58,7 @@ class Steps(Collector):
         return self.num_envs * self.num_steps
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         if self.envs.observation is None:
             self._start(policy)
         make_tape = method(policy, "tape")
@@ -94,7 +93,7 @@ class Episodes(Collector):
         self.max_episode_steps = max_episode_steps
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         self._start(policy)
         recording = Recording(self.envs, policy, self.generator)
         share, rest = divmod(self.num_episodes, self.num_envs)
@@ -138,7 +137,7 @@ class GroupedEpisodes(Collector):
         self.max_steps = envs.max_episode_steps if max_steps is None else max_steps
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         envs, size = self.envs, self.group_size
         drawn = torch.randint(2**31, (self.num_groups,), generator=self.generator).tolist()
         self._start(policy, [seed for seed in drawn for _ in range(size)])

@@ -17,6 +17,7 @@ from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, 
 from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
 from upslope.control.trees import Array
 from upslope.errors import UsageError, require
+from upslope.records import SamplingPolicy
 
 MOST_ENVS, MOST_ROWS = 8, 32
 """Environments that an evaluation makes at most unless told otherwise, and rows of one that is natively vectorized."""
@@ -146,7 +147,7 @@ class Evaluator:
             self.envs.vector.envs = list(self._single)
 
     @torch.no_grad()
-    def __call__(self, policy: Any, episodes: int | None = None) -> EvaluationResult:
+    def __call__(self, policy: SamplingPolicy, episodes: int | None = None) -> EvaluationResult:
         """Play, ``episodes`` other than usual where given (at most as many as usual)."""
         if self.calls == 0:
             check_spaces(policy, self.envs)
@@ -158,7 +159,7 @@ class Evaluator:
             played += self._batch(policy, seed + len(played), min(wanted - len(played), self.envs.num_envs))
         return EvaluationResult.of(played)
 
-    def _batch(self, policy: Any, seed: int, wanted: int) -> list[Played]:
+    def _batch(self, policy: SamplingPolicy, seed: int, wanted: int) -> list[Played]:
         """The first episode of the first ``wanted`` environments after a reset, in row order."""
         envs = self.envs
         envs.reset(None if envs.seeded else seed)
@@ -178,13 +179,13 @@ class Evaluator:
                     break
         return [first.get(index) or Played(*envs.running(index), ended=False) for index in range(wanted)]
 
-    def _act_on_tape(self, policy: Any, tape: Any) -> Array:
+    def _act_on_tape(self, policy: SamplingPolicy, tape: Any) -> Array:
         """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.tape`)."""
         tape.rows[0][:] = self.envs.observation.reshape(self.envs.num_envs, -1)
         action = tape.greedy()
         return action if counts_from_0(self.envs) else to_env(policy, self.envs, torch.from_numpy(action))
 
-    def _act(self, policy: Any) -> Array:
+    def _act(self, policy: SamplingPolicy) -> Array:
         envs = self.envs
         if self.greedy and (act := method(policy, "act")) is not None:
             return act(envs.observation, greedy=True, action_mask=envs.action_mask)[0]
@@ -210,7 +211,7 @@ class Evaluator:
 
 
 def evaluate(
-    policy: Any,
+    policy: SamplingPolicy,
     env: str | Callable[..., Any] | Envs,
     *,
     episodes: int = 20,

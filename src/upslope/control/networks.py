@@ -62,8 +62,8 @@ def convolution(inputs: int, outputs: int, size: int, stride: int, padding: int,
 
 def _orthogonal(layer: Layer, gain: float, generator: torch.Generator) -> Layer:
     nn.init.orthogonal_(layer.weight, gain, generator)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -75,8 +75,7 @@ class Dense(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        for layer in self._modules.values():
-            assert layer is not None
+        for layer in self:
             if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
                 own = layer._parameters
                 input = functional.linear(input, own["weight"], own["bias"])  # pyright: ignore[reportArgumentType]
@@ -184,11 +183,9 @@ class CNN(nn.Module):
         self.vector_size = vector_size
         self.readings = [image.reading for image in images.values()]
         shapes = [(c * (1 if read is None else read.width), h, w) for ((c, h, w), read, *_) in images.values()]
-        self.trunks = nn.ModuleList(image_trunk(shape, generator) for shape in shapes)
-        size = vector_size
-        for shape, trunk in zip(shapes, self.trunks, strict=True):
-            assert isinstance(trunk, nn.Sequential)
-            size += trunk_size(shape, trunk)
+        trunks = [image_trunk(shape, generator) for shape in shapes]
+        self.trunks = nn.ModuleList(trunks)
+        size = vector_size + sum(trunk_size(shape, trunk) for shape, trunk in zip(shapes, trunks, strict=True))
         layers: list[nn.Module] = []
         for hidden in hidden_sizes:
             layers += [linear(size, hidden, math.sqrt(2), generator), nn.ReLU()]

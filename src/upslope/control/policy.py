@@ -118,10 +118,10 @@ class QCriticPolicy(MLPPolicy):
 
     def action_values(self, **inputs: Tensor) -> Tensor:
         """q̂ of every action in each state ``[*, n]``."""
-        assert self.critic is not None
-        values = self._restored(self.critic(inputs["observation"]))
-        assert values is not None
-        return values
+        if self.critic is None:
+            raise UsageError("policy: it has no critic, which values the actions")
+        values = self.critic(inputs["observation"])
+        return values if self.value_scale is None else self.value_scale(values)
 
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         preferences = self._actor(inputs)

@@ -19,7 +19,7 @@ from upslope.control.heads import Gaussian, head_for
 from upslope.control.recording import Recording, check_spaces, encode, values_and_next
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
-from upslope.records import Rollout, Sample
+from upslope.records import Rollout, Sample, SamplingPolicy
 
 
 class RandomPolicy:
@@ -37,7 +37,7 @@ class RandomPolicy:
         inputs = {"row": torch.zeros(rows, max(1, self.head.num_parameters))}
         return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(np.asarray(action_mask, dtype=np.bool_))}
 
-    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
         """A uniform action for each row."""
         head, rows = self.head, inputs["row"]
         if isinstance(head, Gaussian):
@@ -52,7 +52,7 @@ class RandomPolicy:
 
 
 @torch.no_grad()
-def record(envs: Envs, policy: Any, num_steps: int, *, seed: int = 0, about: Mapping[str, Any] | None = None) -> Dataset:
+def record(envs: Envs, policy: SamplingPolicy, num_steps: int, *, seed: int = 0, about: Mapping[str, Any] | None = None) -> Dataset:
     """Play ``num_steps`` steps of every environment from fresh starts and keep what was seen, done and got: one row an environment.
 
     The policy does not learn on the way; a policy with running moments should be :meth:`frozen`. ``about`` is written into the header.
@@ -120,7 +120,7 @@ class Recorded:
         self.left = torch.arange(0)
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
         self._fill_moments(policy)
         data, rows = self.data, self._rows()
@@ -146,7 +146,7 @@ class Recorded:
             next_value=next_value,
         )
 
-    def _in_units_of(self, policy: Any, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_units_of(self, policy: SamplingPolicy, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Recorded actions and their log-probabilities as the policy has them: a Gaussian's may be in other units than its own."""
         head, recorded = getattr(policy, "head", None), head_for(self.data.action_space)
         scaled = getattr(head, "scaled", False)
@@ -169,7 +169,7 @@ class Recorded:
         rows, self.left = self.left[: self.num_rows], self.left[self.num_rows :]
         return rows
 
-    def _successors(self, policy: Any, rows: Tensor, legal: Any) -> tuple[Any, Any]:
+    def _successors(self, policy: SamplingPolicy, rows: Tensor, legal: Any) -> tuple[Any, Any]:
         """Where in these rows a true successor was replaced, and its inputs; see :func:`values_and_next`."""
         if "successor_at" not in self.data.tensors:
             return None, None
@@ -181,14 +181,14 @@ class Recorded:
         after = self._encode(policy, self.data.tree("successor", which), mask)
         return (here, at[which, 1]), after
 
-    def _encode(self, policy: Any, observation: Any, legal: Any) -> dict[str, Tensor]:
+    def _encode(self, policy: SamplingPolicy, observation: Any, legal: Any) -> dict[str, Tensor]:
         return encode(policy, self, observation, action_mask=legal)
 
     @property
     def observation_space(self) -> Any:
         return self.data.observation_space
 
-    def check(self, policy: Any) -> None:
+    def check(self, policy: SamplingPolicy) -> None:
         """Refuse a policy for other spaces or with other actions than the data's; raises :class:`UsageError`."""
         for kind in ("observation_space", "action_space"):
             made, here = getattr(policy, kind, None), getattr(self.data, kind)
@@ -203,7 +203,7 @@ class Recorded:
         if getattr(policy, "reward_normalizer", None) is not None:
             raise UsageError("normalize_reward: recorded rewards have no running scale; leave it off and say --reward-scale")
 
-    def _fill_moments(self, policy: Any) -> None:
+    def _fill_moments(self, policy: SamplingPolicy) -> None:
         normalizer = getattr(policy, "observation_normalizer", None)
         if normalizer is not None and float(normalizer.moments.count) == 0:
             encode(policy, self, self.data.tree("observation"), update=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,17 +16,39 @@ from upslope.control.head import Head
 from upslope.control.spaces import short
 from upslope.control.trees import Array
 from upslope.errors import UsageError
-from upslope.records import Metrics, Rollout
+from upslope.records import Metrics, Rollout, SamplingPolicy
 
 
-def method(policy: Any, name: str) -> Any:
-    """The policy's method of that name, None without one; ``self.value = nn.Linear(…)`` in a user's module is not a method."""
+class HasNormalizers(Protocol):
+    """A policy that keeps running moments of observations and rewards, each of which may be None."""
+
+    observation_normalizer: Any
+    reward_normalizer: Any
+
+
+class ForEnvs(SamplingPolicy, HasNormalizers, Protocol):
+    """What collectors also use of a policy where it has it: how raw observations become inputs, the critic alone, the environments'
+    spaces, the head that says what stored actions are outside, a fast recorder."""
+
+    observation_space: Any
+    action_space: Any
+    head: Head
+
+    def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]: ...
+
+    def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None: ...
+
+    def tape(self, num_envs: int, num_steps: int) -> Any: ...
+
+
+def method(policy: SamplingPolicy, name: str) -> Any:
+    """The policy's method of that name (see :class:`ForEnvs`), None without one; a layer ``self.value = nn.Linear(…)`` is not a method."""
     found = getattr(policy, name, None)
     return None if isinstance(found, nn.Module) or not callable(found) else found
 
 
 def encode(
-    policy: Any, envs: Any, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False
+    policy: SamplingPolicy, envs: Any, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False
 ) -> dict[str, Tensor]:
     """A batch of raw observations as the policy's inputs; a policy without ``inputs`` gets one float tensor ``observation``."""
     if (inputs := method(policy, "inputs")) is not None:
@@ -39,7 +61,7 @@ def encode(
     return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
 
 
-def check_spaces(policy: Any, envs: Envs) -> None:
+def check_spaces(policy: SamplingPolicy, envs: Envs) -> None:
     """Refuse environments that a policy with spaces of its own was not made for."""
     for kind in ("observation_space", "action_space"):
         made, here = getattr(policy, kind, None), getattr(envs, kind)
@@ -47,7 +69,7 @@ def check_spaces(policy: Any, envs: Envs) -> None:
             raise UsageError(f"policy: it was made for {kind} {short(made)}, the environment {envs.env_id} has {short(here)}")
 
 
-def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
+def to_env(policy: SamplingPolicy, envs: Envs, action: Tensor) -> Array:
     """Stored actions as the environment takes them: by the policy's head, else clipped to a Box or counted from a start."""
     head = getattr(policy, "head", None)
     if isinstance(head, Head):
@@ -66,7 +88,7 @@ def to_env(policy: Any, envs: Envs, action: Tensor) -> Array:
     return array
 
 
-def takes_observations_as_they_are(policy: Any, envs: Envs) -> bool:
+def takes_observations_as_they_are(policy: HasNormalizers, envs: Envs) -> bool:
     """Whether encoding would only flatten: a Box of floats, not normalized."""
     space = envs.observation_space
     return isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f" and policy.observation_normalizer is None
@@ -149,9 +171,12 @@ class Recording:
                 x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (tape.observation, tape.action, tape.log_prob)
             )
             return {"observation": observation, "action": action}, log_prob
-        inputs = self._stacked_inputs()
-        inputs["action"] = torch.stack(self.action, 1)
-        return inputs, torch.stack(self.log_prob, 1)
+        last = self.inputs[-1]
+        if len(last) > len(self.inputs[0]):  # an action mask that only appeared with a step's info: before it, all was legal
+            late = {name: torch.ones_like(tensor) for name, tensor in last.items() if name not in self.inputs[0]}
+            self.inputs = [{**late, **inputs} for inputs in self.inputs]
+        stacked = {name: torch.stack([inputs[name] for inputs in self.inputs], 1) for name in last}
+        return {**stacked, "action": torch.stack(self.action, 1)}, torch.stack(self.log_prob, 1)
 
     def add(self, step: Step) -> None:
         """What the environments answered."""
@@ -170,28 +195,27 @@ class Recording:
         shape = (self.envs.num_envs, len(self.reward))
         _check_shape("sample returned log_prob", log_prob, shape)
         value, next_value = self._values(inputs)
+        reward, terminated, truncated, mask = (
+            torch.from_numpy(np.ascontiguousarray(np.array(columns).T)).to(log_prob.device)
+            for columns in (self._seen_reward(), self.terminated, self.truncated, self.mask)
+        )
         return Rollout(
             inputs=inputs,
-            reward=self._rows(self._seen_reward(), log_prob),
-            terminated=self._rows(np.array(self.terminated), log_prob),
-            truncated=self._rows(np.array(self.truncated), log_prob),
-            mask=self._rows(np.array(self.mask), log_prob),
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
             behavior_log_prob=log_prob,
             value=value,
             next_value=next_value,
             first_step=torch.from_numpy(self.first_step).to(log_prob.device),
-            metrics=episode_metrics(self.finished) | self._reward_per_step(),
+            metrics=episode_metrics(self.finished) if self.finished else {"num_episodes": 0.0, **self._reward_per_step()},
         )
-
-    @staticmethod
-    def _rows(columns: Array, like: Tensor) -> Tensor:
-        """``[T, N]`` → tensor ``[N, T]``."""
-        return torch.from_numpy(np.ascontiguousarray(columns.T)).to(like.device)
 
     def _reward_per_step(self) -> Metrics:
         """Where no episode ended: what the environments paid on average, unscaled; of clipped rewards that is not known."""
         mask = np.array(self.mask)
-        if self.finished or self.envs.clip_reward or not mask.any():
+        if self.envs.clip_reward or not mask.any():
             return {}
         return {"reward_per_step": float(np.array(self.reward)[mask].mean() / self.envs.reward_scale)}
 
@@ -204,13 +228,6 @@ class Recording:
         for raw, terminated, truncated, mask in zip(self.reward, self.terminated, self.truncated, self.mask, strict=True):
             normalizer.update(raw, terminated | truncated, mask)
         return normalizer(reward)
-
-    def _stacked_inputs(self) -> dict[str, Tensor]:
-        last = self.inputs[-1]
-        if len(last) > len(self.inputs[0]):  # an action mask that only appeared with a step's info: before it, all was legal
-            late = {name: torch.ones_like(tensor) for name, tensor in last.items() if name not in self.inputs[0]}
-            self.inputs = [{**late, **inputs} for inputs in self.inputs]
-        return {name: torch.stack([inputs[name] for inputs in self.inputs], 1) for name in last}
 
     def _values(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """``(value, next_value)``, each ``[N, T]``: of what was acted on, and of each step's true successor."""
@@ -238,7 +255,7 @@ class Recording:
 
 
 def values_and_next(
-    policy: Any, extended: dict[str, Tensor], at: tuple[Tensor, Tensor] | None = None, after: Mapping[str, Tensor] | None = None
+    policy: SamplingPolicy, extended: dict[str, Tensor], at: tuple[Tensor, Tensor] | None = None, after: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """``(value, next_value)``, each ``[N, T]``, from inputs ``[N, T + 1, …]``: the next column's value, but for replaced successors.
 
@@ -252,12 +269,13 @@ def values_and_next(
         inputs = {name: tensor.unsqueeze(1) for name, tensor in after.items()}
         inputs["action"] = extended["action"][at].unsqueeze(1)
         result = value_of(policy, inputs)
-        assert result is not None
+        if result is None:
+            raise UsageError("policy: its critic valued the states that it acted in, and gave None for their successors")
         next_value[at] = result.squeeze(1)
     return value, next_value
 
 
-def value_of(policy: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+def value_of(policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """The critic's values ``[N, T]``: of ``policy.value`` where there is one, else what ``evaluate`` says beside its scores."""
     if (critic := method(policy, "value")) is not None:
         value = critic({name: tensor for name, tensor in inputs.items() if name != "action"})

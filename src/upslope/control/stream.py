@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from upslope.control.collect import Collector
-from upslope.control.envs import Envs, Step
+from upslope.control.envs import Envs
 from upslope.control.recording import encode, episode_metrics, to_env
 from upslope.control.trees import Array
 from upslope.errors import require
-from upslope.records import Metrics, Transition
+from upslope.records import Metrics, SamplingPolicy, Transition
 
 
 class Stream(Collector):
@@ -35,7 +35,7 @@ class Stream(Collector):
         self._finished: list[tuple[float, int]] = []
         self._rewards: list[float] = []
 
-    def observe(self, policy: Any) -> dict[str, Tensor]:
+    def observe(self, policy: SamplingPolicy) -> dict[str, Tensor]:
         """The inputs ``[1, *]`` of the state to act in; running moments take it in."""
         if self.envs.observation is None:
             self._start(policy)
@@ -44,11 +44,11 @@ class Stream(Collector):
             self._inputs = self._encoded(policy)
         return self._inputs
 
-    def act(self, policy: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def act(self, policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor:
         """An action ``[1, *]`` drawn from the policy."""
         return policy.sample(inputs, generator=self.generator).action
 
-    def step(self, policy: Any, action: Tensor) -> Transition:
+    def step(self, policy: SamplingPolicy, action: Tensor) -> Transition:
         """One step of the environment; the reward as the learner sees it."""
         envs = self.envs
         answer = envs.step(to_env(policy, envs, action))
@@ -58,25 +58,27 @@ class Stream(Collector):
         if not (terminated or truncated):
             next_inputs = self._inputs = self._encoded(policy)
         else:
-            successor, mask = (answer.observation, envs.action_mask) if answer.successors is None else self._replaced(answer)
+            successor, mask = (
+                (answer.observation, envs.action_mask)
+                if answer.successors is None
+                else self._replaced(answer.successors[1], answer.successor_masks)
+            )
             next_inputs = encode(policy, envs, successor, action_mask=mask)
             self._inputs = None
             if answer.successors is None:
                 envs.step(to_env(policy, envs, action))  # the reset step, which ignores its action
         return Transition(reward=self._seen(policy, answer), next_inputs=next_inputs, terminated=terminated, truncated=truncated)
 
-    def _replaced(self, answer: Step) -> tuple[Any, Array | None]:
+    def _replaced(self, successor: Any, given: Array | None) -> tuple[Any, Array | None]:
         """The true successor that the next episode's start has replaced, and what is legal there: everything unless something is said."""
-        assert answer.successors is not None
-        given = answer.successor_masks
         everything = None if self.envs.action_mask is None else np.ones_like(self.envs.action_mask)
-        return answer.successors[1], everything if given is None else given
+        return successor, everything if given is None else given
 
-    def _encoded(self, policy: Any) -> dict[str, Tensor]:
+    def _encoded(self, policy: SamplingPolicy) -> dict[str, Tensor]:
         return encode(policy, self.envs, self.envs.observation, action_mask=self.envs.action_mask, update=True)
 
     @staticmethod
-    def _seen(policy: Any, answer: Any) -> float:
+    def _seen(policy: SamplingPolicy, answer: Any) -> float:
         normalizer = getattr(policy, "reward_normalizer", None)
         if normalizer is None:
             return float(answer.reward[0])

@@ -68,21 +68,21 @@ class FastLinear(PolicyProxy):
         e = np.exp(preferences - preferences.max())
         return e / e.sum()
 
-    def sample(self, inputs: Inputs, *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Inputs, *, generator: torch.Generator | None = None) -> Sample:
         """The twin of ``LinearPolicy.sample``: the same draw from the same random number."""
         if not single(inputs):
-            return self.policy.sample(inputs, state=state, generator=generator)
+            return self.policy.sample(inputs, generator=generator)
         x, critic = inputs["observation"].numpy()[0], self.critic
         value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
         if self.log_std is not None:
             mean, noise = product(x, self.actor), torch.randn(1, self.actor.shape[1], generator=generator).numpy()
             action, log_prob = mean + np.exp(self.log_std) * noise, -0.5 * noise * noise - self.log_std - HALF_LOG_TWO_PI
-            return Sample(action=torch.from_numpy(action), log_prob=torch.from_numpy(log_prob.sum(1)), value=value, state=state)
+            return Sample(action=torch.from_numpy(action), log_prob=torch.from_numpy(log_prob.sum(1)), value=value)
         p = self.probabilities(product(x, self.actor))
         cumulative = p.cumsum()
         u = torch.rand(1, generator=generator).numpy()
         drawn = min(np.count_nonzero(cumulative <= u), np.count_nonzero(cumulative < cumulative[-1]))
-        return Sample(action=torch.tensor([drawn]), log_prob=torch.from_numpy(np.log(p[[drawn]])), value=value, state=state)
+        return Sample(action=torch.tensor([drawn]), log_prob=torch.from_numpy(np.log(p[[drawn]])), value=value)
 
     def value(self, inputs: Inputs) -> Tensor | None:
         """The twin of ``LinearPolicy.value``."""

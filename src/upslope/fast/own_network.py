@@ -23,7 +23,8 @@ from upslope.fast.plan import rounded
 from upslope.fast.rows import Columns, NotCompiled
 from upslope.fast.update import options_of
 from upslope.records import Batch, Metrics
-from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
+from upslope.updates.ascent import Ascent, AscentState
+from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
 
 MOST_PARAMETERS = 2**20
 """Beyond this the arithmetic of a step is what costs, and torch may spread it over several threads."""

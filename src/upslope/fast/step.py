@@ -37,11 +37,11 @@ class CompiledPolicy(PolicyProxy):
             *(0 if tensor is None else tensor.data_ptr() for tensor in (noise, legal, *targets)),
         )
 
-    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
         """The twin of ``MLPPolicy.sample``."""
         observation, legal = inputs["observation"], inputs.get("action_mask")
         if not kernel_can_read(observation, legal, self.parts):
-            return self.policy.sample(inputs, state=state, generator=generator)
+            return self.policy.sample(inputs, generator=generator)
         lead = observation.shape[:-1]
         log_prob = torch.empty(*lead)  # sizes one by one: torch reads them twice as fast as a torch.Size
         value = torch.empty(*lead) if self.parts.critic else None
@@ -54,7 +54,7 @@ class CompiledPolicy(PolicyProxy):
             noise = torch.rand(*lead, generator=generator)
             action = torch.empty(*lead, dtype=torch.int64)
             self.run(observation, legal, mode, noise, action, None, log_prob, value)
-        return Sample(action=action, log_prob=log_prob, value=self.policy._restored(value), state=state)
+        return Sample(action=action, log_prob=log_prob, value=self.policy._restored(value))
 
     def tape(self, num_envs: int, num_steps: int) -> Tape:
         """The tape for recordings of this size; one for each size is kept."""

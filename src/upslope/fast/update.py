@@ -25,7 +25,8 @@ from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
 from upslope.records import Batch, Metrics
 from upslope.updates.adam import BETAS
-from upslope.updates.ascent import RATIO_TOLERANCE, Ascent, AscentState, check_first_ratio, check_gradient, diagnosis
+from upslope.updates.ascent import Ascent, AscentState
+from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, check_gradient, diagnosis
 from upslope.updates.critic import follow_returns
 from upslope.updates.trust_region import NaturalState
 

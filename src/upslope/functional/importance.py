@@ -2,7 +2,7 @@
 
 Every tensor is ``[..., T]``. ``log_prob`` is log π and ``behavior_log_prob`` log b of the recorded actions; the ratio of a step is
 ``ρ_t = π(a_t|s_t) / b(a_t|s_t)`` (:func:`~upslope.functional.surrogates.token_ratio`), and ``ρ_{i:k} = Π_{t=i..k} ρ_t`` within one episode.
-Products and sums are cut at ends; masked rows are transparent, whatever they hold, and the output there is 0. An action that π
+Products and sums are cut at ends; masked rows change nothing, whatever they hold, and the output there is 0. An action that π
 never takes (log π = −∞) has ratio 0; one that b never takes cannot have been recorded, and no ratio is defined for it.
 All functions raise ValueError when shapes differ or flags are not boolean. SB is Sutton & Barto, 2nd edition.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from upslope.functional.recursion import bootstrapped, decay, hide, scan
+from upslope.functional.recursion import bootstrapped, decay, scan, zero_masked
 from upslope.functional.returns import episode_returns, td_error
 from upslope.functional.shapes import check_recording
 from upslope.functional.surrogates import token_ratio, truncated_importance_weight
@@ -73,7 +73,7 @@ def per_decision_returns(
     check_recording(reward, terminated, truncated, mask, log_prob=log_prob, next_value=next_value)
     ratio = token_ratio(log_prob, behavior_log_prob, mask)
     addend = ratio * bootstrapped(reward, terminated, truncated, gamma, mask, next_value)
-    return hide(scan(addend, decay(gamma * ratio, terminated | truncated, mask)), mask)
+    return zero_masked(scan(addend, decay(gamma * ratio, terminated | truncated, mask)), mask)
 
 
 def vtrace(
@@ -113,12 +113,12 @@ def vtrace(
     following = torch.zeros_like(excess)
     following[..., :-1] = excess[..., 1:]
     advantage = ratio * torch.add(delta, following.masked_fill(ended, 0.0), alpha=gamma * trace_lambda)
-    return hide(value + excess, mask), hide(advantage, mask)
+    return zero_masked(value + excess, mask), zero_masked(advantage, mask)
 
 
 def _product(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None, add: Callable[[Tensor], Tensor]) -> Tensor:
     """``exp`` of the log ratios that ``add`` adds up; sums with a ratio of 0 in them are kept apart, for 0 · ∞ and ∞ − ∞ are NaN."""
-    difference = hide(log_prob - behavior_log_prob, mask)
+    difference = zero_masked(log_prob - behavior_log_prob, mask)
     never = torch.isneginf(difference)
     total = add(difference.masked_fill(never, 0.0)).exp()
-    return hide(total.masked_fill(add(never.to(total.dtype)) > 0, 0.0), mask)
+    return zero_masked(total.masked_fill(add(never.to(total.dtype)) > 0, 0.0), mask)

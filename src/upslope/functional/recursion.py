@@ -1,4 +1,4 @@
-"""The recursions that returns, advantages and importance weights share: cut at an end, transparent at a masked row."""
+"""The recursions that returns, advantages and importance weights share: cut at an end, passed on unchanged at a masked row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def hide(x: Tensor, mask: Tensor | None) -> Tensor:
+def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """0 on masked rows, whatever stood there: a product would let NaN through."""
     return x if mask is None else x.masked_fill(~mask, 0.0)
 
@@ -49,11 +49,11 @@ def bootstrapped(
     reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None
 ) -> Tensor:
     """The reward, and where the recursion has no next step ``γ (1 − terminated) next_value``, if a critic is given; 0 on masked rows."""
-    shown = hide(reward, mask)
+    masked_reward = zero_masked(reward, mask)
     if next_value is None:
-        return shown
+        return masked_reward
     boundary = (terminated | truncated | last_step(mask, reward)) & ~terminated
-    return torch.add(shown, torch.where(boundary, hide(next_value, mask), 0.0), alpha=gamma)
+    return torch.add(masked_reward, torch.where(boundary, zero_masked(next_value, mask), 0.0), alpha=gamma)
 
 
 def episode_start(ended: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 Every tensor is ``[..., T]``: time last, everything before it batch. ``terminated`` (the problem ended with this action, so
 what follows is worth 0) and ``truncated`` (only the recording stopped, so the true successor's value counts) are apart,
 and either one cuts every recursion. ``next_value`` is the value of the *true* successor of each unmasked step, also
-where the episode ended. Masked rows are transparent: no reward, no discount, and the output there is 0.
+where the episode ended. Masked rows change nothing: no reward, no discount, and the output there is 0.
 All functions raise ValueError when shapes differ or flags are not boolean. SB is Sutton & Barto, 2nd edition.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upslope.functional.recursion import bootstrapped, decay, episode_start, hide, last_step, scan
+from upslope.functional.recursion import bootstrapped, decay, episode_start, last_step, scan, zero_masked
 from upslope.functional.shapes import check_flags, check_recording, check_shapes
 
 
@@ -27,7 +27,7 @@ def returns_to_go(
     Source: SB eq. 3.9; Pardo et al. 2018 (partial-episode bootstrapping) for the bootstrap at a truncation.
     """
     check_recording(reward, terminated, truncated, mask, next_value=next_value)
-    return hide(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
+    return zero_masked(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
 
 
 def episode_returns(
@@ -42,7 +42,7 @@ def episode_returns(
     """
     check_recording(reward, terminated, truncated, mask, next_value=next_value)
     total = _returns(reward, terminated, truncated, gamma, mask, next_value)  # masked rows carry the next step's, so starts may be masked
-    return hide(total.gather(-1, episode_start(terminated | truncated, mask)), mask)
+    return zero_masked(total.gather(-1, episode_start(terminated | truncated, mask)), mask)
 
 
 def discount_weight(
@@ -68,7 +68,7 @@ def discount_weight(
     if first_step is not None:
         check_shapes("terminated without its time axis", terminated.shape[:-1], first_step=first_step)
         count = count + torch.where(start == 0, first_step.unsqueeze(-1), 0)
-    return hide(torch.pow(gamma, count.to(dtype or torch.get_default_dtype())), mask)
+    return zero_masked(torch.pow(gamma, count.to(dtype or torch.get_default_dtype())), mask)
 
 
 def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
@@ -77,7 +77,7 @@ def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tens
     Source: SB eq. 6.5.
     """
     check_recording(reward, terminated, terminated, mask, value=value, next_value=next_value)
-    return hide(_one_step(reward, next_value, terminated, gamma) - value, mask)
+    return zero_masked(_one_step(reward, next_value, terminated, gamma) - value, mask)
 
 
 def gae(
@@ -99,7 +99,7 @@ def gae(
     delta = td_error(reward, value, next_value, terminated, gamma, mask)
     check_shapes("reward", reward.shape, truncated=truncated)
     check_flags(truncated=truncated)
-    return hide(scan(delta, decay(torch.full_like(delta, gamma * gae_lambda), terminated | truncated, mask)), mask)
+    return zero_masked(scan(delta, decay(torch.full_like(delta, gamma * gae_lambda), terminated | truncated, mask)), mask)
 
 
 def lambda_returns(
@@ -116,7 +116,7 @@ def lambda_returns(
 
     Source: SB eq. 12.2 and 12.3; the sum of TD errors is SB exercise 12.3's.
     """
-    return hide(value, mask) + gae(reward, value, next_value, terminated, truncated, gamma, trace_lambda, mask)
+    return zero_masked(value, mask) + gae(reward, value, next_value, terminated, truncated, gamma, trace_lambda, mask)
 
 
 def n_step_returns(
@@ -132,14 +132,14 @@ def n_step_returns(
     check_recording(reward, terminated, truncated, mask, next_value=next_value)
     if n < 1:
         raise ValueError(f"n: expected at least 1, found {n}")
-    shown_reward = hide(reward, mask)
+    masked_reward = zero_masked(reward, mask)
     successor = next_value.masked_fill(terminated, 0.0)
     boundary = terminated | truncated | last_step(mask, reward)
     following = _next_step(mask, reward)
-    result = _one_step(shown_reward, successor, terminated, gamma)
+    result = _one_step(masked_reward, successor, terminated, gamma)
     for _ in range(min(n, reward.shape[-1]) - 1):
-        result = torch.add(shown_reward, torch.where(boundary, successor, result.gather(-1, following)), alpha=gamma)
-    return hide(result, mask)
+        result = torch.add(masked_reward, torch.where(boundary, successor, result.gather(-1, following)), alpha=gamma)
+    return zero_masked(result, mask)
 
 
 def _one_step(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:

@@ -49,9 +49,9 @@ def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises ValueError when shapes differ. Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
     """
     spread = has_spread(x, mask)
-    shown = x if mask is None else x.masked_fill(~mask, 0.0)
+    masked_x = x if mask is None else x.masked_fill(~mask, 0.0)
     count = x.numel() if mask is None else mask.sum()
-    centered = shown - shown.sum() / count
+    centered = masked_x - masked_x.sum() / count
     if mask is not None:
         centered = centered.masked_fill(~mask, 0.0)
     std = (centered.square().sum() / (count - 1)).sqrt()
@@ -80,9 +80,9 @@ def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises ValueError when shapes differ. Source: Kong 1992; FORMULAS section 4.
     """
     check_shapes("weight", weight.shape, mask=mask)
-    shown = weight if mask is None else weight.masked_fill(~mask, 0.0)
+    masked_weight = weight if mask is None else weight.masked_fill(~mask, 0.0)
     # divided by the largest first, so that neither square overflows
-    scaled = shown / shown.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
+    scaled = masked_weight / masked_weight.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
     return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
@@ -131,10 +131,10 @@ def batch_relative(score: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises ValueError when shapes differ. Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
     """
     centered = _center(score, mask)
-    shown = centered if mask is None else centered[mask]
-    if shown.numel() < 2:
+    present = centered if mask is None else centered[mask]
+    if present.numel() < 2:
         return centered
-    return torch.where(has_spread(shown), centered / shown.std(), 0.0)
+    return torch.where(has_spread(present), centered / present.std(), 0.0)
 
 
 def _center(score: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from upslope.functional.recursion import zero_masked
 from upslope.functional.shapes import check_flags, check_shapes
 
 ClipRange = float | tuple[float, float]
@@ -76,7 +77,7 @@ def score_function(
     Source: Williams 1992; SB eq. 13.8.
     """
     check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, advantage=advantage, mask=mask)
-    return _hide(log_prob, mask) * _hide(advantage, mask)
+    return zero_masked(log_prob, mask) * zero_masked(advantage, mask)
 
 
 def importance_weighted(
@@ -93,7 +94,7 @@ def importance_weighted(
     Source: Schulman et al. 2015 (TRPO), eq. 14; Degris et al. 2012 for off-policy samples.
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
-    return ratio(log_prob, behavior_log_prob, mask) * _hide(advantage, mask)
+    return ratio(log_prob, behavior_log_prob, mask) * zero_masked(advantage, mask)
 
 
 def clipped_surrogate(
@@ -115,14 +116,14 @@ def clipped_surrogate(
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     low, high = clip_bounds(clip_range)
     r = ratio(log_prob, behavior_log_prob, mask)
-    shown = _hide(advantage, mask)
+    masked_advantage = zero_masked(advantage, mask)
     # of the two products the smaller is the one that the bound on its own side decides: above for A ≥ 0, below for A < 0
-    surrogate = torch.where(shown < 0, r.clamp(min=low), r.clamp(max=high)) * shown
+    surrogate = torch.where(masked_advantage < 0, r.clamp(min=low), r.clamp(max=high)) * masked_advantage
     if dual_clip is None:
         return surrogate
     if not dual_clip > 1:
         raise ValueError(f"dual_clip: expected a number above 1, found {dual_clip}")
-    return torch.where(shown < 0, torch.maximum(surrogate, dual_clip * shown), surrogate)
+    return torch.where(masked_advantage < 0, torch.maximum(surrogate, dual_clip * masked_advantage), surrogate)
 
 
 def truncated_score(log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, mask: Tensor | None, clip_range: ClipRange) -> Tensor:
@@ -133,7 +134,7 @@ def truncated_score(log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tens
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     weight = token_ratio(log_prob.detach(), behavior_log_prob, mask).clamp(max=clip_bounds(clip_range)[1])
     # an action that the policy no longer takes has weight 0, and 0 · log 0 is 0
-    return weight * _hide(advantage, mask) * _hide(log_prob, mask).masked_fill(weight == 0, 0.0)
+    return weight * zero_masked(advantage, mask) * zero_masked(log_prob, mask).masked_fill(weight == 0, 0.0)
 
 
 def kl_penalized_surrogate(
@@ -155,8 +156,8 @@ def kl_penalized_surrogate(
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage, kl=kl)
     difference = _difference(log_prob, behavior_log_prob, mask)
-    penalty = torch.expm1(difference) - difference if kl is None else _hide(kl, mask)
-    return difference.exp() * _hide(advantage, mask) - beta * penalty
+    penalty = torch.expm1(difference) - difference if kl is None else zero_masked(kl, mask)
+    return difference.exp() * zero_masked(advantage, mask) - beta * penalty
 
 
 def truncated_importance_weight(log_prob_trainer: Tensor, log_prob_sampler: Tensor, cap: float, mask: Tensor | None = None) -> Tensor:
@@ -193,9 +194,9 @@ def surrogate_metrics(
     difference = _difference(log_prob, behavior_log_prob, mask)
     excess = torch.expm1(difference)  # ratio − 1
     outside = (excess < low - 1.0) | (excess > high - 1.0)
-    dead = outside & (difference * _hide(advantage, mask) > 0)
+    dead = outside & (difference * zero_masked(advantage, mask) > 0)
     if dual_clip is not None:
-        dead = dead | ((excess > dual_clip - 1.0) & (_hide(advantage, mask) < 0))
+        dead = dead | ((excess > dual_clip - 1.0) & (zero_masked(advantage, mask) < 0))
     count = difference.numel() if mask is None else mask.sum().clamp(min=1)
 
     def average(column: Tensor) -> Tensor:
@@ -205,15 +206,11 @@ def surrogate_metrics(
     return {"approx_kl": average(excess - difference), "clip_fraction": average(outside), "dead_fraction": average(dead)}
 
 
-def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask, 0.0)
-
-
 def _difference(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None) -> Tensor:
     """``log_prob − behavior_log_prob``, 0 on masked rows *before* anything is exponentiated: 0 · ∞ would be NaN."""
     check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, mask=mask)
     check_flags(mask=mask)
-    return _hide(log_prob - behavior_log_prob, mask)
+    return zero_masked(log_prob - behavior_log_prob, mask)
 
 
 def _row_mean(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -273,11 +273,12 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
 @torch.no_grad()
 def with_values(policy: LanguagePolicy, rollout: Rollout) -> Rollout:
     """The critic's values, and on the way the policy's own log-probabilities; nothing follows the last token."""
-    own = policy.evaluate(**rollout.inputs)
-    assert own.value is not None
-    value = own.value.where(rollout.mask, 0.0)
+    scores = policy.evaluate(**rollout.inputs)
+    if scores.value is None:
+        raise UsageError("policy: evaluate() gave no value; make it with value_head=True")
+    value = scores.value.where(rollout.mask, 0.0)
     following = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
-    behavior = rollout.behavior_log_prob if rollout.sampler_log_prob is None else own.log_prob.where(rollout.mask, 0.0)
+    behavior = rollout.behavior_log_prob if rollout.sampler_log_prob is None else scores.log_prob.where(rollout.mask, 0.0)
     return replace(rollout, value=value, next_value=following, behavior_log_prob=behavior)
 
 

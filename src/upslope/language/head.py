@@ -60,15 +60,14 @@ class TokenLogProb(torch.autograd.Function):
             else:
                 z, slope = finished(torch.mm(hidden[rows], weight.t()), bias, ctx.scale, ctx.cap)
                 p = z.softmax(-1)
-            grad = None
+            grad = torch.zeros((), dtype=p.dtype, device=p.device)
             if to_entropy is not None:
                 grad = finite_(p.log()).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
-                own = p.mul_(-up)
-                own.scatter_(1, targets[rows, None], -up * torch.expm1(log_prob[rows, None]))  # 1 − p_y, exactly
-                grad = own if grad is None else grad.add_(own)
-            assert grad is not None  # one of the two asked for it
+                by_log_prob = p.mul_(-up)
+                by_log_prob.scatter_(1, targets[rows, None], -up * torch.expm1(log_prob[rows, None]))  # 1 − p_y, exactly
+                grad = by_log_prob if to_entropy is None else grad.add_(by_log_prob)
             grad = grad if slope is None else grad.mul_(slope)
             grad = (grad if ctx.scale == 1.0 else grad.mul_(ctx.scale)).to(hidden.dtype)
             if to_bias is not None:

@@ -293,7 +293,8 @@ class LanguagePolicy(nn.Module):
     def values(self, hidden: Tensor) -> Tensor:
         """The value head, in float32."""
         head = self.body.value_head
-        assert head is not None
+        if head is None:
+            raise UsageError("policy: it has no value head; make it with value_head=True")
         return nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).squeeze(-1).float()
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -89,15 +89,14 @@ class Recorded:
         )
         if self.reference is None:
             return rollout
-        return replace(rollout, reference_log_prob=self.by_reference(indices, rollout))
+        return replace(rollout, reference_log_prob=self.by_reference(self.reference, indices, rollout))
 
-    def by_reference(self, indices: list[int], rollout: Rollout) -> Tensor:
+    def by_reference(self, reference: LanguagePolicy, indices: list[int], rollout: Rollout) -> Tensor:
         """Log-probabilities under the reference, ``[units, G, T]``, from memory where they are known."""
-        assert self.reference is not None
         new = [n for n, i in enumerate(indices) if i not in self.remembered]
         if new:
             part = {name: x[torch.tensor(new, device=x.device)] for name, x in rollout.inputs.items()}
-            for n, row in zip(new, log_probs(self.reference, part), strict=True):
+            for n, row in zip(new, log_probs(reference, part), strict=True):
                 self.remembered[indices[n]] = row
         steps = rollout.mask.shape[-1]
         rows = [

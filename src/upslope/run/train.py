@@ -16,9 +16,23 @@ from typing import Any
 from torch import Tensor
 
 from upslope.errors import Diverged, require
-from upslope.records import Batch, Collect, Metrics, Rollout, Stream
+from upslope.records import (
+    Adaptive,
+    Algorithm,
+    Batch,
+    Collector,
+    Metrics,
+    OnlineAlgorithm,
+    Policy,
+    Rollout,
+    Scheduled,
+    Stream,
+    Update,
+    offers,
+    require_members,
+)
 from upslope.run.line import Line, watched
-from upslope.updates.ascent import ADVICE
+from upslope.updates.checks import ADVICE
 
 Callback = Callable[["RunState"], bool | None]
 """Called once after each iteration with the run's state; a true answer stops the run."""
@@ -28,9 +42,9 @@ Callback = Callable[["RunState"], bool | None]
 class RunState:
     """Everything that a run is: what it started from, what it has become, and how far it is."""
 
-    algorithm: Any
-    policy: Any
-    collect: Collect | Stream
+    algorithm: Algorithm | OnlineAlgorithm
+    policy: Policy
+    collect: Collector | Stream
     update_state: Any
     iterations: int | None = None
     planned_steps: int | None = None
@@ -55,9 +69,9 @@ class RunState:
 
 
 def train(
-    algorithm: Any,
-    policy: Any,
-    collect: Collect | Stream,
+    algorithm: Algorithm | OnlineAlgorithm,
+    policy: Policy,
+    collect: Collector | Stream,
     *,
     iterations: int | None = None,
     total_steps: int | None = None,
@@ -87,8 +101,7 @@ def train(
     for name, count in {"iterations": iterations, "total_steps": total_steps}.items():
         require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
     callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    online = hasattr(algorithm, "learn")
-    check_pair(type(algorithm).__name__, online, collect)
+    online = check_parts(algorithm, policy, collect)
     update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
     follow: Any = getattr(collect, "follow", None)
@@ -132,10 +145,10 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     rollout = collect(actor)
     batch = state.algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
-    if hasattr(state.algorithm.update, "set_fraction"):
+    if offers(state.algorithm.update, Scheduled):
         state.algorithm.update.set_fraction(state.update_state, state.fraction)
     metrics = update(state.algorithm, state.policy, batch, state.update_state)
-    if hasattr(state.algorithm, "adapted"):
+    if offers(state.algorithm, Adaptive):
         state.algorithm = state.algorithm.adapted(state.policy, batch)
     state.rollout = rollout
     advance(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
@@ -163,13 +176,18 @@ def advance(state: RunState, num_steps: int, seconds: float, metrics: Metrics) -
     }
 
 
-def check_pair(name: str, online: bool, collect: Any) -> None:
-    """A method that learns at every step needs a stream, every other one recordings."""
-    found = type(collect).__name__
+def check_parts(algorithm: object, policy: object, collect: object) -> bool:
+    """Refuse parts that lack a member that their protocol names, or do not fit; whether the algorithm learns at every step."""
+    name, found, online = type(algorithm).__name__, type(collect).__name__, hasattr(algorithm, "learn")
+    require_members("policy", policy, Policy)
     if online:
-        require(hasattr(collect, "observe"), f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
+        require_members("algorithm", algorithm, OnlineAlgorithm)
+        require(offers(collect, Stream), f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
     else:
+        require_members("algorithm", algorithm, Algorithm)
+        require_members("algorithm.update", algorithm.update, Update)  # pyright: ignore[reportAttributeAccessIssue]
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
+    return online
 
 
 def uncompiled(algorithm: Any, policy: Any) -> tuple[Any, Any]:

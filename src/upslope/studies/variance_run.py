@@ -185,7 +185,7 @@ class ActsAs:
         self.seen = self.behavior.inputs(observation, action_mask=action_mask)
         return self.policy.inputs(observation, action_mask=action_mask)
 
-    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Any:
+    def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Any:
         """The behavior's action and its log-probability."""
         return self.behavior.sample(self.seen, generator=generator)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from upslope.tabular import exact
 from upslope.tabular.arguments import check_number, check_whole
+from upslope.tabular.chains import LearnedTable
 from upslope.tabular.gradients import gradient
 from upslope.tabular.mdp import MDP
 
 
-def ascend(mdp: MDP, policy: Any, gamma: float, *, learning_rate: float, num_steps: int) -> list[float]:
+def ascend(mdp: MDP, policy: LearnedTable, gamma: float, *, learning_rate: float, num_steps: int) -> list[float]:
     """``θ ← θ + α ∇J(θ)``, ``num_steps`` times, in place; returns J before each step. Source: SB eq. 13.1."""
     check_number("learning_rate", learning_rate, 0.0)
     check_whole("num_steps", num_steps, 0)
@@ -26,7 +25,7 @@ def ascend(mdp: MDP, policy: Any, gamma: float, *, learning_rate: float, num_ste
     return history
 
 
-def split(flat: torch.Tensor, policy: Any) -> list[torch.Tensor]:
+def split(flat: torch.Tensor, policy: LearnedTable) -> list[torch.Tensor]:
     """A flat vector ``[P]`` in the shapes of the policy's parameters."""
     sizes = [p.numel() for p in policy.parameters()]
     return [part.view_as(p) for part, p in zip(flat.split(sizes), policy.parameters(), strict=True)]

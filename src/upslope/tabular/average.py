@@ -6,20 +6,18 @@ r̄ depends on the start. ``policy`` and the gradients are as in :mod:`upslope.t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from upslope.errors import require
 from upslope.tabular.arguments import check_whole
-from upslope.tabular.chains import chain, policy_table, reachable
+from upslope.tabular.chains import LearnedTable, TabularPolicy, chain, policy_table, reachable
 from upslope.tabular.enumeration import flat_gradient, trajectories
 from upslope.tabular.gradients import STEP, differences
 from upslope.tabular.mdp import MDP
 
 
-def stationary_distribution(mdp: MDP, policy: Any) -> Tensor:
+def stationary_distribution(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """d with ``dᵀ P_π = dᵀ`` and ``Σ d = 1``, ``[S]``: the solution of ``dᵀ (I − P_π + 𝟙𝟙ᵀ) = 𝟙ᵀ``. Source: SB eq. 10.8."""
     transition, _ = chain(mdp, policy)
     check_one_class(mdp, transition)
@@ -27,13 +25,13 @@ def stationary_distribution(mdp: MDP, policy: Any) -> Tensor:
     return torch.linalg.solve((torch.diag(ones) - transition + 1.0).T, ones)
 
 
-def objective(mdp: MDP, policy: Any) -> Tensor:
+def objective(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """``r̄ = Σ_s d(s) r_π(s)``, 0-d: the reward per step in the long run. Source: SB eq. 10.7."""
     _, reward = chain(mdp, policy)
     return stationary_distribution(mdp, policy) @ reward
 
 
-def value(mdp: MDP, policy: Any) -> Tensor:
+def value(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """Differential values, ``[S]``: ``(I − P_π) V = r_π − r̄`` with ``dᵀ V = 0``, solved as ``(I − P_π + 𝟙dᵀ) V = r_π − r̄``.
 
     Source: SB section 10.3.
@@ -43,34 +41,34 @@ def value(mdp: MDP, policy: Any) -> Tensor:
     return torch.linalg.solve(torch.eye(mdp.num_states, dtype=d.dtype) - transition + d, reward - d @ reward)
 
 
-def action_value(mdp: MDP, policy: Any) -> Tensor:
+def action_value(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """``Q(s, a) = r(s, a) − r̄ + Σ_s' p(s'|s, a) V(s')``, ``[S, A]``. Source: SB section 10.3."""
     return mdp.reward - objective(mdp, policy) + mdp.transition @ value(mdp, policy)
 
 
-def advantage(mdp: MDP, policy: Any) -> Tensor:
+def advantage(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """``A(s, a) = Q(s, a) − V(s)``, ``[S, A]``; its mean under π is 0 in every state."""
     return action_value(mdp, policy) - value(mdp, policy).unsqueeze(-1)
 
 
-def gradient(mdp: MDP, policy: Any) -> Tensor:
+def gradient(mdp: MDP, policy: LearnedTable) -> Tensor:
     """``∇r̄ = Σ_s d(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``, an equality. Source: Sutton et al. 2000, theorem 1; SB section 13.6."""
     with torch.no_grad():
         d, q = stationary_distribution(mdp, policy), action_value(mdp, policy)
     return flat_gradient((d.unsqueeze(-1) * q * policy_table(mdp, policy)).sum(), policy)
 
 
-def gradient_by_autograd(mdp: MDP, policy: Any) -> Tensor:
+def gradient_by_autograd(mdp: MDP, policy: LearnedTable) -> Tensor:
     """∇r̄ through the linear solve of the stationary distribution, ``[P]``."""
     return flat_gradient(objective(mdp, policy), policy)
 
 
-def gradient_by_differences(mdp: MDP, policy: Any, step: float = STEP) -> Tensor:
+def gradient_by_differences(mdp: MDP, policy: LearnedTable, step: float = STEP) -> Tensor:
     """∇r̄ by central differences, ``[P]``; right to about 1e-9."""
     return differences(lambda: objective(mdp, policy), policy, step)
 
 
-def gradient_by_enumeration(mdp: MDP, policy: Any, horizon: int = 1) -> Tensor:
+def gradient_by_enumeration(mdp: MDP, policy: LearnedTable, horizon: int = 1) -> Tensor:
     """∇r̄ from all trajectories of T = ``horizon`` ≥ 1 steps that begin in the long run, ``[P]``, the same for every T:
 
     ``∇r̄ = 1/T Σ_τ d(s_0) P(τ | s_0) · (Σ_t<T (r(s_t, a_t) − r̄) + V(s_T)) · Σ_t<T ∇ log π(a_t|s_t)``

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
+from upslope.records import Policy, offers
 from upslope.tabular.arguments import attached, check_gamma
 from upslope.tabular.mdp import MDP, TOLERANCE
 
 
-def policy_table(mdp: MDP, policy: Any) -> Tensor:
+class HasProbabilities(Protocol):
+    """A policy that lists its probabilities by what each state looks like, ``[observations, A]``."""
+
+    def probabilities(self) -> Tensor: ...
+
+
+class LearnedTable(Policy, HasProbabilities, Protocol):
+    """The same with parameters, for gradients."""
+
+
+TabularPolicy = HasProbabilities | Tensor
+"""A policy with probabilities, or a table of them by state."""
+
+
+def policy_table(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """``π(a|s)``, ``[S, A]``, of a policy (by what each state looks like, differentiable) or of a table by state.
 
     Raises UsageError for a table of another shape, or whose rows are no distributions.
     """
-    if hasattr(policy, "probabilities"):
-        table: Tensor = policy.probabilities().double()
+    if not isinstance(policy, Tensor) and offers(policy, HasProbabilities):
+        table = policy.probabilities().double()
         fits = table.dim() == 2 and table.shape[0] >= mdp.num_observations and table.shape[1] == mdp.num_actions
         expected = [mdp.num_observations, mdp.num_actions]
         require(fits, f"policy: expected probabilities of shape {expected} for this mdp, found {list(table.shape)}")
@@ -35,7 +50,7 @@ def policy_table(mdp: MDP, policy: Any) -> Tensor:
     return table / total
 
 
-def chain(mdp: MDP, policy: Any) -> tuple[Tensor, Tensor]:
+def chain(mdp: MDP, policy: TabularPolicy) -> tuple[Tensor, Tensor]:
     """``P_π(s, s') = Σ_a π(a|s) p(s'|s, a)``, ``[S, S]``, and ``r_π(s) = Σ_a π(a|s) r(s, a)``, ``[S]``. Source: SB section 4.1."""
     table = policy_table(mdp, policy)
     return torch.einsum("sa,sat->st", table, mdp.transition), (table * mdp.reward).sum(-1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError
-from upslope.records import Metrics, Rollout, Sample
+from upslope.records import Metrics, Rollout, Sample, SamplingPolicy, offers
 from upslope.tabular.arguments import check_seed, check_whole
-from upslope.tabular.chains import chain, endless_start, leading_to, policy_table
+from upslope.tabular.chains import HasProbabilities, chain, endless_start, leading_to, policy_table
 from upslope.tabular.mdp import MDP
 
 INSTEAD = "give the mdp a time_limit, or collect with Steps"
@@ -33,13 +31,13 @@ class Collector:
         self.state = torch.where(rows, first, self.state)
         self.time = self.time.masked_fill(rows, 0)
 
-    def check(self, policy: Any) -> None:
+    def check(self, policy: SamplingPolicy) -> None:
         """Refuse a policy for other observations or actions, or whose probabilities are none."""
-        if hasattr(policy, "probabilities"):
+        if offers(policy, HasProbabilities):
             policy_table(self.mdp, policy)
 
-    def act(self, policy: Any) -> Sample:
-        """The policy's word on what the rows look like now."""
+    def act(self, policy: SamplingPolicy) -> Sample:
+        """What the policy draws for what the rows look like now."""
         return policy.sample({"observation": self.mdp.observation[self.state]}, generator=self.generator)
 
     def step(self, action: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,9 +80,9 @@ class Episodes(Collector):
         self.max_steps = max_steps
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
-        if self.mdp.time_limit is None and hasattr(policy, "probabilities"):
+        if self.mdp.time_limit is None and offers(policy, HasProbabilities):
             s = endless_start(self.mdp, chain(self.mdp, policy)[0])
             if s is not None:
                 raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
@@ -118,7 +116,7 @@ class Steps(Collector):
         self.begin(torch.ones(num_rows, dtype=torch.bool))
 
     @torch.no_grad()
-    def __call__(self, policy: Any) -> Rollout:
+    def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
         alive, columns, seen, after = torch.ones(self.num_rows, dtype=torch.bool), [], [], []
         first_step = self.time

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.records import Rollout
+from upslope.records import Policy, Rollout, offers
 from upslope.tabular.arguments import check_whole
 from upslope.tabular.mdp import MDP
 
@@ -18,7 +18,7 @@ LARGEST = 1_000_000
 """Trajectories that are listed at most."""
 
 
-def enumerate_rollouts(mdp: MDP, policy: Any, horizon: int | None = None) -> tuple[Rollout, Tensor]:
+def enumerate_rollouts(mdp: MDP, policy: Policy, horizon: int | None = None) -> tuple[Rollout, Tensor]:
     """Every trajectory that the transitions allow, one a row: ``(rollout [N, T], probability [N])``.
 
     ``probability`` is that of the trajectory when ``policy`` acts (it sums to 1). An episode that has not terminated after
@@ -78,7 +78,7 @@ def trajectories(mdp: MDP, horizon: int | None, start: Tensor | None = None) -> 
     return states, actions, probability
 
 
-def expected_gradient(estimator: Any, policy: Any, rollouts: Rollout, probability: Tensor) -> Tensor:
+def expected_gradient(estimator: Any, policy: Policy, rollouts: Rollout, probability: Tensor) -> Tensor:
     """The exact expectation of a gradient estimate that treats episodes one by one, ``[P]`` for all of ``policy.parameters()``.
 
     ``estimator`` is an algorithm, whose estimate from one episode is ``Σ_t ∇ value_t``: ``probability`` takes the place of the
@@ -102,7 +102,7 @@ def expected_gradient(estimator: Any, policy: Any, rollouts: Rollout, probabilit
     return flat_gradient((probability * per_episode(estimator, policy, rollouts)).sum(), policy)
 
 
-def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Any, rollouts: Rollout) -> Tensor:
+def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Policy, rollouts: Rollout) -> Tensor:
     """``function(policy, rollouts)``, checked to be one number for each episode."""
     require(callable(function), f"estimator: expected an algorithm or a function (policy, rollouts), found {function!r}")
     try:
@@ -118,13 +118,14 @@ def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Any, rollout
     return found
 
 
-def parameters_of(policy: Any) -> list[Tensor]:
+def parameters_of(policy: object) -> list[Tensor]:
     """What a gradient is taken by; UsageError for a table, which has none."""
-    require(hasattr(policy, "parameters"), f"policy: a gradient needs a policy with parameters, found {type(policy).__name__}")
+    if not offers(policy, Policy):
+        raise UsageError(f"policy: a gradient needs a policy with parameters, found {type(policy).__name__}")
     return list(policy.parameters())
 
 
-def flat_gradient(total: Tensor, policy: Any) -> Tensor:
+def flat_gradient(total: Tensor, policy: object) -> Tensor:
     """The gradient of a number for all parameters of the policy as one vector, ``[P]``; zeros where it does not reach."""
     parameters = parameters_of(policy)
     if not total.requires_grad:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from upslope.errors import UsageError
 from upslope.tabular.arguments import as_tensor, check_number
-from upslope.tabular.chains import chain, check_ends, policy_table
+from upslope.tabular.chains import TabularPolicy, chain, check_ends, policy_table
 from upslope.tabular.mdp import MDP, TOLERANCE
 
 
-def value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``V = (I − γ P_π)⁻¹ r_π``, ``[S]``; NaN for γ = 1 in states that no episode meets and from which it would never end.
 
     Source: SB eq. 4.4, solved.
@@ -29,25 +29,25 @@ def value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
     return found.masked_fill(lost, torch.nan)
 
 
-def action_value(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def action_value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``Q(s, a) = r(s, a) + γ Σ_s' p(s'|s, a) V(s')``, ``[S, A]``. Source: SB eq. 4.6."""
     v = value(mdp, policy, gamma)
     unknown = ((mdp.transition > 0) & v.isnan()).any(-1)
     return (mdp.reward + gamma * mdp.transition @ v.nan_to_num()).masked_fill(unknown, torch.nan)
 
 
-def advantage(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def advantage(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``A(s, a) = Q(s, a) − V(s)``, ``[S, A]``."""
     return action_value(mdp, policy, gamma) - value(mdp, policy, gamma).unsqueeze(-1)
 
 
-def objective(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def objective(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``J = Σ_s start(s) V(s)``, 0-d: the expected (discounted) return of an episode."""
     begins = mdp.start > 0
     return (mdp.start[begins] * value(mdp, policy, gamma)[begins]).sum()
 
 
-def visitation(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def visitation(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``η_γ = (I − γ P_πᵀ)⁻¹ start``, ``[S]``: expected visits, each step weighted by γ^t; 0 in terminal states.
 
     Source: SB section 9.2 (γ = 1), solved; with γ it is the weighting of the policy gradient theorem.
@@ -57,7 +57,7 @@ def visitation(mdp: MDP, policy: Any, gamma: float) -> Tensor:
     return torch.linalg.solve(system(transition, gamma, lost).T, mdp.start) * ~mdp.terminal
 
 
-def on_policy_distribution(mdp: MDP, policy: Any, gamma: float) -> Tensor:
+def on_policy_distribution(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """``μ = η_γ / Σ_s η_γ(s)``, ``[S]``; for γ = 1 the divisor is the mean length of an episode. Source: SB eq. 9.3."""
     eta = visitation(mdp, policy, gamma)
     return eta / eta.sum()

@@ -5,20 +5,18 @@ Planning knows the state, whatever it looks like to a policy: tables are by stat
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from upslope.errors import RunFault
 from upslope.tabular import exact
 from upslope.tabular.arguments import check_gamma, check_number, check_whole
-from upslope.tabular.chains import chain, check_ends
+from upslope.tabular.chains import TabularPolicy, chain, check_ends
 from upslope.tabular.mdp import MDP
 
 
 @torch.no_grad()
-def policy_evaluation(mdp: MDP, policy: Any, gamma: float, *, tolerance: float = 1e-12, max_sweeps: int = 100_000) -> Tensor:
+def policy_evaluation(mdp: MDP, policy: TabularPolicy, gamma: float, *, tolerance: float = 1e-12, max_sweeps: int = 100_000) -> Tensor:
     """``V ← r_π + γ P_π V`` until no state moves by more than ``tolerance``, ``[S]``. Source: SB section 4.1."""
     check_number("tolerance", tolerance, 0.0)
     check_whole("max_sweeps", max_sweeps)

@@ -99,7 +99,7 @@ class SoftmaxPolicy(nn.Module):
         return Softmax(self.preferences(self.features[observation]))
 
     @torch.no_grad()
-    def sample(self, inputs: Mapping[str, Tensor], *, state: Any = None, generator: torch.Generator | None = None) -> Sample:
+    def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
         """One action for each ``inputs["observation"]``."""
         distribution = self.distribution(observation=inputs["observation"])
         action = F.categorical_sample(distribution.parameters, generator)

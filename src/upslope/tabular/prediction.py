@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
+from upslope.records import SamplingPolicy
 from upslope.tabular.arguments import as_tensor, check_gamma, check_number, check_whole
 from upslope.tabular.collect import Episodes
 from upslope.tabular.mdp import MDP
@@ -41,7 +42,7 @@ class Episode:
         object.__setattr__(self, "terminated", bool(self.terminated))
 
 
-def episodes(mdp: MDP, policy: Any, num_episodes: int, *, seed: int = 0) -> list[Episode]:
+def episodes(mdp: MDP, policy: SamplingPolicy, num_episodes: int, *, seed: int = 0) -> list[Episode]:
     """Sampled episodes, each to its end or to the time limit."""
     collect = Episodes(mdp, num_episodes, seed=seed)
     rollout = collect(policy)

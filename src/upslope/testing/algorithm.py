@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
-from upslope.records import Batch, Rollout
+from upslope.records import Algorithm, Batch, Rollout
 from upslope.testing import probes
 from upslope.testing.batches import gradient
 from upslope.testing.contract import hold, one_line, same
@@ -19,7 +18,7 @@ from upslope.testing.estimates import Estimator, describe, nothing
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 
-def check_algorithm(algorithm: Any, *, group: bool | None = None) -> None:
+def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
     r"""Hold an algorithm to the contract that the library relies on; returns None or raises :class:`ContractError`.
 
     The laws, checked in float64 on a batch with rows of different length:
@@ -52,7 +51,7 @@ def check_algorithm(algorithm: Any, *, group: bool | None = None) -> None:
         hold_to_laws(algorithm, isinstance(algorithm, GRPO | RLOO) if group is None else group)
 
 
-def hold_to_laws(algorithm: Any, group: bool) -> None:
+def hold_to_laws(algorithm: Algorithm, group: bool) -> None:
     """All of them, one after the other."""
     p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
     rollout = recording(p, group)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.records import Rollout
+from upslope.records import Policy, Rollout
 from upslope.testing.estimates import Estimate, Estimator
 
 LARGE = 4096.0
@@ -36,7 +36,7 @@ class WithoutBonus(Around):
         super().__init__(inner)
         self.bonus = Bonus(inner)
 
-    def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
+    def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         whole, bonus = self.inner(policy, rollout), self.bonus(policy, rollout)
         return Estimate(whole.gradient - bonus.gradient, whole.critic - bonus.critic, None)
 
@@ -47,7 +47,7 @@ class Bonus(Around):
     def __init__(self, inner: Estimator) -> None:
         super().__init__(copy(inner))  # no rewards, no spread: what is not finite here is not held against it
 
-    def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
+    def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         nothing = {name: torch.zeros_like(x) for name in PAID if (x := getattr(rollout, name)) is not None}
         return self.inner(without_critic(policy), replace(rollout, **nothing))
 
@@ -60,10 +60,10 @@ class Alone(Around):
     none, as long as the first two are short, so that every batch has as many steps. The critic is 0.
     """
 
-    def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
-        policy = without_critic(policy)
-        states = len(policy.features)
-        found = self.inner(policy, joined([rollout, *companions(policy, rollout, states - 1)]))
+    def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
+        alone = without_critic(policy)
+        states = len(alone.features)
+        found = self.inner(alone, joined([rollout, *companions(alone, rollout, states - 1)]))
         gradient = found.gradient.view(states, -1).clone()
         gradient[-1] = 0.0
         return replace(found, gradient=gradient.reshape(-1))
@@ -77,7 +77,7 @@ def without_critic(policy: Any) -> Any:
     return policy
 
 
-def companions(policy: Any, rollout: Rollout, state: int) -> list[Rollout]:
+def companions(policy: Policy, rollout: Rollout, state: int) -> list[Rollout]:
     """The rows that stand beside each row, see :class:`Alone`."""
     assert rollout.reference_log_prob is not None
     observation = torch.full_like(rollout.inputs["observation"], state)

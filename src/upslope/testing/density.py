@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from upslope.records import SamplingPolicy
 from upslope.testing.contract import hold
 
 SAMPLES = 1 << 14
@@ -22,7 +22,7 @@ INSIDE = 0.05
 
 
 @torch.no_grad()
-def check_density(policy: Any, inputs: Mapping[str, Tensor], seed: int) -> None:
+def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> None:
     """The entropy is ``E[−log π]``, and ``exp log π`` is proportional to the density of the actions, or of their tanh, within intervals.
 
     A policy may keep the Gaussian number u of an action ``tanh u``; its log π is then the density of either, and a constant (the

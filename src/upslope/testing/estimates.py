@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Policy, Rollout
+from upslope.tabular.policies import SoftmaxPolicy
 from upslope.testing.contract import one_line
 from upslope.testing.probes import Probe, rows
 from upslope.testing.stream import online_update
@@ -87,7 +88,7 @@ class Estimator:
         changes = {name: value for name, value in OFF.items() if name in names.difference(kept) and getattr(self.given, name) != value}
         return Estimator(replace(self.given, **changes), self.gamma, self.group) if changes else self  # pyright: ignore[reportArgumentType]
 
-    def __call__(self, policy: Any, rollout: Rollout) -> Estimate:
+    def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         with one_line(self.name, f" on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"):
             found = self._found(policy, rollout)
         gradient, critic = self._gradient(policy, rollout, found)
@@ -97,7 +98,7 @@ class Estimator:
         value = float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None
         return Estimate(gradient, critic, value)
 
-    def _algorithm(self, policy: Any, rollout: Rollout) -> Tensor:
+    def _algorithm(self, policy: Policy, rollout: Rollout) -> Tensor:
         batch = self.given.estimate(policy, rollout)
         require(
             isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
@@ -116,7 +117,7 @@ class Estimator:
             return nothing(policy)
         return self.value(policy, batch)
 
-    def value(self, policy: Any, batch: Batch) -> Tensor:
+    def value(self, policy: Policy, batch: Batch) -> Tensor:
         """The objective of a batch or a part of one, 0-d."""
         found = self.given.objective(policy, batch)
         pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)  # pyright: ignore[reportUnknownArgumentType]
@@ -128,16 +129,16 @@ class Estimator:
         )
         return value
 
-    def _found(self, policy: Any, rollout: Rollout) -> Any:
+    def _found(self, policy: Policy, rollout: Rollout) -> Any:
         if self.is_algorithm:
             return self._algorithm(policy, rollout)
         if self.is_online:
             return online_update(self.given, policy, rollout)
         return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
 
-    def _gradient(self, policy: Any, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
+    def _gradient(self, policy: Policy, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
         parameters = list(policy.parameters())
-        count, own = sum(p.numel() for p in parameters), sum(p.numel() for p in policy.preferences.parameters())
+        count, own = sum(p.numel() for p in parameters), sum(p.numel() for p in cast(SoftmaxPolicy, policy).preferences.parameters())
         batch = rollout.mask.shape[:-1]
         expected = f"expected a number to differentiate, one for each row {list(batch)}, or a gradient for the {count} parameters"
         if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
@@ -167,7 +168,7 @@ class Estimator:
         return Moments(mean, square - float(mean @ mean), size)
 
 
-def nothing(policy: Any) -> Tensor:
+def nothing(policy: Policy) -> Tensor:
     """An objective of no steps."""
     return sum((0.0 * p.sum() for p in policy.parameters()), torch.zeros(()))  # pyright: ignore[reportReturnType]
 

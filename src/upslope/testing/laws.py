@@ -12,6 +12,7 @@ from upslope.algorithms import off_policy as off
 from upslope.algorithms.grpo import ADVANTAGES
 from upslope.algorithms.reinforce import full_trajectory, to_go
 from upslope.functional import leave_one_out
+from upslope.records import Algorithm
 
 LAWS = {
     "missing discount weight": "γ^t is missing: returns are discounted, and the steps they belong to are not, which is the gradient of "
@@ -75,7 +76,7 @@ class Design:
     why: str
 
 
-def no_weight(algorithm: Any) -> bool:
+def no_weight(algorithm: Algorithm) -> bool:
     """Whether a method with γ < 1 leaves γ^t out."""
     return (
         isinstance(algorithm, A2C | PPO | NPG)
@@ -86,7 +87,7 @@ def no_weight(algorithm: Any) -> bool:
     )
 
 
-def own_mean(algorithm: Any) -> bool:
+def own_mean(algorithm: Algorithm) -> bool:
     """Whether a group's mean holds the row's own score."""
     function = getattr(algorithm, "advantage", None)
     function = getattr(function, "func", function)
@@ -139,6 +140,6 @@ BY_DESIGN = (
 """What shipped methods do on purpose; a finding that stands here breaks nothing."""
 
 
-def reason(algorithm: Any, law: str) -> str | None:
+def reason(algorithm: Algorithm, law: str) -> str | None:
     """Why a shipped algorithm breaks this law on purpose, or None."""
     return next((design.why for design in BY_DESIGN if design.law == law and design.applies(algorithm)), None)

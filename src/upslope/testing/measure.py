@@ -12,6 +12,7 @@ from torch import Tensor
 from upslope import tabular
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
+from upslope.records import Policy
 from upslope.tabular import MDP
 from upslope.testing.estimates import Estimator
 from upslope.testing.probes import Probe, rows
@@ -123,7 +124,7 @@ def trajectories(problem: MDP) -> int | None:
 
 
 def sampled(
-    run: Estimator, problem: MDP, policy: Any, size: int, limit: int | None, samples: int, seed: int
+    run: Estimator, problem: MDP, policy: Policy, size: int, limit: int | None, samples: int, seed: int
 ) -> tuple[Tensor, Tensor, float]:
     """``(mean, its standard error, variance of one batch)``."""
     everything = tabular.Episodes(problem, size * samples, seed=seed)(policy)

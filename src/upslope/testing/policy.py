@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upslope.errors import UsageError, require
-from upslope.records import Evaluation, Sample
+from upslope.records import Evaluation, HasDistribution, Sample, SamplingPolicy, offers
 from upslope.testing.contract import hold
 from upslope.testing.density import check_density
 
@@ -20,7 +20,7 @@ SIGMAS = 7.0
 """A mean farther from 0 than this many standard errors is no chance: one in 10¹¹, for thousands of parameters and a t distribution."""
 
 
-def check_policy(policy: Any, inputs: Mapping[str, Tensor], *, num_actions: int | None = None, seed: int = 0) -> None:
+def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_actions: int | None = None, seed: int = 0) -> None:
     r"""Hold a policy to the contract that the library relies on; returns None or raises :class:`ContractError`.
 
     ``inputs`` is what ``policy.sample(inputs)`` takes, each ``[B, T, *features]`` with at least two rows; ``policy.evaluate(**inputs,
@@ -74,9 +74,9 @@ def batch_shape(inputs: Mapping[str, Tensor]) -> torch.Size:
     return tensors[0].shape[:2]
 
 
-def state(policy: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state(policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of everything that must not change."""
-    buffers = dict(policy.named_buffers()) if hasattr(policy, "named_buffers") else {}
+    buffers = dict(policy.named_buffers()) if isinstance(policy, nn.Module) else {}
     parameters = {f"parameter {i}": p for i, p in enumerate(policy.parameters())}
     found = {**{f"inputs[{n!r}]": x for n, x in inputs.items()}, **{f"buffer {n}": x for n, x in buffers.items()}, **parameters}
     return {name: x.detach().clone() for name, x in found.items()}
@@ -90,12 +90,12 @@ def call(what: str, function: Any, *arguments: Any, **named: Any) -> Any:
         raise UsageError(f"policy: {what} raised {type(error).__name__} ({' '.join(str(error).split())})") from error
 
 
-def drawn(policy: Any, inputs: Mapping[str, Tensor], seed: int) -> Any:
+def drawn(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> Any:
     """A sample from a generator of its own."""
     return call("sample", policy.sample, dict(inputs), generator=torch.Generator().manual_seed(seed))
 
 
-def check_sample(policy: Any, inputs: Mapping[str, Tensor], shape: torch.Size, seed: int) -> Sample:
+def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: torch.Size, seed: int) -> Sample:
     """Law 1."""
     randomness = torch.get_rng_state()
     sample = drawn(policy, inputs, seed)
@@ -120,7 +120,7 @@ def check_sample(policy: Any, inputs: Mapping[str, Tensor], shape: torch.Size, s
     return sample
 
 
-def check_evaluation(policy: Any, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> None:
+def check_evaluation(policy: SamplingPolicy, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> None:
     """Laws 2 and 3."""
     found, again = (call("evaluate", policy.evaluate, **inputs, action=sample.action) for _ in range(2))
     hold(isinstance(found, Evaluation), f"policy: evaluate returned an object of type {type(found).__name__}; return Evaluation(…)")
@@ -141,15 +141,15 @@ def check_evaluation(policy: Any, inputs: Mapping[str, Tensor], sample: Sample, 
     hold(found.log_prob.requires_grad, "policy: evaluate's log_prob does not depend on the parameters; do not detach it")
 
 
-def number_of_actions(policy: Any, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> int | None:
+def number_of_actions(policy: SamplingPolicy, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> int | None:
     """Where actions are single integers and the policy shows its distribution."""
-    if sample.action.is_floating_point() or sample.action.shape != shape or not hasattr(policy, "distribution"):
+    if sample.action.is_floating_point() or sample.action.shape != shape or not offers(policy, HasDistribution):
         return None
     distribution = call("distribution", policy.distribution, **inputs)
     return int(distribution.parameters.shape[-1]) if hasattr(distribution, "parameters") else None
 
 
-def check_table(policy: Any, inputs: Mapping[str, Tensor], shape: torch.Size, count: int) -> None:
+def check_table(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: torch.Size, count: int) -> None:
     """Law 5 where actions can be listed."""
     evaluations = [call("evaluate", policy.evaluate, **inputs, action=torch.full(shape, a)) for a in range(count)]
     log_prob = torch.stack([e.log_prob for e in evaluations], -1)
@@ -173,7 +173,7 @@ def check_table(policy: Any, inputs: Mapping[str, Tensor], shape: torch.Size, co
     )
 
 
-def check_mean_score(policy: Any, inputs: Mapping[str, Tensor], seed: int) -> None:
+def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> None:
     """Law 5 by samples of the first input."""
     generator = torch.Generator().manual_seed(seed)
     repeated = {n: x[:1, :1].expand(PER_GROUP, 1, *x.shape[2:]) for n, x in inputs.items()}

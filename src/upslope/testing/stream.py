@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from upslope.records import Metrics, Rollout, Transition
+from upslope.records import Metrics, Policy, Rollout, Transition
+from upslope.tabular.policies import SoftmaxPolicy
 
 
 class RecordedStream:
@@ -26,18 +27,18 @@ class RecordedStream:
         """``[1, *]``."""
         return x[self.row, t : t + 1]
 
-    def observe(self, policy: Any) -> dict[str, Tensor]:
+    def observe(self, policy: Policy) -> dict[str, Tensor]:
         return {"observation": self.at(self.rollout.inputs["observation"], self.t)}
 
-    def act(self, policy: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def act(self, policy: Policy, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.at(self.rollout.inputs["action"], self.t)
 
-    def step(self, policy: Any, action: Tensor) -> Transition:
+    def step(self, policy: Policy, action: Tensor) -> Transition:
         """S′ is a state that has the recorded value of the true successor: nothing else of it is asked for."""
         r, t = self.rollout, self.t
         self.t += 1
         assert r.next_value is not None
-        alike = (policy.values().detach() - r.next_value[self.row, t]).abs().argmin()
+        alike = (cast(SoftmaxPolicy, policy).values().detach() - r.next_value[self.row, t]).abs().argmin()
         return Transition(
             reward=float(r.reward[self.row, t]),
             terminated=bool(r.terminated[self.row, t]),
@@ -49,7 +50,7 @@ class RecordedStream:
         return {}
 
 
-def online_update(algorithm: Any, policy: Any, rollout: Rollout) -> list[Tensor]:
+def online_update(algorithm: Any, policy: Policy, rollout: Rollout) -> list[Tensor]:
     """What an online algorithm adds to the parameters over the rows of a recording, divided by its step size and their number.
 
     The policy stays as it is meanwhile (offline updates, SB section 12.1), so that the sum over an episode has an expectation that

@@ -8,30 +8,32 @@ that a critic descends is in standard deviations of the returns. Without the two
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from upslope import functional as F
-from upslope.records import Batch
+from upslope.errors import UsageError
+from upslope.records import Batch, HasReturnScale, Policy, ReturnScale, offers
 
 
-def value_scale(policy: Any) -> Any:
-    """The policy's ``value_scale``; None without one."""
+def value_scale(policy: object) -> ReturnScale | None:
+    """The policy's ``value_scale``; None for one that has none (:class:`upslope.records.HasReturnScale`)."""
     return getattr(policy, "value_scale", None)
 
 
-def follow_returns(policy: Any, batch: Batch) -> None:
+def follow_returns(policy: Policy, batch: Batch) -> None:
     """Before an update: the critic's units follow what it is about to learn; the values stay what they are."""
-    if value_scale(policy) is not None and batch.returns is not None:
+    if offers(policy, HasReturnScale) and batch.returns is not None:
         policy.follow_returns(batch.returns[batch.mask])
 
 
-def value_error(policy: Any, value: Tensor, batch: Batch, clip_range: float | None = None) -> Tensor:
+def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: float | None = None) -> Tensor:
     """``((V − R) / σ)²``, ``[..., T]``, σ being the returns' standard deviation; 1 for a policy without a ``value_scale``.
 
     With ``clip_range`` V counts at most so many σ from what it was (:func:`upslope.functional.clipped_squared_error`).
     """
+    if value is None:
+        raise UsageError("policy: evaluate() returned no value; use a policy with a value head, or set value_coef or num_value_epochs to 0")
     mask, scale, returns, old = batch.mask, value_scale(policy), batch.need("returns"), batch.value
     if scale is not None:
         value, returns = scale.normalized(value), scale.normalized(returns)
@@ -41,7 +43,7 @@ def value_error(policy: Any, value: Tensor, batch: Batch, clip_range: float | No
     return F.clipped_squared_error(value, returns, old, clip_range, mask)
 
 
-def of_critic(policy: Any, parameters: Sequence[nn.Parameter]) -> tuple[bool, ...]:
+def of_critic(policy: object, parameters: Sequence[nn.Parameter]) -> tuple[bool, ...]:
     """Which of these the policy says only its critic has; nothing of a policy that says nothing or shares its networks."""
-    own = policy.critic_parameters() if hasattr(policy, "critic_parameters") else ()
-    return tuple(any(p is q for q in own) for p in parameters)
+    only_critic = policy.critic_parameters() if offers(policy, HasReturnScale) else ()
+    return tuple(any(p is q for q in only_critic) for p in parameters)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope import functional as F
-from upslope.records import Batch, distribution_of
+from upslope.records import Batch, Policy, distribution_of
 
 Product = Callable[[Tensor], Tensor]
 """``v [P] ↦ F v [P]``."""
@@ -26,7 +26,7 @@ def mean_kl(old: Any, new: Any, batch: Batch) -> Tensor:
     return F.weighted_sum(old.kl(new), batch.weight / batch.weight.sum())
 
 
-def fisher_product(policy: Any, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:
+def fisher_product(policy: Policy, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:
     """``v ↦ Jᵀ M J v``: the Fisher matrix of the mean KL at the present parameters, ``[P] → [P]``, undamped.
 
     J is the Jacobian of the distribution's parameters, M the Hessian of the mean KL in them. Since the KL has no slope where the two
@@ -49,7 +49,7 @@ def fisher_product(policy: Any, batch: Batch, parameters: Sequence[nn.Parameter]
     return product
 
 
-def hessian_product(policy: Any, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:
+def hessian_product(policy: Policy, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:
     """``v ↦ ∇((∇ mean-KL)ᵀ v)``, ``[P] → [P]``: the definition, and the readable twin of :func:`fisher_product`."""
     new = distribution_of(policy, batch.inputs, otherwise=NEEDED)
     slope = flatten(torch.autograd.grad(mean_kl(detached(new), new, batch), parameters, create_graph=True), parameters)

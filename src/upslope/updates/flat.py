@@ -23,9 +23,9 @@ class FlatParameters:
     parameters: tuple[nn.Parameter, ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> FlatParameters | None:
+    def of(cls, module: object) -> FlatParameters | None:
         """Move the module's trainable parameters into one buffer, or None where that would not be safe."""
-        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(module, nn.Module):
             return None
         parameters = tuple(p for p in module.parameters() if p.requires_grad)
         names = [name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
@@ -62,7 +62,7 @@ class FlatParameters:
             address += 4 * p.numel()
         return True
 
-    def hold(self) -> None:
+    def rebind(self) -> None:
         """Take parameters that have left the buffer back into it, with the values that they have now."""
         if not self.is_bound():
             self.data.copy_(torch.cat([p.detach().reshape(-1).to(self.data) for p in self.parameters]))

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from upslope.records import Batch, Evaluation
+from upslope.records import Batch, Evaluation, Policy
 
 
 class EvaluatedPolicy:
     """A policy with its evaluation of one batch, so that an objective that asks for it does not compute it again."""
 
-    def __init__(self, policy: Any, batch: Batch) -> None:
+    def __init__(self, policy: Policy, batch: Batch) -> None:
         self.policy, self.inputs = policy, batch.inputs
         self.evaluation: Evaluation = policy.evaluate(**batch.inputs)
 
@@ -31,7 +31,7 @@ class EvaluatedPolicy:
         return getattr(self.policy, name)
 
 
-def at_old_policy(policy: Any, batch: Batch) -> tuple[Any, Batch]:
+def at_old_policy(policy: Policy, batch: Batch) -> tuple[Any, Batch]:
     """The policy with its evaluation of this batch, and the batch with that as π_old: for the only step of an update."""
     evaluated = EvaluatedPolicy(policy, batch)
     return evaluated, batch.with_old_policy(evaluated.evaluation.log_prob)

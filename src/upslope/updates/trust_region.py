@@ -17,18 +17,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import Diverged, UsageError, require
-from upslope.records import Batch, Metrics, distribution_of
-from upslope.updates.ascent import Ascent, AscentState, check_first_ratio, check_gradient, diagnosis, trainable
+from upslope.records import Batch, HasObjective, Metrics, Policy, distribution_of
+from upslope.updates.ascent import Ascent
+from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
 from upslope.updates.critic import value_error
 from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, fisher_product, flatten, mean_kl, reached
 from upslope.updates.flat import FlatParameters
+from upslope.updates.state import AscentState, trainable
 
 
 @dataclass
@@ -47,7 +48,7 @@ class NaturalState:
         if not all(p.requires_grad for p in self.parameters):
             raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
         if self.flat is not None:
-            self.flat.hold()
+            self.flat.rebind()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +75,13 @@ class NaturalStep(ABC):
         )
         require(self.num_value_minibatches >= 1, f"num_value_minibatches: expected an integer ≥ 1, found {self.num_value_minibatches}")
 
-    def start(self, policy: nn.Module, *, seed: int) -> NaturalState:
+    def start(self, policy: Policy, *, seed: int) -> NaturalState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
         flat = FlatParameters.of(policy)
         return NaturalState(trainable(policy, flat), flat, seed)
 
     def __call__(
-        self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState, *, ascend: Callable[..., Metrics] | None = None
+        self, algorithm: HasObjective, policy: Policy, batch: Batch, state: NaturalState, *, ascend: Callable[..., Metrics] | None = None
     ) -> Metrics:
         """One step of the policy and one fit of the critic, on one batch; ``ascend`` is a fast twin of the critic's :class:`Ascent`."""
         state.check()
@@ -91,7 +92,7 @@ class NaturalStep(ABC):
 
     # ----------------------------------------------------------------------------------------------------- the policy
 
-    def climb(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
+    def climb(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: NaturalState) -> Metrics:
         """The step of the policy; of the other parameters none moves."""
         batch = batch.with_old_policy(batch.behavior_log_prob)
         objective, metrics = algorithm.objective(policy, batch)
@@ -124,7 +125,7 @@ class NaturalStep(ABC):
 
     # ----------------------------------------------------------------------------------------------------- the critic
 
-    def fit(self, policy: Any, batch: Batch, state: NaturalState, ascend: Callable[..., Metrics] | None = None) -> Metrics:
+    def fit(self, policy: Policy, batch: Batch, state: NaturalState, ascend: Callable[..., Metrics] | None = None) -> Metrics:
         """The critic's epochs on one batch; of the policy's parameters none moves."""
         if batch.returns is None or self.num_value_epochs == 0:
             return {}
@@ -135,7 +136,7 @@ class NaturalStep(ABC):
         metrics = (ascend or ascent)(ValueFit(update=ascent), policy, batch, state.critic)
         return {"value_error": metrics["value_error"]}
 
-    def critic_state(self, policy: Any, batch: Batch, state: NaturalState) -> AscentState:
+    def critic_state(self, policy: Policy, batch: Batch, state: NaturalState) -> AscentState:
         """Adam's state for the parameters that the value depends on and the distribution does not."""
         value = evaluated_value(policy, batch)
         critic = tuple(p for p in reached(value, state.parameters) if not any(p is q for q in state.actor))
@@ -208,7 +209,7 @@ class Line:
     """The parameters ``θ_old + length · x``: go there, look at objective and KL, come back."""
 
     def __init__(
-        self, algorithm: Any, policy: Any, batch: Batch, parameters: tuple[nn.Parameter, ...], direction: Tensor, before: float
+        self, algorithm: HasObjective, policy: Policy, batch: Batch, parameters: tuple[nn.Parameter, ...], direction: Tensor, before: float
     ) -> None:
         self.algorithm, self.policy, self.batch, self.before = algorithm, policy, batch, before
         self.parameters = parameters
@@ -233,7 +234,7 @@ class Line:
     def look(self) -> Metrics:
         """Objective, its improvement since the beginning, mean KL, and what the objective reports, here."""
         value, metrics = self.algorithm.objective(self.policy, self.batch)
-        kl = mean_kl(self.old, self.policy.distribution(**self.batch.inputs), self.batch)
+        kl = mean_kl(self.old, distribution_of(self.policy, self.batch.inputs, otherwise=NEEDED), self.batch)
         metrics.pop("log_ratio", None)
         reported = {name: float(number) for name, number in metrics.items()}
         return {"objective": float(value), "improvement": float(value) - self.before, "kl": float(kl), **reported}
@@ -245,13 +246,13 @@ class ValueFit:
 
     update: Ascent
 
-    def objective(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted and summed; reports the mean error."""
-        error = value_error(policy, evaluated_value(policy, batch), batch)
+        error = value_error(policy, policy.evaluate(**batch.inputs).value, batch)
         return -F.weighted_sum(error, batch.weight), {"value_error": error.detach()[batch.mask].mean()}
 
 
-def evaluated_value(policy: Any, batch: Batch) -> Tensor:
+def evaluated_value(policy: Policy, batch: Batch) -> Tensor:
     """The critic's value of each step, with its graph."""
     value = policy.evaluate(**batch.inputs).value
     if value is None:
