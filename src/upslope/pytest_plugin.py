@@ -10,11 +10,11 @@ import upslope
 
 
 class Checks:
-    """``upslope_check.estimator(mine)`` and so on: each passes, or raises ``upslope.testing.ContractError`` with the law."""
+    """``upslope_check.estimator(mine)`` and so on: each passes, or raises ``upslope.testing.ContractError`` with the mistake."""
 
     def estimator(self, estimator: Any, **options: Any) -> Any:
-        """:func:`upslope.testing.check_estimator`; returns its report where no law is broken."""
-        return upslope.testing.check_estimator(estimator, **options).raise_for_law()
+        """:func:`upslope.testing.check_estimator`; returns its report where there is no mistake."""
+        return upslope.testing.check_estimator(estimator, **options).raise_for_mistake()
 
     def surrogate(self, surrogate: Any, **options: Any) -> None:
         """:func:`upslope.testing.check_surrogate`."""

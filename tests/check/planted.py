@@ -9,14 +9,14 @@ from upslope import functional as F
 from upslope.algorithms.reinforce import to_go
 from upslope.records import Batch
 
-LAW = {}
-"""Name → (estimator, options, law)."""
+PLANTED = {}
+"""Name → (estimator, options, mistake)."""
 
 
-def planted(law, **options):
+def planted(mistake, **options):
     def add(estimator):
         made = estimator() if isinstance(estimator, type) else estimator
-        LAW[estimator.__name__] = (made, options, law)
+        PLANTED[estimator.__name__] = (made, options, mistake)
         return estimator
 
     return add
@@ -367,10 +367,10 @@ class Advantage(A2C):
         return Batch.of(rollout, advantage=a, returns=a.detach() + rollout.value)
 
 
-def actor_critic(law, **options):
+def actor_critic(mistake, **options):
     def add(advantage):
         cls = type(advantage.__name__, (Advantage,), {"advantage": staticmethod(advantage)})
-        LAW[advantage.__name__] = (cls(gamma=0.9, gae_lambda=0.8), {"by_design": ["missing discount weight"], **options}, law)
+        PLANTED[advantage.__name__] = (cls(gamma=0.9, gae_lambda=0.8), {"by_design": ["missing discount weight"], **options}, mistake)
         return advantage
 
     return add
@@ -418,7 +418,7 @@ def critic_upside_down(reward, value, after, terminated, truncated, mask):
     return F.gae(reward, -value, -after, terminated, truncated, 0.9, 0.8, mask)
 
 
-def unknown_decay(law):
+def unknown_decay(mistake):
     """A function whose λ nobody was told."""
 
     def add(advantage):
@@ -426,7 +426,7 @@ def unknown_decay(law):
             weight = F.discount_weight(rollout.terminated, rollout.truncated, gamma, rollout.mask)
             return total(weight * log_prob(policy, rollout) * advantage(rollout, gamma, 0.37), rollout)
 
-        LAW[advantage.__name__] = (estimator, {}, law)
+        PLANTED[advantage.__name__] = (estimator, {}, mistake)
         return advantage
 
     return add
@@ -480,22 +480,22 @@ def credited(policy, rollout, credit):
     return total(log_prob(policy, rollout) * credit.unsqueeze(-1), rollout)
 
 
-@planted("biased by no known law", group=True)
+@planted("biased by no known mistake", group=True)
 def score_squared(policy, rollout):
     return credited(policy, rollout, F.leave_one_out(rollout.reward.sum(-1) ** 2))
 
 
-@planted("biased by no known law", group=True)
+@planted("biased by no known mistake", group=True)
 def score_cut(policy, rollout):
     return credited(policy, rollout, F.leave_one_out(rollout.reward.sum(-1).clamp(max=0.5)))
 
 
-@planted("biased by no known law", group=True)
+@planted("biased by no known mistake", group=True)
 def score_squared_and_scaled(policy, rollout):
     return credited(policy, rollout, F.group_relative(rollout.reward.sum(-1) ** 2))
 
 
-@planted("biased by no known law", group=True)
+@planted("biased by no known mistake", group=True)
 def best_of_the_group(policy, rollout):
     score = rollout.reward.sum(-1)
     return credited(policy, rollout, (score == score.amax(-1, keepdim=True)).double() - 0.5)
@@ -575,7 +575,7 @@ def pushes_away_from_the_reference(policy, rollout):
     return near_a_reference(policy, rollout, lambda new, other: -F.kl_k2(new, other), False)
 
 
-@planted("biased by no known law")
+@planted("biased by no known mistake")
 def a_divergence_of_nobody(policy, rollout):
     return near_a_reference(policy, rollout, lambda new, other: (new - other) ** 4, False)
 
@@ -775,8 +775,8 @@ def worse_of_two(new, old, advantage, mask, clip_range):
     return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
 
 
-LAW["clips_both_sides"] = (PPO(surrogate=clipped), {}, "clip on the wrong side")
-LAW["max_for_min"] = (PPO(surrogate=worse_of_two), {}, "clip on the wrong side")
+PLANTED["clips_both_sides"] = (PPO(surrogate=clipped), {}, "clip on the wrong side")
+PLANTED["max_for_min"] = (PPO(surrogate=worse_of_two), {}, "clip on the wrong side")
 
 
 # ----------------------------------------------------------------------------------------------------- nothing to compare

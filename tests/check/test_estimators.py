@@ -6,35 +6,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.check.planted import BATCHED, LAW, SOUND, log_prob, returns, total
+from tests.check.planted import BATCHED, PLANTED, SOUND, log_prob, returns, total
 from tests.check.shipped import shipped
 from upslope import A2C, GRPO, PPO, REINFORCE, TRPO, OffPolicyGradient, UsageError
 from upslope import functional as F
 from upslope.algorithms.off_policy import per_decision, per_step, trajectory, truncated, vtrace
-from upslope.testing import LAWS, ContractError, check_estimator
+from upslope.testing import MISTAKES, ContractError, check_estimator
 from upslope.testing.estimator import LATER
-from upslope.testing.laws import BY_DESIGN
+from upslope.testing.known_mistakes import BY_DESIGN
 
 SHIPPED = shipped()
 
 
-@pytest.mark.parametrize("name", LAW)
+@pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_error_is_named(name):
-    estimator, options, law = LAW[name]
+    estimator, options, mistake = PLANTED[name]
     report = check_estimator(estimator, **options)
-    assert [finding.law for finding in report.broken] == [law]
-    assert LAWS[law] in str(report)
-    with pytest.raises(ContractError, match=law.replace("(", r"\(").replace(")", r"\)")):
-        report.raise_for_law()
+    assert [finding.mistake for finding in report.broken] == [mistake]
+    assert MISTAKES[mistake] in str(report)
+    with pytest.raises(ContractError, match=mistake.replace("(", r"\(").replace(")", r"\)")):
+        report.raise_for_mistake()
 
 
 def test_every_law_has_a_planted_error():
-    assert {law for _, _, law in LAW.values()} == set(LAWS)
+    assert {mistake for _, _, mistake in PLANTED.values()} == set(MISTAKES)
 
 
 @pytest.mark.parametrize("name", ["not_a_number", "nothing_at_all"])
 def test_json_without_numbers(name):
-    found = check_estimator(LAW[name][0]).as_dict()
+    found = check_estimator(PLANTED[name][0]).as_dict()
     assert found["cosine"] == {"undiscounted": None} and found["not_checked"] == ["everything else"]
     json.dumps(found, allow_nan=False)
 
@@ -43,10 +43,10 @@ def test_what_was_not_checked_is_said():
     def odd(policy, rollout):
         return total(log_prob(policy, rollout) * returns(rollout, 1.0) ** 2, rollout)
 
-    report = check_estimator(odd, by_design=["biased by no known law"])
-    assert report.law is None and report.not_checked == ("lengths (length bias)",)
+    report = check_estimator(odd, by_design=["biased by no known mistake"])
+    assert report.mistake is None and report.not_checked == ("lengths (length bias)",)
     assert str(report).startswith(
-        "odd, gamma = 1: no broken law found, biased by no known law by design; not checked: lengths (length bias)\n"
+        "odd, gamma = 1: no mistake found, biased by no known mistake by design; not checked: lengths (length bias)\n"
     )
 
 
@@ -56,13 +56,13 @@ def test_what_bootstraps_only_where_it_is_cut_is_looked_at_there(algorithm):
 
 
 def test_every_law_was_checked_or_is_listed():
-    """Each law stands in a check that was made, or in one that is listed with the reason."""
+    """Each mistake stands in a check that was made, or in one that is listed with the reason."""
     on_other_recordings = ["length bias", *", ".join(LATER.values()).split(", ")]
     for estimator, options in (SOUND["plain_reinforce"], SOUND["group_with_leave_one_out"], (PPO(), {}), (A2C(), {"whole_episodes": True})):
         report = check_estimator(estimator, **options)
         listed = " ".join([*report.not_checked, *report.left_out])
-        made = {law for name, laws in LATER.items() if name in report.checked for law in laws.split(", ")}
-        assert all(law in made or law in listed for law in on_other_recordings), report
+        made = {mistake for name, mistakes in LATER.items() if name in report.checked for mistake in mistakes.split(", ")}
+        assert all(mistake in made or mistake in listed for mistake in on_other_recordings), report
         assert all(what in str(report) for what in (*report.not_checked, *report.left_out))
         assert report.as_dict()["left_out"] == list(report.left_out)
 
@@ -70,14 +70,16 @@ def test_every_law_was_checked_or_is_listed():
 @pytest.mark.parametrize("placement,estimate", [("reward", "k1"), ("objective", "k2"), ("objective", "k3")])
 def test_a_kl_that_is_scaled_along_with_the_reward_is_not_checked(placement, estimate):
     report = check_estimator(GRPO(kl_coef=0.1, kl_estimator=estimate, kl_placement=placement, average_over="constant"))
-    assert report.law is None and any("KL in a reward" in what for what in report.not_checked) == (placement == "reward")
+    assert report.mistake is None and any("KL in a reward" in what for what in report.not_checked) == (placement == "reward")
 
 
 def test_a_bias_is_in_the_headline():
     report = check_estimator(BATCHED["mean_of_the_batch_as_baseline"][0])
-    assert report.headline == "every law that applies holds; biased by 0.111"
-    assert check_estimator(PPO()).headline.startswith("every law that applies holds, missing discount weight by design; biased by 0.0")
-    assert check_estimator(SOUND["plain_reinforce"][0]).headline == "every law that applies holds"
+    assert report.headline == "none of the mistakes that could be made here; biased by 0.111"
+    assert check_estimator(PPO()).headline.startswith(
+        "none of the mistakes that could be made here, missing discount weight by design; biased by 0.0"
+    )
+    assert check_estimator(SOUND["plain_reinforce"][0]).headline == "none of the mistakes that could be made here"
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -90,8 +92,8 @@ def test_sound_estimators_break_nothing(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_no_shipped_estimator_breaks_a_law(name):
-    report = check_estimator(SHIPPED[name]).raise_for_law()
+def test_no_shipped_estimator_has_a_mistake(name):
+    report = check_estimator(SHIPPED[name]).raise_for_mistake()
     assert report.broken == ()
     if report.unbiased:  # what is not says why: by design, or in a note
         assert report.bias[report.objective] <= 1e-8 * float(report.gradient[report.objective].norm())
@@ -100,7 +102,7 @@ def test_no_shipped_estimator_breaks_a_law(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "law"),
+    ("settings", "mistake"),
     [
         ({"estimator": per_step}, "per-step ratio"),
         ({"estimator": truncated, "ratio_cap": 2.0}, "importance weights cut"),
@@ -111,22 +113,22 @@ def test_no_shipped_estimator_breaks_a_law(name):
         ({"estimator": trajectory}, None),
     ],
 )
-def test_a_bias_by_design_off_policy_is_said(settings, law):
-    report = check_estimator(OffPolicyGradient(gamma=1.0, **settings)).raise_for_law()
-    assert [finding.law for finding in report.findings] == ([] if law is None else [law])
-    assert ("by design    " in str(report)) == (law is not None)
+def test_a_bias_by_design_off_policy_is_said(settings, mistake):
+    report = check_estimator(OffPolicyGradient(gamma=1.0, **settings)).raise_for_mistake()
+    assert [finding.mistake for finding in report.findings] == ([] if mistake is None else [mistake])
+    assert ("by design    " in str(report)) == (mistake is not None)
 
 
 def test_the_report_compares_with_each_objective():
     report = check_estimator(REINFORCE(gamma=0.9, baseline=False, normalize_advantage=False))
-    assert report.objective == "undiscounted" and not report.unbiased and report.law is None
+    assert report.objective == "undiscounted" and not report.unbiased and report.mistake is None
     assert report.bias["undiscounted"] < report.bias["discounted"] and report.cosine["undiscounted"] > 0.999
     assert report.mean_squared_error == pytest.approx(report.variance + report.bias["undiscounted"] ** 2, rel=1e-6)
-    assert [finding.law for finding in report.findings] == ["missing discount weight"] and "by design" in str(report)
-    again = check_estimator(LAW["forgets_gamma_to_the_t"][0], by_design=["missing discount weight"])
-    assert again.law is None and again.findings[0].by_design == "as you said"
+    assert [finding.mistake for finding in report.findings] == ["missing discount weight"] and "by design" in str(report)
+    again = check_estimator(PLANTED["forgets_gamma_to_the_t"][0], by_design=["missing discount weight"])
+    assert again.mistake is None and again.findings[0].by_design == "as you said"
     assert torch.allclose(again.expectation, 3 * report.expectation, rtol=1e-6)  # a mean over three steps, and a sum
-    assert check_estimator(LAW["forgets_gamma_to_the_t"][0], gamma=1.0).findings == ()
+    assert check_estimator(PLANTED["forgets_gamma_to_the_t"][0], gamma=1.0).findings == ()
 
 
 def test_causality_lowers_the_variance():
@@ -181,14 +183,14 @@ def test_a_shipped_algorithm_whose_settings_are_hidden(algorithm):
         return algorithm.objective(policy, batch)[0] if batch.num_units else sum(p.sum() * 0.0 for p in policy.parameters())
 
     nearby = ["per-step ratio"] if isinstance(algorithm, TRPO) else []
-    assert check_estimator(hidden, by_design=nearby).law is None
+    assert check_estimator(hidden, by_design=nearby).mistake is None
 
 
 def test_what_no_known_mistake_explains():
     def odd(policy, rollout):
         return total(log_prob(policy, rollout) * returns(rollout, 1.0) ** 2, rollout)
 
-    assert check_estimator(odd).law == "biased by no known law"
+    assert check_estimator(odd).mistake == "biased by no known mistake"
 
 
 def divided_by_nothing(policy, rollout):
@@ -197,7 +199,7 @@ def divided_by_nothing(policy, rollout):
 
 
 def test_no_spread():
-    assert [finding.law for finding in check_estimator(divided_by_nothing).broken] == ["not finite"]
+    assert [finding.mistake for finding in check_estimator(divided_by_nothing).broken] == ["not finite"]
 
 
 def raises(policy, rollout):
@@ -219,7 +221,7 @@ def random(policy, rollout):
         (random, {}, "two calls on the same rollout differ"),
         (PPO, {}, "found the class PPO; give an instance"),
         (7, {}, "found an object of type int"),
-        (PPO(), {"by_design": ["missing gamma"]}, "unknown law 'missing gamma'"),
+        (PPO(), {"by_design": ["missing gamma"]}, "unknown mistake 'missing gamma'"),
         (PPO(), {"group": True, "gamma": 2.0}, "gamma: expected a number in"),
     ],
 )
@@ -230,12 +232,12 @@ def test_bad_input_is_one_line(estimator, options, message):
 
 
 def test_the_designs_are_of_laws():
-    assert {design.law for design in BY_DESIGN} <= set(LAWS)
+    assert {design.mistake for design in BY_DESIGN} <= set(MISTAKES)
 
 
 def test_the_page_lists_the_laws():
     page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8").replace("\\|", "|")
-    for law, meaning in LAWS.items():
-        assert f"| {law} | {meaning} |" in page
+    for mistake, meaning in MISTAKES.items():
+        assert f"| {mistake} | {meaning} |" in page
     for design in BY_DESIGN:
-        assert f"| {design.law} | {design.why} |" in page
+        assert f"| {design.mistake} | {design.why} |" in page

@@ -5,7 +5,7 @@ import torch
 
 from tests.check.planted import clipped, worse_of_two
 from upslope.algorithms import grpo, ppo
-from upslope.testing import LAWS, ContractError, check_surrogate
+from upslope.testing import MISTAKES, ContractError, check_surrogate
 
 
 @pytest.mark.parametrize("surrogate", [clipped, worse_of_two])
@@ -15,7 +15,7 @@ def test_a_clip_on_the_wrong_side_is_named(surrogate):
 
     with pytest.raises(ContractError, match=r"clip on the wrong side, no gradient for A > 0 at ratio 0\.5") as error:
         check_surrogate(hidden)
-    assert error.value.law in LAWS and "\n" not in str(error.value)
+    assert error.value.mistake in MISTAKES and "\n" not in str(error.value)
 
 
 def soft_adaptive(new, old, advantage, mask, clip_range):

@@ -1,4 +1,4 @@
-"""``upslope check``: exit code 0 where every law holds, 1 with the name of one that does not, 2 for what cannot be checked."""
+"""``upslope check``: exit code 0 where there is no known mistake, 1 with the name of one, 2 for what cannot be checked."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ def test_a_broken_law_is_named(cli: Command) -> None:
     assert answer.code == 1 and answer.err == ""
     assert "BROKEN       missing discount weight: γ^t is missing" in answer.out
     fields = json.loads(cli("check", "own_check:reinforce", "--json").out)
-    assert fields["law"] == "missing discount weight" and fields["findings"][0]["meaning"].startswith("γ^t is missing")
+    assert fields["mistake"] == "missing discount weight" and fields["findings"][0]["meaning"].startswith("γ^t is missing")
     assert fields["bias"].keys() == {"undiscounted", "discounted"} and fields["check"] == "own_check:reinforce"
 
 
 def test_what_holds(cli: Command) -> None:
-    assert "every law that applies holds" in good(cli("check", "own_check:reinforce", "--gamma", "1")).out
-    assert json.loads(good(cli("check", "own_check:reinforce", "--by-design", "missing discount weight", "--json")).out)["law"] is None
+    assert "none of the mistakes that could be made here" in good(cli("check", "own_check:reinforce", "--gamma", "1")).out
+    assert json.loads(good(cli("check", "own_check:reinforce", "--by-design", "missing discount weight", "--json")).out)["mistake"] is None
     assert "by design" in good(cli("check", "own_check:grpo")).out
-    assert "every law of a surrogate holds" in good(cli("check", "upslope.functional:clipped_surrogate")).out
+    assert "this surrogate has none of the known mistakes" in good(cli("check", "upslope.functional:clipped_surrogate")).out
 
 
 def test_a_surrogate(cli: Command) -> None:
     answer = cli("check", "own_check:reduced")
     assert answer.code == 1 and "BROKEN       surrogate: expected one value per step" in answer.out
     fields = json.loads(cli("check", "own_check:reduced", "--json").out)
-    assert fields["law"] == "contract" and fields["contract"].startswith("surrogate: expected one value per step")
-    assert json.loads(cli("check", "own_check:maximum", "--json").out)["law"] == "clip on the wrong side"
+    assert fields["mistake"] == "contract" and fields["contract"].startswith("surrogate: expected one value per step")
+    assert json.loads(cli("check", "own_check:maximum", "--json").out)["mistake"] == "clip on the wrong side"
 
 
 def test_an_algorithm_and_a_policy(cli: Command) -> None:
@@ -38,12 +38,12 @@ def test_an_algorithm_and_a_policy(cli: Command) -> None:
     assert answer.code == 1 and "BROKEN       algorithm: the objective ignores batch.weight" in answer.out
     assert "BROKEN       mean of micro-batch means: " in answer.out
     fields = json.loads(cli("check", "own_check:Mean", "--json").out)
-    assert fields["law"] == "mean of micro-batch means" and fields["contract"].startswith("algorithm: the objective ignores")
+    assert fields["mistake"] == "mean of micro-batch means" and fields["contract"].startswith("algorithm: the objective ignores")
     answer = cli("check", "own_check:Metric")
     assert answer.code == 1 and answer.out.startswith("Metric: breaks its contract\n") and "metrics['kl'] is float" in answer.out
-    assert json.loads(cli("check", "own_check:Metric", "--json").out)["law"] == "contract"
+    assert json.loads(cli("check", "own_check:Metric", "--json").out)["mistake"] == "contract"
     assert json.loads(good(cli("check", "own_check:grpo", "--json")).out)["kind"] == "algorithm"
-    assert "every law of a policy holds" in good(cli("check", "own_check:a_policy")).out
+    assert "this policy has none of the known mistakes" in good(cli("check", "own_check:a_policy")).out
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_algorithm_and_a_policy(cli: Command) -> None:
         (("own_check:NeedsMore",), "NeedsMore cannot be made without arguments"),
         (("own_check:grpo", "--kind", "policy"), "name a function that returns (policy, inputs)"),
         (("own_check:reduced", "--gamma", "0.9"), "--gamma: a surrogate has no such setting"),
-        (("own_check:reinforce", "--by-design", "gama"), "unknown law 'gama'"),
+        (("own_check:reinforce", "--by-design", "gama"), "unknown mistake 'gama'"),
         (("own_check:reinforce", "--kind", "polcy"), "--kind: unknown value 'polcy'"),
     ],
 )
@@ -84,7 +84,7 @@ def test_json_is_json(cli: Command) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    assert answer.code == 1 and json.loads(answer.out, parse_constant=refuse)["law"] == "not finite"
+    assert answer.code == 1 and json.loads(answer.out, parse_constant=refuse)["mistake"] == "not finite"
 
 
 def test_help(cli: Command) -> None:

@@ -192,7 +192,7 @@ def single(lp, old, a, mask, clip):
 
 
 @pytest.mark.parametrize(
-    "surrogate,law",
+    "surrogate,mistake",
     [
         (minus, "sign is wrong"),
         (mean_reduced, "do not reduce"),
@@ -207,6 +207,6 @@ def single(lp, old, a, mask, clip):
         (coupled, "rows influence"),
     ],
 )
-def test_check_surrogate_names_the_broken_law(surrogate, law):
-    with pytest.raises(AssertionError, match=law):
+def test_check_surrogate_names_the_broken_law(surrogate, mistake):
+    with pytest.raises(AssertionError, match=mistake):
         check_surrogate(surrogate)

@@ -11,7 +11,7 @@ from tests.language.models import TOKENIZER, VOCABULARY, model_of, policy_of, sm
 from upslope.errors import UsageError
 from upslope.language import EmbeddedEngine, LanguagePolicy, engine, product
 from upslope.language.collect import padded
-from upslope.language.engine import Decoding, inverse_cdf, place
+from upslope.language.engine import Decoding, inverse_cdf, locate_in_cdf
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [5, 6, 7], [30, 31, 32, 33]]
 
@@ -218,14 +218,14 @@ def test_the_whole_range_of_a_uniform_number_reaches_every_token():
 
 def test_shares_add_up_where_sums_round():
     mass = torch.tensor([[1e-30, 1.0, 1e-30], [0.0, 1e-38, 0.0]])
-    index, left = place(mass, torch.tensor([1 - 2.0**-53, 0.5], dtype=torch.float64))
+    index, left = locate_in_cdf(mass, torch.tensor([1 - 2.0**-53, 0.5], dtype=torch.float64))
     assert index.tolist() == [1, 1] and (left >= 0).all() and (left < 1).all()
     # every share in float64: more numbers than 0.1 has, none of them leads past the end
     shares = 1 - torch.arange(1, 200, dtype=torch.float64) * 2.0**-53
-    index, _ = place(torch.full((199, 10), 0.1), shares)
+    index, _ = locate_in_cdf(torch.full((199, 10), 0.1), shares)
     assert index.max() == 9
     # even a share of 1 stays at the last entry that is possible
-    index, left = place(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), torch.ones(2, dtype=torch.float64))
+    index, left = locate_in_cdf(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), torch.ones(2, dtype=torch.float64))
     assert index.tolist() == [1, 0] and (left < 1).all()
 
 

@@ -217,8 +217,8 @@ def test_other_architectures_are_refused_in_one_line(make):
 
 
 def test_attention_of_a_kind_that_is_not_shared_is_found_out(monkeypatch):
-    real = attention.How.scores
-    monkeypatch.setattr(attention.How, "scores", lambda self, q, k: real(self, q, k) + 0.1 * torch.arange(k.shape[-2]))
+    real = attention.AttentionOptions.scores
+    monkeypatch.setattr(attention.AttentionOptions, "scores", lambda self, q, k: real(self, q, k) + 0.1 * torch.arange(k.shape[-2]))
     for found in ({}, {(tf.LlamaForCausalLM, small_key("llama")): architecture.PACKED}):  # by a small copy, and by the model itself
         monkeypatch.setattr(architecture, "FOUND", found)
         because = policy_of("llama").attention.because
@@ -234,7 +234,7 @@ def test_a_window_that_has_no_name_is_found_where_texts_reach_it(monkeypatch):
     """As if the configuration called it something that the small copy does not know."""
     monkeypatch.setattr(architecture, "FOUND", {})
     monkeypatch.setattr(reduced, "SMALL", {k: v for k, v in reduced.SMALL.items() if k != "sliding_window"})
-    monkeypatch.setattr(attention.How, "window", property(lambda self: None, lambda self, value: None), raising=False)
+    monkeypatch.setattr(attention.AttentionOptions, "window", property(lambda self: None, lambda self, value: None), raising=False)
     model = tf.MistralForCausalLM(tf.MistralConfig(**{**SIZES, "max_position_embeddings": 512}, sliding_window=48))
     policy = LanguagePolicy(model, TOKENIZER, compute_dtype=torch.float32)
     assert policy.attention.packed

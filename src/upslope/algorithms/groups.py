@@ -48,7 +48,7 @@ def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
     return form(log_prob, batch.need("reference_log_prob"), batch.mask)
 
 
-def needs_every_group(surrogate: Any, kl_in_objective: bool, entropy_coef: float) -> bool:
+def zero_variance_groups_have_gradient(surrogate: Any, kl_in_objective: bool, entropy_coef: float) -> bool:
     """Whether groups of equal scores still carry gradient: of a KL or an entropy term, or of a surrogate that is not known."""
     function = surrogate.func if isinstance(surrogate, partial) else surrogate
     return kl_in_objective or entropy_coef != 0 or function not in HOMOGENEOUS

@@ -25,7 +25,16 @@ from upslope.algorithms.common import (
     masked_mean,
     policy_metrics,
 )
-from upslope.algorithms.groups import Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term, needs_every_group
+from upslope.algorithms.groups import (
+    Advantage,
+    Estimator,
+    Placement,
+    check_group_size,
+    check_kl,
+    group_batch,
+    kl_term,
+    zero_variance_groups_have_gradient,
+)
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout, Surrogate
 from upslope.updates import Ascent
@@ -128,9 +137,9 @@ class GRPO:
         return self.kl_coef > 0 and self.kl_placement == "objective"
 
     @property
-    def needs_every_group(self) -> bool:
+    def zero_variance_groups_have_gradient(self) -> bool:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
-        return needs_every_group(self.surrogate, self.kl_in_objective, self.entropy_coef)
+        return zero_variance_groups_have_gradient(self.surrogate, self.kl_in_objective, self.entropy_coef)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
@@ -142,7 +151,7 @@ class GRPO:
             average_over=self.average_over,
             kl_coef=self.kl_coef,
             kl_placement=self.kl_placement,
-            keep_every_group=self.needs_every_group,
+            keep_every_group=self.zero_variance_groups_have_gradient,
         )
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -55,7 +55,7 @@ class RLOO:
         return self.kl_coef > 0 and self.kl_placement == "objective"
 
     @property
-    def needs_every_group(self) -> bool:
+    def zero_variance_groups_have_gradient(self) -> bool:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return self.kl_in_objective or self.entropy_coef > 0
 
@@ -68,7 +68,7 @@ class RLOO:
             average_over=self.average_over,
             kl_coef=self.kl_coef,
             kl_placement=self.kl_placement,
-            keep_every_group=self.needs_every_group,
+            keep_every_group=self.zero_variance_groups_have_gradient,
         )
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

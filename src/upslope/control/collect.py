@@ -166,7 +166,7 @@ def play(recording: Recording, left: Array, most: int) -> None:
         live = left > 0
         if normalizes and not live.all():
             recording.live = live
-        recording.add(only(live, envs.step(recording.act())))
+        recording.add(mask_finished(live, envs.step(recording.act())))
         left = left - (recording.terminated[-1] | recording.truncated[-1])
         if int(envs.first_step[live].max()) >= most:
             raise RunFault(
@@ -175,7 +175,7 @@ def play(recording: Recording, left: Array, most: int) -> None:
             )
 
 
-def only(live: Array, step: Step) -> Step:
+def mask_finished(live: Array, step: Step) -> Step:
     """The step with the other rows masked: their episodes are complete."""
     if live.all():
         return step

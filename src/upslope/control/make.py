@@ -216,7 +216,7 @@ def _vector(
     apart: Apart | None,
     autoreset_mode: AutoresetMode,
 ) -> VectorEnv[Any, Any, Any]:
-    """Plain environments side by side; a factory that makes a whole vector environment is taken at its word."""
+    """Plain environments side by side; a factory that makes a whole vector environment is called as it is."""
     try:
         first = build()
     except (Exception, SystemExit) as error:

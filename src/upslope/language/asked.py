@@ -1,4 +1,4 @@
-"""What a reward asks for by the names of its parameters, and what it may be told besides the columns of the data."""
+"""What a reward asks for by the names of its parameters, and what it may be given besides the columns of the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from upslope.language.checks import Reward
 
-TOLD = ("prompts", "completions", "completion_ids", "finish_reason", "trainer_state")
+ALSO_KNOWN = ("prompts", "completions", "completion_ids", "finish_reason", "trainer_state")
 """What a reward may ask for that is no column of the data."""
 
 

@@ -30,11 +30,11 @@ NAME = "upslope"
 class Layout(Protocol):
     """Knows which token of the row meets which."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor: ...
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class How:
+class AttentionOptions:
     """What a model asks of its attention besides queries and keys."""
 
     scaling: float
@@ -59,15 +59,15 @@ def attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **options: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """``[1, heads, N, D]`` queries, ``[1, key heads, N, D]`` keys and ``[1, key heads, N, E]`` values → ``[1, N, heads, E]``."""
     if layout is None:
         raise UsageError("model: its attention is upslope's, which needs a layout; call it through the policy")
-    if options.get("s_aux") is not None or dropout:
+    if others.get("s_aux") is not None or dropout:
         raise UsageError("model: attention with sinks or dropout is not supported")
-    how = How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    return layout.attend(module.layer_idx, query[0], key[0], value[0], how).contiguous().unsqueeze(0), None
+    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    return layout.attend(module.layer_idx, query[0], key[0], value[0], options).contiguous().unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -157,33 +157,33 @@ class Packed:
         last = outputs.gather(-1, inputs[..., None]).squeeze(-1)
         return cls(ids, positions, num_prompt, Grid.of(prompt_real), Grid.of(real), prompt_length, predicts, last)
 
-    def masked(self, how: How, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
+    def masked(self, options: AttentionOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
         """What is added to the scores, made once for all layers: prompt to prompt ``[P, P]``, completion to prompt
         ``[B, 1, 1, T or 1, P]`` (None: everything is visible), completion to itself ``[T, T]``."""
-        key = (how.window, dtype)
+        key = (options.window, dtype)
         if key not in self.masks:
             p, t = (torch.arange(grid.shape[-1], device=self.ids.device) for grid in (self.prompts, self.completions))
             inner, own, across = p[:, None] >= p, t[:, None] >= t, p < self.prompt_length[:, None, None]
-            if how.window is not None:
-                inner, own = inner & (p[:, None] - p < how.window), own & (t[:, None] - t < how.window)
-                across = across & (self.prompt_length[:, None, None] + t[:, None] - p < how.window)
+            if options.window is not None:
+                inner, own = inner & (p[:, None] - p < options.window), own & (t[:, None] - t < options.window)
+                across = across & (self.prompt_length[:, None, None] + t[:, None] - p < options.window)
             hidden = None if bool(across.all()) else additive(across, dtype)[:, None, None]
             self.masks[key] = additive(inner, dtype), hidden, additive(own, dtype)
         return self.masks[key]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``."""
         split = self.num_prompt
         q, k, v = (self.prompts.spread(x[:, :split]) for x in (query, key, value))
-        inner, across, own = self.masked(how, query.dtype)
-        rows = [self.prompts.gather(prompt_attention(q, k, v, how, inner).flatten(1, 2))]
+        inner, across, own = self.masked(options, query.dtype)
+        rows = [self.prompts.gather(prompt_attention(q, k, v, options, inner).flatten(1, 2))]
         if query.shape[1] > split:
             own_q, own_k, own_v = (self.completions.spread(x[:, split:]) for x in (query, key, value))
             heads, (B, G, T), P = query.shape[0], self.completions.shape, self.prompts.shape[-1]
             if torch.is_grad_enabled() and heads * B * G * T * (P + T) > RECOMPUTED_FROM:
-                found = checkpoint(completion_attention, own_q, own_k, own_v, k, v, how, across, own, use_reentrant=False)
+                found = checkpoint(completion_attention, own_q, own_k, own_v, k, v, options, across, own, use_reentrant=False)
             else:
-                found = completion_attention(own_q, own_k, own_v, k, v, how, across, own)
+                found = completion_attention(own_q, own_k, own_v, k, v, options, across, own)
             rows.append(self.completions.gather(cast(Tensor, found).flatten(1, 3)))
         return torch.cat(rows, 1).transpose(0, 1)
 
@@ -202,15 +202,22 @@ def softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
-def prompt_attention(query: Tensor, key: Tensor, value: Tensor, how: How, inner: Tensor) -> Tensor:
+def prompt_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, inner: Tensor) -> Tensor:
     """Prompts with themselves: ``[heads, B, P, D]`` and ``[key heads, B, P, D]`` → ``[heads, B, P, D]``."""
     q = query.unflatten(0, (key.shape[0], -1))  # [K, repeat, B, P, D]
-    scores = how.scores(q, key.unsqueeze(1)) + inner
+    scores = options.scores(q, key.unsqueeze(1)) + inner
     return torch.matmul(softmax(scores), value.unsqueeze(1)).flatten(0, 1)
 
 
 def completion_attention(
-    query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor, how: How, across: Tensor | None, own: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    options: AttentionOptions,
+    across: Tensor | None,
+    own: Tensor,
 ) -> Tensor:
     """Completions with their group's prompt and their own past: ``[heads, B, G, T, D]``, prompts ``[key heads, B, P, D]``.
 
@@ -221,9 +228,9 @@ def completion_attention(
     repeat = heads // K
     q = query.unflatten(0, (K, repeat)).permute(0, 2, 3, 1, 4, 5).contiguous()  # [K, B, G, repeat, T, D]
     grid = (K, B, G, repeat, T)
-    to_prompt = how.scores(q.view(K, B, G * repeat * T, D), prompt_key).view(*grid, P)
+    to_prompt = options.scores(q.view(K, B, G * repeat * T, D), prompt_key).view(*grid, P)
     to_prompt = to_prompt if across is None else to_prompt + across
-    to_own = how.scores(q.view(K, B, G, repeat * T, D), key).view(*grid, T) + own
+    to_own = options.scores(q.view(K, B, G, repeat * T, D), key).view(*grid, T) + own
     weight, wide = softmax(torch.cat([to_prompt, to_own], -1)), value.shape[-1]  # a value may be wider or narrower than its key
     found = torch.matmul(weight[..., :P].reshape(K, B, G * repeat * T, P), prompt_value).view(*grid, wide)
     found = found + torch.matmul(weight[..., P:].reshape(K, B, G, repeat * T, T), value).view(*grid, wide)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.language.asked import TOLD, TrainerState
+from upslope.language.asked import ALSO_KNOWN, TrainerState
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem, columns_of
@@ -75,7 +75,7 @@ class Completions:
         require(not isinstance(reward, str), f"reward: expected a function or several, found the text {reward!r:.40}")
         self.rewards = reward if isinstance(reward, Rewards) else Rewards.of(*(reward if isinstance(reward, Sequence) else (reward,)))
         self.columns = sorted(set.intersection(*(set(p.columns) for p in self.problems)))  # a reward sees what every problem has
-        for name in TOLD:
+        for name in ALSO_KNOWN:
             require(name not in self.columns, f"prompts: a column may not be called {name}, which means something else to rewards")
         self.rewards.check(self.columns)
         self.group_size, self.max_tokens, self.num_prompts = group_size, max_tokens, num_prompts
@@ -86,7 +86,7 @@ class Completions:
         self.samples: list[Sampled] = []
 
     def follow(self, run: Any) -> None:
-        """Be told which run this collects for: ``train`` hands its :class:`~upslope.run.train.RunState`, of which rewards may learn."""
+        """Note which run this collects for: ``train`` hands its :class:`~upslope.run.train.RunState`, of which rewards may learn."""
         self.run = run
 
     @property
@@ -150,7 +150,7 @@ class Completions:
         penalty = self.overlong(generated.length)
         values = rewarded.nan_to_num() + penalty.where(known, 0.0)
         spread = F.has_spread(values, known, dim=-1)
-        self.note(repeated, texts, scores, penalty, generated)
+        self.log_completions(repeated, texts, scores, penalty, generated)
         rollout = recorded(
             prompt_ids,
             generated.completion_ids,
@@ -176,7 +176,7 @@ class Completions:
             return torch.zeros(length.shape, device=length.device)
         return ((self.max_tokens - self.overlong_buffer - length) / self.overlong_buffer).clamp(-1.0, 0.0)
 
-    def note(self, problems: list[Problem], texts: list[str], scores: Scores, penalty: Tensor, generated: Generated) -> None:
+    def log_completions(self, problems: list[Problem], texts: list[str], scores: Scores, penalty: Tensor, generated: Generated) -> None:
         """Keep what was said, for people; the score is the one that is trained on."""
         lengths, finished = generated.length.flatten().tolist(), generated.finished.flatten().tolist()
         lost = penalty.flatten().tolist()

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.language.architecture import changes_with_length
-from upslope.language.attention import Grid, How, additive, prompt_attention, softmax
+from upslope.language.attention import AttentionOptions, Grid, additive, prompt_attention, softmax
 from upslope.language.head import finished
 from upslope.language.plain import PlainDecoding
-from upslope.language.policy import LanguagePolicy, logit_cap, logit_scale, of, output_layer
+from upslope.language.policy import LanguagePolicy, cast_parameter, logit_cap, logit_scale, output_layer
 from upslope.language.product import Product
 
 
@@ -75,9 +75,9 @@ class EmbeddedEngine:
         if not policy.attention.packed:
             return
         layer, body = output_layer(policy.model), policy.body
-        bias = None if layer.bias is None else of(self.weights, body, layer.bias)
+        bias = None if layer.bias is None else cast_parameter(self.weights, body, layer.bias)
         scale = logit_scale(policy.model) / policy.temperature
-        self.head = of(self.weights, body, layer.weight), bias, scale, logit_cap(policy.model)
+        self.head = cast_parameter(self.weights, body, layer.weight), bias, scale, logit_cap(policy.model)
 
     @torch.no_grad()
     def generate(
@@ -167,18 +167,20 @@ class Prefill:
     grid: Grid
     masks: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``; keys and values stay in the cache."""
         P = self.grid.shape[-1]
-        if how.window not in self.masks:
+        if options.window not in self.masks:
             p = torch.arange(P, device=query.device)
             visible = p[:, None] >= p
-            self.masks[how.window] = additive(visible if how.window is None else visible & (p[:, None] - p < how.window), query.dtype)
+            self.masks[options.window] = additive(
+                visible if options.window is None else visible & (p[:, None] - p < options.window), query.dtype
+            )
         q, k, v = (self.grid.spread(x) for x in (query, key, value))
         prompt_keys, prompt_values, _, _ = self.cache.of(layer, key, value)
         prompt_keys[self.slots, :, :P] = k.transpose(0, 1)
         prompt_values[self.slots, :, :P] = v.transpose(0, 1)
-        found = prompt_attention(q, k, v, how, self.masks[how.window])
+        found = prompt_attention(q, k, v, options, self.masks[options.window])
         return self.grid.gather(found.flatten(1, 2)).transpose(0, 1)
 
 
@@ -196,19 +198,19 @@ class Step:
     length: int
     masks: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
-    def hidden(self, how: How, dtype: torch.dtype) -> Tensor:
+    def hidden(self, options: AttentionOptions, dtype: torch.dtype) -> Tensor:
         """What is added to the scores ``[slots, 1, 1, 1, P + length]``: −∞ on what a row must not see."""
-        if how.window not in self.masks:
+        if options.window not in self.masks:
             p = torch.arange(self.cache.prompt_size, device=self.at.device)
             t = torch.arange(self.length, device=self.at.device)
             prompt, own = p < self.prompt_length[:, None], t <= self.at[:, None]
-            if how.window is not None:
-                prompt = prompt & ((self.prompt_length + self.at)[:, None] - p < how.window)
-                own = own & (self.at[:, None] - t < how.window)
-            self.masks[how.window] = additive(torch.cat([prompt, own], 1), dtype)[:, None, None, None]
-        return self.masks[how.window]
+            if options.window is not None:
+                prompt = prompt & ((self.prompt_length + self.at)[:, None] - p < options.window)
+                own = own & (self.at[:, None] - t < options.window)
+            self.masks[options.window] = additive(torch.cat([prompt, own], 1), dtype)[:, None, None, None]
+        return self.masks[options.window]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, rows, D]`` → ``[rows, heads, D]``."""
         prompt_keys, prompt_values, keys, values = self.cache.of(layer, key, value)
         place = self.at[self.slot]
@@ -224,9 +226,9 @@ class Step:
             spread[self.slot, self.lane] = query.transpose(0, 1)
             grid = spread.view(B, G, K, -1, D).transpose(1, 2).contiguous()
         repeat, P = heads // K, prompt_keys.shape[2]
-        to_prompt = how.scores(grid.view(B, K, G * repeat, D), prompt_keys).view(B, K, G, repeat, P)
-        to_own = how.scores(grid, keys[:, :, :, : self.length])
-        weight = softmax(torch.cat([to_prompt, to_own], -1) + self.hidden(how, query.dtype))
+        to_prompt = options.scores(grid.view(B, K, G * repeat, D), prompt_keys).view(B, K, G, repeat, P)
+        to_own = options.scores(grid, keys[:, :, :, : self.length])
+        weight = softmax(torch.cat([to_prompt, to_own], -1) + self.hidden(options, query.dtype))
         found = torch.matmul(weight[..., :P].reshape(B, K, G * repeat, P), prompt_values).view(B, K, G, repeat, -1)
         found = found + torch.matmul(weight[..., P:], values[:, :, :, : self.length])
         by_row = found.transpose(1, 2).reshape(B, G, heads, -1)
@@ -352,12 +354,12 @@ def inverse_cdf(log_p: Tensor, uniform: Tensor) -> Tensor:
     if p.shape[1] % size:
         p = torch.nn.functional.pad(p, (0, size - p.shape[1] % size))
     blocks = p.view(len(p), -1, size)
-    block, rest = place(blocks.sum(-1), uniform.to(torch.float64))
-    inside, _ = place(blocks[torch.arange(len(p), device=p.device), block], rest)
+    block, rest = locate_in_cdf(blocks.sum(-1), uniform.to(torch.float64))
+    inside, _ = locate_in_cdf(blocks[torch.arange(len(p), device=p.device), block], rest)
     return block * size + inside
 
 
-def place(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def locate_in_cdf(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Which entry of ``mass [rows, n]`` holds ``share`` (in [0, 1) of the total), and which share of that entry is left."""
     total = mass.to(torch.float64).cumsum(-1)
     wanted = (share * total[:, -1])[:, None]

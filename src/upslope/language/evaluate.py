@@ -47,7 +47,7 @@ def evaluate(
     problems: Sequence[Problem] | None = None,
     trainer_state: TrainerState | None = None,
 ) -> LanguageResult:
-    """One completion of each of the first ``episodes`` held-out problems (None: all), greedy unless told otherwise.
+    """One completion of each of the first ``episodes`` held-out problems (None: all), greedy unless known otherwise.
 
     Rewards that ask for ``trainer_state`` get the one given, else that of a run's end. A training's over-length penalty is no part of
     ``reward_mean``; completions without a score are left out of it.
@@ -65,13 +65,13 @@ def evaluate(
     said = [ids[:n] for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
     texts = [policy.decode(ids, problem.prompt) for ids, problem in zip(said, found, strict=True)]
     correct = checked(task.correct, found, texts)
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "completion_ids": said,
         "finish_reason": ["stop" if finished else "length" for finished in made.finished[:, 0].tolist()],
         "trainer_state": trainer_state or TrainerState(fraction=1.0),
     }
     by = rewards or (None if task.reward is None else Rewards.of(task.reward))
-    scores = [] if by is None else [s for s in scored(by, found, texts, **told) if s is not None]
+    scores = [] if by is None else [s for s in scored(by, found, texts, **known) if s is not None]
     form = checked(task.format, found, texts)
     return LanguageResult(
         accuracy=None if correct is None else float(np.mean(correct)),
@@ -119,10 +119,10 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
     )
 
 
-def scored(rewards: Rewards, problems: list[Problem], texts: list[str], **told: Any) -> list[float | None]:
-    """Scores of one completion per problem; ``told`` is what rewards may ask for besides."""
+def scored(rewards: Rewards, problems: list[Problem], texts: list[str], **known: Any) -> list[float | None]:
+    """Scores of one completion per problem; ``known`` is what rewards may ask for besides."""
     completions = [completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
-    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems), **told).scores
+    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems), **known).scores
 
 
 def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> list[float] | None:

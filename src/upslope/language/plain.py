@@ -80,7 +80,7 @@ def evaluate(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Evaluation:
 
 
 def score(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Tensor:
-    """The value head's word on each whole completion ``[B, G]``."""
+    """What the value head gives each whole completion ``[B, G]``."""
     weights = policy.weights()
     last = [required(policy.read(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(**inputs)]
     return policy.values(torch.stack(last)).view(inputs["completion_length"].shape)

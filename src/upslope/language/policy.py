@@ -254,8 +254,8 @@ class LanguagePolicy(nn.Module):
             tuple[Tensor, Tensor],
             TokenLogProb.apply(
                 hidden,
-                of(weights, self.body, layer.weight),
-                None if layer.bias is None else of(weights, self.body, layer.bias),
+                cast_parameter(weights, self.body, layer.weight),
+                None if layer.bias is None else cast_parameter(weights, self.body, layer.bias),
                 completion_ids[real],
                 logit_scale(self.model) / self.temperature,
                 logit_cap(self.model),
@@ -268,7 +268,7 @@ class LanguagePolicy(nn.Module):
     forward = evaluate
 
     def score(self, *, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Tensor:
-        """The value head's word on each whole completion ``[B, G]``: a reward model."""
+        """What the value head gives each whole completion ``[B, G]``: a reward model."""
         if self.body.value_head is None:
             raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
         inputs = {
@@ -319,7 +319,7 @@ class LanguagePolicy(nn.Module):
 # ------------------------------------------------------------------------------------------------------- what models differ in
 
 
-def of(weights: dict[str, Tensor] | None, body: Body, parameter: Tensor) -> Tensor:
+def cast_parameter(weights: dict[str, Tensor] | None, body: Body, parameter: Tensor) -> Tensor:
     """A parameter, or what stands for it in this pass."""
     if weights is None:
         return parameter

@@ -19,7 +19,7 @@ HELD_OUT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One prompt and what rewards are told beside it: ``columns``, such as ``{"answer": "46"}``; ``place`` is its file and line."""
+    """One prompt and what rewards are given beside it: ``columns``, such as ``{"answer": "46"}``; ``place`` is its file and line."""
 
     prompt: Prompt
     columns: Mapping[str, Any] = field(default_factory=dict)

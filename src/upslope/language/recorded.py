@@ -135,7 +135,7 @@ def completion_text(completion: Any, place: str) -> str:
     return cast(str, completion)
 
 
-def told(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any, ...]]:
+def unpack_examples(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any, ...]]:
     """What each example says under these names: as a mapping, in this order, or as attributes."""
     for i, example in enumerate(examples):
         if isinstance(example, Mapping):
@@ -158,17 +158,19 @@ def places_of(examples: Sequence[Any]) -> list[str]:
 
 def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str] | Labeled], **options: Any) -> Recorded:
     """Prompts with the completion to imitate, for SFT."""
-    rows = [(prompt, [text], [0.0]) for prompt, text in told(examples, "prompt", "completion")]
+    rows = [(prompt, [text], [0.0]) for prompt, text in unpack_examples(examples, "prompt", "completion")]
     return Recorded(policy, rows, places=places_of(examples), **options)
 
 
 def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
     """Completions that are wanted (+1) or not (−1), for KTO."""
-    rows = [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in told(examples, "prompt", "completion", "label")]
+    rows = [
+        (prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in unpack_examples(examples, "prompt", "completion", "label")
+    ]
     return Recorded(policy, rows, places=places_of(examples), **options)
 
 
 def preference_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], **options: Any) -> Recorded:
     """Chosen and rejected completions, for DPO and reward models."""
-    rows = [(prompt, [chosen, rejected], [0.0, 0.0]) for prompt, chosen, rejected in told(pairs, "prompt", "chosen", "rejected")]
+    rows = [(prompt, [chosen, rejected], [0.0, 0.0]) for prompt, chosen, rejected in unpack_examples(pairs, "prompt", "chosen", "rejected")]
     return Recorded(policy, rows, places=places_of(pairs), **options)

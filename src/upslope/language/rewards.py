@@ -1,7 +1,7 @@
 """Rewards: one or several functions, weights, a time limit, and what happens to items that get no score.
 
 The convention is ``reward(*, prompts, completions, **columns) -> list[float | None]``, sync or async, every argument a list
-with one entry per completion. A function is told only what it has parameters for; besides the columns of the data that may be
+with one entry per completion. A function is given only what it has parameters for; besides the columns of the data that may be
 ``completion_ids`` (token ids, the end token included), ``finish_reason`` (``"stop"`` or, cut by max_tokens, ``"length"``) and
 ``trainer_state``, one :class:`TrainerState` for the whole batch.
 
@@ -23,7 +23,7 @@ from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, require, unknown
-from upslope.language.asked import TOLD, TrainerState, accepted, needed, takes
+from upslope.language.asked import ALSO_KNOWN, TrainerState, accepted, needed, takes
 from upslope.language.calls import Call, Outcome, in_place, in_thread
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin, completion_for, text_of
 from upslope.language.forked import can_fork, in_process
@@ -133,12 +133,12 @@ class Rewards:
             parts.append(Part(name=f"{base}#{taken + 1}" if taken else base, function=function, weight=weight))
         return cls(parts=tuple(parts), timeout=timeout, batch_timeout=batch_timeout, own_process=own_process)
 
-    def check(self, columns: Sequence[str], told: Sequence[str] = TOLD) -> None:
-        """Raise :class:`UsageError` if a reward asks for a column that is not among ``columns``, nor what it is ``told`` anyway."""
+    def check(self, columns: Sequence[str], also_known: Sequence[str] = ALSO_KNOWN) -> None:
+        """Raise :class:`UsageError` if a reward asks for what is neither among ``columns`` nor ``also_known``."""
         for part in self.parts:
             for name in needed(part.function):
-                shown = ", ".join(column for column in columns if column not in TOLD) or "none"
-                known = name in columns or name in told
+                shown = ", ".join(column for column in columns if column not in ALSO_KNOWN) or "none"
+                known = name in columns or name in also_known
                 require(known, f"reward {part.name} needs the column {name!r}, which the data does not have (columns: {shown})")
 
     def __call__(
@@ -157,7 +157,7 @@ class Rewards:
         count = len(given["completions"])
         for name, column in given.items():
             require(len(column) == count, f"{name}: expected one entry for each of {count} completions, found {len(column)}")
-        self.check([*columns, "trainer_state"], told=())
+        self.check([*columns, "trainer_state"], also_known=())
         tally = _Tally()
         parts = {part.name: self._values(part, given, trainer_state, tally) for part in self.parts}
         counted = [part for part in self.parts if part.weight != 0]

@@ -73,7 +73,7 @@ def completions(config: Config, policy: LanguagePolicy, task: Task, reference: A
     algorithm, chosen = config.algorithm, config.problem
     kl = getattr(algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
     require(
-        settings.refill == 0 or not (kl or getattr(algorithm, "needs_every_group", True)),
+        settings.refill == 0 or not (kl or getattr(algorithm, "zero_variance_groups_have_gradient", True)),
         "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
     )
     compares = config.needs.learns_from == "groups"

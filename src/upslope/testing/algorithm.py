@@ -13,7 +13,7 @@ from upslope.errors import require
 from upslope.records import Algorithm, Batch, Rollout
 from upslope.testing import probes
 from upslope.testing.batches import gradient
-from upslope.testing.contract import hold, one_line, same
+from upslope.testing.contract import expect, one_line, same
 from upslope.testing.estimates import Estimator, describe, nothing
 from upslope.testing.probes import Probe, mapped, probe, rows
 
@@ -21,7 +21,7 @@ from upslope.testing.probes import Probe, mapped, probe, rows
 def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
     r"""Hold an algorithm to the contract that the library relies on; returns None or raises :class:`ContractError`.
 
-    The laws, checked in float64 on a batch with rows of different length:
+    What must hold, checked in float64 on a batch with rows of different length:
 
     1. ``estimate`` returns a :class:`~upslope.records.Batch` without gradient, finite, with weights that are 0 on masked steps, never
        negative and at most 1 in sum; it changes neither the rollout nor the policy;
@@ -43,15 +43,15 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
     """
     require(not isinstance(algorithm, type), f"algorithm: found {describe(algorithm)}")
     for name in ("estimate", "objective", "update"):
-        hold(
+        expect(
             hasattr(algorithm, name),
             f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update",
         )
     with one_line(type(algorithm).__name__):
-        hold_to_laws(algorithm, isinstance(algorithm, GRPO | RLOO) if group is None else group)
+        check_properties(algorithm, isinstance(algorithm, GRPO | RLOO) if group is None else group)
 
 
-def hold_to_laws(algorithm: Algorithm, group: bool) -> None:
+def check_properties(algorithm: Algorithm, group: bool) -> None:
     """All of them, one after the other."""
     p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
     rollout = recording(p, group)
@@ -61,13 +61,13 @@ def hold_to_laws(algorithm: Algorithm, group: bool) -> None:
     check_weights(run, p, batch.by_unit())
     run(p.policy, mapped(rollout, lambda x: x))  # one line for what raises
     for other in masked_otherwise(rollout):
-        hold(
+        expect(
             same(run(p.policy, other).gradient, run(p.policy, rollout).gradient),
             "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated",
         )
     alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
     run(p.policy, alike)
-    hold(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
+    expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
 
 
 def recording(p: Probe, group: bool) -> Rollout:
@@ -89,62 +89,62 @@ def masked_otherwise(rollout: Rollout) -> Iterator[Rollout]:
 
 
 def check_estimate(run: Estimator, p: Probe, rollout: Rollout) -> Batch:
-    """Law 1."""
+    """Property 1."""
     before, parameters = mapped(rollout, torch.clone), [x.detach().clone() for x in p.policy.parameters()]
     batch = run.given.estimate(p.policy, rollout)
-    hold(isinstance(batch, Batch), f"algorithm: estimate returned an object of type {type(batch).__name__}; return Batch.of(rollout, …)")
+    expect(isinstance(batch, Batch), f"algorithm: estimate returned an object of type {type(batch).__name__}; return Batch.of(rollout, …)")
     for item in fields(rollout):
         old, new = getattr(before, item.name), getattr(rollout, item.name)
         changed = isinstance(new, Tensor) and not torch.equal(old, new)
-        hold(not changed, f"algorithm: estimate changed rollout.{item.name} in place; work on new tensors")
+        expect(not changed, f"algorithm: estimate changed rollout.{item.name} in place; work on new tensors")
     moved = any(not torch.equal(a, b) for a, b in zip(parameters, p.policy.parameters(), strict=True))
-    hold(not moved, "algorithm: estimate changed the policy's parameters; the update rule moves them")
+    expect(not moved, "algorithm: estimate changed the policy's parameters; the update rule moves them")
     for item in fields(batch):
         x = getattr(batch, item.name)
         if isinstance(x, Tensor):
-            hold(not x.requires_grad, f"algorithm: batch.{item.name} carries gradient; detach it, or estimate under torch.no_grad()")
+            expect(not x.requires_grad, f"algorithm: batch.{item.name} carries gradient; detach it, or estimate under torch.no_grad()")
             finite = x.dim() < batch.mask.dim() or x.shape[: batch.mask.dim()] != batch.mask.shape or bool(x[batch.mask].isfinite().all())
-            hold(finite, f"algorithm: batch.{item.name} is not finite at an unmasked step")
+            expect(finite, f"algorithm: batch.{item.name} is not finite at an unmasked step")
     total = float(batch.weight.sum())
-    hold(bool((batch.weight[~batch.mask] == 0).all()), "algorithm: batch.weight is not 0 on masked steps; take F.average_weight")
+    expect(bool((batch.weight[~batch.mask] == 0).all()), "algorithm: batch.weight is not 0 on masked steps; take F.average_weight")
     sound = bool((batch.weight >= 0).all()) and total <= 1.0 + 1e-6
-    hold(sound, f"algorithm: batch.weight sums to {total:.6g}; weights are shares of the whole batch, ≥ 0 and at most 1 in sum")
+    expect(sound, f"algorithm: batch.weight sums to {total:.6g}; weights are shares of the whole batch, ≥ 0 and at most 1 in sum")
     return batch
 
 
 def check_objective(run: Estimator, p: Probe, batch: Batch) -> None:
-    """Law 2."""
+    """Property 2."""
     units = batch.by_unit()
     found = run.given.objective(p.policy, units)
     pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and isinstance(found[1], dict)
-    hold(pair, "algorithm: objective returns (value, metrics), a 0-d tensor and a dict")
+    expect(pair, "algorithm: objective returns (value, metrics), a 0-d tensor and a dict")
     value, metrics = found
-    hold(value.dim() == 0, f"algorithm: the objective has shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)")
-    hold(value.requires_grad, "algorithm: the objective does not depend on the policy's parameters; nothing would be learned")
-    hold(bool(value.isfinite()), "algorithm: the objective is not finite")
+    expect(value.dim() == 0, f"algorithm: the objective has shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)")
+    expect(value.requires_grad, "algorithm: the objective does not depend on the policy's parameters; nothing would be learned")
+    expect(bool(value.isfinite()), "algorithm: the objective is not finite")
     for name, metric in metrics.items():
         expected = units.mask.shape if name == "log_ratio" else torch.Size()
         fits = isinstance(metric, Tensor) and metric.shape == expected
         shape = list(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
-        hold(fits, f"algorithm: metrics[{name!r}] is {shape}; expected a tensor of shape {list(expected)}")
+        expect(fits, f"algorithm: metrics[{name!r}] is {shape}; expected a tensor of shape {list(expected)}")
     if "log_ratio" in metrics:
         largest = float(metrics["log_ratio"].detach()[units.mask].abs().max())
-        hold(largest <= 1e-6, f"algorithm: before the first step the ratio is exp(±{largest:.2g}); π_old is the policy itself there")
+        expect(largest <= 1e-6, f"algorithm: before the first step the ratio is exp(±{largest:.2g}); π_old is the policy itself there")
 
 
 def check_weights(run: Estimator, p: Probe, batch: Batch) -> None:
-    """Law 3; ``batch`` is by unit."""
+    """Property 3; ``batch`` is by unit."""
 
     def of(piece: Batch) -> Tensor:
         return gradient(run.value(p.policy, piece) if piece.num_units else nothing(p.policy), p.policy)
 
     whole, middle = of(batch), batch.num_units // 2
     double = of(replace(batch, weight=2 * batch.weight))
-    hold(same(double, 2 * whole), "algorithm: the objective ignores batch.weight; it is Σ weight · value, F.weighted_sum")
+    expect(same(double, 2 * whole), "algorithm: the objective ignores batch.weight; it is Σ weight · value, F.weighted_sum")
     halves = of(batch.select(torch.arange(middle))) + of(batch.select(torch.arange(middle, batch.num_units)))
-    hold(same(halves, whole), "algorithm: micro-batches do not add up to the batch; statistics of a batch belong into estimate")
+    expect(same(halves, whole), "algorithm: micro-batches do not add up to the batch; statistics of a batch belong into estimate")
     if batch.num_units < 2:
         return
     parts = batch.minibatches(torch.arange(batch.num_units), 2)
     first, second = (of(part) * (part.num_units / batch.num_units) for part in parts)
-    hold(same(first + second, whole), "algorithm: minibatches, scaled to the batch's size, do not average to the batch")
+    expect(same(first + second, whole), "algorithm: minibatches, scaled to the batch's size, do not average to the batch")

@@ -29,8 +29,8 @@ def micro_batches(case: Case) -> Iterator[Found]:
         whole, *parts = (gradient(case.full.value(policy, piece), policy) for piece in (batch, *halves))
     total = parts[0] + parts[1]
     if not same(total, whole):
-        law = "normalized per micro-batch" if factor(total, whole) is None else "mean of micro-batch means"
-        yield law, "the halves of a batch do not add up to the whole"
+        mistake = "normalized per micro-batch" if factor(total, whole) is None else "mean of micro-batch means"
+        yield mistake, "the halves of a batch do not add up to the whole"
 
 
 def gradient(value: Tensor, policy: torch.nn.Module) -> Tensor:
@@ -42,14 +42,14 @@ def gradient(value: Tensor, policy: torch.nn.Module) -> Tensor:
 
 def order(case: Case) -> Iterator[Found]:
     """Rows in another order give the same estimate, also where their lengths differ."""
-    for law, p, index in (
+    for mistake, p, index in (
         ("normalized per micro-batch", case.main, (0, 1, 2, 3)),
         ("mean of micro-batch means", probe(probes.ragged, case.gamma), (0, 0, 1, 2)),
     ):
         a = case.full(p.policy, rows(p.rollout, index, case.group)).gradient
         turned = rows(p.rollout, [index[i] for i in (0, 2, 1, 3)], case.group)  # other halves, and other even and odd rows
         if not same(a, case.full(p.policy, turned).gradient):
-            yield law, "the order of the rows changes the estimate"
+            yield mistake, "the order of the rows changes the estimate"
             return
 
 

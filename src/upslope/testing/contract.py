@@ -15,20 +15,20 @@ EXACT = 1e-6
 
 
 class ContractError(AssertionError):
-    """A user's code breaks a law; the message names the law, what was found and what to do.
+    """A user's code breaks its contract; the message names the mistake, what was found and what to do.
 
-    ``law`` is its name in :data:`~upslope.testing.LAWS`, or "contract" for what is not about a gradient.
+    ``mistake`` is its name in :data:`~upslope.testing.MISTAKES`, or "contract" for what is not about a gradient.
     """
 
-    def __init__(self, message: str, law: str = "contract") -> None:
+    def __init__(self, message: str, mistake: str = "contract") -> None:
         super().__init__(message)
-        self.law = law
+        self.mistake = mistake
 
 
-def hold(holds: bool, message: str, law: str = "contract") -> None:
-    """Raise :class:`ContractError` unless the law holds."""
+def expect(holds: bool, message: str, mistake: str = "contract") -> None:
+    """Raise :class:`ContractError` unless it holds."""
     if not holds:
-        raise ContractError(message, law)
+        raise ContractError(message, mistake)
 
 
 @contextmanager

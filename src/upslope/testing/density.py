@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upslope.records import SamplingPolicy
-from upslope.testing.contract import hold
+from upslope.testing.contract import expect
 
 SAMPLES = 1 << 14
 """Actions that are drawn."""
@@ -33,13 +33,13 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
     found = policy.evaluate(**repeated, action=action)
     log_prob, entropies = found.log_prob.double().flatten(), found.entropy.double().flatten()
     entropy = float(entropies.mean())
-    hold(
+    expect(
         float((entropies - entropy).abs().max()) <= 1e-3 * max(1.0, abs(entropy)),
         "policy: the entropy of one state differs with the action that is scored; −log π of that action has gradient 0 in expectation",
     )
     error = float(log_prob.std()) / math.sqrt(SAMPLES)
     off = abs(float(-log_prob.mean()) - entropy)
-    hold(
+    expect(
         off <= SIGMAS * error + 1e-3,
         f"policy: the entropy is {entropy:.4g}, the mean of −log π over {SAMPLES} samples {float(-log_prob.mean()):.4g}; "
         "it is −E[log π], the change of variables of a squashed action (tanh) included",
@@ -51,7 +51,7 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
         return
     squashed = log_prob + 2.0 * (math.log(2.0) - flat - torch.nn.functional.softplus(-2.0 * flat)).sum(-1)
     worst = min(uneven(flat, log_prob), uneven(flat, squashed))
-    hold(
+    expect(
         worst <= SIGMAS,
         f"policy: log_prob is not the density of the actions that sample draws ({worst:.0f} standard errors off); "
         "of a squashed action a = tanh u it is log N(u) − Σ log(1 − tanh² u)",

@@ -60,15 +60,15 @@ def named(p: Probe, term: Tensor) -> Iterator[Found]:
     gap = r.behavior_log_prob - r.reference_log_prob
     k2, k3, swapped = 0.5 * gap.square(), torch.expm1(-gap) + gap, torch.expm1(gap) - gap
     # the score-function gradient of each in the reward, and in the objective the slope of k3 with its arguments swapped
-    for law, credit in (
+    for mistake, credit in (
         *(("k2 or k3 in the reward", estimate) for estimate in (k2, k3, swapped)),
         ("k3 with swapped arguments", torch.expm1(gap)),
     ):
         c = factor(-term, p.expectation(credit))
         if c is not None and c > 0:
-            yield law, "the KL term's expectation is exactly that mistake's"
+            yield mistake, "the KL term's expectation is exactly that mistake's"
             return
-    yield "biased by no known law", "the KL term is the gradient of no KL"
+    yield "biased by no known mistake", "the KL term is the gradient of no KL"
 
 
 def reference_of(p: Probe, drift: float) -> Tensor:

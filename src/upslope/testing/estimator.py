@@ -1,4 +1,4 @@
-"""Hold an estimator of the policy gradient against the exact gradient, and name the law that it breaks."""
+"""Hold an estimator of the policy gradient against the exact gradient, and name the mistake that it has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from upslope.errors import require, unknown
 from upslope.testing import batches, divergence, groups, other_policies, probes, stages
 from upslope.testing.contract import cosine, factor
 from upslope.testing.estimates import Estimator, Moments
-from upslope.testing.laws import LAWS, reason
+from upslope.testing.known_mistakes import MISTAKES, reason
 from upslope.testing.lengths import lengths
 from upslope.testing.mistakes import target
 from upslope.testing.report import EstimatorReport, Finding
@@ -32,7 +32,7 @@ LATER = {
     "another policy's steps": "importance weight missing, ratio inverted, per-step ratio, past ratio missing, later ratios missing, "
     "importance weights cut, clip on the wrong side",
 }
-"""What is tried on other recordings, and the laws that show there."""
+"""What is tried on other recordings, and the mistakes that show there."""
 
 
 @dataclass
@@ -43,9 +43,9 @@ class Log:
     notes: list[str] = field(default_factory=list[str])
     checked: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])
-    """what could not be checked, each with its laws"""
+    """what could not be checked, each with its mistakes"""
     left_out: list[str] = field(default_factory=list[str])
-    """what does not apply, each with its laws and the reason"""
+    """what does not apply, each with its mistakes and the reason"""
 
     def run(self, name: str, results: Iterable[Found]) -> None:
         """One more check."""
@@ -62,7 +62,7 @@ def check_estimator(
     whole_episodes: bool | None = None,
     by_design: Collection[str] = (),
 ) -> EstimatorReport:
-    r"""Compare an estimator's exact expectation with ∇J on small problems, and name the law of :data:`LAWS` that it breaks.
+    r"""Compare an estimator's exact expectation with ∇J on small problems, and name the mistake of :data:`MISTAKES` that it has.
 
     ``estimator`` is an algorithm, whose estimate is the gradient of ``objective(policy, estimate(policy, rollout))`` at the policy
     itself, or a function ``(policy, rollout)``, with ``gamma`` as a third parameter if it discounts. It returns a number to
@@ -71,7 +71,7 @@ def check_estimator(
 
     :math:`E[\hat g] = \sum_{\tau_1 \ldots \tau_B} P(\tau_1) \cdots P(\tau_B)\, \hat g(\tau_1, \ldots, \tau_B)` is a finite sum here.
     It is compared with ∇J from the policy gradient theorem, undiscounted, with γ, and (γ = 1, with a critic) of the average reward of a
-    task without end, up to a positive factor; where it differs, with the expectation that each known mistake would have. Other laws are
+    task without end, up to a positive factor; where it differs, with the expectation that each known mistake would have. Other mistakes are
     tried directly: padding, the order of rows, micro-batches, another behavior policy, truncations. Advantages scaled by the batch,
     bonuses and KL terms of an algorithm are switched off for the expectations (their settings are fields) and on for the rest.
 
@@ -82,16 +82,16 @@ def check_estimator(
         off_policy: it corrects for another behavior policy (None: if it reacts to ``behavior_log_prob``).
         whole_episodes: it is for rows of one whole episode each, so neither truncations nor episodes in a row are tried
             (None: functions and group methods see one episode in a row).
-        by_design: laws that are broken on purpose.
+        by_design: mistakes that are made on purpose.
 
     Raises:
-        UsageError: it raises, returns another shape or something that does not depend on the policy, or a law's name is unknown.
+        UsageError: it raises, returns another shape or something that does not depend on the policy, or a mistake's name is unknown.
 
     Source: Sutton et al. 2000, theorem 1; Nota & Thomas 2020 for γ^t; Pardo et al. 2018 for truncations.
     """
-    for law in by_design:
-        if law not in LAWS:
-            raise unknown("law", law, LAWS)
+    for mistake in by_design:
+        if mistake not in MISTAKES:
+            raise unknown("mistake", mistake, MISTAKES)
     require(gamma is None or 0.0 <= gamma <= 1.0, f"gamma: expected a number in [0, 1], found {gamma}")
     group = isinstance(estimator, GRPO | RLOO) if group is None else group
     full = Estimator(estimator, gamma, group)
@@ -110,30 +110,30 @@ def check_estimator(
         case, notes = stages.bare(given)
         log.notes += notes
         form, found = stages.main_expectation(case, moments.mean if case is given else case.mean(case.main, case.size))
-        if any(law == "wrong sign" for law, _ in found):
+        if any(mistake == "wrong sign" for mistake, _ in found):
             case = replace(case, sign=-1.0)
         further(case, form, whole_episodes, log)
         log.found += found
     findings = [
-        Finding(law, numbers, "as you said" if law in by_design else reason(estimator, law))
-        for law, numbers in first_causes(log.found).items()
+        Finding(mistake, numbers, "as you said" if mistake in by_design else reason(estimator, mistake))
+        for mistake, numbers in first_causes(log.found).items()
     ]
     return report(given, moments, tuple(findings), log)
 
 
 def first_causes(found: list[Found]) -> dict[str, str]:
-    """Each law once, without what another one explains."""
-    laws = dict(reversed(found))
-    if "not finite" in laws:  # such an estimate has no expectation
-        return {"not finite": laws["not finite"]}
-    if "ratio inverted" in laws:
-        laws.pop("wrong sign", None)
-    if "k1 in the objective" in laws:  # off-policy it needs a weight, too; and beside a reference it is a bonus for rare actions
-        laws.pop("importance weight missing", None)
-        laws.pop("entropy of the action taken", None)
-    if len(laws) > 1:
-        laws.pop("biased by no known law", None)
-    return dict(reversed(laws.items()))
+    """Each mistake once, without what another one explains."""
+    mistakes = dict(reversed(found))
+    if "not finite" in mistakes:  # such an estimate has no expectation
+        return {"not finite": mistakes["not finite"]}
+    if "ratio inverted" in mistakes:
+        mistakes.pop("wrong sign", None)
+    if "k1 in the objective" in mistakes:  # off-policy it needs a weight, too; and beside a reference it is a bonus for rare actions
+        mistakes.pop("importance weight missing", None)
+        mistakes.pop("entropy of the action taken", None)
+    if len(mistakes) > 1:
+        mistakes.pop("biased by no known mistake", None)
+    return dict(reversed(mistakes.items()))
 
 
 def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log) -> None:
@@ -162,7 +162,7 @@ def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log)
         log.skipped += skipped
         log.left_out += left_out
     log.left_out += out_of_place(case, whole_episodes)
-    if form is None or any(law in SPOIL_LENGTHS for law, _ in log.found):
+    if form is None or any(mistake in SPOIL_LENGTHS for mistake, _ in log.found):
         log.skipped += [f"{name} ({LATER[name]})" for name in later(case, whole_episodes)]
         return
     for name in later(case, whole_episodes):
@@ -220,8 +220,8 @@ def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorR
     p = probes.continuing()
     moments = full.moments(p, 1)
     c = factor(moments.mean, p.gradients[1.0])
-    law = "biased by no known law" if c is None else "wrong sign"
-    findings = () if c is not None and c > 0 else (Finding(law, "", "as you said" if law in by_design else None),)
+    mistake = "biased by no known mistake" if c is None else "wrong sign"
+    findings = () if c is not None and c > 0 else (Finding(mistake, "", "as you said" if mistake in by_design else None),)
     method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
     log = Log(checked=["expectation"], left_out=["everything else: it learns at every step of a task without end"])
     return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, log)

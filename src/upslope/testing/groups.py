@@ -48,7 +48,7 @@ def comparison(case: Case) -> Iterator[Found]:
     first, even = baseline(scores)
     if not even:
         seen = ", ".join(f"{x:.3g}" for x in read(scores))
-        yield "biased by no known law", f"rows with scores 0, 1, 3 are credited with {seen}: not in proportion"
+        yield "biased by no known mistake", f"rows with scores 0, 1, 3 are credited with {seen}: not in proportion"
     elif abs(first - float(scores.mean())) > 1e-3 and abs(first - baseline(others)[0]) > 1e-3:
         yield (
             "baseline depends on the action",

@@ -23,7 +23,7 @@ def lengths(case: Case, form: str) -> tuple[list[Found], list[str]]:
         return [("length bias", "rows of 1 and 2 steps weigh the same")], []
     if average == "steps":
         return [], ["averaged over the batch's steps: where lengths differ a ratio, with a bias of the order 1 / batch"]
-    return [("biased by no known law", "where episodes differ in length")], []
+    return [("biased by no known mistake", "where episodes differ in length")], []
 
 
 def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:

@@ -53,18 +53,18 @@ def earlier(x: Tensor) -> Tensor:
 def explained(probe: Probe, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The known mistake that has this expectation where all episodes end by themselves, or None."""
     for form in FORMS:
-        for law, prediction in of_returns(probe, form):
+        for mistake, prediction in of_returns(probe, form):
             if (c := factor(mean, prediction, tolerance)) is not None and c > 0:
-                return law
+                return mistake
     for form in FORMS:
-        for law, by_decay in of_advantages(probe, form):
+        for mistake, by_decay in of_advantages(probe, form):
             if at_some_decay(mean, by_decay, tolerance):
-                return law
+                return mistake
     return None
 
 
 def of_returns(probe: Probe, form: str) -> Iterator[tuple[str, Tensor]]:
-    """``(law, expectation)`` of mistakes in what an action is credited with."""
+    """``(mistake, expectation)`` of mistakes in what an action is credited with."""
     r = probe.rollout
     gamma, weight = weights(probe, form)
     g, after = returns(probe, gamma), successors(probe)
@@ -85,7 +85,7 @@ def of_returns(probe: Probe, form: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def of_advantages(probe: Probe, form: str) -> Iterator[tuple[str, Decay]]:
-    """``(law, expectation for a trace decay)`` of mistakes in a generalized advantage, whose λ nobody told us."""
+    """``(mistake, expectation for a trace decay)`` of mistakes in a generalized advantage, whose λ is not known."""
     r = probe.rollout
     gamma, weight = weights(probe, form)
     value, after = r.value, successors(probe)
@@ -133,14 +133,14 @@ def at_some_decay(mean: Tensor, by_decay: Decay, tolerance: float = EXACT) -> bo
 
 def on_truncated_episodes(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The mistake that has this expectation where some recordings stop before the episode does, or None."""
-    for law, by_decay in of_advantages(probe, form):
-        if law.startswith("t") and " taken for " in law and at_some_decay(mean, by_decay, tolerance):
-            return law
+    for mistake, by_decay in of_advantages(probe, form):
+        if mistake.startswith("t") and " taken for " in mistake and at_some_decay(mean, by_decay, tolerance):
+            return mistake
     return None
 
 
 def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
-    """``(law, expectation)`` where another policy acted, on problems of one decision; both signs of the ratio's exponent."""
+    """``(mistake, expectation)`` where another policy acted, on problems of one decision; both signs of the ratio's exponent."""
     r = probe.rollout
     assert r.reference_log_prob is not None and r.value is not None
     ratio = (r.reference_log_prob - r.behavior_log_prob).exp()
@@ -167,10 +167,10 @@ def of_several_ratios(probe: Probe, form: str, mean: Tensor, tolerance: float = 
     def by_decay(ratio: Tensor) -> Decay:
         return lambda trace: probe.expectation(ratio * F.gae(r.reward, value, after, *ends, gamma, trace, r.mask), weight)
 
-    for law, ratio in (("past ratio missing", rest), ("per-step ratio", own), ("later ratios missing", past)):
+    for mistake, ratio in (("past ratio missing", rest), ("per-step ratio", own), ("later ratios missing", past)):
         c = factor(mean, probe.expectation(ratio * g, weight), tolerance)
         if (c is not None and c > 0) or (ratio is not rest and at_some_decay(mean, by_decay(ratio), tolerance)):
-            return law
+            return mistake
     return None
 
 

@@ -47,13 +47,13 @@ def one_decision(case: Case) -> Iterator[Found]:
     p = probe(probes.arms, case.gamma, drift=NEARBY)
     mean = case.mean(p, case.size)
     if (c := factor(mean, target(p, "undiscounted"))) is None or c < 0:
-        for law, prediction in of_another_policy(p):
+        for mistake, prediction in of_another_policy(p):
             if (c := factor(mean, prediction)) is not None and c > 0:
-                yield law, "steps of another policy"
+                yield mistake, "steps of another policy"
                 break
         else:
             if c is None:
-                yield "biased by no known law", "on steps of another policy"
+                yield "biased by no known mistake", "on steps of another policy"
 
 
 def several_decisions(case: Case, form: str) -> Iterator[Found]:
@@ -62,7 +62,7 @@ def several_decisions(case: Case, form: str) -> Iterator[Found]:
     p = probe(problem, case.gamma, drift=FAR)
     mean = case.mean(p, case.size)
     if (c := factor(mean, target(probe(problem, case.gamma), form), case.tolerance)) is None or c < 0:
-        yield of_several_ratios(p, form, mean, case.tolerance) or "biased by no known law", "on several steps of another policy"
+        yield of_several_ratios(p, form, mean, case.tolerance) or "biased by no known mistake", "on several steps of another policy"
 
 
 def moved(case: Case, ratios: tuple[float, float]) -> Tensor:

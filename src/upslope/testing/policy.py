@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from upslope.errors import UsageError, require
 from upslope.records import Evaluation, HasDistribution, Sample, SamplingPolicy, offers
-from upslope.testing.contract import hold
+from upslope.testing.contract import expect
 from upslope.testing.density import check_density
 
 GROUPS, PER_GROUP = 24, 64
@@ -24,7 +24,7 @@ def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_ac
     r"""Hold a policy to the contract that the library relies on; returns None or raises :class:`ContractError`.
 
     ``inputs`` is what ``policy.sample(inputs)`` takes, each ``[B, T, *features]`` with at least two rows; ``policy.evaluate(**inputs,
-    action=...)`` scores the actions. The laws:
+    action=...)`` scores the actions. What must hold:
 
     1. ``sample`` returns a :class:`~upslope.records.Sample` with ``log_prob [B, T]`` and no gradient; the same generator gives the same
        actions, and torch's global random state is left alone;
@@ -49,14 +49,14 @@ def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_ac
     Source: FORMULAS section 1.
     """
     for name in ("sample", "evaluate", "parameters"):
-        hold(hasattr(policy, name), f"policy: {type(policy).__name__} has no {name}; a policy has sample, evaluate and parameters")
+        expect(hasattr(policy, name), f"policy: {type(policy).__name__} has no {name}; a policy has sample, evaluate and parameters")
     shape = batch_shape(inputs)
     before = state(policy, inputs)
     sample = check_sample(policy, inputs, shape, seed)
     check_evaluation(policy, inputs, sample, shape)
-    hold(before.keys() == state(policy, inputs).keys(), "policy: sample or evaluate added parameters or buffers")
+    expect(before.keys() == state(policy, inputs).keys(), "policy: sample or evaluate added parameters or buffers")
     for name, value in state(policy, inputs).items():
-        hold(torch.equal(before[name], value), f"policy: sample or evaluate changed {name}; running statistics belong into the collector")
+        expect(torch.equal(before[name], value), f"policy: sample or evaluate changed {name}; running statistics belong into the collector")
     count = num_actions if num_actions is not None else number_of_actions(policy, inputs, sample, shape)
     if count is None:
         check_mean_score(policy, inputs, seed)
@@ -96,49 +96,49 @@ def drawn(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> An
 
 
 def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: torch.Size, seed: int) -> Sample:
-    """Law 1."""
+    """Property 1."""
     randomness = torch.get_rng_state()
     sample = drawn(policy, inputs, seed)
-    hold(
+    expect(
         isinstance(sample, Sample),
         f"policy: sample returned an object of type {type(sample).__name__}; return Sample(action=…, log_prob=…)",
     )
     for name in ("log_prob", "value"):
         x = getattr(sample, name)
         if x is not None:
-            hold(x.shape == shape, f"policy: sample's {name} has shape {list(x.shape)}; expected {list(shape)}")
-            hold(not x.requires_grad, f"policy: sample's {name} carries gradient; sample under torch.no_grad()")
+            expect(x.shape == shape, f"policy: sample's {name} has shape {list(x.shape)}; expected {list(shape)}")
+            expect(not x.requires_grad, f"policy: sample's {name} carries gradient; sample under torch.no_grad()")
     leading = sample.action.shape[:2] == shape
-    hold(leading, f"policy: sample's action has shape {list(sample.action.shape)}; it begins with {list(shape)}")
-    hold(bool(sample.log_prob.isfinite().all()), "policy: a sampled action has a log_prob that is not finite")
+    expect(leading, f"policy: sample's action has shape {list(sample.action.shape)}; it begins with {list(shape)}")
+    expect(bool(sample.log_prob.isfinite().all()), "policy: a sampled action has a log_prob that is not finite")
     again = drawn(policy, inputs, seed)
-    hold(
+    expect(
         torch.equal(sample.action, again.action),
         "policy: the same generator gave other actions; draw from the generator that sample is given",
     )
-    hold(torch.equal(randomness, torch.get_rng_state()), "policy: sample moved torch's global random state; draw from the generator only")
+    expect(torch.equal(randomness, torch.get_rng_state()), "policy: sample moved torch's global random state; draw from the generator only")
     return sample
 
 
 def check_evaluation(policy: SamplingPolicy, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> None:
-    """Laws 2 and 3."""
+    """Properties 2 and 3."""
     found, again = (call("evaluate", policy.evaluate, **inputs, action=sample.action) for _ in range(2))
-    hold(isinstance(found, Evaluation), f"policy: evaluate returned an object of type {type(found).__name__}; return Evaluation(…)")
+    expect(isinstance(found, Evaluation), f"policy: evaluate returned an object of type {type(found).__name__}; return Evaluation(…)")
     tolerance = 1e-9 if found.log_prob.dtype == torch.float64 else 1e-4  # single precision, summed over dimensions of an action
     alone = call("evaluate", policy.evaluate, **{n: x[:1] for n, x in inputs.items()}, action=sample.action[:1])
     for name in ("log_prob", "entropy", "value"):
         x, y, z = (getattr(e, name) for e in (found, again, alone))
         if x is None:
-            hold(name == "value", f"policy: evaluate returned no {name}")
+            expect(name == "value", f"policy: evaluate returned no {name}")
             continue
-        hold(x.shape == shape, f"policy: evaluate's {name} has shape {list(x.shape)}; expected {list(shape)}")
-        hold(x.is_floating_point() and bool(x.isfinite().all()), f"policy: evaluate's {name} is not finite, or no floating-point number")
-        hold(torch.equal(x, y), f"policy: two evaluations of the same actions differ in {name}; turn dropout off in sample and evaluate")
+        expect(x.shape == shape, f"policy: evaluate's {name} has shape {list(x.shape)}; expected {list(shape)}")
+        expect(x.is_floating_point() and bool(x.isfinite().all()), f"policy: evaluate's {name} is not finite, or no floating-point number")
+        expect(torch.equal(x, y), f"policy: two evaluations of the same actions differ in {name}; turn dropout off in sample and evaluate")
         close = torch.allclose(x[:1], z, rtol=tolerance, atol=tolerance)
-        hold(close, f"policy: a row's {name} depends on the other rows of the batch; batch statistics belong into the collector")
+        expect(close, f"policy: a row's {name} depends on the other rows of the batch; batch statistics belong into the collector")
     agree = torch.allclose(found.log_prob, sample.log_prob.to(found.log_prob.dtype), rtol=tolerance, atol=tolerance)
-    hold(agree, "policy: sample and evaluate disagree on log_prob; both use the same temperature, masks and dropout")
-    hold(found.log_prob.requires_grad, "policy: evaluate's log_prob does not depend on the parameters; do not detach it")
+    expect(agree, "policy: sample and evaluate disagree on log_prob; both use the same temperature, masks and dropout")
+    expect(found.log_prob.requires_grad, "policy: evaluate's log_prob does not depend on the parameters; do not detach it")
 
 
 def number_of_actions(policy: SamplingPolicy, inputs: Mapping[str, Tensor], sample: Sample, shape: torch.Size) -> int | None:
@@ -150,31 +150,31 @@ def number_of_actions(policy: SamplingPolicy, inputs: Mapping[str, Tensor], samp
 
 
 def check_table(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: torch.Size, count: int) -> None:
-    """Law 5 where actions can be listed."""
+    """Property 5 where actions can be listed."""
     evaluations = [call("evaluate", policy.evaluate, **inputs, action=torch.full(shape, a)) for a in range(count)]
     log_prob = torch.stack([e.log_prob for e in evaluations], -1)
     tolerance = 1e-9 if log_prob.dtype == torch.float64 else 1e-5
     probability = log_prob.exp()
     wrong = float((probability.detach().sum(-1) - 1.0).abs().max())
-    hold(wrong <= tolerance, f"policy: probabilities of the {count} actions sum to 1 ± {wrong:.3g}")
+    expect(wrong <= tolerance, f"policy: probabilities of the {count} actions sum to 1 ± {wrong:.3g}")
     legal = inputs.get("action_mask")
     if legal is not None and legal.shape == log_prob.shape:
-        hold(not bool(probability[~legal.bool()].any()), "policy: an action that action_mask forbids has a probability above 0")
+        expect(not bool(probability[~legal.bool()].any()), "policy: an action that action_mask forbids has a probability above 0")
     entropy = -(probability * log_prob.where(probability > 0, 0.0)).sum(-1)
     off = float((entropy - evaluations[0].entropy).detach().abs().max())
-    hold(off <= 100 * tolerance, f"policy: the entropy is off by {off:.3g}; it is −Σ π log π over legal actions")
+    expect(off <= 100 * tolerance, f"policy: the entropy is off by {off:.3g}; it is −Σ π log π over legal actions")
     parameters = [p for p in policy.parameters() if p.requires_grad]
     weight = probability.detach()
     score = torch.autograd.grad((weight * log_prob.where(weight > 0, 0.0)).sum(), parameters, allow_unused=True)
     size = max((float(g.abs().max()) for g in score if g is not None), default=0.0)
-    hold(
+    expect(
         size <= 1e3 * tolerance,
         f"policy: the mean of ∇log π is {size:.3g}, not 0; log_prob is not that of a distribution, or is detached in part",
     )
 
 
 def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> None:
-    """Law 5 by samples of the first input."""
+    """Property 5 by samples of the first input."""
     generator = torch.Generator().manual_seed(seed)
     repeated = {n: x[:1, :1].expand(PER_GROUP, 1, *x.shape[2:]) for n, x in inputs.items()}
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -187,7 +187,7 @@ def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed:
     score = torch.stack(found).double()
     error = score.std(0) / math.sqrt(GROUPS)
     far = score.mean(0).abs() > SIGMAS * error + 1e-6
-    hold(
+    expect(
         not bool(far.any()),
         f"policy: the mean of ∇log π over {GROUPS * PER_GROUP} samples is not 0; sample and log_prob are of different distributions",
     )

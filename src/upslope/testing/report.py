@@ -9,25 +9,25 @@ from typing import Any
 from torch import Tensor
 
 from upslope.testing.contract import ContractError
-from upslope.testing.laws import LAWS
+from upslope.testing.known_mistakes import MISTAKES
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One broken law; ``by_design`` is the reason where it is broken on purpose, ``numbers`` what was seen."""
+    """One mistake; ``by_design`` is the reason where it is made on purpose, ``numbers`` what was seen."""
 
-    law: str
+    mistake: str
     numbers: str = ""
     by_design: str | None = None
 
     def __str__(self) -> str:
-        text = f"{self.law}: {self.by_design or LAWS[self.law]}"
+        text = f"{self.mistake}: {self.by_design or MISTAKES[self.mistake]}"
         return f"{text} ({self.numbers})" if self.numbers else text
 
 
 @dataclass(frozen=True)
 class EstimatorReport:
-    """Expectation, bias, variance and the laws that an estimator breaks.
+    """Expectation, bias, variance and the mistakes that an estimator has.
 
     ``bias`` and ``cosine`` are against each objective's exact gradient, after the estimator was divided by the ``scale`` that fits
     best: an average over steps is a fraction of ∇J and no less right. ``variance`` and ``mean_squared_error`` are in the same units,
@@ -50,19 +50,19 @@ class EstimatorReport:
     notes: tuple[str, ...] = ()
     checked: tuple[str, ...] = field(default=())
     not_checked: tuple[str, ...] = field(default=())
-    """what could not be looked at, each with its laws"""
+    """what could not be looked at, each with its mistakes"""
     left_out: tuple[str, ...] = field(default=())
-    """what does not apply to this estimator, each with its laws and the reason"""
+    """what does not apply to this estimator, each with its mistakes and the reason"""
 
     @property
     def broken(self) -> tuple[Finding, ...]:
-        """The laws that are broken, and not on purpose."""
+        """The mistakes that were not made on purpose."""
         return tuple(f for f in self.findings if f.by_design is None)
 
     @property
-    def law(self) -> str | None:
-        """The first broken law's name."""
-        return self.broken[0].law if self.broken else None
+    def mistake(self) -> str | None:
+        """The first mistake's name."""
+        return self.broken[0].mistake if self.broken else None
 
     @property
     def unbiased(self) -> bool:
@@ -73,25 +73,28 @@ class EstimatorReport:
     def headline(self) -> str:
         """The verdict in a few words."""
         if self.broken:
-            return "breaks " + ", ".join(f.law for f in self.broken)
-        meant = "".join(f", {f.law} by design" for f in self.findings)
+            return "has the mistake: " + ", ".join(f.mistake for f in self.broken)
+        meant = "".join(f", {f.mistake} by design" for f in self.findings)
         if self.not_checked:
-            return f"no broken law found{meant}; not checked: " + ", ".join(self.not_checked)
-        every = "every law that applies holds" if self.left_out else "every law holds"
+            return f"no mistake found{meant}; not checked: " + ", ".join(self.not_checked)
+        every = "none of the mistakes that could be made here" if self.left_out else "none of the known mistakes"
         return f"{every}{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
 
-    def raise_for_law(self) -> EstimatorReport:
-        """The report itself, or :class:`ContractError` with the laws that are broken."""
+    def raise_for_mistake(self) -> EstimatorReport:
+        """The report itself, or :class:`ContractError` with the mistakes that were found."""
         if self.broken:
-            raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)), self.broken[0].law)
+            raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)), self.broken[0].mistake)
         return self
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "name": self.name,
-            "law": self.law,
-            "findings": [{"law": f.law, "meaning": LAWS[f.law], "numbers": f.numbers, "by_design": f.by_design} for f in self.findings],
+            "mistake": self.mistake,
+            "findings": [
+                {"mistake": f.mistake, "meaning": MISTAKES[f.mistake], "numbers": f.numbers, "by_design": f.by_design}
+                for f in self.findings
+            ],
             "notes": list(self.notes),
             "headline": self.headline,
             "unbiased": self.unbiased,

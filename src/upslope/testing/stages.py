@@ -19,7 +19,7 @@ from upslope.testing.mistakes import FORMS, explained, on_truncated_episodes, ta
 from upslope.testing.probes import Probe, mapped, probe, rows
 
 Found = tuple[str, str]
-"""A law's name, and the numbers that show it."""
+"""A mistake's name, and the numbers that show it."""
 SCALED = 1e-4
 """Spread with an eps beside it (F.group_relative) is proportional to the rewards up to that eps."""
 
@@ -136,19 +136,19 @@ def main_expectation(case: Case, mean: Tensor) -> tuple[str | None, list[Found]]
         if form == "unweighted":
             found.append(("missing discount weight", f"gamma = {case.gamma:g}"))
         return form, found
-    if (law := explanation(case, mean)) is not None:
-        return None, [(law, "its expectation is exactly that mistake's")]
-    return None, [("biased by no known law", "")]
+    if (mistake := explanation(case, mean)) is not None:
+        return None, [(mistake, "its expectation is exactly that mistake's")]
+    return None, [("biased by no known mistake", "")]
 
 
 def explanation(case: Case, mean: Tensor) -> str | None:
     """The mistake behind a biased expectation. With exact values several look alike, so the critic is made wrong first."""
-    law = explained(case.main, mean, case.tolerance)
+    mistake = explained(case.main, mean, case.tolerance)
     if case.uses_critic and not case.full.is_online:
         wrong = misjudged(case.main)
-        law = explained(wrong, case.mean(wrong, case.size), case.tolerance) or law
-    if law is not None:
-        return law
+        mistake = explained(wrong, case.mean(wrong, case.size), case.tolerance) or mistake
+    if mistake is not None:
+        return mistake
     everything = list(case.main.batches(case.size))[:4]
     largest = max(float(case.plain(case.main.policy, rows(case.main.rollout, i, case.group)).gradient.norm()) for i, _ in everything)
     return "baseline depends on the action" if float(mean.norm()) <= EXACT * largest else None
@@ -225,7 +225,7 @@ def cut_short(case: Case, form: str) -> Iterator[Found]:
     mean = case.mean(p, case.size)
     if (c := factor(mean, target(p, form), case.tolerance)) is not None and c > 0:
         return
-    yield on_truncated_episodes(p, form, mean, case.tolerance) or "biased by no known law", "where a recording stops before its episode"
+    yield on_truncated_episodes(p, form, mean, case.tolerance) or "biased by no known mistake", "where a recording stops before its episode"
 
 
 def padding(case: Case) -> Iterator[Found]:

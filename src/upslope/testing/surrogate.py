@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from upslope.records import Surrogate
-from upslope.testing.contract import ContractError, hold, same
-from upslope.testing.laws import LAWS
+from upslope.testing.contract import ContractError, expect, same
+from upslope.testing.known_mistakes import MISTAKES
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
 
@@ -20,7 +20,7 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
     r"""Hold a surrogate to the contract that the library relies on; returns None or raises :class:`ContractError`.
 
     A surrogate is ``(log_prob, behavior_log_prob, advantage, mask, clip_range) -> [..., T]``, one value per step, to be
-    **maximised**. The laws, checked in float64 on random ``[3, 5]`` input with masked entries:
+    **maximised**. What must hold, checked in float64 on random ``[3, 5]`` input with masked entries:
 
     1. shape and dtype of ``log_prob``; finite wherever the mask is True, for small and large ratios;
     2. differentiable with respect to ``log_prob``;
@@ -35,11 +35,11 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
 
     Args:
         surrogate: the function; bind further options with ``functools.partial``.
-        on_policy_gradient: whether law 3 is meant to hold.
+        on_policy_gradient: whether property 3 is meant to hold.
         sequence: whether one ratio per sequence is used: a mean (GSPO) or the product of the steps' ratios.
         seed: of the random input.
 
-    Source: PPO equations 6 and 7; the law at ratio 1 is TRPO's equation 4.
+    Source: PPO equations 6 and 7; the property at ratio 1 is TRPO's equation 4.
     """
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(3, 5, dtype=torch.bool)
@@ -71,13 +71,13 @@ def _call(surrogate: Callable[..., Any], *arguments: Any) -> Any:
 def _gradient(surrogate: Surrogate, log_prob: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     leaf = log_prob.detach().clone().requires_grad_()
     value = _call(surrogate, leaf, *rest)
-    hold(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
-    hold(
+    expect(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
+    expect(
         value.shape == leaf.shape,
         f"surrogate: expected one value per step, shape {tuple(leaf.shape)}, found {tuple(value.shape)}; do not reduce",
     )
-    hold(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
-    hold(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
+    expect(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
+    expect(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
     mask: Tensor = rest[2]
     (gradient,) = torch.autograd.grad(value.where(mask, 0.0).sum(), leaf)
     return value.detach(), gradient
@@ -88,16 +88,18 @@ def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, adva
     inputs = (log_prob.clone(), behavior.clone(), advantage.clone(), mask.clone())
     value, gradient = _gradient(surrogate, inputs[0], *inputs[1:], clip_range)
     for name, old, new in zip(("log_prob", "behavior_log_prob", "advantage", "mask"), before, inputs, strict=True):
-        hold(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
-    hold(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
-    hold(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
+        expect(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
+    expect(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
+    expect(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
 
     hole = ~mask
     for junk in (float("nan"), 1e4):
         dirty = [t.masked_fill(hole, junk) for t in (log_prob, behavior, advantage)]
         other_value, other_gradient = _gradient(surrogate, dirty[0], dirty[1], dirty[2], mask, clip_range)
-        hold(torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first")
-        hold(
+        expect(
+            torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first"
+        )
+        expect(
             torch.equal(gradient[mask], other_gradient[mask]) and bool((other_gradient[hole] == 0).all()),
             "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying",
         )
@@ -110,7 +112,7 @@ def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, adva
         changed[row, 1:] = False
         other_value, other_gradient = _gradient(surrogate, moved[0], moved[1], moved[2], changed, clip_range)
         same = [torch.allclose(a[others], b[others], rtol=1e-12, atol=1e-12) for a, b in ((value, other_value), (gradient, other_gradient))]
-        hold(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
+        expect(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
 
 
 def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any, sequence: bool) -> None:
@@ -121,11 +123,11 @@ def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, 
         if same(gradient, length * expected):  # each step holds the whole sequence's value
             gradient = gradient / length
     # to six digits: two Python numbers in torch.where make a float32 tensor
-    hold(
+    expect(
         not same(gradient, -expected),
         "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient",
     )
-    hold(
+    expect(
         same(gradient, expected),
         "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
         "or pass on_policy_gradient=False if that is by design",
@@ -136,5 +138,5 @@ def _check_clip(surrogate: Surrogate, behavior: Tensor, mask: Tensor, clip_range
     for sign, ratio in ((1.0, 0.5), (-1.0, 2.0)):
         _, gradient = _gradient(surrogate, behavior + log(ratio), behavior, torch.full_like(behavior, sign), mask, clip_range)
         side = "A > 0" if sign > 0 else "A < 0"
-        law = "clip on the wrong side"
-        hold(bool(gradient[mask].any()), f"surrogate: {law}, no gradient for {side} at ratio {ratio:g}: {LAWS[law]}", law)
+        mistake = "clip on the wrong side"
+        expect(bool(gradient[mask].any()), f"surrogate: {mistake}, no gradient for {side} at ratio {ratio:g}: {MISTAKES[mistake]}", mistake)

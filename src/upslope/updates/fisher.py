@@ -74,7 +74,7 @@ def conjugate_gradient(product: Product, g: Tensor, num_steps: int, tolerance: f
             break
         curved = product(direction)
         curvature = float(direction @ curved)
-        if not curvature > 0:  # F has no say in this direction, or rounding has the last word
+        if not curvature > 0:  # F has no say in this direction, or it is lost in rounding
             break
         x.add_(direction, alpha=size / curvature)
         residual.sub_(curved, alpha=size / curvature)

@@ -1,4 +1,4 @@
-"""The laws by name, each with one line, and which of them a shipped method breaks on purpose."""
+"""The mistakes by name, each with one line, and which of them a shipped method makes on purpose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from upslope.algorithms.reinforce import full_trajectory, to_go
 from upslope.functional import leave_one_out
 from upslope.records import Algorithm
 
-LAWS = {
+MISTAKES = {
     "missing discount weight": "γ^t is missing: returns are discounted, and the steps they belong to are not, which is the gradient of "
     "no objective; multiply by F.discount_weight, or take gamma = 1",
     "discount applied twice": "γ is applied twice: to the returns and once more; discount each reward once, by its distance from t",
@@ -62,16 +62,16 @@ LAWS = {
     "not finite": "the estimate is not finite: rows that are all alike have no spread to divide by, and masked entries are hidden "
     "before exp",
     "no gradient": "the estimate is 0 whatever happens: nothing would be learned",
-    "biased by no known law": "its expectation is the gradient of no objective, and none of the known mistakes explains it",
+    "biased by no known mistake": "its expectation is the gradient of no objective, and none of the known mistakes explains it",
 }
 """Name → what is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """A law that a shipped method breaks on purpose: which settings do, and why."""
+    """A mistake that a shipped method makes on purpose: which settings do, and why."""
 
-    law: str
+    mistake: str
     applies: Callable[[Any], bool]
     why: str
 
@@ -140,6 +140,6 @@ BY_DESIGN = (
 """What shipped methods do on purpose; a finding that stands here breaks nothing."""
 
 
-def reason(algorithm: Algorithm, law: str) -> str | None:
-    """Why a shipped algorithm breaks this law on purpose, or None."""
-    return next((design.why for design in BY_DESIGN if design.law == law and design.applies(algorithm)), None)
+def reason(algorithm: Algorithm, mistake: str) -> str | None:
+    """Why a shipped algorithm makes this mistake on purpose, or None."""
+    return next((design.why for design in BY_DESIGN if design.mistake == mistake and design.applies(algorithm)), None)
