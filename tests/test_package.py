@@ -57,3 +57,15 @@ def test_modules_import_in_one_direction_and_seldom_in_functions():
                     reached.add(other)
                     ahead += graph[other]
             assert name not in reached, f"{name} imports itself"
+
+
+def test_no_bare_assert_reaches_a_user():
+    """What a user can run into says what to do, in one line; only the compiler of our own kernels asserts what it was written for."""
+    own_kernels = {"fast/descent.py", "fast/expressions.py", "fast/translate.py"}
+    found = {
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert) and str(path.relative_to(SOURCE)) not in own_kernels and path.parent.name != "testing"
+    }
+    assert found == set()

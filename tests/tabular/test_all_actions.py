@@ -77,10 +77,10 @@ def test_as_many_values_as_actions(num_values):
         tabular.expected_gradient(algorithm, policy, rollouts, probability)
 
 
-def test_what_cannot_work_is_told():
+def test_a_policy_without_a_distribution_is_refused():
     mdp, policy = case(1, time_limit=2)
     rollouts, _ = tabular.enumerate_rollouts(mdp, policy)
-    with pytest.raises(UsageError, match="which SimpleNamespace lacks"):
+    with pytest.raises(UsageError, match="SimpleNamespace has no distribution; a HasDistribution has distribution"):
         AllActions(q=exactly(mdp, policy, 1.0)).estimate(SimpleNamespace(), rollouts)
     with pytest.raises(UsageError, match=r"policy: all actions need action_values\(\*\*inputs\), which SoftmaxPolicy lacks"):
         AllActions().estimate(policy, rollouts)

@@ -15,7 +15,7 @@ from upslope import control
 from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
-from upslope.records import Collect, Policy, Stream
+from upslope.records import Collector, Policy, Stream
 from upslope.run import control_report as report
 from upslope.run.control_make import (
     by_action_values,
@@ -108,7 +108,7 @@ class Control:
     config: Config
     envs: control.Envs
     policy: Policy
-    collect: Collect | Stream
+    collect: Collector | Stream
     make_seconds: float = 0.0
     """how long it took to make one of the environments"""
     evaluator: Evaluator | None = None

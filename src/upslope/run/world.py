@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from upslope.records import Collect, Policy, Stream
+from upslope.records import Collector, Policy, Stream
 from upslope.run.evaluations import Point
 from upslope.run.folder import RunFolder
 from upslope.run.methods import Needs
@@ -107,7 +107,7 @@ class World(Protocol):
     def policy(self) -> Policy: ...
 
     @property
-    def collect(self) -> Collect | Stream: ...
+    def collect(self) -> Collector | Stream: ...
 
     @property
     def target(self) -> str:
