@@ -337,6 +337,9 @@ class OnlineAlgorithm(Protocol):
     def learn(self, policy: Policy, stream: Stream, state: Any) -> Metrics: ...
 
 
+AnyAlgorithm = Algorithm | OnlineAlgorithm
+
+
 class Update(Protocol):
     """How parameters move."""
 

@@ -16,7 +16,7 @@ from upslope.fast.graph import NotLowered
 from upslope.fast.lower import FIXED, FUNCTIONS, Lowered
 from upslope.fast.native import functions
 from upslope.fast.trace import trace
-from upslope.records import Batch, Metrics
+from upslope.records import Batch, HasObjective, Metrics, Policy
 
 TENSORS = tuple(f.name for f in fields(Batch) if "Tensor" in str(f.type) and f.name != "inputs")
 """The columns that a batch may have."""
@@ -60,7 +60,9 @@ class Objectives:
         self.watched: list[Watched] = []
         self.found: CompiledObjective | NotLowered | None = None
 
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Any] | None) -> CompiledObjective:
+    def __call__(
+        self, algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None
+    ) -> CompiledObjective:
         """``restored`` makes a value from what the kernels see of the critic. Raises :class:`NotLowered` where nothing is compiled."""
         kinds = kind_of(policy), kind_of_batch(batch)
         if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
@@ -78,7 +80,7 @@ class Objectives:
         return self.found
 
 
-def lowered(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
+def lowered(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
     """An objective in LLVM's language; raises :class:`NotLowered`."""
     try:
         return Lowered(trace(algorithm, policy, batch, restored))
@@ -86,14 +88,14 @@ def lowered(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tenso
         raise NotLowered("it is too long") from error
 
 
-def same(algorithm: Any, other: Any) -> bool:
+def same(algorithm: HasObjective, other: Any) -> bool:
     """Whether two algorithms have the same settings: equal ones, where they cannot change."""
     if algorithm is other or type(algorithm) is not type(other):
         return algorithm is other
     return is_dataclass(algorithm) and type(algorithm).__dataclass_params__.frozen and algorithm == other  # pyright: ignore
 
 
-def kind_of(policy: Any) -> Any:
+def kind_of(policy: Policy) -> Any:
     """What a trace depends on of a policy."""
     scale = getattr(policy, "value_scale", None)
     return id(policy), scale is None or scale.started

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upslope.fast.graph import Node, NotLowered, as_number, held, in_order, literal, node, total, where
-from upslope.records import ROW_AXES, Batch, Evaluation
+from upslope.records import ROW_AXES, Batch, Evaluation, HasObjective, Policy
 
 SIZES = (5, 7)
 """Units of the batches that an objective is run on: what differs between the two graphs depends on the size of a minibatch."""
@@ -273,7 +273,7 @@ class Recorded:
 class TracedPolicy:
     """What an objective may ask of a policy: the evaluation of the batch, and the units of its critic."""
 
-    def __init__(self, policy: Any, inputs: dict[str, Tensor], evaluation: Evaluation) -> None:
+    def __init__(self, policy: Policy, inputs: dict[str, Tensor], evaluation: Evaluation) -> None:
         self._policy, self._inputs, self._evaluation = policy, inputs, evaluation
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
@@ -291,7 +291,7 @@ class TracedPolicy:
         raise NotLowered(f"it asks the policy for {name}")
 
 
-def trace(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Tensor] | None) -> Recorded:
+def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None) -> Recorded:
     """The objective of batches like this one. ``restored`` makes the policy's value from the critic's output; None without a critic.
 
     Raises :class:`NotLowered` for an objective that is not made of sums over steps of what is known about each.
@@ -310,7 +310,7 @@ def trace(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor]
     return one
 
 
-def recorded(algorithm: Any, policy: Any, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Recorded:
+def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Recorded:
     """Run the objective on symbols of so many units."""
     shape = (size, *UNIT_SHAPE[2 - ROW_AXES[batch.unit] :])
     generator = torch.Generator().manual_seed(size)

@@ -26,11 +26,11 @@ from upslope.fast.own_network import HeadUpdate
 from upslope.fast.plan import head_of, match_mlp_policy, structure_key
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledNatural, CompiledUpdate
-from upslope.records import Batch, Metrics, Unit
+from upslope.records import Batch, HasObjective, Metrics, Policy, Unit
 from upslope.updates import Ascent, NaturalGradient, TrustRegion
 
 
-def fast_policy(policy: Any) -> Any:
+def fast_policy(policy: Policy) -> Any:
     """The policy with fast ``sample``, ``value`` and ``act``; the policy itself where there is no twin."""
     if (linear := linear_twin(policy)) is not None:
         return linear
@@ -39,7 +39,7 @@ def fast_policy(policy: Any) -> Any:
     return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
 
 
-def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics] | None:
+def fast_update(algorithm: HasObjective, policy: Policy) -> Callable[..., Metrics] | None:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects.
 
     None for a method that learns at every step, which has no update.
@@ -59,7 +59,7 @@ def fast_update(algorithm: Any, policy: Any) -> Callable[..., Metrics] | None:
     return algorithm.update
 
 
-def explain(algorithm: Any, policy: Any, unit: Unit = "step") -> str:
+def explain(algorithm: HasObjective, policy: Policy, unit: Unit = "step") -> str:
     """How a method's update runs, in a line; ``unit`` is that of its collector's recordings."""
     update, name = fast_update(algorithm, policy), f"{type(algorithm).__name__}.objective"
     off = "; --no-fast runs it in PyTorch"
@@ -83,7 +83,7 @@ def explain(algorithm: Any, policy: Any, unit: Unit = "step") -> str:
     return f"{name} {what}{off}"
 
 
-def why_not(algorithm: Any, policy: Any) -> str:
+def why_not(algorithm: HasObjective, policy: Policy) -> str:
     """Why an update has no twin."""
     if match_mlp_policy(policy) is None and head_of(policy) is None:
         return f"nothing of this {type(policy).__name__} is compiled"
@@ -99,7 +99,7 @@ class CompiledPaths:
         self.known: Any = None
         self.chosen: tuple[Callable[..., Metrics] | None, Any] | None = None
 
-    def __call__(self, algorithm: Any, policy: Any) -> tuple[Callable[..., Metrics] | None, Any]:
+    def __call__(self, algorithm: HasObjective, policy: Policy) -> tuple[Callable[..., Metrics] | None, Any]:
         """``(update, actor)`` for this iteration."""
         seen = type(algorithm), type(getattr(algorithm, "update", None)), structure_key(policy)
         if self.chosen is None or seen != self.known:

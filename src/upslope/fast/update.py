@@ -23,7 +23,7 @@ from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
-from upslope.records import Batch, Metrics
+from upslope.records import Batch, HasObjective, Metrics, Policy
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, check_gradient, diagnosis
@@ -43,7 +43,7 @@ class CompiledUpdate:
         self.objectives = Objectives()
         self.plan: Plan | None = None
 
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: AscentState) -> Metrics:
+    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         state.check()
         ascent: Ascent = algorithm.update
@@ -89,7 +89,7 @@ class CompiledUpdate:
             metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
         return {**metrics, "num_minibatches": float(results[at.STEPPED])}
 
-    def objective(self, algorithm: Any, policy: Any, batch: Batch) -> CompiledObjective:
+    def objective(self, algorithm: HasObjective, policy: Policy, batch: Batch) -> CompiledObjective:
         """The compiled objective of this batch; raises where there is none."""
         if batch.sampler_log_prob is not None or algorithm.update.micro_batch_size is not None:
             raise NotCompiled
@@ -107,7 +107,7 @@ class CompiledUpdate:
             self.plan = Plan(parts, base, flat.data.numel())
         return self.plan
 
-    def fail(self, objective: CompiledObjective, policy: Any, batch: Batch, state: AscentState, rows: Array) -> None:
+    def fail(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
         if math.isfinite(objective.values[0]):
             check_gradient(math.nan, state)
@@ -124,7 +124,7 @@ class CompiledNatural:
     def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.fit = CompiledUpdate(library, replace(parts, actor=(), log_std=None))
 
-    def __call__(self, algorithm: Any, policy: Any, batch: Batch, state: NaturalState) -> Metrics:
+    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: NaturalState) -> Metrics:
         """One update on one batch; the metrics of the readable twin."""
         return algorithm.update(algorithm, policy, batch, state, ascend=self.fit)
 

@@ -11,51 +11,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from upslope.errors import UsageError
+from upslope.language.engine import EmbeddedEngine
+from upslope.language.layers import PACKED, Attention, TextPolicy, changes_with_length
 from upslope.language.plain import log_probs, rows
 from upslope.language.quiet import quiet
 from upslope.language.reduced import reduced, small_settings
-
-if TYPE_CHECKING:
-    from upslope.language.policy import LanguagePolicy
 
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities, and of a gradient relative to its norm, that float32 sums in another order explain."""
 
 
-@dataclass(frozen=True)
-class Attention:
-    """How texts pass through a model: packed, sharing each prompt among its group; or plain, one row at a time, ``because`` of this.
-
-    ``cached``: in the plain way, decoding with the model's own cache gives the same as reading the text anew for each token.
-    """
-
-    because: str | None = None
-    cached: bool = True
-
-    @property
-    def packed(self) -> bool:
-        """Whether the shared attention serves it."""
-        return self.because is None
-
-    def __str__(self) -> str:
-        return "packed" if self.because is None else f"plain, one row at a time, because {self.because}"
-
-
-PACKED = Attention()
 BRIEF, LONGEST = 34, 2048
 """Texts up to the first length are covered by the small copy with short windows; beyond the second, attention itself is too dear to try."""
 FOUND: dict[tuple[type, str], Attention] = {}
 """What comparisons in this process have found, by class and small settings."""
 
 
-def inspect(policy: LanguagePolicy) -> Attention:
+def inspect(policy: TextPolicy) -> Attention:
     """The way that a policy's model takes.
 
     Raises:
@@ -68,10 +47,10 @@ def inspect(policy: LanguagePolicy) -> Attention:
     if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
         raise UsageError(f"model: {kind} has no output layer over the vocabulary, so it is no language model")
     with quiet():
-        return on_a_short_text(policy, of_small_copy(model))
+        return on_a_short_text(policy, of_small_copy(policy))
 
 
-def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
+def inspect_beyond(policy: TextPolicy, length: int) -> Attention:
     """The way for texts of ``length`` tokens: a small copy with the configuration's own windows is compared on texts as long.
 
     This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`LONGEST` tokens are not tried.
@@ -86,20 +65,21 @@ def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
             inputs = drawn(copied, [size - 8, size // 3], [[8, 5], [size // 4, 1]])  # so that few tokens need be decoded
             truth = Truth.of(copied, inputs, gradients=False)
             when = f"on texts of {size} tokens"
-            because = fault(lambda: truth.difference_of_pass(probe(copied, PACKED)), when) or fault(
-                lambda: truth.difference_of_samples(probe(copied, PACKED)), f"while decoding {when}"
+            because = fault(lambda: truth.difference_of_pass(probe(policy, copied, PACKED)), when) or fault(
+                lambda: truth.difference_of_samples(probe(policy, copied, PACKED)), f"while decoding {when}"
             )
             FOUND[key] = PACKED if because is None else Attention(because, cached=False)
     return FOUND[key]
 
 
-def of_small_copy(model: PreTrainedModel) -> Attention:
+def of_small_copy(policy: TextPolicy) -> Attention:
     """What a small copy shows beyond every window; remembered for models of the same class and settings."""
+    model = policy.model
     kind = type(model)
     try:
         key = kind, json.dumps(small_settings(model.config.to_dict()), default=str, sort_keys=True)
         if key not in FOUND:
-            FOUND[key] = compared(reduced(model), kind.__name__, lengths_for(model))
+            FOUND[key] = compared(policy, reduced(model), kind.__name__, lengths_for(model))
         return FOUND[key]
     except UsageError:
         raise
@@ -112,9 +92,9 @@ def lengths_for(model: PreTrainedModel) -> tuple[list[int], list[list[int]]]:
     return ([3, 14], [[20, 5], [16, 1]]) if changes_with_length(model) is None else ([3, 8], [[14, 5], [12, 1]])
 
 
-def compared(model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
+def compared(policy: TextPolicy, model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
     """The way of a small copy; raises :class:`UsageError` where it is not causal."""
-    inputs, packed = drawn(model, *lengths), probe(model, PACKED)
+    inputs, packed = drawn(model, *lengths), probe(policy, model, PACKED)
     try:
         truth = Truth.of(model, inputs)
     except Exception as error:
@@ -126,11 +106,11 @@ def compared(model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[l
         return PACKED
     check_causal(model, inputs, kind)
     found = Attention(because)
-    return found if fault(lambda: truth.difference_of_samples(probe(model, found)), "") is None else replace(found, cached=False)
+    return found if fault(lambda: truth.difference_of_samples(probe(policy, model, found)), "") is None else replace(found, cached=False)
 
 
 @torch.no_grad()
-def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
+def on_a_short_text(policy: TextPolicy, attention: Attention) -> Attention:
     """Hold the model itself, with its own weights, to its own forward pass."""
     model = policy.model
     inputs = drawn(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
@@ -139,7 +119,7 @@ def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     except Exception as error:
         raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({short(error)})") from error
     if attention.packed:
-        because = fault(lambda: truth.difference_of_pass(probe(model, PACKED)), "on a short text", tolerance_for(model))
+        because = fault(lambda: truth.difference_of_pass(probe(policy, model, PACKED)), "on a short text", tolerance_for(model))
         attention = PACKED if because is None else Attention(because, cached=False)
     if not attention.packed:
         check_causal(model, inputs, type(model).__name__)
@@ -166,11 +146,9 @@ def short(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def probe(model: PreTrainedModel, attention: Attention) -> LanguagePolicy:
-    """A policy around a model without a tokenizer, in the precision of its parameters."""
-    from upslope.language.policy import LanguagePolicy
-
-    return LanguagePolicy.around(model, attention=attention, compute_dtype=next(model.parameters()).dtype)
+def probe(policy: TextPolicy, model: PreTrainedModel, attention: Attention) -> TextPolicy:
+    """A policy of the same kind around a model without a tokenizer, in the precision of its parameters."""
+    return policy.around(model, attention=attention, compute_dtype=next(model.parameters()).dtype)
 
 
 def drawn(
@@ -215,7 +193,7 @@ class Truth:
         gradient = slopes(model, (weight * said).sum()) if gradients else None
         return cls(model, inputs, said.detach(), weight, gradient)
 
-    def difference_of_pass(self, policy: LanguagePolicy) -> float:
+    def difference_of_pass(self, policy: TextPolicy) -> float:
         """The largest difference between a policy's training pass and this."""
         found = policy.evaluate(**self.inputs)
         said = torch.stack([found.log_prob, found.entropy])
@@ -227,10 +205,8 @@ class Truth:
         away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(own, self.gradient, strict=True)]
         return max(difference, *away) if all(x == x for x in away) else float("nan")
 
-    def difference_of_samples(self, policy: LanguagePolicy) -> float:
+    def difference_of_samples(self, policy: TextPolicy) -> float:
         """The largest difference between what a policy's engine says of its samples and what the model says of them."""
-        from upslope.language.engine import EmbeddedEngine
-
         lengths = self.inputs["prompt_length"].tolist()
         prompts = [ids[:n].tolist() for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]
         longest = int((self.inputs["prompt_length"][:, None] + self.inputs["completion_length"]).max())
@@ -274,21 +250,3 @@ def check_causal(model: PreTrainedModel, inputs: dict[str, Tensor], kind: str) -
                     f"model: {kind} cannot be used, it is not causal: log-probabilities of a text of {end} tokens "
                     f"change (by {difference:.2g}) with the tokens that follow it"
                 )
-
-
-def changes_with_length(model: PreTrainedModel) -> int | None:
-    """The longest text whose rotary frequencies are those of shorter ones; None where they never change.
-
-    Dynamic NTK scaling and LongRoPE turn *all* of a text's positions differently once it is longer than this, so that a token's
-    probability depends on what follows it.
-    """
-    config: Any = model.config.get_text_config()
-    found = getattr(config, "rope_parameters", None) or {}
-    kinds = [found] if "rope_type" in found else [part for part in found.values() if isinstance(part, dict)]
-    limits: list[int] = []
-    for part in kinds:
-        rope = str(part.get("rope_type"))
-        if rope == "longrope" or "dynamic" in rope:
-            limit = part.get("original_max_position_embeddings") if rope == "longrope" else None
-            limits.append(int(limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings))
-    return min(limits, default=None)

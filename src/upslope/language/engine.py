@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.language.architecture import changes_with_length
 from upslope.language.attention import AttentionOptions, Grid, additive, prompt_attention, softmax
 from upslope.language.head import finished
+from upslope.language.layers import TextPolicy, cast_parameter, changes_with_length, logit_cap, logit_scale, output_layer
 from upslope.language.plain import PlainDecoding
-from upslope.language.policy import LanguagePolicy, cast_parameter, logit_cap, logit_scale, output_layer
 from upslope.language.product import Product
+from upslope.language.sampling import inverse_cdf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Generated:
 class Engine(Protocol):
     """Who samples: the embedded engine here, or a server behind the same two calls."""
 
-    def sync(self, policy: LanguagePolicy, version: int = 0) -> None: ...
+    def sync(self, policy: TextPolicy, version: int = 0) -> None: ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], *, group_size: int, max_tokens: int, seed: int = 0, greedy: bool = False
@@ -60,14 +60,14 @@ class EmbeddedEngine:
     which cost little more than one, and 1024 for a tiny one, whose time goes into calls rather than arithmetic.
     """
 
-    def __init__(self, policy: LanguagePolicy, *, width: int | None = None) -> None:
+    def __init__(self, policy: TextPolicy, *, width: int | None = None) -> None:
         require(width is None or width >= 1, f"width: expected an integer ≥ 1 or None, found {width}")
         size = sum(p.numel() for p in policy.model.parameters())
         self.width = width or max(64, min(1024, (1 << 33) // size))
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: LanguagePolicy, version: int = 0) -> None:
+    def sync(self, policy: TextPolicy, version: int = 0) -> None:
         """Take the policy's present weights."""
         self.policy, self.version = policy, version
         weights = policy.weights()
@@ -118,7 +118,7 @@ class EmbeddedEngine:
         return Generated(completion_ids=ids, log_prob=log_prob, length=length, finished=stopped, policy_version=self.version)
 
 
-def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
+def check_prompts(policy: TextPolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
     """Refuse what cannot be completed, naming the prompt."""
     require(bool(prompt_ids), "prompts: expected at least one, found none")
     require(max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens}")
@@ -339,33 +339,3 @@ class Decoding:
 def uniforms(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
     """A random number for each place of each completion, drawn before anything is sampled."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
-
-
-BLOCK = 512
-
-
-def inverse_cdf(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """The token whose stretch of [0, 1) holds the uniform number ``[rows]``: first which block of tokens, then which in it.
-
-    Two short cumulative sums round less than one over the whole vocabulary. A token of probability 0 is never chosen.
-    """
-    p = log_p.exp()
-    size = min(BLOCK, p.shape[1])
-    if p.shape[1] % size:
-        p = torch.nn.functional.pad(p, (0, size - p.shape[1] % size))
-    blocks = p.view(len(p), -1, size)
-    block, rest = locate_in_cdf(blocks.sum(-1), uniform.to(torch.float64))
-    inside, _ = locate_in_cdf(blocks[torch.arange(len(p), device=p.device), block], rest)
-    return block * size + inside
-
-
-def locate_in_cdf(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Which entry of ``mass [rows, n]`` holds ``share`` (in [0, 1) of the total), and which share of that entry is left."""
-    total = mass.to(torch.float64).cumsum(-1)
-    wanted = (share * total[:, -1])[:, None]
-    index = torch.searchsorted(total, wanted, right=True)
-    last = (mass > 0).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)  # rounding must not lead past the last possible entry
-    index = torch.minimum(index, last)
-    before = torch.where(index > 0, total.gather(1, (index - 1).clamp(min=0)), 0.0)
-    left = (wanted - before) / mass.to(torch.float64).gather(1, index)
-    return index.squeeze(1), left.clamp(0.0, 1.0 - 1e-12).squeeze(1)

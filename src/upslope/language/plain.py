@@ -9,16 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from upslope.errors import UsageError
+from upslope.language.layers import TextPolicy
+from upslope.language.sampling import inverse_cdf
 from upslope.records import Evaluation
-
-if TYPE_CHECKING:
-    from upslope.language.policy import LanguagePolicy
 
 STATES = ("past_key_values", "cache_params", "state", "mems")
 """Where Transformers models keep what they remember of a text; each takes back what it returned under the same name."""
@@ -58,7 +57,7 @@ def rows(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, comp
             yield torch.cat([prompt_ids[b, :start], completion_ids[b, g, :length]]), start
 
 
-def evaluate(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Evaluation:
+def evaluate(policy: TextPolicy, inputs: dict[str, Tensor]) -> Evaluation:
     """What :meth:`LanguagePolicy.evaluate` says, ``[B, G, T]``, from one call of the model for each row."""
     completion_ids, lengths = inputs["completion_ids"], inputs["completion_length"]
     real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < lengths[..., None]
@@ -79,7 +78,7 @@ def evaluate(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Evaluation:
     return Evaluation(log_prob=on_grid[0], entropy=on_grid[1], value=on_grid[2] if valued else None)
 
 
-def score(policy: LanguagePolicy, inputs: dict[str, Tensor]) -> Tensor:
+def score(policy: TextPolicy, inputs: dict[str, Tensor]) -> Tensor:
     """What the value head gives each whole completion ``[B, G]``."""
     weights = policy.weights()
     last = [required(policy.read(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(**inputs)]
@@ -101,7 +100,7 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
 class PlainDecoding:
     """Sampling one completion after the other, with the cache that the model itself keeps, or without where that is not exact."""
 
-    def __init__(self, policy: LanguagePolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
+    def __init__(self, policy: TextPolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
         self.policy, self.weights, self.cached = policy, weights, cached
 
     def completions(
@@ -126,8 +125,6 @@ class PlainDecoding:
         self, ids: Tensor, state: dict[str, Any], log_p: Tensor, uniform: Tensor | None, max_tokens: int
     ) -> tuple[list[int], list[float]]:
         """One completion, up to its end token or ``max_tokens``."""
-        from upslope.language.engine import inverse_cdf
-
         tokens: list[int] = []
         said: list[float] = []
         while True:

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import UsageError, require
 from upslope.language import plain
-from upslope.language.architecture import BRIEF, PACKED, Attention, changes_with_length, inspect, inspect_beyond
+from upslope.language.architecture import BRIEF, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
 from upslope.language.head import TokenLogProb
+from upslope.language.layers import PACKED, Attention, cast_parameter, changes_with_length, logit_cap, logit_scale, output_layer
 from upslope.language.masters import check_settings, masters, unwrapped
 from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import preferred
@@ -317,30 +318,6 @@ class LanguagePolicy(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------- what models differ in
-
-
-def cast_parameter(weights: dict[str, Tensor] | None, body: Body, parameter: Tensor) -> Tensor:
-    """A parameter, or what stands for it in this pass."""
-    if weights is None:
-        return parameter
-    return next((weights[name] for name, p in body.named_parameters() if p is parameter), parameter)
-
-
-def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that makes logits."""
-    return cast(nn.Linear, model.get_output_embeddings())
-
-
-def logit_scale(model: PreTrainedModel) -> float:
-    """What a model multiplies its logits with (Cohere, Granite); 1 nearly everywhere."""
-    config: Any = model.config.get_text_config()
-    divided = float(getattr(config, "logits_scaling", None) or 1.0)
-    return float(getattr(config, "logit_scale", None) or 1.0) / divided
-
-
-def logit_cap(model: PreTrainedModel) -> float | None:
-    """The bound that Gemma 2 bends its logits to."""
-    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def generation_stops(model: PreTrainedModel) -> list[int]:

@@ -16,8 +16,8 @@ from upslope.algorithms import SFT
 from upslope.errors import UsageError
 from upslope.files import whole_folder
 from upslope.language import LanguagePolicy, LanguageResult, Pair, Task, demonstrations, evaluate, pairs_from, preference_pairs, read_pairs
-from upslope.language.architecture import Attention
 from upslope.language.checks import BUILTIN
+from upslope.language.layers import Attention
 from upslope.language.precision import preferred
 from upslope.language.presets import preset_for
 from upslope.run import language_report as report

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from upslope.records import Policy
 from upslope.run.config import RunConfig
 from upslope.run.device import one_thread
 from upslope.run.drawing import Array
@@ -81,7 +82,7 @@ def resampled(steps: Array, returns: Array, budget: int) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), between)
 
 
-def exact_return(task: Task, policy: Any) -> float:
+def exact_return(task: Task, policy: Policy) -> float:
     """J of a tabular policy, by linear algebra."""
     with torch.no_grad():
         mdp = problem_of(task)
@@ -98,6 +99,6 @@ def _problem(name: str, means: tuple[float, ...]) -> Any:
     return getattr(problems, name)(*([means] if means else []))
 
 
-def table_of(mdp: Any, policy: Any) -> Any:
+def table_of(mdp: Any, policy: Policy) -> Any:
     """``π(a|s)`` of a policy that is linear in one-hot observations, ``[S, A]`` float64, differentiable."""
     return policy.network.actor.double().softmax(-1)[mdp.observation]

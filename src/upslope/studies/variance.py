@@ -30,7 +30,7 @@ from torch import Tensor
 
 from upslope.errors import RunFault, UsageError, require
 from upslope.intervals import central, resample
-from upslope.records import Rollout
+from upslope.records import Algorithm, Policy, Rollout
 from upslope.tabular import flat_gradient
 
 RESAMPLES = 1000
@@ -95,7 +95,7 @@ class Reference:
         return cls(gradient.detach().double().unsqueeze(0))
 
     @classmethod
-    def sampled(cls, algorithm: Any, policy: Any, rollout: Rollout) -> Reference:
+    def sampled(cls, algorithm: Algorithm, policy: Policy, rollout: Rollout) -> Reference:
         """The mean over a large batch of whole episodes, independent of the samples; its noise is taken into account."""
         count = len(rollout.mask) - len(rollout.mask) % min(BLOCKS, len(rollout.mask))
         return cls(unit_gradients(algorithm, policy, first(rollout, count), units=min(BLOCKS, count)))
@@ -106,7 +106,7 @@ class Reference:
         return self.parts.mean(0)
 
 
-def measure(estimators: Mapping[str, Any], policy: Any, rollout: Rollout, reference: Reference, *, seed: int = 0) -> list[Measurement]:
+def measure(estimators: Mapping[str, Any], policy: Policy, rollout: Rollout, reference: Reference, *, seed: int = 0) -> list[Measurement]:
     """Every estimator (name → algorithm) on the same whole episodes at the same policy, in the order given.
 
     ``rollout`` has one episode a row, ``[N, T]``, or groups of episodes, ``[groups, G, T]``, which share a start; then a unit is
@@ -123,7 +123,9 @@ def measure(estimators: Mapping[str, Any], policy: Any, rollout: Rollout, refere
     return [measure_one(name, algorithm, policy, rollout, reference, rng) for name, algorithm in estimators.items()]
 
 
-def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, reference: Reference, rng: np.random.Generator) -> Measurement:
+def measure_one(
+    name: str, algorithm: Algorithm, policy: Policy, rollout: Rollout, reference: Reference, rng: np.random.Generator
+) -> Measurement:
     """One row of the table."""
     try:
         gradients = unit_gradients(algorithm, policy, rollout, units=len(rollout.mask))
@@ -158,7 +160,7 @@ def measure_one(name: str, algorithm: Any, policy: Any, rollout: Rollout, refere
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-def unit_gradients(algorithm: Any, policy: Any, rollout: Rollout, *, units: int) -> Tensor:
+def unit_gradients(algorithm: Algorithm, policy: Policy, rollout: Rollout, *, units: int) -> Tensor:
     """The gradient of each of ``units`` equal parts along the first axis, ``[units, P]``, float64; their mean is the whole batch's."""
     batch = algorithm.estimate(policy, rollout)
     steps, total = int(batch.mask.sum()), float(batch.weight.sum())
@@ -170,7 +172,7 @@ def unit_gradients(algorithm: Any, policy: Any, rollout: Rollout, *, units: int)
     return torch.stack(found)
 
 
-def sample_size(algorithm: Any, policy: Any, rollout: Rollout) -> float | None:
+def sample_size(algorithm: Algorithm, policy: Policy, rollout: Rollout) -> float | None:
     """The share of the steps that the algorithm itself says its weights are worth."""
     size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
     return None if size is None else size / rollout.num_steps
@@ -227,7 +229,7 @@ def check_episodes(rollout: Rollout) -> None:
         raise UsageError(f"rollout: row {row} holds {int(ends[row])} ends, expected 1: collect whole episodes, one in each row")
 
 
-def check_size(policy: Any, units: int) -> None:
+def check_size(policy: Policy, units: int) -> None:
     """Refuse more gradients than memory holds: all of an estimator's are kept until their inner products are known."""
     count = sum(p.numel() for p in policy.parameters())
     most = LARGEST // max(1, count)
