@@ -413,9 +413,9 @@ def require_members(name: str, thing: object, protocol: type[Any]) -> None:
     if (member := missing_member(thing, protocol)) is not None:
         wanted = members(protocol)[member]
         signature = "" if isinstance(wanted, property) else str(inspect.signature(wanted))
-        for hidden in ("self, ", "*_: Any, ", ": Any"):
+        for hidden in ("'", "self, ", "*_: Any, ", ": Any"):
             signature = signature.replace(hidden, "")
-        raise UsageError(f"{name}: {type(thing).__name__} has no {member}; a {protocol.__name__} has {member}{signature}")
+        raise UsageError(f"{name}: {type(thing).__name__} has no {member}; expected {member}{signature}, as {protocol.__name__} says")
 
 
 def distribution_of(policy: object, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.core.toy import Bandit, Pulls
-from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, TRPO, OffPolicyGradient, train
+from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, TRPO, Ascent, OffPolicyGradient, train
 from upslope.errors import UsageError
 from upslope.records import Batch, Rollout
 
@@ -80,3 +80,30 @@ def test_a_rollout_refuses_a_reward_or_an_end_where_there_was_no_decision():
     for name, wrong in {"reward": torch.ones(2, 3), "terminated": ~flags, "truncated": ~flags}.items():
         with pytest.raises(ValueError, match="masked"):
             Rollout(**{**good, name: wrong}, behavior_log_prob=torch.zeros(2, 3))
+
+
+class OnlyObjective:
+    update = Ascent()
+
+    def objective(self, policy, batch):
+        return policy.logits.sum(), {}
+
+
+@pytest.mark.parametrize(
+    "algorithm,policy,message",
+    [
+        (
+            OnlyObjective(),
+            Bandit(),
+            r"^algorithm: OnlyObjective has no estimate; expected estimate\(policy: Policy, rollout: Rollout\) -> Batch",
+        ),
+        (PPO(), torch.nn.Linear(1, 1), r"^policy: Linear has no evaluate; expected evaluate\(\*\*inputs\) -> Evaluation, as Policy says$"),
+        (PPO(update=None), Bandit(), r"^algorithm\.update: NoneType has no start; expected start\(policy: Policy, \*, seed: int\)"),
+    ],
+    ids=["algorithm", "policy", "update"],
+)
+def test_a_member_that_is_missing_is_named_before_the_first_step(algorithm, policy, message):
+    calls = []
+    with pytest.raises(UsageError, match=message):
+        train(algorithm, policy, lambda policy: calls.append(policy), iterations=1)
+    assert calls == []

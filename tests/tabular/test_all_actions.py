@@ -80,9 +80,12 @@ def test_as_many_values_as_actions(num_values):
 def test_a_policy_without_a_distribution_is_refused():
     mdp, policy = case(1, time_limit=2)
     rollouts, _ = tabular.enumerate_rollouts(mdp, policy)
-    with pytest.raises(UsageError, match="SimpleNamespace has no distribution; a HasDistribution has distribution"):
+    with pytest.raises(
+        UsageError,
+        match=r"policy: SimpleNamespace has no distribution; expected distribution\(\*\*inputs\) -> Any, as HasDistribution says",
+    ):
         AllActions(q=exactly(mdp, policy, 1.0)).estimate(SimpleNamespace(), rollouts)
-    with pytest.raises(UsageError, match=r"policy: all actions need action_values\(\*\*inputs\), which SoftmaxPolicy lacks"):
+    with pytest.raises(UsageError, match=r"policy: SoftmaxPolicy has no action_values; expected action_values\(\*\*inputs\) -> Tensor"):
         AllActions().estimate(policy, rollouts)
     with pytest.raises(UsageError, match="gae_lambda: expected a number in"):
         AllActions(gae_lambda=2.0)
