@@ -61,7 +61,7 @@ class Legal(torch.nn.Module):
     def inputs(self, observation, *, action_mask=None, update=False):
         return {"action_mask": torch.from_numpy(np.array(action_mask))}
 
-    def sample(self, inputs, *, state=None, generator=None):
+    def sample(self, inputs, *, generator=None):
         return Sample(action=inputs["action_mask"].int().argmax(-1), log_prob=torch.zeros(len(inputs["action_mask"])))
 
     def value(self, inputs):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import OnlineState, gradients, value_of
 from upslope.errors import require
-from upslope.records import Metrics, Policy, Stream
+from upslope.records import Metrics, Policy, SamplingPolicy, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class OnlineActorCritic:
         """``z = 0``, ``I = 1``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ v̂(S′) − v̂(S)``, v̂(terminal) = 0; both traces; both steps. A truncation bootstraps, then resets."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S
@@ -92,7 +92,7 @@ class ContinuingActorCritic:
         """``z = 0``, ``R̄ = 0``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R − R̄ + v̂(S′) − v̂(S)``; ``R̄ ← R̄ + α_R δ``; both traces; both steps."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S

@@ -16,7 +16,7 @@ from torch import Tensor
 from upslope.algorithms.all_actions import valued
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import Gradients, Inputs, OnlineState
-from upslope.records import HasActionGradient, Metrics, Policy, Stream, offers
+from upslope.records import HasActionGradient, Metrics, Policy, SamplingPolicy, Stream, offers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SARSA:
         """``z = 0``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
 
-    def learn(self, policy: Policy, stream: Stream, state: OnlineState) -> Metrics:
+    def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ q̂(S′, A′) − q̂(S, A)``, q̂(terminal) = 0. A truncation bootstraps, then resets."""
         for _ in range(stream.num_steps):
             inputs = stream.observe(policy)  # S

@@ -52,7 +52,9 @@ class RandomPolicy:
 
 
 @torch.no_grad()
-def record(envs: Envs, policy: SamplingPolicy, num_steps: int, *, seed: int = 0, about: Mapping[str, Any] | None = None) -> Dataset:
+def record(
+    envs: Envs, policy: SamplingPolicy | RandomPolicy, num_steps: int, *, seed: int = 0, about: Mapping[str, Any] | None = None
+) -> Dataset:
     """Play ``num_steps`` steps of every environment from fresh starts and keep what was seen, done and got: one row an environment.
 
     The policy does not learn on the way; a policy with running moments should be :meth:`frozen`. ``about`` is written into the header.

@@ -61,7 +61,7 @@ def encode(
     return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
 
 
-def check_spaces(policy: SamplingPolicy, envs: Envs) -> None:
+def check_spaces(policy: object, envs: Envs) -> None:
     """Refuse environments that a policy with spaces of its own was not made for."""
     for kind in ("observation_space", "action_space"):
         made, here = getattr(policy, kind, None), getattr(envs, kind)
@@ -88,10 +88,10 @@ def to_env(policy: SamplingPolicy, envs: Envs, action: Tensor) -> Array:
     return array
 
 
-def takes_observations_as_they_are(policy: HasNormalizers, envs: Envs) -> bool:
+def takes_observations_as_they_are(policy: object, envs: Envs) -> bool:
     """Whether encoding would only flatten: a Box of floats, not normalized."""
-    space = envs.observation_space
-    return isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f" and policy.observation_normalizer is None
+    space, normalizer = envs.observation_space, getattr(policy, "observation_normalizer", None)
+    return isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f" and normalizer is None
 
 
 def counts_from_0(envs: Envs) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from upslope.fast.plan import changed
 from upslope.fast.policy_proxy import PolicyProxy
 from upslope.records import Sample
 
+if TYPE_CHECKING:
+    from upslope.control import LinearPolicy
+
 Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
 
@@ -28,7 +31,7 @@ Inputs = Mapping[str, Tensor]
 class FastLinear(PolicyProxy):
     """Stands in for a linear policy while it acts and learns; whatever else is asked of it, the policy itself answers."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: object) -> None:
         super().__init__(policy)
         self.views: dict[int, Array] = {}
 
@@ -123,18 +126,18 @@ class FastLinear(PolicyProxy):
         return float(product(x, actor)[chosen]), (outer(x, direction, actor),)
 
 
-def linear_twin(policy: Any) -> FastLinear | None:
+def linear_twin(policy: object) -> FastLinear | None:
     """The twin of a linear policy with a softmax, ε-greedy or plain Gaussian head, in float32 on the processor; else None."""
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.LinearPolicy:
         return None
-    heads = sys.modules["upslope.control.heads"]
-    known = type(policy.head) in (heads.Categorical, heads.EpsilonGreedy) or (
-        type(policy.head) is heads.Gaussian and policy.log_std is not None
+    linear, heads = cast("LinearPolicy", policy), sys.modules["upslope.control.heads"]
+    known = type(linear.head) in (heads.Categorical, heads.EpsilonGreedy) or (
+        type(linear.head) is heads.Gaussian and linear.log_std is not None
     )
-    if not known or any(changed(module) for module in policy.modules()):
+    if not known or any(changed(module) for module in linear.modules()):
         return None
-    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in policy.parameters())
+    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in linear.parameters())
     return FastLinear(policy) if plain else None
 
 

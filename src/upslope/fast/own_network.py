@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import rounded
 from upslope.fast.rows import Columns, NotCompiled
 from upslope.fast.update import options_of
-from upslope.records import Batch, HasObjective, Metrics, Policy
+from upslope.records import Algorithm, Batch, HasObjective, Metrics, Policy
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
 
@@ -59,7 +60,7 @@ class HeadAscent(Ascent):
     objectives: Objectives
 
     def accumulate(
-        self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
+        self, algorithm: HasObjective, policy: Any, part: Batch, state: AscentState, *, first: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The twin of :meth:`Ascent.accumulate`."""
         try:
@@ -97,7 +98,7 @@ class HeadAscent(Ascent):
         state.num_updates += 1
         return torch.tensor(results[at.GRADIENT_NORM], dtype=torch.float32)
 
-    def slopes(self, policy: Policy, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
+    def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
         """∂objective/∂outputs and, where it has a part, ∂objective/∂values."""
         plan, networks, addresses = self.plan, objective.written_into(self.plan.networks), columns.addresses()
         plan.options[at.MASKED] = columns.masked
@@ -133,9 +134,9 @@ class HeadUpdate:
     def __init__(self, library: Library, head: int, outputs: int) -> None:
         self.parts = {"library": library, "plan": HeadPlan(head, outputs), "objectives": Objectives()}
 
-    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
+    def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
-        ascent: Ascent = algorithm.update
+        ascent = cast(Ascent, algorithm.update)
         if batch.sampler_log_prob is None and ascent.micro_batch_size is None:
             ascent = HeadAscent(**{field.name: getattr(ascent, field.name) for field in fields(ascent)}, **self.parts)
         return ascent(algorithm, policy, batch, state)

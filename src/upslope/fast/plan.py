@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.fast import layout as at
+
+if TYPE_CHECKING:
+    from upslope.control import ActorCritic, MLPPolicy
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: at.TANH, nn.ReLU: at.RELU}
 MOST_SCRATCH = 2**24
@@ -53,7 +56,7 @@ class MLPLayout:
         return (*layers, self.log_std) if self.log_std is not None else tuple(layers)
 
 
-def match_mlp_policy(policy: Any) -> MLPLayout | None:
+def match_mlp_policy(policy: object) -> MLPLayout | None:
     """What an MLP policy consists of; None for every other policy, and for one that was changed by hand.
 
     Known are :class:`upslope.control.MLPPolicy` itself (not a subclass, which may evaluate differently) with tanh or ReLU
@@ -63,15 +66,16 @@ def match_mlp_policy(policy: Any) -> MLPLayout | None:
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.MLPPolicy:
         return None
-    if any(changed(module) for module in policy.modules()):
+    mlp = cast("MLPPolicy", policy)
+    if any(changed(module) for module in mlp.modules()):
         return None
-    head = head_kind(policy)
-    actor, critic = linear_layers(policy.actor), linear_layers(policy.critic)
+    head = head_kind(mlp)
+    actor, critic = linear_layers(mlp.actor), linear_layers(mlp.critic)
     if head is None or actor is None or critic is None or (critic[0] and actor[1] != critic[1]):
         return None
-    parts = MLPLayout(head, actor[1], actor[0], critic[0], policy.log_std, bool(policy.critic_parameters()))
+    parts = MLPLayout(head, actor[1], actor[0], critic[0], mlp.log_std, bool(mlp.critic_parameters()))
     known = {id(p) for p in parts.parameters}
-    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in policy.parameters())
+    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" and id(p) in known for p in mlp.parameters())
     return parts if plain and fits(parts) else None
 
 
@@ -84,7 +88,7 @@ def changed(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in HOOKS) or not METHODS.isdisjoint(vars(module))
 
 
-def structure_key(policy: Any) -> Any:
+def structure_key(policy: object) -> Any:
     """What would differ if a module, a parameter, a hook or a method were exchanged, or one frozen: cheap enough for each iteration."""
     if not isinstance(policy, nn.Module):
         return id(policy)
@@ -92,7 +96,7 @@ def structure_key(policy: Any) -> Any:
     return id(policy), modules, [(id(p), p.requires_grad, p.dtype, p.device) for p in policy.parameters()]
 
 
-def head_kind(policy: Any) -> int | None:
+def head_kind(policy: ActorCritic) -> int | None:
     """The head's number in :mod:`upslope.fast.layout`, if the kernels know it."""
     heads = sys.modules["upslope.control.heads"]
     if type(policy.head) is heads.Categorical:
@@ -100,13 +104,18 @@ def head_kind(policy: Any) -> int | None:
     return at.GAUSSIAN if type(policy.head) is heads.Gaussian and policy.log_std is not None else None
 
 
-def head_of(policy: Any) -> tuple[int, int] | None:
+def head_of(policy: object) -> tuple[int, int] | None:
     """Kind and number of outputs of a known head over a network of the user's own (or one the kernels do not know)."""
     control = sys.modules.get("upslope.control.policy")
-    if control is None or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy) or changed(policy):
+    if (
+        control is None
+        or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
+        or changed(cast(nn.Module, policy))
+    ):
         return None
-    kind = head_kind(policy)
-    return None if kind is None else (kind, policy.head.n if kind == at.CATEGORICAL else policy.log_std.numel())
+    actor_critic = cast("ActorCritic", policy)
+    kind, head, log_std = head_kind(actor_critic), cast(Any, actor_critic.head), actor_critic.log_std
+    return None if kind is None else (kind, head.n if log_std is None else log_std.numel())
 
 
 def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int] | None:

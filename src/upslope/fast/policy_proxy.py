@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ from torch import Tensor
 class PolicyProxy:
     """Whatever is asked of it that it does not have, the policy itself answers."""
 
-    def __init__(self, policy: Any) -> None:
-        self.policy = policy
+    def __init__(self, policy: object) -> None:
+        self.policy = cast(Any, policy)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer

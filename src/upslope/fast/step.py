@@ -23,7 +23,7 @@ from upslope.records import Sample
 class CompiledPolicy(PolicyProxy):
     """Stands in for an MLP policy while it acts; whatever else is asked of it, the policy itself answers."""
 
-    def __init__(self, policy: Any, library: Library, parts: MLPLayout) -> None:
+    def __init__(self, policy: object, library: Library, parts: MLPLayout) -> None:
         super().__init__(policy)
         self.library, self.parts = library, parts
         self.memory = Memory(parts)

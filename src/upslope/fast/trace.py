@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -334,11 +334,12 @@ def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Ca
     symbols = replace(batch, inputs=inputs, metrics={}, **tensors)
     value = None if restored is None else restored(leaf("value", moves=True))
     evaluation = Evaluation(log_prob=leaf("log_prob", moves=True), entropy=leaf("entropy", moves=True), value=value)
-    found, metrics = algorithm.objective(TracedPolicy(policy, inputs, evaluation), symbols)
+    traced: Any = TracedPolicy(policy, inputs, evaluation)
+    found, metrics = algorithm.objective(traced, symbols)
     if not (isinstance(found, Symbol) and found.node.moves and not found.node.row):
         raise NotLowered("its value is not a sum over steps that moves with the policy")
     log_ratio = metrics.pop("log_ratio", None)
     reported = {name: operand(x) for name, x in metrics.items()}
     if any(not isinstance(x, Node) or x.row for x in reported.values()) or not (log_ratio is None or operand(log_ratio).row):
         raise NotLowered("it reports something else than numbers")
-    return Recorded(found.node, reported, None if log_ratio is None else log_ratio.node)
+    return Recorded(found.node, reported, None if log_ratio is None else cast(Symbol, log_ratio).node)

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from upslope.fast.own_network import HeadUpdate
 from upslope.fast.plan import head_of, match_mlp_policy, structure_key
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledNatural, CompiledUpdate
-from upslope.records import Batch, HasObjective, Metrics, Policy, Unit
+from upslope.records import Algorithm, Batch, Metrics, Policy, Unit
 from upslope.updates import Ascent, NaturalGradient, TrustRegion
 
 
@@ -39,7 +39,7 @@ def fast_policy(policy: Policy) -> Any:
     return policy if parts is None or kernels is None else CompiledPolicy(policy, kernels, parts)
 
 
-def fast_update(algorithm: HasObjective, policy: Policy) -> Callable[..., Metrics] | None:
+def fast_update(algorithm: Algorithm, policy: Policy) -> Callable[..., Metrics] | None:
     """What the training loop calls to update this policy: the fastest twin of ``algorithm.update`` that serves these objects.
 
     None for a method that learns at every step, which has no update.
@@ -59,7 +59,7 @@ def fast_update(algorithm: HasObjective, policy: Policy) -> Callable[..., Metric
     return algorithm.update
 
 
-def explain(algorithm: HasObjective, policy: Policy, unit: Unit = "step") -> str:
+def explain(algorithm: Algorithm, policy: Policy, unit: Unit = "step") -> str:
     """How a method's update runs, in a line; ``unit`` is that of its collector's recordings."""
     update, name = fast_update(algorithm, policy), f"{type(algorithm).__name__}.objective"
     off = "; --no-fast runs it in PyTorch"
@@ -77,13 +77,13 @@ def explain(algorithm: HasObjective, policy: Policy, unit: Unit = "step") -> str
         lowered(algorithm, policy, batch, None if getattr(policy, "critic", True) is None else lambda value: value)
     except NotLowered as reason:
         return f"{name} in PyTorch: {reason}"
-    if algorithm.update.micro_batch_size is not None:
+    if cast(Ascent, algorithm.update).micro_batch_size is not None:
         return f"{name} in PyTorch, which takes micro-batches"
     what = "compiled with its gradient" if isinstance(update, CompiledUpdate) else "and its head compiled with their gradient"
     return f"{name} {what}{off}"
 
 
-def why_not(algorithm: HasObjective, policy: Policy) -> str:
+def why_not(algorithm: Algorithm, policy: Policy) -> str:
     """Why an update has no twin."""
     if match_mlp_policy(policy) is None and head_of(policy) is None:
         return f"nothing of this {type(policy).__name__} is compiled"
@@ -99,7 +99,7 @@ class CompiledPaths:
         self.known: Any = None
         self.chosen: tuple[Callable[..., Metrics] | None, Any] | None = None
 
-    def __call__(self, algorithm: HasObjective, policy: Policy) -> tuple[Callable[..., Metrics] | None, Any]:
+    def __call__(self, algorithm: Algorithm, policy: Policy) -> tuple[Callable[..., Metrics] | None, Any]:
         """``(update, actor)`` for this iteration."""
         seen = type(algorithm), type(getattr(algorithm, "update", None)), structure_key(policy)
         if self.chosen is None or seen != self.known:

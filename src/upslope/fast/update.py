@@ -10,7 +10,7 @@ import itertools
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
-from upslope.records import Batch, HasObjective, Metrics, Policy
+from upslope.records import Algorithm, Batch, Metrics, Policy
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, check_gradient, diagnosis
@@ -43,10 +43,10 @@ class CompiledUpdate:
         self.objectives = Objectives()
         self.plan: Plan | None = None
 
-    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
+    def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         state.check()
-        ascent: Ascent = algorithm.update
+        ascent = cast(Ascent, algorithm.update)
         try:
             plan = self.planned(state)
             objective = self.objective(algorithm, policy, batch)
@@ -89,11 +89,11 @@ class CompiledUpdate:
             metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
         return {**metrics, "num_minibatches": float(results[at.STEPPED])}
 
-    def objective(self, algorithm: HasObjective, policy: Policy, batch: Batch) -> CompiledObjective:
+    def objective(self, algorithm: Algorithm, policy: Policy, batch: Batch) -> CompiledObjective:
         """The compiled objective of this batch; raises where there is none."""
-        if batch.sampler_log_prob is not None or algorithm.update.micro_batch_size is not None:
+        if batch.sampler_log_prob is not None or cast(Ascent, algorithm.update).micro_batch_size is not None:
             raise NotCompiled
-        return self.objectives(algorithm, policy, batch, policy._restored if self.parts.critic else None)
+        return self.objectives(algorithm, policy, batch, cast(Any, policy)._restored if self.parts.critic else None)
 
     def planned(self, state: AscentState) -> Plan:
         """The plan for the state's parameters, which must be the parts' own; made anew where they have moved."""
@@ -124,9 +124,9 @@ class CompiledNatural:
     def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.fit = CompiledUpdate(library, replace(parts, actor=(), log_std=None))
 
-    def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: NaturalState) -> Metrics:
+    def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: NaturalState) -> Metrics:
         """One update on one batch; the metrics of the readable twin."""
-        return algorithm.update(algorithm, policy, batch, state, ascend=self.fit)
+        return cast(Any, algorithm.update)(algorithm, policy, batch, state, ascend=self.fit)
 
 
 def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:

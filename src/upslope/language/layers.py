@@ -42,6 +42,8 @@ class TextPolicy(Policy, Protocol):
     temperature: float
     body: Any
     stop_ids: Any
+    tokenizer: Any
+    adapter: Any
 
     @property
     def model(self) -> PreTrainedModel: ...

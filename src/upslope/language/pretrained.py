@@ -8,7 +8,7 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -17,7 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from upslope.errors import UsageError, missing_extra
 from upslope.files import filled_folder
+from upslope.language.layers import TextPolicy
 from upslope.language.quiet import quiet
+
+P = TypeVar("P", bound=TextPolicy)
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,7 +105,7 @@ def is_cached(name: str) -> bool:
         return False
 
 
-def save(policy: Any, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
+def save(policy: TextPolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
     """Write config, weights and tokenizer; merged where there are adapters."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"folder: {folder} is a file; name another place")
@@ -148,7 +151,7 @@ def load_value_head(head: nn.Linear, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- adapters
 
 
-def with_adapters(policy: Any, rank: int) -> Any:
+def with_adapters(policy: P, rank: int) -> P:
     """Train low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "language")
@@ -164,7 +167,7 @@ def with_adapters(policy: Any, rank: int) -> Any:
     return policy
 
 
-def merged(policy: Any) -> PreTrainedModel:
+def merged(policy: TextPolicy) -> PreTrainedModel:
     """A plain copy of the model with its adapters added into the weights."""
     import copy
 

@@ -161,7 +161,7 @@ class RunConfig:
             raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
         return replace(self, algorithm=algorithm, collector=collector, policy=policy, problem=problem, settings=settings)
 
-    def with_policy(self, policy: Any) -> Self:
+    def with_policy(self, policy: object) -> Self:
         """A copy with the settings of a policy that was made before."""
         return replace(self, policy=policy)
 

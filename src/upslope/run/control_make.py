@@ -10,7 +10,7 @@ from upslope import control
 from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, policy_for, policy_from_description
 from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
-from upslope.records import AnyAlgorithm
+from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
 from upslope.run.load import Run, load_state
 from upslope.run.settings import plain_value
@@ -69,12 +69,12 @@ def recorded_steps(config: Config) -> control.Recorded | None:
     return control.Recorded(config.collector.data, num_rows=config.collector.num_rows, reward_scale=scale, seed=seed)
 
 
-def by_action_values(algorithm: AnyAlgorithm) -> bool:
+def by_action_values(algorithm: EitherAlgorithm) -> bool:
     """Whether the policy must have action values: SARSA acts by them, AllActions learns from them."""
     return getattr(algorithm, "action_values", False) or getattr(algorithm, "action_critic", False)
 
 
-def check_minibatches(algorithm: AnyAlgorithm, collector: Any) -> None:
+def check_minibatches(algorithm: Any, collector: Any) -> None:
     """The minibatches of an iteration must be of one size."""
     if not isinstance(collector, StepsSettings) or getattr(collector, "data", None) is not None or not hasattr(algorithm, "update"):
         return
@@ -95,7 +95,7 @@ def check_one_environment(config: Config) -> None:
         raise UsageError(f"num_envs: {config.name} learns at every step of 1 environment, found {count}; leave the flag out")
 
 
-def check_groups(algorithm: AnyAlgorithm, collect: Any) -> None:
+def check_groups(algorithm: EitherAlgorithm, collect: Any) -> None:
     """What group methods may ask for and environments do not have."""
     if getattr(algorithm, "kl_coef", 0.0) > 0:
         raise UsageError("kl_coef: it needs a reference policy, which only language models have; leave it out")

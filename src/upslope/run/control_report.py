@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from upslope.control import Envs
-from upslope.records import AnyAlgorithm, Policy
+from upslope.control import ActorCritic, Envs
+from upslope.records import Policy
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
 from upslope.run.report import climbing, next_words, passes, plural
@@ -25,18 +25,18 @@ def plan(config: Config, envs: Envs, policy: Policy, collect: Any, stop_at: floa
     settings = config.settings
     title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {settings.seed}"
     watched = stopping(settings, stop_at)
-    lines = [title, collecting(config), watched, *observing(envs, policy), policy_words(policy, config.policy, settings)]
+    lines = [title, collecting(config), watched, *observing(envs, cast(ActorCritic, policy)), policy_words(policy, config.policy, settings)]
     return [*lines, f"update: {update_words(config.algorithm, policy, collect, settings.fast)}"]
 
 
-def update_words(algorithm: AnyAlgorithm, policy: Policy, collect: Any, fast: bool) -> str:
+def update_words(algorithm: Any, policy: Policy, collect: Any, fast: bool) -> str:
     """What of an update is compiled, and why not the rest."""
     if not fast:
         return "in PyTorch, as --no-fast says"
     return compiled().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
 
 
-def observing(envs: Envs, policy: Policy) -> list[str]:
+def observing(envs: Envs, policy: ActorCritic) -> list[str]:
     """What observations are taken for where that is a choice, how large they are where that matters, where action masks come from."""
     lines: list[str] = []
     encoder = policy.encoder
@@ -107,7 +107,7 @@ def stopping(settings: Any, stop_at: float | None) -> str:
     return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
 
 
-def policy_words(policy: Policy, chosen: Any, settings: Any) -> str:
+def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
     """What the policy is, where it starts from and where it lives."""
     size = sum(p.numel() for p in policy.parameters())
     options = policy.describe()

@@ -29,7 +29,6 @@ from typing import Any, TextIO, cast
 from upslope import files
 from upslope._version import __version__
 from upslope.errors import UsageError
-from upslope.records import Policy
 
 FORMAT_VERSION = 1
 """Raised when an older upslope could no longer read what a newer one writes."""
@@ -128,7 +127,7 @@ class RunFolder:
         except OSError as error:
             raise files.cannot_write(self.path / name, error) from error
 
-    def save_policy(self, policy: Policy, name: str, progress: Mapping[str, int]) -> None:
+    def save_policy(self, policy: Any, name: str, progress: Mapping[str, int]) -> None:
         """Write ``<name>.safetensors`` from the policy's state, with how far it is; tensors are copied out of any shared buffer."""
         from safetensors.torch import save
 

@@ -17,7 +17,7 @@ from upslope.language.long_prompts import fit, fit_task, lengths
 from upslope.language.rewards import Part, parse_weight, reward_from
 from upslope.language.scoring import score_with
 from upslope.language.tasks import NO_REWARD
-from upslope.records import AnyAlgorithm
+from upslope.records import EitherAlgorithm
 from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings
 from upslope.run.load import Run
 from upslope.run.settings import load_object
@@ -57,7 +57,7 @@ def make_reference(config: Config, policy: LanguagePolicy) -> Any:
     return LanguagePolicy.from_pretrained(policy_folder(folder), temperature=config.policy.temperature).frozen().to(policy.device)
 
 
-def reference_kl(algorithm: AnyAlgorithm) -> float:
+def reference_kl(algorithm: EitherAlgorithm) -> float:
     """The weight of the KL to the reference; where it has a name of its own, ``kl_coef`` is that of another KL, the one to π_old."""
     return getattr(algorithm, "reference_kl_coef", getattr(algorithm, "kl_coef", 0.0))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from upslope.errors import UsageError, unknown
-from upslope.records import AnyAlgorithm
+from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.language_settings import CompletionsSettings, RecordedSettings
 from upslope.run.settings import load_object, plain_value, replaced, settings_of
@@ -126,7 +126,7 @@ class Needs:
     """the head's output is what is learned: nothing is said, so there is nothing to chat with or to sample"""
 
     @classmethod
-    def of(cls, algorithm: AnyAlgorithm) -> Needs:
+    def of(cls, algorithm: Any) -> Needs:
         """Those of an algorithm, or of its class."""
         found: dict[str, Any] = {item.name: getattr(algorithm, item.name) for item in fields(cls) if hasattr(algorithm, item.name)}
         if hasattr(algorithm, "learn"):
@@ -144,7 +144,7 @@ def relative(name: str) -> dict[str, Any]:
     return getattr(importlib.import_module(METHODS[name].module), "RELATIVES", {}).get(name, {}) if name in METHODS else {}
 
 
-def family_of(algorithm: AnyAlgorithm) -> str | None:
+def family_of(algorithm: EitherAlgorithm) -> str | None:
     """The first row whose class the algorithm is of, or comes from; None for one that has nothing to do with ours."""
     for base in type(algorithm).__mro__:
         for name, method in METHODS.items():
@@ -153,14 +153,14 @@ def family_of(algorithm: AnyAlgorithm) -> str | None:
     return None
 
 
-def name_of(algorithm: AnyAlgorithm) -> str:
+def name_of(algorithm: EitherAlgorithm) -> str:
     """The name on the command line: that of its row, else ``module:Class``."""
     kind = algorithm.__class__
     rows = (name for name, method in METHODS.items() if (method.module, method.class_name) == (kind.__module__, kind.__name__))
     return next(rows, f"{kind.__module__}:{kind.__qualname__}")
 
 
-def start_of(name: str, algorithm: AnyAlgorithm, world: str) -> Start:
+def start_of(name: str, algorithm: EitherAlgorithm, world: str) -> Start:
     """How a method starts in a world; a class of the user's own as the shipped one does that it comes from.
 
     Raises:
@@ -210,7 +210,7 @@ def made(found: Any, name: str) -> Any:
     return found
 
 
-def check_algorithm(algorithm: AnyAlgorithm, name: str) -> None:
+def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
     """Refuse what lacks a member that the loop will ask for."""
     wanted = ("learn", "start") if hasattr(algorithm, "learn") else ("estimate", "objective", "update")
     missing = [member for member in wanted if not hasattr(algorithm, member)]
@@ -222,7 +222,7 @@ def check_algorithm(algorithm: AnyAlgorithm, name: str) -> None:
         )
 
 
-def started(algorithm: AnyAlgorithm, name: str, world: str) -> Any:
+def started(algorithm: EitherAlgorithm, name: str, world: str) -> Any:
     """The algorithm with the settings that its world asks for; those that its class does not have are left out."""
     known = settings_of(algorithm)
     asked = {key: value for key, value in start_of(name, algorithm, world).settings.items() if key in known}

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from upslope import control
 from upslope.errors import RunFault, UsageError, install
 from upslope.files import whole_file
-from upslope.records import Policy
 from upslope.run.device import one_thread
 from upslope.run.load import Run
 
@@ -129,7 +128,7 @@ def frame_of(env: Any, name: str) -> Frame:
 
 
 def play(
-    policy: Policy, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
+    policy: Any, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
 ) -> tuple[list[Frame], list[float], float, bool]:
     """Frames, returns of the episodes, the environment's frames per second, and whether the last episode was seen to its end."""
     envs, env = rendered(name, options)

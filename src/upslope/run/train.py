@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from upslope.records import (
     Algorithm,
     Batch,
     Collector,
+    EitherAlgorithm,
     Metrics,
     OnlineAlgorithm,
     Policy,
@@ -42,7 +43,7 @@ Callback = Callable[["RunState"], bool | None]
 class RunState:
     """Everything that a run is: what it started from, what it has become, and how far it is."""
 
-    algorithm: Algorithm | OnlineAlgorithm
+    algorithm: EitherAlgorithm
     policy: Policy
     collect: Collector | Stream
     update_state: Any
@@ -69,7 +70,7 @@ class RunState:
 
 
 def train(
-    algorithm: Algorithm | OnlineAlgorithm,
+    algorithm: EitherAlgorithm,
     policy: Policy,
     collect: Collector | Stream,
     *,
@@ -102,7 +103,8 @@ def train(
         require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
     callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
     online = check_parts(algorithm, policy, collect)
-    update_state = (algorithm if online else algorithm.update).start(policy, seed=seed)
+    learner = cast(OnlineAlgorithm, algorithm) if online else cast(Algorithm, algorithm).update
+    update_state = learner.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
     follow: Any = getattr(collect, "follow", None)
     if follow is not None:  # a collector that wants to know how far the run is
@@ -143,13 +145,14 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     started = time.perf_counter()
     collect: Any = state.collect
     rollout = collect(actor)
-    batch = state.algorithm.estimate(state.policy, rollout)
+    algorithm = cast(Algorithm, state.algorithm)
+    batch = algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
-    if offers(state.algorithm.update, Scheduled):
-        state.algorithm.update.set_fraction(state.update_state, state.fraction)
-    metrics = update(state.algorithm, state.policy, batch, state.update_state)
-    if offers(state.algorithm, Adaptive):
-        state.algorithm = state.algorithm.adapted(state.policy, batch)
+    if offers(algorithm.update, Scheduled):
+        algorithm.update.set_fraction(state.update_state, state.fraction)
+    metrics = update(algorithm, state.policy, batch, state.update_state)
+    if offers(algorithm, Adaptive):
+        state.algorithm = algorithm.adapted(state.policy, batch)
     state.rollout = rollout
     advance(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
 
@@ -158,7 +161,7 @@ def online_iteration(state: RunState, actor: Any) -> None:
     """One iteration of a method that learns at every step; ``actor`` is the policy or its fast twin."""
     started = time.perf_counter()
     stream: Any = state.collect
-    metrics = state.algorithm.learn(actor, stream, state.update_state)
+    metrics = cast(OnlineAlgorithm, state.algorithm).learn(actor, stream, state.update_state)
     advance(state, stream.num_steps, time.perf_counter() - started, metrics)
 
 
@@ -190,7 +193,7 @@ def check_parts(algorithm: object, policy: object, collect: object) -> bool:
     return online
 
 
-def uncompiled(algorithm: Any, policy: Any) -> tuple[Any, Any]:
+def uncompiled(algorithm: EitherAlgorithm, policy: Policy) -> tuple[Any, Any]:
     """The update (a method that learns at every step has none) and the acting policy as they are."""
     return getattr(algorithm, "update", None), policy
 

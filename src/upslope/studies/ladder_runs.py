@@ -99,6 +99,6 @@ def _problem(name: str, means: tuple[float, ...]) -> Any:
     return getattr(problems, name)(*([means] if means else []))
 
 
-def table_of(mdp: Any, policy: Policy) -> Any:
+def table_of(mdp: Any, policy: Any) -> Any:
     """``π(a|s)`` of a policy that is linear in one-hot observations, ``[S, A]`` float64, differentiable."""
     return policy.network.actor.double().softmax(-1)[mdp.observation]

@@ -128,7 +128,7 @@ class VarianceRun:
             return control.LinearPolicy.for_envs(envs, features="linear", seed=self.seed)
         return control.policy_for(envs, seed=self.seed)
 
-    def make_behavior(self, envs: Any, policy: Policy) -> Any:
+    def make_behavior(self, envs: Any, policy: Any) -> Any:
         """Who takes the samples of estimators with importance weights; its actions must be stored as the policy's are."""
         behavior = control.RandomPolicy(envs) if self.behavior == "uniform" else control_policy(str(self.behavior), "--behavior").frozen()
         check_spaces(behavior, envs)
@@ -176,7 +176,7 @@ def control_policy(path: str, flag: str) -> Any:
 class ActsAs:
     """Acts as ``behavior`` does; what is recorded is what ``policy`` sees of it, and what it expects."""
 
-    def __init__(self, behavior: Any, policy: Policy) -> None:
+    def __init__(self, behavior: Any, policy: Any) -> None:
         self.behavior, self.policy, self.head = behavior, policy, behavior.head
         self.seen: dict[str, Tensor] = {}
 
@@ -201,7 +201,7 @@ class ActsAs:
 class Tabulated:
     """A policy over the observations of a finite problem as the table that :mod:`upslope.tabular` asks for."""
 
-    def __init__(self, policy: Policy, mdp: tabular.MDP) -> None:
+    def __init__(self, policy: Any, mdp: tabular.MDP) -> None:
         self.policy, self.mdp = policy, mdp
         self.parameters = policy.parameters
 
@@ -222,14 +222,14 @@ def finite_problem(env_id: str) -> tabular.MDP | None:
     return getattr(gymnasium.make(env_id).unwrapped, "mdp", None)
 
 
-def episodes(collect: Any, policy: Policy, count: int) -> Rollout:
+def episodes(collect: Any, policy: object, count: int) -> Rollout:
     """``count`` whole episodes, one a row, from as many recordings as that takes; groups are kept whole."""
     played = -(-count // collect.num_envs)
     rollout = joined([collect(policy) for _ in range(played)])
     return first(rollout, -(-count * len(rollout.mask) // (played * collect.num_envs)))
 
 
-def fit_critic(policy: Policy, rollout: Rollout, gamma: float) -> None:
+def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
     """Least squares of the value on the returns to go, by L-BFGS; parameters that the distribution depends on are left alone.
 
     Raises :class:`UsageError` for a critic without a parameter of its own.

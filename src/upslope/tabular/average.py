@@ -6,12 +6,15 @@ r̄ depends on the start. ``policy`` and the gradients are as in :mod:`upslope.t
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from upslope.errors import require
+from upslope.errors import UsageError, require
+from upslope.records import Policy, missing_member
 from upslope.tabular.arguments import check_whole
-from upslope.tabular.chains import LearnedTable, TabularPolicy, chain, policy_table, reachable
+from upslope.tabular.chains import TabularPolicy, chain, policy_table, reachable
 from upslope.tabular.enumeration import flat_gradient, trajectories
 from upslope.tabular.gradients import STEP, differences
 from upslope.tabular.mdp import MDP
@@ -51,24 +54,24 @@ def advantage(mdp: MDP, policy: TabularPolicy) -> Tensor:
     return action_value(mdp, policy) - value(mdp, policy).unsqueeze(-1)
 
 
-def gradient(mdp: MDP, policy: LearnedTable) -> Tensor:
+def gradient(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """``∇r̄ = Σ_s d(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``, an equality. Source: Sutton et al. 2000, theorem 1; SB section 13.6."""
     with torch.no_grad():
         d, q = stationary_distribution(mdp, policy), action_value(mdp, policy)
     return flat_gradient((d.unsqueeze(-1) * q * policy_table(mdp, policy)).sum(), policy)
 
 
-def gradient_by_autograd(mdp: MDP, policy: LearnedTable) -> Tensor:
+def gradient_by_autograd(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """∇r̄ through the linear solve of the stationary distribution, ``[P]``."""
     return flat_gradient(objective(mdp, policy), policy)
 
 
-def gradient_by_differences(mdp: MDP, policy: LearnedTable, step: float = STEP) -> Tensor:
+def gradient_by_differences(mdp: MDP, policy: TabularPolicy, step: float = STEP) -> Tensor:
     """∇r̄ by central differences, ``[P]``; right to about 1e-9."""
     return differences(lambda: objective(mdp, policy), policy, step)
 
 
-def gradient_by_enumeration(mdp: MDP, policy: LearnedTable, horizon: int = 1) -> Tensor:
+def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, horizon: int = 1) -> Tensor:
     """∇r̄ from all trajectories of T = ``horizon`` ≥ 1 steps that begin in the long run, ``[P]``, the same for every T:
 
     ``∇r̄ = 1/T Σ_τ d(s_0) P(τ | s_0) · (Σ_t<T (r(s_t, a_t) − r̄) + V(s_T)) · Σ_t<T ∇ log π(a_t|s_t)``
@@ -78,12 +81,13 @@ def gradient_by_enumeration(mdp: MDP, policy: LearnedTable, horizon: int = 1) ->
     Raises UsageError for more than a million trajectories. Source: Williams 1992 for the score; SB section 13.6 for the setting.
     """
     check_whole("horizon", horizon)
-    require(hasattr(policy, "evaluate"), f"policy: expected one with evaluate, found {type(policy).__name__}")
+    if missing_member(policy, Policy) is not None:
+        raise UsageError(f"policy: expected one with evaluate, found {type(policy).__name__}")
     with torch.no_grad():
         d, average, v = stationary_distribution(mdp, policy), objective(mdp, policy), value(mdp, policy)
     states, actions, dynamics = trajectories(mdp, horizon, d)
     credit = (mdp.reward[states[:, :-1], actions] - average).sum(-1) + v[states[:, -1]]
-    score = policy.evaluate(observation=mdp.observation[states[:, :-1]], action=actions).log_prob.sum(-1)
+    score = cast(Policy, policy).evaluate(observation=mdp.observation[states[:, :-1]], action=actions).log_prob.sum(-1)
     probability = dynamics * score.detach().exp()
     return flat_gradient((probability * credit * score).sum() / horizon, policy)
 

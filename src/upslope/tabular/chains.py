@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.records import Policy, offers
+from upslope.records import offers
 from upslope.tabular.arguments import attached, check_gamma
 from upslope.tabular.mdp import MDP, TOLERANCE
 
@@ -17,10 +17,6 @@ class HasProbabilities(Protocol):
     """A policy that lists its probabilities by what each state looks like, ``[observations, A]``."""
 
     def probabilities(self) -> Tensor: ...
-
-
-class LearnedTable(Policy, HasProbabilities, Protocol):
-    """The same with parameters, for gradients."""
 
 
 TabularPolicy = HasProbabilities | Tensor

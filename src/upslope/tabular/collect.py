@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError
-from upslope.records import Metrics, Rollout, Sample, SamplingPolicy, offers
+from upslope.records import Metrics, Rollout, Sample, SamplingPolicy, missing_member, offers
 from upslope.tabular.arguments import check_seed, check_whole
 from upslope.tabular.chains import HasProbabilities, chain, endless_start, leading_to, policy_table
 from upslope.tabular.mdp import MDP
@@ -82,8 +84,8 @@ class Episodes(Collector):
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
-        if self.mdp.time_limit is None and offers(policy, HasProbabilities):
-            s = endless_start(self.mdp, chain(self.mdp, policy)[0])
+        if self.mdp.time_limit is None and missing_member(policy, HasProbabilities) is None:
+            s = endless_start(self.mdp, chain(self.mdp, cast(HasProbabilities, policy))[0])
             if s is not None:
                 raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
         everywhere = torch.ones(self.num_rows, dtype=torch.bool)

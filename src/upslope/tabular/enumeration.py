@@ -18,7 +18,7 @@ LARGEST = 1_000_000
 """Trajectories that are listed at most."""
 
 
-def enumerate_rollouts(mdp: MDP, policy: Policy, horizon: int | None = None) -> tuple[Rollout, Tensor]:
+def enumerate_rollouts(mdp: MDP, policy: object, horizon: int | None = None) -> tuple[Rollout, Tensor]:
     """Every trajectory that the transitions allow, one a row: ``(rollout [N, T], probability [N])``.
 
     ``probability`` is that of the trajectory when ``policy`` acts (it sums to 1). An episode that has not terminated after
@@ -29,7 +29,8 @@ def enumerate_rollouts(mdp: MDP, policy: Policy, horizon: int | None = None) -> 
     """
     steps = mdp.time_limit if horizon is None else horizon
     check_whole("horizon", steps, optional=True)
-    require(hasattr(policy, "evaluate"), f"policy: expected one with evaluate, found {type(policy).__name__}")
+    if not offers(policy, Policy):
+        raise UsageError(f"policy: expected one with evaluate, found {type(policy).__name__}")
     states, actions, dynamics = trajectories(mdp, steps)
     length = actions.shape[1]
     mask = ~mdp.terminal[states[:, :-1]]

@@ -6,14 +6,16 @@ Each returns the gradient for all of ``policy.parameters()`` as one flat vector 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from upslope.errors import require
+from upslope.records import Policy
 from upslope.tabular import exact
 from upslope.tabular.arguments import check_gamma, check_number
-from upslope.tabular.chains import LearnedTable, policy_table
+from upslope.tabular.chains import TabularPolicy, policy_table
 from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient, parameters_of
 from upslope.tabular.mdp import MDP
 
@@ -21,7 +23,7 @@ STEP = 1e-5
 """Of central differences: their error of order STEP² and the rounding of order 1e-16 / STEP are about the same."""
 
 
-def gradient(mdp: MDP, policy: LearnedTable, gamma: float) -> Tensor:
+def gradient(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """The policy gradient theorem: ``∇J = Σ_s η_γ(s) Σ_a Q(s, a) ∇π(a|s)``, ``[P]``. Only π is differentiated.
 
     Source: Sutton et al. 2000, theorem 1; SB section 13.2, where "∝" is "=" once η is not normalized.
@@ -32,29 +34,29 @@ def gradient(mdp: MDP, policy: LearnedTable, gamma: float) -> Tensor:
     return flat_gradient((eta[visited, None] * q[visited] * policy_table(mdp, policy)[visited]).sum(), policy)
 
 
-def gradient_by_autograd(mdp: MDP, policy: LearnedTable, gamma: float) -> Tensor:
+def gradient_by_autograd(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """∇J through the linear solve ``J = startᵀ (I − γ P_π)⁻¹ r_π``, ``[P]``."""
     return flat_gradient(exact.objective(mdp, policy, gamma), policy)
 
 
-def gradient_by_differences(mdp: MDP, policy: LearnedTable, gamma: float, step: float = STEP) -> Tensor:
+def gradient_by_differences(mdp: MDP, policy: TabularPolicy, gamma: float, step: float = STEP) -> Tensor:
     """``(J(θ + step e_i) − J(θ − step e_i)) / 2 step`` for each parameter, ``[P]``; right to about 1e-9."""
     return differences(lambda: exact.objective(mdp, policy, gamma), policy, step)
 
 
-def gradient_by_enumeration(mdp: MDP, policy: LearnedTable, gamma: float, horizon: int | None = None) -> Tensor:
+def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, gamma: float, horizon: int | None = None) -> Tensor:
     """``Σ_τ P(τ) R(τ) ∇ log P(τ)`` over all trajectories, ``[P]``: of J cut after ``horizon`` steps (``time_limit`` unless given).
 
     Source: Williams 1992; SB exercise 13.3 for the score. Raises UsageError where trajectories have no longest length.
     """
     check_gamma(gamma)
     rollout, probability = enumerate_rollouts(mdp, policy, horizon)
-    score = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0).sum(-1)
+    score = cast(Policy, policy).evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0).sum(-1)
     discount = gamma ** torch.arange(rollout.reward.shape[-1], dtype=torch.float64)
     return flat_gradient((probability * (rollout.reward * discount).sum(-1) * score).sum(), policy)
 
 
-def product_rule(mdp: MDP, policy: LearnedTable, gamma: float, step: float = STEP) -> tuple[Tensor, Tensor]:
+def product_rule(mdp: MDP, policy: TabularPolicy, gamma: float, step: float = STEP) -> tuple[Tensor, Tensor]:
     """``J = Σ_s η_θ(s) r_π(s)`` differentiated through its factors: ``(Σ_s ∇η_θ(s) · r_π(s), Σ_s η_θ(s) · ∇r_π(s))``, each ``[P]``.
 
     Their sum is ∇J. The first, by finite differences, needs to know how the visits change; the theorem gives the same sum
@@ -68,7 +70,7 @@ def product_rule(mdp: MDP, policy: LearnedTable, gamma: float, step: float = STE
 
 
 @torch.no_grad()
-def differences(function: Callable[[], Tensor], policy: LearnedTable, step: float = STEP) -> Tensor:
+def differences(function: Callable[[], Tensor], policy: TabularPolicy, step: float = STEP) -> Tensor:
     """Central differences of a number that depends on the policy's parameters, ``[P]``; the parameters are left as they were."""
     check_number("step", step)
     require(step > 0, f"step: expected a number > 0, found {step}")

@@ -69,12 +69,12 @@ class Alone(Around):
         return replace(found, gradient=gradient.reshape(-1))
 
 
-def without_critic(policy: Any) -> Any:
+def without_critic(policy: Policy) -> Any:
     """The policy with a critic that says 0, so that what a row is compared with is in its recording and has a mirror image."""
-    policy = deepcopy(policy)
-    for p in policy.value.parameters():
+    copied: Any = deepcopy(policy)
+    for p in copied.value.parameters():
         p.detach().zero_()
-    return policy
+    return copied
 
 
 def companions(policy: Policy, rollout: Rollout, state: int) -> list[Rollout]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from upslope import tabular
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
-from upslope.records import Policy
-from upslope.tabular import MDP
+from upslope.records import SamplingPolicy
+from upslope.tabular import MDP, SoftmaxPolicy
 from upslope.testing.estimates import Estimator
 from upslope.testing.probes import Probe, rows
 
@@ -57,7 +57,7 @@ class Measured:
 def measure_estimator(
     estimator: Any,
     mdp: MDP,
-    policy: Any = None,
+    policy: SoftmaxPolicy | None = None,
     *,
     gamma: float | None = None,
     group: bool | None = None,
@@ -98,7 +98,7 @@ def measure_estimator(
     return Measured(run.name, method, mean, error, variance, gradient, scale, bias, interval)
 
 
-def listed(problem: MDP, policy: Any, gamma: float, size: int, limit: int | None) -> Probe | None:
+def listed(problem: MDP, policy: SoftmaxPolicy, gamma: float, size: int, limit: int | None) -> Probe | None:
     """Every trajectory, or None where there are too many batches of them."""
     count = trajectories(problem)
     if count is None or comb(count + size - 1, size) > MOST:
@@ -124,7 +124,7 @@ def trajectories(problem: MDP) -> int | None:
 
 
 def sampled(
-    run: Estimator, problem: MDP, policy: Policy, size: int, limit: int | None, samples: int, seed: int
+    run: Estimator, problem: MDP, policy: SamplingPolicy, size: int, limit: int | None, samples: int, seed: int
 ) -> tuple[Tensor, Tensor, float]:
     """``(mean, its standard error, variance of one batch)``."""
     everything = tabular.Episodes(problem, size * samples, seed=seed)(policy)

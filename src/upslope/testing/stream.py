@@ -38,7 +38,7 @@ class RecordedStream:
         r, t = self.rollout, self.t
         self.t += 1
         assert r.next_value is not None
-        alike = (cast(SoftmaxPolicy, policy).values().detach() - r.next_value[self.row, t]).abs().argmin()
+        alike = (cast(Tensor, cast(SoftmaxPolicy, policy).values()).detach() - r.next_value[self.row, t]).abs().argmin()
         return Transition(
             reward=float(r.reward[self.row, t]),
             terminated=bool(r.terminated[self.row, t]),

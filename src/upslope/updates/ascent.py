@@ -8,9 +8,10 @@ Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -146,7 +147,8 @@ class Ascent:
         """Clip the norms, move the targets; returns the norm of all before clipping. Nothing moves where it is not finite."""
         groups = [gradients]
         if any(state.critic):
-            pieces = gradients if state.flat is None else gradients[0].split([p.numel() for p in state.parameters])
+            ends = list(itertools.accumulate(p.numel() for p in state.parameters[:-1]))
+            pieces: Sequence[Tensor] = gradients if state.flat is None else gradients[0].tensor_split(ends)
             groups = [[g for g, of in zip(pieces, state.critic, strict=True) if of is critic] for critic in (False, True)]
         squares = [torch.stack([g.square().sum() for g in group]).sum() for group in groups]
         norm = torch.stack(squares).sum().sqrt()
