@@ -188,7 +188,7 @@ def check_parts(algorithm: object, policy: object, collect: object) -> bool:
         require(offers(collect, Stream), f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
     else:
         require_members("algorithm", algorithm, Algorithm)
-        require_members("algorithm.update", algorithm.update, Update)  # pyright: ignore[reportAttributeAccessIssue]
+        require_members("algorithm.update", cast(Algorithm, algorithm).update, Update)
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
     return online
 
