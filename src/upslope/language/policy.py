@@ -182,7 +182,7 @@ class LanguagePolicy(nn.Module):
         Raises:
             UsageError: in one line, whatever is wrong with the folder.
         """
-        from upslope.language.pretrained import VALUE_HEAD, load, load_value_head, with_adapters
+        from upslope.language.pretrained import VALUE_HEAD, load, load_value_head, with_adapters  # loads AutoModel
 
         model, tokenizer = load(name_or_folder)
         policy = cls(model, tokenizer, **options)
@@ -194,7 +194,7 @@ class LanguagePolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
         """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless told otherwise."""
-        from upslope.language.pretrained import save
+        from upslope.language.pretrained import save  # likewise
 
         save(self, Path(folder), dtype=dtype, merge=merge)
 
