@@ -148,6 +148,10 @@ def test_an_algorithm_is_taken_as_it_is():
     assert isinstance(RunConfig(algorithm=METHODS["reinforce"].load()(), env_id="CartPole-v1").collector, EpisodesSettings)
 
 
+def test_a_class_is_as_good_as_its_name():
+    assert RunConfig.of(PPO, "CartPole-v1") == RunConfig.of("ppo", "CartPole-v1")
+
+
 def test_every_method_of_a_world_has_its_settings():
     for name in methods_in("language"):
         pytest.importorskip("transformers")

@@ -93,7 +93,7 @@ class RunConfig:
         """A method on a task: defaults, then the task's preset, then ``settings`` by their flat names.
 
         Args:
-            algorithm: a shipped one by name, one of your own as ``module:Class``, or an algorithm.
+            algorithm: a shipped one by name, one of your own as ``module:Class``, a class; an algorithm is taken as it is.
             env_id: the environment; without one a language model is trained.
 
         Raises:
@@ -101,18 +101,21 @@ class RunConfig:
         """
         world = "language" if env_id is None else "control"
         config = cls.started(algorithm, world, env_id)
-        known = settings_of(*(config.parts() if isinstance(algorithm, str) else config.parts()[1:]))  # an algorithm is taken as it is
+        known = settings_of(*config.parts()[0 if isinstance(algorithm, str | type) else 1 :])
         preset = WORLDS[world].alive.preset(config, settings) | relative(config.name)
         return config.replaced({name: value for name, value in preset.items() if name in known}).replaced(settings)
 
     @classmethod
     def started(cls, algorithm: Any, world: str, env_id: str | None = None) -> Self:
         """A method with what it starts from in a world, before any preset."""
-        if not isinstance(algorithm, str):
-            return cls(algorithm=made(algorithm, getattr(algorithm, "__name__", type(algorithm).__name__)), env_id=env_id, world=world)
-        config = cls(algorithm=algorithm_named(algorithm, world), env_id=env_id, name=algorithm, world=world)
+        if isinstance(algorithm, str):
+            config = cls(algorithm=algorithm_named(algorithm, world), env_id=env_id, name=algorithm, world=world)
+        else:
+            config = cls(algorithm=made(algorithm, getattr(algorithm, "__name__", type(algorithm).__name__)), env_id=env_id, world=world)
+        if not isinstance(algorithm, str | type):  # it is taken as it is
+            return config
         known = settings_of(*config.parts())
-        asked = start_of(algorithm, config.algorithm, world).settings
+        asked = start_of(config.name, config.algorithm, world).settings
         return config.replaced({name: value for name, value in asked.items() if name in known})
 
     @classmethod

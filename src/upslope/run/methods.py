@@ -15,7 +15,7 @@ from upslope.errors import UsageError, unknown
 from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.language_settings import CompletionsSettings, RecordedSettings
-from upslope.run.settings import load_object, plain_value, replaced, settings_of
+from upslope.run.settings import load_object
 
 
 @dataclass(frozen=True)
@@ -180,17 +180,17 @@ WITHOUT = {
 
 
 def algorithm_named(name: str, world: str) -> Any:
-    """An algorithm with its settings for a world; ``module:Class`` is imported.
+    """A fresh algorithm; ``module:Class`` is imported.
 
     Raises:
         UsageError: an unknown name (with the nearest one), or a class that is no algorithm.
     """
-    if ":" not in name:
-        known = methods_in(world)
-        if name not in known:
-            raise unknown("algorithm", name, known)
-        return started(METHODS[name].load()(**relative(name)), name, world)
-    return started(made(load_object(name, "algorithm"), name), name, world)
+    if ":" in name:
+        return made(load_object(name, "algorithm"), name)
+    known = methods_in(world)
+    if name not in known:
+        raise unknown("algorithm", name, known)
+    return METHODS[name].load()(**relative(name))
 
 
 def made(found: Any, name: str) -> Any:
@@ -220,10 +220,3 @@ def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
         raise UsageError(
             f"algorithm: {name} is no dataclass, so nothing says what its settings are; write @dataclass(frozen=True) above it"
         )
-
-
-def started(algorithm: EitherAlgorithm, name: str, world: str) -> Any:
-    """The algorithm with the settings that its world asks for; those that its class does not have are left out."""
-    known = settings_of(algorithm)
-    asked = {key: value for key, value in start_of(name, algorithm, world).settings.items() if key in known}
-    return replaced(algorithm, {key: plain_value(value, known[key].owner, key) for key, value in asked.items()})
