@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upslope.errors import UsageError, unknown
-from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.language_settings import CompletionsSettings, RecordedSettings
 from upslope.run.settings import load_object
+
+if TYPE_CHECKING:  # it loads PyTorch, which no help page needs
+    from upslope.records import EitherAlgorithm
 
 
 @dataclass(frozen=True)
