@@ -18,7 +18,7 @@ from upslope.control.policy import policy_from_description
 from upslope.control.probes import Probe
 from upslope.control.spaces import Encoder
 from upslope.errors import UsageError
-from upslope.run.report import observing
+from upslope.run.control_report import observing
 
 ACTIONS = spaces.Discrete(2)
 

@@ -10,6 +10,7 @@ import torch
 from tests.language.models import policy_of, small, twin
 from upslope import DPO, GRPO, KTO, PPO, REINFORCE, RLOO, SFT, Ascent, RewardModeling, train
 from upslope.errors import RunFault, UsageError
+from upslope.intervals import wilson
 from upslope.language import (
     Completions,
     EmbeddedEngine,
@@ -23,7 +24,6 @@ from upslope.language import (
     preference_pairs,
 )
 from upslope.language.collect import Order, check_room, joined, padded
-from upslope.language.evaluate import interval
 from upslope.language.problems import Task
 from upslope.language.scoring import score_with
 from upslope.updates.mismatch import at_old_policy
@@ -821,10 +821,10 @@ def test_what_one_reward_does_to_its_lists_the_next_does_not_see():
 
 
 def test_the_interval_of_a_share_is_wilsons():
-    low, high = interval([0.0] * 4)
+    low, high = wilson([0.0] * 4)
     assert low == 0.0 and high == pytest.approx(0.4899, abs=1e-4)
-    assert interval([1.0, 0.0] * 50) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = interval([1.0] * 10)
+    assert wilson([1.0, 0.0] * 50) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson([1.0] * 10)
     assert low == pytest.approx(0.7225, abs=1e-4) and high == pytest.approx(1.0)
 
 

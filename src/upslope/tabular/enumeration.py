@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -121,9 +121,10 @@ def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Policy, roll
 
 def parameters_of(policy: object) -> list[Tensor]:
     """What a gradient is taken by; UsageError for a table, which has none."""
-    if not offers(policy, Policy):
+    parameters = getattr(policy, "parameters", None)
+    if not callable(parameters):
         raise UsageError(f"policy: a gradient needs a policy with parameters, found {type(policy).__name__}")
-    return list(policy.parameters())
+    return list(cast(Iterable[Tensor], parameters()))
 
 
 def flat_gradient(total: Tensor, policy: object) -> Tensor:
