@@ -40,6 +40,7 @@ def test_an_algorithm_of_ones_own_is_trained_recorded_and_made_again(cli: Comman
 
 def test_its_settings_are_flags_with_help(cli: Command):
     page = good(cli("train", "own_methods:Bold", "CartPole-v1", "--help")).out
+    page = " ".join(page.split())  # however wide the terminal is
     assert "Bold:" in page and "times the entropy, on top of the usual one (default 0.5)" in page and "default 0.003" in page
     answer = cli("train", "own_methods:Bold", "CartPole-v1", "--bonsu", "1")
     assert answer.code == 2 and "did you mean '--bonus'?" in one_line(answer.err)
