@@ -147,16 +147,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "presets.json")
     args = parser.parse_args()
     ours_is_ready()
-    records: list[Record] = json.loads(args.out.read_text(encoding="utf-8"))["runs"] if args.out.exists() else []
+    earlier = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    records: list[Record] = earlier.get("runs", [])
+    settings: dict[str, Record] = earlier.get("settings", {})
     cores: SimpleQueue[int] = SimpleQueue()
     for core in args.cores:
         cores.put(core)
 
     def kept(record: Record) -> None:
+        if "settings" in record:
+            name, found = f"{record['task']} {record['method']}", record.pop("settings")
+            if settings.setdefault(name, found) != found:  # the preset is another one now
+                settings[name] = found
+                records[:] = [r for r in records if (r["system"], f"{r['task']} {r['method']}") != ("upslope", name)]
         key = ("system", "task", "method", "seed")
         records[:] = [r for r in records if any(r[k] != record[k] for k in key)] + [record]
-        print(json.dumps({k: v for k, v in record.items() if k != "settings"}), flush=True)
-        write("presets", [], records, args.out, quiet=True, protocol=PROTOCOL, measures=measure(records))
+        print(json.dumps(record), flush=True)
+        write("presets", [], records, args.out, quiet=True, protocol=PROTOCOL, measures=measure(records), settings=settings)
 
     def job(system: str, method: str, task: str, seed: int) -> None:
         core = cores.get()

@@ -174,7 +174,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_value": True,
                 "total_steps": 200_000,
             },
-            "final 500 (500 to 500), 19 of 20 seeds at the goal",
+            "final 500 (500 to 500), 20 of 20 seeds at the goal",
         ),
         "all-actions": Preset(
             {
@@ -187,7 +187,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "entropy_coef": 1.0,
                 "total_steps": 1_000_000,
             },
-            "475 in 73,965 steps (median), 5 of 5 seeds",
+            "final 500 (453 to 500), 9 of 10 seeds at the goal",
         ),
         "actor-critic": Preset(
             {
@@ -199,15 +199,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "value_trace_decay": 0.8,
                 "discount_weight": False,
             },
-            "475 in 34,816 steps (median), 5 of 5 seeds",
+            "final 497 (489 to 499), 20 of 20 seeds at the goal",
         ),
         "sarsa": Preset(
             {**CARTPOLE_TILES, "num_tiles": 4, "learning_rate": 0.03, "trace_decay": 0.8, "epsilon": 0.05},
-            "475 in 38,912 steps (median), 5 of 5 seeds",
+            "final 485 (462 to 497), 18 of 20 seeds at the goal",
         ),
         "reinforce": Preset(
             {"num_envs": 8, "learning_rate": 5e-3, "gamma": 0.99, "total_steps": 300_000},
-            "475 in 43,407 steps (median), 5 of 5 seeds",
+            "final 498 (494 to 500), 20 of 20 seeds at the goal",
         ),
         "off-policy": Preset(
             {
@@ -218,18 +218,18 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "trace_lambda": 0.95,
                 "total_steps": 1_500_000,
             },
-            "475 in 25,442 steps (median), 5 of 5 seeds",
+            "final 500 (441 to 500), 9 of 10 seeds at the goal",
         ),
         "grpo": Preset(
             {"group_size": 8, "num_groups": 4, "learning_rate": 2e-2, "average_over": "constant", "total_steps": 200_000},
-            "475 in 27,893 steps (median), 5 of 5 seeds",
+            "final 500 (500 to 500), 20 of 20 seeds at the goal",
         ),
         "rloo": Preset(
             {"group_size": 8, "num_groups": 2, "learning_rate": 1e-2, "total_steps": 200_000},
-            "475 in 28,954 steps (median), 5 of 5 seeds",
+            "final 500 (500 to 500), 20 of 20 seeds at the goal",
         ),
-        "trpo": Preset(NATURAL, "475 in 19,249 steps (median), 5 of 5 seeds"),
-        "npg": Preset({**NATURAL, "max_kl": 0.005}, "475 in 13,152 steps (median), 5 of 5 seeds"),
+        "trpo": Preset(NATURAL, "final 500 (496 to 500), 20 of 20 seeds at the goal"),
+        "npg": Preset({**NATURAL, "max_kl": 0.005}, "final 500 (499 to 500), 20 of 20 seeds at the goal"),
     },
     "Acrobot-v1": {
         "a2c": Preset(
@@ -245,7 +245,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "normalize_value": True,
                 "total_steps": 300_000,
             },
-            "final −85, −87, −200 on 3 fresh seeds",
+            "final −85 (−86 to −84), 20 of 20 seeds at the goal",
         ),
         "reinforce": Preset(
             {"num_envs": 16, "learning_rate": 1e-2, "gamma": 0.98, "normalize_observation": True, "total_steps": 300_000},
@@ -260,6 +260,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "num_minibatches": 32,
                 "num_epochs": 4,
                 "learning_rate": 1e-3,
+                "schedule": "constant",
                 "gamma": 0.99,
                 "gae_lambda": 0.94,
                 "normalize_observation": True,
@@ -294,8 +295,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             "−100 in 114,277 steps (median), 3 of 3 seeds",
         ),
-        "trpo": Preset(TRPO_ACROBOT, "−100 in 91,925 steps (median), 3 of 3 seeds"),
-        "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}, "−100 in 77,620 steps (median), 3 of 3 seeds"),
+        "trpo": Preset(TRPO_ACROBOT, "final −79 (−82 to −77), 20 of 20 seeds at the goal"),
+        "npg": Preset({**TRPO_ACROBOT, "max_kl": 0.01}, "final −80 (−83 to −78), 20 of 20 seeds at the goal"),
     },
     "Pendulum-v1": {
         "grpo": Preset({**GROUPS_ON_PENDULUM, "average_over": "constant"}, "−200 in 448,000 steps (median), 3 of 3 seeds"),
@@ -334,10 +335,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "clip_range": 0.2,
                 "total_steps": 200_000,
             },
-            "−200 in 15,930 steps (median), 3 of 3 seeds",
+            "final −140 (−140 to −139), 20 of 20 seeds at the goal",
         ),
-        "trpo": Preset(TRPO_PENDULUM, "−200 in 21,900 steps (median), 3 of 3 seeds"),
-        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}, "−200 in 21,900 steps (median), 3 of 3 seeds"),
+        "trpo": Preset(TRPO_PENDULUM, "final −144 (−148 to −142), 20 of 20 seeds at the goal"),
+        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}, "final −147 (−163 to −144), 18 of 20 seeds at the goal"),
     },
     "LunarLander-v3": {
         "ppo": Preset(
