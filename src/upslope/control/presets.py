@@ -338,7 +338,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "final −140 (−140 to −139), 20 of 20 seeds at the goal",
         ),
         "trpo": Preset(TRPO_PENDULUM, "final −144 (−148 to −142), 20 of 20 seeds at the goal"),
-        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.02}, "final −147 (−163 to −144), 18 of 20 seeds at the goal"),
+        "npg": Preset({**TRPO_PENDULUM, "max_kl": 0.01}, "final −143 (−144 to −141), 20 of 20 seeds at the goal"),
     },
     "LunarLander-v3": {
         "ppo": Preset(
