@@ -133,10 +133,6 @@ class Batch:
         advantage = None if self.advantage is None else self.advantage * weight
         return replace(self, behavior_log_prob=log_prob.detach(), advantage=advantage)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {f.name: change(t) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
-        return replace(self, inputs={name: change(t) for name, t in self.inputs.items()}, **tensors)
-
     def by_unit(self) -> Batch:
         """The same batch with a first axis that counts units; units without a single unmasked step are left out.
 
@@ -146,13 +142,13 @@ class Batch:
         keep = ROW_AXES[self.unit]
         if keep > dims:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
-        flat = self._map(lambda t: t.reshape(-1, *t.shape[dims - keep :]))
+        flat = map_tensors(self, lambda t: t.reshape(-1, *t.shape[dims - keep :]))
         alive = flat.mask.reshape(flat.num_units, -1).any(1)
         return flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
 
     def select(self, units: Tensor) -> Batch:
         """The units with these indices (along the first axis)."""
-        return self._map(lambda t: t[units])
+        return map_tensors(self, lambda t: t[units])
 
     @property
     def num_units(self) -> int:
@@ -177,6 +173,22 @@ class Batch:
                 unit=self.unit,
                 **tensors,
             )
+
+
+Recording = TypeVar("Recording", Rollout, Batch)
+
+
+def map_tensors(recording: Recording, change: Callable[[Tensor], Tensor], **changes: Any) -> Recording:
+    """A rollout or a batch with every tensor changed, and with ``changes``."""
+    tensors = {f.name: change(t) for f in fields(recording) if isinstance(t := getattr(recording, f.name), Tensor)}
+    return replace(recording, inputs={name: change(t) for name, t in recording.inputs.items()}, **{**tensors, **changes})
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """The rows of several rollouts, equally long, one below the other."""
+    names = [f.name for f in fields(Rollout) if isinstance(getattr(rollouts[0], f.name), Tensor)]
+    inputs = {name: torch.cat([rollout.inputs[name] for rollout in rollouts]) for name in rollouts[0].inputs}
+    return replace(rollouts[0], inputs=inputs, **{name: torch.cat([getattr(rollout, name) for rollout in rollouts]) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

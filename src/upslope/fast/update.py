@@ -23,7 +23,7 @@ from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import NotCompiled, Rows, split
-from upslope.records import Algorithm, Batch, Metrics, Policy
+from upslope.records import Algorithm, Batch, Metrics, Policy, map_tensors
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, check_gradient, diagnosis
@@ -144,5 +144,5 @@ def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
 
 def flat_part(batch: Batch, rows: Array) -> Batch:
     """These steps of a batch, one after the other."""
-    flat = batch._map(lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))  # pyright: ignore[reportPrivateUsage]
+    flat = map_tensors(batch, lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))
     return flat.select(torch.from_numpy(rows))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
-from upslope.records import Algorithm, Batch, Rollout
+from upslope.records import Algorithm, Batch, Rollout, map_tensors
+from upslope.tabular import flat_gradient
 from upslope.testing import probes
-from upslope.testing.batches import gradient
 from upslope.testing.contract import expect, one_line, same
 from upslope.testing.estimates import Estimator, describe, nothing
-from upslope.testing.probes import Probe, mapped, probe, rows
+from upslope.testing.probes import Probe, probe, rows
 
 
 def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
@@ -59,7 +59,7 @@ def check_properties(algorithm: Algorithm, group: bool) -> None:
     batch = check_estimate(run, p, rollout)
     check_objective(run, p, batch)
     check_weights(run, p, batch.by_unit())
-    run(p.policy, mapped(rollout, lambda x: x))  # one line for what raises
+    run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
     for other in masked_otherwise(rollout):
         expect(
             same(run(p.policy, other).gradient, run(p.policy, rollout).gradient),
@@ -73,7 +73,7 @@ def check_properties(algorithm: Algorithm, group: bool) -> None:
 def recording(p: Probe, group: bool) -> Rollout:
     """Four rows, the first shorter than the others; or two groups of two, no group's scores all alike."""
     plain = rows(p.rollout, (0, 1, 1, 2), False)
-    return mapped(plain, lambda x: x.view(2, 2, *x.shape[1:]), unit="group") if group else plain
+    return map_tensors(plain, lambda x: x.view(2, 2, *x.shape[1:]), unit="group") if group else plain
 
 
 def masked_otherwise(rollout: Rollout) -> Iterator[Rollout]:
@@ -90,7 +90,7 @@ def masked_otherwise(rollout: Rollout) -> Iterator[Rollout]:
 
 def check_estimate(run: Estimator, p: Probe, rollout: Rollout) -> Batch:
     """Property 1."""
-    before, parameters = mapped(rollout, torch.clone), [x.detach().clone() for x in p.policy.parameters()]
+    before, parameters = map_tensors(rollout, torch.clone), [x.detach().clone() for x in p.policy.parameters()]
     batch = run.given.estimate(p.policy, rollout)
     expect(isinstance(batch, Batch), f"algorithm: estimate returned an object of type {type(batch).__name__}; return Batch.of(rollout, …)")
     for item in fields(rollout):
@@ -136,7 +136,7 @@ def check_weights(run: Estimator, p: Probe, batch: Batch) -> None:
     """Property 3; ``batch`` is by unit."""
 
     def of(piece: Batch) -> Tensor:
-        return gradient(run.value(p.policy, piece) if piece.num_units else nothing(p.policy), p.policy)
+        return flat_gradient(run.value(p.policy, piece) if piece.num_units else nothing(p.policy), p.policy.preferences)
 
     whole, middle = of(batch), batch.num_units // 2
     double = of(replace(batch, weight=2 * batch.weight))

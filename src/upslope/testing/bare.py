@@ -6,19 +6,19 @@ as these are many times larger, cancel each other, and stand in a state whose pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy, deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upslope.records import Policy, Rollout
+from upslope.records import Policy, Rollout, concatenate
 from upslope.testing.estimates import Estimate, Estimator
 
 LARGE = 4096.0
 """Reward of the rows that make a batch's spread. The row that is looked at changes it by some 1e-8 of itself."""
-PAID = ("reward", "value", "next_value")
 
 
 class Around(Estimator):
@@ -48,8 +48,7 @@ class Bonus(Around):
         super().__init__(copy(inner))  # no rewards, no spread: what is not finite here is not held against it
 
     def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
-        nothing = {name: torch.zeros_like(x) for name in PAID if (x := getattr(rollout, name)) is not None}
-        return self.inner(without_critic(policy), replace(rollout, **nothing))
+        return self.inner(without_critic(policy), paying(rollout, torch.zeros_like))
 
 
 class Alone(Around):
@@ -63,7 +62,7 @@ class Alone(Around):
     def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         alone = without_critic(policy)
         states = len(alone.features)
-        found = self.inner(alone, joined([rollout, *companions(alone, rollout, states - 1)]))
+        found = self.inner(alone, concatenate([rollout, *companions(alone, rollout, states - 1)]))
         gradient = found.gradient.view(states, -1).clone()
         gradient[-1] = 0.0
         return replace(found, gradient=gradient.reshape(-1))
@@ -77,37 +76,30 @@ def without_critic(policy: Policy) -> Any:
     return copied
 
 
+def paying(rollout: Rollout, change: Callable[[Tensor], Tensor], **changes: Tensor) -> Rollout:
+    """The recording with other rewards and values."""
+    paid = {name: change(x) for name in ("reward", "value", "next_value") if (x := getattr(rollout, name)) is not None}
+    return replace(rollout, **{**paid, **changes})
+
+
 def companions(policy: Policy, rollout: Rollout, state: int) -> list[Rollout]:
     """The rows that stand beside each row, see :class:`Alone`."""
     assert rollout.reference_log_prob is not None
-    observation = torch.full_like(rollout.inputs["observation"], state)
-    inputs = {"observation": observation, "action": rollout.inputs["action"]}
+    inputs = {"observation": torch.full_like(rollout.inputs["observation"], state), "action": rollout.inputs["action"]}
     with torch.no_grad():
         log_prob = policy.evaluate(**inputs).log_prob
     here = replace(rollout, inputs=inputs, reference_log_prob=log_prob, behavior_log_prob=log_prob)
     ratio = rollout.reference_log_prob - rollout.behavior_log_prob
-    mirrored = {name: -x for name in PAID if (x := getattr(rollout, name)) is not None}
-    mirror = replace(here, behavior_log_prob=log_prob - ratio, **mirrored)
+    mirror = paying(here, torch.neg, behavior_log_prob=log_prob - ratio)
     width = rollout.mask.shape[-1]
     column = torch.arange(width).expand_as(rollout.mask)
-    short = width + 1 - rollout.mask.sum(-1, keepdim=True)
-    paid = [constant(here, column, torch.full_like(short, width), pay) for pay in (LARGE, -LARGE)]
-    return [mirror, *paid, *[constant(here, column, short, 0.0)] * 2]
 
+    def constant(length: Tensor | int, pay: float) -> Rollout:
+        """One episode in each row, of this length, with the same reward at every step."""
+        mask = column < length
+        reward = torch.full_like(rollout.reward, pay).where(mask, 0.0)
+        ends = {"terminated": column == length - 1, "truncated": torch.zeros_like(mask)}
+        return paying(here, torch.zeros_like, reward=reward, mask=mask, **ends)
 
-def constant(rollout: Rollout, column: Tensor, length: Tensor, pay: float) -> Rollout:
-    """One episode in each row, of this length, with the same reward at every step."""
-    mask = column < length
-    nothing = {name: torch.zeros_like(x) for name in PAID[1:] if (x := getattr(rollout, name)) is not None}
-    reward = torch.full_like(rollout.reward, pay).where(mask, 0.0)
-    return replace(
-        rollout, reward=reward, mask=mask, terminated=column == length - 1, truncated=torch.zeros_like(rollout.truncated), **nothing
-    )
-
-
-def joined(parts: list[Rollout]) -> Rollout:
-    """The rows of several recordings in one."""
-    first = parts[0]
-    names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
-    inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in first.inputs}
-    return replace(first, inputs=inputs, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    nothing = constant(width + 1 - rollout.mask.sum(-1, keepdim=True), 0.0)
+    return [mirror, constant(width, LARGE), constant(width, -LARGE), nothing, nothing]

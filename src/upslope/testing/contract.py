@@ -56,6 +56,12 @@ def factor(vector: Tensor, direction: Tensor, tolerance: float = EXACT) -> float
     return scale if same(vector, scale * direction, tolerance) else None
 
 
+def points_along(vector: Tensor, direction: Tensor, tolerance: float = EXACT) -> bool:
+    """Whether ``vector = c · direction`` with c > 0."""
+    c = factor(vector, direction, tolerance)
+    return c is not None and c > 0
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     """Of the angle between two vectors; NaN where one is zero."""
     return float(a @ b / (a.norm() * b.norm()))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Policy, Rollout
+from upslope.tabular.enumeration import flat_gradient
 from upslope.tabular.policies import SoftmaxPolicy
 from upslope.testing.contract import one_line
 from upslope.testing.probes import Probe, rows
@@ -72,8 +73,8 @@ class Estimator:
         )
         self.is_continuing = self.is_online and not hasattr(estimator, "gamma")
         self.takes_gamma = not self.is_algorithm and "gamma" in parameters_of(estimator)
-        own = getattr(estimator, "gamma", None) if known else None
-        self.gamma = float(own if own is not None else gamma if gamma is not None else 0.9 if self.takes_gamma else 1.0)
+        candidates = (getattr(estimator, "gamma", None) if known else None, gamma, 0.9 if self.takes_gamma else 1.0)
+        self.gamma = float(next(x for x in candidates if x is not None))
         self.group = group
         self.leak: str | None = None
         """what in an algorithm's batch was found to carry gradient"""
@@ -91,31 +92,14 @@ class Estimator:
     def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         with one_line(self.name, f" on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"):
             found = self._found(policy, rollout)
-        gradient, critic = self._gradient(policy, rollout, found)
+        flat = self._gradient(policy, rollout, found)
+        split = sum(p.numel() for p in cast(SoftmaxPolicy, policy).preferences.parameters())
+        gradient, critic = flat[:split], flat[split:]
         if not bool(gradient.isfinite().all()):
             self.not_finite = f"on a rollout of shape {list(rollout.mask.shape)}, rewards {rollout.reward[rollout.mask].tolist()}"
             gradient = torch.zeros_like(gradient)
         value = float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None
         return Estimate(gradient, critic, value)
-
-    def _algorithm(self, policy: Policy, rollout: Rollout) -> Tensor:
-        batch = self.given.estimate(policy, rollout)
-        require(
-            isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
-        )
-        for item in ("advantage", "weight", "behavior_log_prob", "returns"):
-            x: Tensor | None = getattr(batch, item)
-            require(
-                x is None or x.shape[: batch.mask.dim()] == rollout.mask.shape,
-                f"{self.name}.estimate: batch.{item}: expected shape {list(rollout.mask.shape)}, like the rollout's, "
-                f"found {None if x is None else list(x.shape)}",
-            )
-            if x is not None and x.requires_grad and item != "behavior_log_prob":
-                self.leak = item
-        batch = batch.by_unit()
-        if batch.num_units == 0:
-            return nothing(policy)
-        return self.value(policy, batch)
 
     def value(self, policy: Policy, batch: Batch) -> Tensor:
         """The objective of a batch or a part of one, 0-d."""
@@ -130,16 +114,30 @@ class Estimator:
         return value
 
     def _found(self, policy: Policy, rollout: Rollout) -> Any:
-        if self.is_algorithm:
-            return self._algorithm(policy, rollout)
-        if self.is_online:
-            return online_update(self.given, policy, rollout)
-        return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
+        if not self.is_algorithm:
+            if self.is_online:
+                return online_update(self.given, policy, rollout)
+            return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
+        batch = self.given.estimate(policy, rollout)
+        require(
+            isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
+        )
+        for item in ("advantage", "weight", "behavior_log_prob", "returns"):
+            x: Tensor | None = getattr(batch, item)
+            if x is None:
+                continue
+            require(
+                x.shape[: batch.mask.dim()] == rollout.mask.shape,
+                f"{self.name}.estimate: batch.{item}: expected shape {list(rollout.mask.shape)}, like the rollout's, found {list(x.shape)}",
+            )
+            if x.requires_grad and item != "behavior_log_prob":
+                self.leak = item
+        batch = batch.by_unit()
+        return self.value(policy, batch) if batch.num_units else nothing(policy)
 
-    def _gradient(self, policy: Policy, rollout: Rollout, found: Any) -> tuple[Tensor, Tensor]:
+    def _gradient(self, policy: Policy, rollout: Rollout, found: Any) -> Tensor:
         parameters = list(policy.parameters())
-        count, own = sum(p.numel() for p in parameters), sum(p.numel() for p in cast(SoftmaxPolicy, policy).preferences.parameters())
-        batch = rollout.mask.shape[:-1]
+        count, batch = sum(p.numel() for p in parameters), rollout.mask.shape[:-1]
         expected = f"expected a number to differentiate, one for each row {list(batch)}, or a gradient for the {count} parameters"
         if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
             fits = [x.shape for x in found] == [p.shape for p in parameters]
@@ -153,16 +151,18 @@ class Estimator:
                 found.requires_grad,
                 f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate",
             )
-            gradients = torch.autograd.grad(found.mean(), parameters, allow_unused=True)
-            pairs = zip(gradients, parameters, strict=True)
-            found = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
-        return found[:own].double(), found[own:].double()
+            found = flat_gradient(found.mean(), policy)
+        return found.double()
+
+    def on(self, probe: Probe, index: Sequence[int], **changes: Any) -> Tensor:
+        """The gradient ``[P]`` on these rows of a problem."""
+        return self(probe.policy, rows(probe.rollout, index, self.group, **changes)).gradient
 
     def moments(self, probe: Probe, size: int) -> Moments:
         """The exact mean and variance over all batches of ``size`` rows; batches without a finite estimate count as 0."""
-        mean, square = torch.zeros(probe.score.shape[-1], dtype=torch.float64), 0.0
+        mean, square = torch.zeros_like(probe.table).detach().reshape(-1), 0.0
         for index, probability in probe.batches(size):
-            gradient = self(probe.policy, rows(probe.rollout, index, self.group)).gradient
+            gradient = self.on(probe, index)
             mean += probability * gradient
             square += probability * float(gradient @ gradient)
         return Moments(mean, square - float(mean @ mean), size)

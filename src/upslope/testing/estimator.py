@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
-from upslope.testing import batches, divergence, groups, other_policies, probes, stages
+from upslope.testing import batches, other_policies, probes
+from upslope.testing.case import Case, Log, bare, case_of
 from upslope.testing.contract import cosine, factor
 from upslope.testing.estimates import Estimator, Moments
+from upslope.testing.expectations import bonus_of_the_action, cut_short, main_expectation
 from upslope.testing.known_mistakes import MISTAKES, reason
-from upslope.testing.lengths import lengths
 from upslope.testing.mistakes import target
 from upslope.testing.report import EstimatorReport, Finding
-from upslope.testing.stages import Case, Found, case_of
 
 SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
 """What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
@@ -33,24 +32,12 @@ LATER = {
     "importance weights cut, clip on the wrong side",
 }
 """What is tried on other recordings, and the mistakes that show there."""
-
-
-@dataclass
-class Log:
-    """What happened while one estimator was checked."""
-
-    found: list[Found] = field(default_factory=list[Found])
-    notes: list[str] = field(default_factory=list[str])
-    checked: list[str] = field(default_factory=list[str])
-    skipped: list[str] = field(default_factory=list[str])
-    """what could not be checked, each with its mistakes"""
-    left_out: list[str] = field(default_factory=list[str])
-    """what does not apply, each with its mistakes and the reason"""
-
-    def run(self, name: str, results: Iterable[Found]) -> None:
-        """One more check."""
-        self.checked.append(name)
-        self.found.extend(results)
+ON_OTHER_EPISODES = {
+    "lengths": batches.lengths,
+    "truncation": cut_short,
+    "episodes in a row": batches.several_in_a_row,
+    "episodes under way": batches.started_before,
+}
 
 
 def check_estimator(
@@ -101,27 +88,28 @@ def check_estimator(
     moments = given.plain.moments(given.main, given.size)
     log = Log(checked=["expectation"])
     if given.plain.not_finite is not None:
-        log.found.append(("not finite", given.plain.not_finite))
-        log.skipped.append("everything else")
+        log.add("not finite", given.plain.not_finite)
+        log.not_checked.append("everything else")
     elif float(moments.mean.norm()) + moments.variance < NOTHING:
-        log.found.append(("no gradient", "in every batch"))
-        log.skipped.append("everything else")
+        log.add("no gradient", "in every batch")
+        log.not_checked.append("everything else")
     else:
-        case, notes = stages.bare(given)
-        log.notes += notes
-        form, found = stages.main_expectation(case, moments.mean if case is given else case.mean(case.main, case.size))
-        if any(mistake == "wrong sign" for mistake, _ in found):
-            case = replace(case, sign=-1.0)
-        further(case, form, whole_episodes, log)
+        case = bare(given, log)
+        case, found = main_expectation(case, moments.mean if case is given else case.mean(case.main))
+        check_further(case, whole_episodes, log)
         log.found += found
-    findings = [
-        Finding(mistake, numbers, "as you said" if mistake in by_design else reason(estimator, mistake))
-        for mistake, numbers in first_causes(log.found).items()
-    ]
-    return report(given, moments, tuple(findings), log)
+    forms = ("undiscounted",) if given.gamma == 1.0 else ("undiscounted", "discounted")
+    pairs = {form: (moments.mean, target(given.main, form)) for form in forms}
+    if given.uses_critic and given.gamma == 1.0 and not given.group:
+        p = probes.continuing()
+        pairs["average reward"] = given.plain.moments(p, given.size).mean, p.gradients[1.0]
+    method = f"by enumeration of {len(given.main.probability)} trajectories" + (
+        f" in batches of {moments.size}" if moments.size > 1 else ""
+    )
+    return report(full, moments, pairs, method, by_design, log)
 
 
-def first_causes(found: list[Found]) -> dict[str, str]:
+def first_causes(found: list[tuple[str, str]]) -> dict[str, str]:
     """Each mistake once, without what another one explains."""
     mistakes = dict(reversed(found))
     if "not finite" in mistakes:  # such an estimate has no expectation
@@ -136,83 +124,53 @@ def first_causes(found: list[Found]) -> dict[str, str]:
     return dict(reversed(mistakes.items()))
 
 
-def further(case: Case, form: str | None, whole_episodes: bool | None, log: Log) -> None:
+def check_further(case: Case, whole_episodes: bool | None, log: Log) -> None:
     """Every check beyond the first expectation."""
     if (leak := case.full.leak or case.plain.leak) is not None:
-        log.found.append(("advantage carries gradient", f"batch.{leak} requires grad"))
-    log.run("critic's gradient", batches.critic(case))
-    log.run("padding", stages.padding(case))
-    log.run("order of rows", batches.order(case))
-    log.run("rows all alike", stages.alike(case))
+        log.add("advantage carries gradient", f"batch.{leak} requires grad")
+    log.run("critic's gradient", batches.critic, case=case)
+    log.run("padding", batches.padding, case=case)
+    log.run("order of rows", batches.order, case=case)
+    log.run("rows all alike", batches.alike, case=case)
     if case.full.is_algorithm:
-        log.run("micro-batches", batches.micro_batches(case))
-    log.run("entropy bonus", stages.bonus_of_the_action(case))
-    results, skipped = divergence.kl_term(case)
-    log.run("reference policy", [*other_policies.reference(case), *results])
-    log.skipped += skipped
+        log.run("micro-batches", batches.micro_batches, case=case)
+    log.run("entropy bonus", bonus_of_the_action, case=case)
+    log.run("reference policy", other_policies.reference, other_policies.kl_term, case=case)
     if case.scale_free:
         log.notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
-    elif form is not None:
-        log.run("group mean", groups.group_scale(case))
-    if case.group and (case.scale_free or form is None):
-        log.run("comparison of scores", groups.comparison(case))
+    elif case.form is not None:
+        log.run("group mean", batches.group_scale, case=case)
+    if case.group and (case.scale_free or case.form is None):
+        log.run("comparison of scores", batches.comparison, case=case)
     if case.uses_behavior:
-        results, skipped, left_out = other_policies.another_policy(case, form)
-        log.run("another policy's steps", results)
-        log.skipped += skipped
-        log.left_out += left_out
-    log.left_out += out_of_place(case, whole_episodes)
-    if form is None or any(mistake in SPOIL_LENGTHS for mistake, _ in log.found):
-        log.skipped += [f"{name} ({LATER[name]})" for name in later(case, whole_episodes)]
-        return
-    for name in later(case, whole_episodes):
-        if name == "lengths":
-            results, notes = lengths(case, form)
-            log.notes += notes
-        elif name == "truncation":
-            results = stages.cut_short(case, form)
+        log.run("another policy's steps", other_policies.another_policy, case=case)
+    reasons = out_of_place(case, whole_episodes)
+    log.left_out += [f"{name} ({LATER[name]}): {why}" for name, why in reasons.items()]
+    spoiled = case.form is None or any(mistake in SPOIL_LENGTHS for mistake, _ in log.found)
+    for name, check in ON_OTHER_EPISODES.items():
+        if name in reasons:
+            continue
+        if spoiled:
+            log.not_checked.append(f"{name} ({LATER[name]})")
         else:
-            results = batches.several_in_a_row(case) if name == "episodes in a row" else batches.started_before(case, form)
-        log.run(name, results)
-    if not (whole_episodes or case.bootstraps):
+            log.run(name, check, case=case)
+    if not (spoiled or whole_episodes or case.bootstraps):
         log.notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
 
 
-def out_of_place(case: Case, whole_episodes: bool | None) -> list[str]:
+def out_of_place(case: Case, whole_episodes: bool | None) -> dict[str, str]:
     """Which of :data:`LATER` do not belong to this estimator, and why."""
-    asked = later(case, whole_episodes)
     one_in_a_row = "it is for whole episodes, one in a row"
-    reasons = {
-        "truncation": one_in_a_row if whole_episodes else "it asks for no value of what follows",
-        "episodes in a row": one_in_a_row,
-        "episodes under way": one_in_a_row,
-    }
-    reasons = {name: why for name, why in reasons.items() if name not in asked}
+    reasons: dict[str, str] = {}
+    if whole_episodes or not case.bootstraps:
+        reasons["truncation"] = one_in_a_row if whole_episodes else "it asks for no value of what follows"
+    if not case.full.is_algorithm or case.group or whole_episodes:
+        reasons |= {"episodes in a row": one_in_a_row, "episodes under way": one_in_a_row}
     if not case.full.is_algorithm:
         reasons["micro-batches"] = "it has no objective of a part"
     if not case.uses_behavior:
         reasons["another policy's steps"] = "it does not look at behavior_log_prob"
-    return [f"{name} ({LATER[name]}): {why}" for name, why in reasons.items()]
-
-
-def later(case: Case, whole_episodes: bool | None) -> list[str]:
-    """Which of the checks on other episodes belong to this estimator."""
-    names = ["lengths"]
-    if case.bootstraps and not whole_episodes:
-        names.append("truncation")
-    if case.full.is_algorithm and not (case.group or whole_episodes):
-        names += ["episodes in a row", "episodes under way"]
-    return names
-
-
-def report(case: Case, moments: Moments, findings: tuple[Finding, ...], log: Log) -> EstimatorReport:
-    """Numbers and findings together."""
-    forms = ("undiscounted",) if case.gamma == 1.0 else ("undiscounted", "discounted")
-    pairs = {form: (moments.mean, target(case.main, form)) for form in forms}
-    if case.uses_critic and case.gamma == 1.0 and not case.group:
-        pairs["average reward"] = stages.average_reward(case.plain, case.size)
-    method = f"by enumeration of {len(case.main.probability)} trajectories" + (f" in batches of {moments.size}" if moments.size > 1 else "")
-    return compared(case.full, moments, pairs, method, findings, log)
+    return reasons
 
 
 def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorReport:
@@ -220,20 +178,15 @@ def continuing_report(full: Estimator, by_design: Collection[str]) -> EstimatorR
     p = probes.continuing()
     moments = full.moments(p, 1)
     c = factor(moments.mean, p.gradients[1.0])
-    mistake = "biased by no known mistake" if c is None else "wrong sign"
-    findings = () if c is not None and c > 0 else (Finding(mistake, "", "as you said" if mistake in by_design else None),)
-    method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
     log = Log(checked=["expectation"], left_out=["everything else: it learns at every step of a task without end"])
-    return compared(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, findings, log)
+    if c is None or c < 0:
+        log.add("biased by no known mistake" if c is None else "wrong sign")
+    method = f"by enumeration of {len(p.probability)} trajectories from the stationary distribution"
+    return report(full, moments, {"average reward": (moments.mean, p.gradients[1.0])}, method, by_design, log)
 
 
-def compared(
-    full: Estimator,
-    moments: Moments,
-    pairs: dict[str, tuple[Tensor, Tensor]],
-    method: str,
-    findings: tuple[Finding, ...],
-    log: Log,
+def report(
+    full: Estimator, moments: Moments, pairs: dict[str, tuple[Tensor, Tensor]], method: str, by_design: Collection[str], log: Log
 ) -> EstimatorReport:
     """A report from ``objective → (expectation, exact gradient)``; everything in units of the nearest objective's gradient."""
     scale = {form: float(mean @ g / (g @ g)) for form, (mean, g) in pairs.items()}
@@ -256,9 +209,12 @@ def compared(
         cosine={form: cosine(mean, g) for form, (mean, g) in pairs.items()},
         variance=variance,
         mean_squared_error=variance + error,
-        findings=findings,
+        findings=tuple(
+            Finding(mistake, numbers, "as you said" if mistake in by_design else reason(full.given, mistake))
+            for mistake, numbers in first_causes(log.found).items()
+        ),
         notes=tuple(log.notes),
         checked=tuple(log.checked),
-        not_checked=tuple(log.skipped),
+        not_checked=tuple(log.not_checked),
         left_out=tuple(log.left_out),
     )

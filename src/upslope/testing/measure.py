@@ -15,7 +15,7 @@ from upslope.errors import require
 from upslope.records import SamplingPolicy
 from upslope.tabular import MDP, SoftmaxPolicy
 from upslope.testing.estimates import Estimator
-from upslope.testing.probes import Probe, rows
+from upslope.testing.probes import Probe, enumerated, rows
 
 MOST = 2000
 """Batches that are listed at most; beyond, they are sampled."""
@@ -103,10 +103,7 @@ def listed(problem: MDP, policy: SoftmaxPolicy, gamma: float, size: int, limit: 
     count = trajectories(problem)
     if count is None or comb(count + size - 1, size) > MOST:
         return None
-    rollout, probability = tabular.enumerate_rollouts(problem, policy)
-    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob, max_steps=limit or rollout.max_steps)
-    parameters = sum(p.numel() for p in policy.preferences.parameters())
-    return Probe(problem, policy, gamma, rollout, probability, torch.zeros(0, 0, parameters), {})
+    return enumerated(problem, policy, gamma, {}, limit)
 
 
 def trajectories(problem: MDP) -> int | None:

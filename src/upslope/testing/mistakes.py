@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.testing.contract import EXACT, factor
+from upslope.testing.contract import EXACT, points_along
 from upslope.testing.probes import Probe
 
 FORMS = ("undiscounted", "discounted", "unweighted")
@@ -54,7 +54,7 @@ def explained(probe: Probe, mean: Tensor, tolerance: float = EXACT) -> str | Non
     """The known mistake that has this expectation where all episodes end by themselves, or None."""
     for form in FORMS:
         for mistake, prediction in of_returns(probe, form):
-            if (c := factor(mean, prediction, tolerance)) is not None and c > 0:
+            if points_along(mean, prediction, tolerance):
                 return mistake
     for form in FORMS:
         for mistake, by_decay in of_advantages(probe, form):
@@ -127,8 +127,7 @@ def at_some_decay(mean: Tensor, by_decay: Decay, tolerance: float = EXACT) -> bo
         curve = low + trace * (high - low - bend) + trace.square() * bend
         cosines = curve @ mean / (curve.norm(dim=-1) * mean.norm()).clamp(min=1e-300)
         center, width = float(trace[int(cosines.argmax())]), width / 25
-    c = factor(mean, low + center * (high - low - bend) + center**2 * bend, tolerance)
-    return c is not None and c > 0
+    return points_along(mean, low + center * (high - low - bend) + center**2 * bend, tolerance)
 
 
 def on_truncated_episodes(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
@@ -168,8 +167,8 @@ def of_several_ratios(probe: Probe, form: str, mean: Tensor, tolerance: float = 
         return lambda trace: probe.expectation(ratio * F.gae(r.reward, value, after, *ends, gamma, trace, r.mask), weight)
 
     for mistake, ratio in (("past ratio missing", rest), ("per-step ratio", own), ("later ratios missing", past)):
-        c = factor(mean, probe.expectation(ratio * g, weight), tolerance)
-        if (c is not None and c > 0) or (ratio is not rest and at_some_decay(mean, by_decay(ratio), tolerance)):
+        by_returns = points_along(mean, probe.expectation(ratio * g, weight), tolerance)
+        if by_returns or (ratio is not rest and at_some_decay(mean, by_decay(ratio), tolerance)):
             return mistake
     return None
 

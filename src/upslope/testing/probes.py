@@ -9,32 +9,46 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import combinations_with_replacement
 from math import factorial, prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from upslope import tabular
-from upslope.records import Rollout
+from upslope.records import Rollout, map_tensors
 from upslope.tabular import MDP, SoftmaxPolicy, Table, average, exact
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Every trajectory ``[N, T]`` of a problem with its probability ``[N]``, and ``∇ log π`` of each step ``[N, T, P]``."""
+    """Every trajectory ``[N, T]`` of a problem with its probability ``[N]``."""
 
     mdp: MDP
     policy: SoftmaxPolicy
     gamma: float
     rollout: Rollout
     probability: Tensor
-    score: Tensor
     gradients: dict[float, Tensor]
     """the exact ∇J for the preferences ``[P]``, by the policy gradient theorem, with γ and with 1"""
+
+    @property
+    def table(self) -> Tensor:
+        """The policy's preferences, ``[O, A]``."""
+        return next(self.policy.preferences.parameters())
+
+    @cached_property
+    @torch.no_grad()
+    def score(self) -> Tensor:
+        """``∂ log π_t / ∂ table``: ``e_a − π`` in the row of the state, ``[N, T, P]``; 0 where masked."""
+        states, probability = self.rollout.inputs["observation"], self.policy.probabilities()
+        chosen = one_hot(self.rollout.inputs["action"], probability.shape[1]).double() - probability[states]
+        state = one_hot(states, len(probability)).double()
+        return (state.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(-2) * self.rollout.mask.unsqueeze(-1)
 
     def expectation(self, credit: Tensor, weight: Tensor | None = None) -> Tensor:
         """``Σ_τ P(τ) Σ_t ∇log π_t · credit_t · weight_t`` with both ``[N, T]``: ``[P]``."""
@@ -51,37 +65,32 @@ class Probe:
 def rows(rollout: Rollout, index: Sequence[int], group: bool, **changes: Any) -> Rollout:
     """The recording of these trajectories, ``[B, T]``, or as one group ``[1, B, T]``."""
     at = torch.as_tensor(index)
-
-    def pick(x: Tensor) -> Tensor:
-        return x[at].unsqueeze(0) if group else x[at]
-
-    return replace(mapped(rollout, pick), unit="group" if group else "step", **changes)
+    return map_tensors(rollout, lambda x: x[at].unsqueeze(0) if group else x[at], unit="group" if group else "step", **changes)
 
 
-def mapped(rollout: Rollout, change: Callable[[Tensor], Tensor], **changes: Any) -> Rollout:
-    """The recording with every tensor changed."""
-    tensors = {f.name: change(x) for f in fields(rollout) if isinstance(x := getattr(rollout, f.name), Tensor)}
-    return replace(rollout, inputs={name: change(x) for name, x in rollout.inputs.items()}, **{**tensors, **changes})
+def wave(like: Tensor, frequency: float = 1.0, phase: float = 0.0) -> Tensor:
+    """Numbers of that shape, no two alike: ``cos(frequency · i + phase)``."""
+    return torch.cos(frequency * torch.arange(like.numel(), dtype=torch.float64) + phase).view_as(like)
 
 
-def tree(levels: Sequence[Sequence[tuple[float, int]]], ends: int, time_limit: int | None = None) -> MDP:
-    """A problem with two actions: ``levels[s] = ((reward, next), (reward, next))``; the last ``ends`` states are terminal."""
+def tree(levels: Sequence[Sequence[tuple[float, int]]], ends: int, time_limit: int | None = None, start: Sequence[float] = (1.0,)) -> MDP:
+    """A problem with two actions: ``levels[s] = ((reward, next), (reward, next))``; the last ``ends`` states are terminal.
+
+    ``start`` gives the probabilities of the first states.
+    """
     n = len(levels) + ends
     transition, reward = torch.zeros(n, 2, n, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
     for s, actions in enumerate(levels):
         for a, (pay, successor) in enumerate(actions):
             transition[s, a, successor] = 1.0
             reward[s, a] = pay
-    start = torch.eye(n, dtype=torch.float64)[0]
-    return MDP(transition, reward, start, torch.arange(n) >= len(levels), time_limit)
+    return MDP(transition, reward, [*start, *[0.0] * (n - len(start))], torch.arange(n) >= len(levels), time_limit)
 
 
 def steps() -> MDP:
     """Three decisions, always; two terminal states."""
-    return tree(
-        [((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 4)), ((-0.8, 4), (0.5, 3)), ((1.3, 5), (-0.2, 6)), ((0.4, 6), (-1.0, 5))],
-        ends=2,
-    )
+    second = [((0.3, 3), (1.1, 4)), ((-0.8, 4), (0.5, 3))]
+    return tree([((0.7, 1), (-0.4, 2)), *second, ((1.3, 5), (-0.2, 6)), ((0.4, 6), (-1.0, 5))], ends=2)
 
 
 def truncated() -> MDP:
@@ -107,12 +116,12 @@ def graded() -> MDP:
 
 def three() -> MDP:
     """One decision in one of three states, whose rewards are to be filled in."""
-    return replace_start(tree([((0.0, 3), (0.0, 3))] * 3, ends=1), [0.25, 0.25, 0.5, 0.0])
+    return tree([((0.0, 3), (0.0, 3))] * 3, ends=1, start=[0.25, 0.25, 0.5])
 
 
 def arms() -> MDP:
     """One decision in one of two states; in each another one pays 1, the other nothing."""
-    return replace_start(tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1), [0.5, 0.5, 0.0])
+    return tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1, start=[0.5, 0.5])
 
 
 def bandit() -> MDP:
@@ -122,20 +131,27 @@ def bandit() -> MDP:
 
 def choices() -> MDP:
     """One decision in one of two states: the first pays 1, the second −1, whatever is done."""
-    return replace_start(tree([((1.0, 2), (1.0, 2)), ((-1.0, 2), (-1.0, 2))], ends=1), [0.5, 0.5, 0.0])
-
-
-def replace_start(mdp: MDP, start: Sequence[float]) -> MDP:
-    """The same problem with other first states."""
-    return MDP(mdp.transition, mdp.reward, list(start), mdp.terminal, mdp.time_limit)
+    return tree([((1.0, 2), (1.0, 2)), ((-1.0, 2), (-1.0, 2))], ends=1, start=[0.5, 0.5])
 
 
 def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe:
     """List a problem's trajectories. ``drift``: another policy acted, its log-probabilities about that far from the policy's.
 
-    Listed once and kept; everybody gets a policy of their own.
+    Listed once and kept; each caller gets a copy of the policy.
     """
-    kept = listed(problem, gamma, drift)
+    return fresh(listed(problem, gamma, drift))
+
+
+def continuing() -> Probe:
+    """Two states for ever, recorded for two steps from the stationary distribution; rewards less their average, differential values.
+
+    ``gradients[1.0]`` is that of the average reward.
+    """
+    return fresh(listed_continuing())
+
+
+def fresh(kept: Probe) -> Probe:
+    """The same with a copy of its policy."""
     return replace(kept, policy=deepcopy(kept.policy))
 
 
@@ -160,38 +176,38 @@ def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
     junk = 1.5 + 0.8 * torch.arange(len(values), dtype=torch.float64)
     values.copy_(exact.value(mdp, policy, gamma).where(~mdp.terminal, junk).unsqueeze(-1))
     policy.exact_action_values = exact.action_value(mdp, policy, gamma)
-    rollout, probability = tabular.enumerate_rollouts(mdp, policy)
-    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
-    if drift:
-        before = table.clone()
-        table += drift * torch.cos(2.3 * torch.arange(table.numel(), dtype=torch.float64)).view_as(table)
-        acted, probability = tabular.enumerate_rollouts(mdp, policy)
-        table.copy_(before)
-        rollout = replace(rollout, behavior_log_prob=acted.behavior_log_prob)
     with torch.enable_grad():
         gradients = {g: tabular.gradient(mdp, policy, g)[: table.numel()] for g in {gamma, 1.0}}
-    return Probe(mdp, policy, gamma, rollout, probability, scores(policy, rollout), gradients)
+    found = enumerated(mdp, policy, gamma, gradients)
+    if not drift:
+        return found
+    before = table.clone()
+    table += drift * wave(table, 2.3)
+    acted, probability = tabular.enumerate_rollouts(mdp, policy)
+    table.copy_(before)
+    return replace(found, rollout=replace(found.rollout, behavior_log_prob=acted.behavior_log_prob), probability=probability)
 
 
 @cache
 @torch.no_grad()
-def continuing() -> Probe:
-    """Two states for ever, recorded for two steps from the stationary distribution; rewards less their average, differential values.
-
-    ``gradients[1.0]`` is that of the average reward.
-    """
+def listed_continuing() -> Probe:
+    """:func:`continuing`, computed."""
     endless = tree([((1.0, 1), (0.2, 0)), ((-0.5, 0), (0.8, 1))], ends=0)
     policy = uneven(endless)
     table, values = policy.parameters()
     values.copy_(average.value(endless, policy).unsqueeze(-1))
     policy.exact_action_values = average.action_value(endless, policy)
     start, reward = average.stationary_distribution(endless, policy), endless.reward - average.objective(endless, policy)
-    mdp = MDP(endless.transition, reward, start, endless.terminal, time_limit=2)
-    rollout, probability = tabular.enumerate_rollouts(mdp, policy)
-    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob)
     with torch.enable_grad():
         gradients = {1.0: average.gradient(endless, policy)[: table.numel()]}
-    return Probe(mdp, policy, 1.0, rollout, probability, scores(policy, rollout), gradients)
+    return enumerated(MDP(endless.transition, reward, start, endless.terminal, time_limit=2), policy, 1.0, gradients)
+
+
+def enumerated(mdp: MDP, policy: SoftmaxPolicy, gamma: float, gradients: dict[float, Tensor], max_steps: int | None = None) -> Probe:
+    """Every trajectory, acted by the policy itself, which is the reference policy as well."""
+    rollout, probability = tabular.enumerate_rollouts(mdp, policy)
+    rollout = replace(rollout, reference_log_prob=rollout.behavior_log_prob, max_steps=max_steps or rollout.max_steps)
+    return Probe(mdp, policy, gamma, rollout, probability, gradients)
 
 
 def uneven(mdp: MDP) -> ProbePolicy:
@@ -202,12 +218,3 @@ def uneven(mdp: MDP) -> ProbePolicy:
     with torch.no_grad():
         table.copy_(0.9 * torch.sin(1.7 * torch.arange(table.numel(), dtype=torch.float64) + 0.4).view_as(table))
     return policy
-
-
-def scores(policy: SoftmaxPolicy, rollout: Rollout) -> Tensor:
-    """``∂ log π_t / ∂ table``: ``e_a − π`` in the row of the state, ``[N, T, P]``; 0 where masked."""
-    states = rollout.inputs["observation"]
-    probability = policy.probabilities()
-    chosen = torch.nn.functional.one_hot(rollout.inputs["action"], probability.shape[1]).double() - probability[states]
-    state = torch.nn.functional.one_hot(states, len(probability)).double()
-    return (state.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(-2) * rollout.mask.unsqueeze(-1)
