@@ -13,6 +13,7 @@ import numpy as np
 
 from upslope.reference.arrays import Array
 from upslope.reference.distributions import softmax
+from upslope.reference.softmax_policy import linear_score
 
 
 class Transition(NamedTuple):
@@ -28,12 +29,7 @@ class Transition(NamedTuple):
 
 def score(theta: Array, x: Array, action: int) -> Array:
     """``∇_θ log π(a|x) = x (e_a − p)ᵀ``, ``[d, k]``."""
-    probs = softmax(x @ theta)
-    gradient = np.zeros_like(theta)
-    for i in range(len(x)):
-        for j in range(len(probs)):
-            gradient[i, j] = x[i] * (float(j == action) - probs[j])
-    return gradient
+    return linear_score(x, action, softmax(x @ theta))
 
 
 def one_step(

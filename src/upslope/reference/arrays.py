@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,20 @@ def as_mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
     return np.ones(shape, dtype=bool) if mask is None else mask
 
 
-def each_step(shape: tuple[int, ...], mask: Array, value: Callable[[tuple[int, ...], int], float]) -> Array:
-    """``value(row, t)`` at every unmasked step, 0 elsewhere."""
-    result = np.zeros(shape)
-    for row in rows(shape):
-        for t in range(shape[-1]):
+def unmasked(shape: tuple[int, ...], mask: Array | None) -> Iterator[tuple[int, ...]]:
+    """Indices of every unmasked entry."""
+    return (i for i in np.ndindex(*shape) if mask is None or mask[i])
+
+
+def episodes(terminated: Array, truncated: Array, mask: Array) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    """Each recorded episode: its row, and the columns of its steps: unmasked, up to and including the end or the last one recorded."""
+    for row in rows(mask.shape):
+        steps: list[int] = []
+        for t in range(mask.shape[-1]):
             if mask[row][t]:
-                result[row][t] = value(row, t)
-    return result
+                steps.append(t)
+                if terminated[row][t] or truncated[row][t]:
+                    yield row, steps
+                    steps = []
+        if steps:
+            yield row, steps

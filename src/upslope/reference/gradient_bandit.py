@@ -33,12 +33,7 @@ class GradientBandit:
 
     def learn(self, action: int, reward: float) -> None:
         """One update."""
-        if not self.baseline:
-            reference = 0.0
-        elif self.count == 0:
-            reference = reward
-        else:
-            reference = self.mean_reward
+        reference = 0.0 if not self.baseline else reward if self.count == 0 else self.mean_reward
         probs = self.get_probs()
         for arm in range(len(probs)):
             chosen = 1.0 if arm == action else 0.0

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upslope.reference.arrays import Array, as_mask, each_step
-from upslope.reference.returns import first_column, future
+from upslope.reference.arrays import Array, as_mask, episodes
 
 
 def _ratio(log_prob: Array, behavior_log_prob: Array, steps: list[int], cap: float = np.inf) -> float:
@@ -19,24 +18,20 @@ def _ratio(log_prob: Array, behavior_log_prob: Array, steps: list[int], cap: flo
 
 def cumulative_ratio(log_prob: Array, behavior_log_prob: Array, terminated: Array, truncated: Array, mask: Array | None = None) -> Array:
     """``ρ_{0:t}``: the product over the episode's recorded steps up to t."""
-    shown = as_mask(mask, log_prob.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        start = first_column(t, terminated[row], truncated[row], shown[row])
-        return _ratio(log_prob[row], behavior_log_prob[row], [k for k in range(start, t + 1) if shown[row][k]])
-
-    return each_step(log_prob.shape, shown, value)
+    result = np.zeros(log_prob.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, log_prob.shape)):
+        for i, t in enumerate(steps):
+            result[row][t] = _ratio(log_prob[row], behavior_log_prob[row], steps[: i + 1])
+    return result
 
 
 def trajectory_ratio(log_prob: Array, behavior_log_prob: Array, terminated: Array, truncated: Array, mask: Array | None = None) -> Array:
     """``ρ_{0:K−1}``: the product over all recorded steps of the episode."""
-    shown = as_mask(mask, log_prob.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        start = first_column(t, terminated[row], truncated[row], shown[row])
-        return _ratio(log_prob[row], behavior_log_prob[row], future(start, terminated[row], truncated[row], shown[row]))
-
-    return each_step(log_prob.shape, shown, value)
+    result = np.zeros(log_prob.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, log_prob.shape)):
+        for t in steps:
+            result[row][t] = _ratio(log_prob[row], behavior_log_prob[row], steps)
+    return result
 
 
 def per_decision_returns(
@@ -50,16 +45,16 @@ def per_decision_returns(
     next_value: Array | None = None,
 ) -> Array:
     """``Σ_k γ^k ρ_{t:t+k} r_{t+k}``, and ``γ V`` beside the last reward where the episode did not terminate and a critic is given."""
-    shown = as_mask(mask, reward.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        steps = future(t, terminated[row], truncated[row], shown[row])
-        rewards = [reward[row][k] for k in steps]
-        if next_value is not None and not terminated[row][steps[-1]]:
-            rewards[-1] = rewards[-1] + gamma * next_value[row][steps[-1]]
-        return sum(gamma**k * _ratio(log_prob[row], behavior_log_prob[row], steps[: k + 1]) * r for k, r in enumerate(rewards))
-
-    return each_step(reward.shape, shown, value)
+    result = np.zeros(reward.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
+        paid, last = {t: reward[row][t] for t in steps}, steps[-1]
+        if next_value is not None and not terminated[row][last]:
+            paid[last] = paid[last] + gamma * next_value[row][last]
+        for i, t in enumerate(steps):
+            ahead = steps[i:]
+            ratios = [_ratio(log_prob[row], behavior_log_prob[row], ahead[: k + 1]) for k in range(len(ahead))]
+            result[row][t] = sum(gamma**k * ratios[k] * paid[s] for k, s in enumerate(ahead))
+    return result
 
 
 def vtrace(
@@ -77,28 +72,20 @@ def vtrace(
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """``v_s = V_s + Σ_t γ^{t−s} (Π_{i=s}^{t−1} c_i) ρ̂_t δ_t`` and ``ρ̂_s (r_s + γ (λ v_{s+1} + (1 − λ) V_{s+1}) − V_s)``."""
-    shown = as_mask(mask, reward.shape)
-
-    def successor(row: tuple[int, ...], t: int) -> float:
-        return 0.0 if terminated[row][t] else next_value[row][t]
-
-    def target(row: tuple[int, ...], s: int) -> float:
-        steps = future(s, terminated[row], truncated[row], shown[row])
+    targets, advantages = np.zeros(reward.shape), np.zeros(reward.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
         log_probs = log_prob[row], behavior_log_prob[row]
-        total = value[row][s]
-        for k, t in enumerate(steps):
-            delta = reward[row][t] + gamma * successor(row, t) - value[row][t]
-            trace = trace_lambda**k * _ratio(*log_probs, steps[:k], trace_cap)
-            total += gamma**k * trace * _ratio(*log_probs, [t], ratio_cap) * delta
-        return total
-
-    targets = each_step(reward.shape, shown, target)
-
-    def advantage(row: tuple[int, ...], s: int) -> float:
-        steps = future(s, terminated[row], truncated[row], shown[row])
-        one_step = successor(row, s)
-        longer = targets[row][steps[1]] if len(steps) > 1 else one_step
-        blend = trace_lambda * longer + (1.0 - trace_lambda) * one_step
-        return _ratio(log_prob[row], behavior_log_prob[row], [s], ratio_cap) * (reward[row][s] + gamma * blend - value[row][s])
-
-    return targets, each_step(reward.shape, shown, advantage)
+        after = {t: 0.0 if terminated[row][t] else next_value[row][t] for t in steps}
+        capped = {t: _ratio(*log_probs, [t], ratio_cap) for t in steps}
+        for i, s in enumerate(steps):
+            total = value[row][s]
+            for k, t in enumerate(steps[i:]):
+                delta = reward[row][t] + gamma * after[t] - value[row][t]
+                trace = trace_lambda**k * _ratio(*log_probs, steps[i : i + k], trace_cap)
+                total += gamma**k * trace * capped[t] * delta
+            targets[row][s] = total
+        for i, s in enumerate(steps):
+            longer = targets[row][steps[i + 1]] if i + 1 < len(steps) else after[s]
+            blend = trace_lambda * longer + (1.0 - trace_lambda) * after[s]
+            advantages[row][s] = capped[s] * (reward[row][s] + gamma * blend - value[row][s])
+    return targets, advantages

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from upslope.reference.arrays import Array, rows
+from upslope.reference.arrays import Array, rows, unmasked
 
 
 def average_weight(mask: Array, average_over: str = "steps", max_steps: int | None = None) -> Array:
     """``steps`` 1/Σmask · ``sequences`` ``1/(N·|o_i|)`` · ``constant`` 1/(N·max_steps), 0 where masked."""
     result = np.zeros(mask.shape)
-    sequences = list(rows(mask.shape))
-    steps = sum(int(mask[i]) for i in np.ndindex(*mask.shape))
-    for row in sequences:
-        length = sum(int(m) for m in mask[row])
-        for t in range(mask.shape[-1]):
-            if mask[row][t]:
-                divisor = {"steps": steps, "sequences": len(sequences) * length, "constant": len(sequences) * (max_steps or 0)}
-                result[row][t] = 1.0 / divisor[average_over]
+    sequences, steps = len(list(rows(mask.shape))), len(list(unmasked(mask.shape, mask)))
+    for *row, t in unmasked(mask.shape, mask):
+        length = sum(int(m) for m in mask[*row])
+        divisor = {"steps": steps, "sequences": sequences * length, "constant": sequences * (max_steps or 0)}
+        result[*row, t] = 1.0 / divisor[average_over]
     return result
 
 
@@ -44,8 +41,8 @@ def clipped_squared_error(value: Array, returns: Array, old_value: Array, clip_r
     for i in np.ndindex(*value.shape):
         move = value[i] - old_value[i]
         free = value[i] - returns[i]
-        held = old_value[i] + min(max(move, -clip_range), clip_range) - returns[i]
+        clipped = old_value[i] + min(max(move, -clip_range), clip_range) - returns[i]
         inside = -clip_range <= move <= clip_range
-        error[i] = max(free**2, held**2)
-        derivative[i] = 2.0 * free if inside or free**2 > held**2 else 0.0
+        error[i] = max(free**2, clipped**2)
+        derivative[i] = 2.0 * free if inside or free**2 > clipped**2 else 0.0
     return error, derivative

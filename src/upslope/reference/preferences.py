@@ -13,18 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 from upslope.reference.arrays import Array, as_mask, rows
+from upslope.reference.distributions import sigmoid, softplus
 
 Pair = tuple[float, float]
 
 
-def sigmoid(x: float) -> float:
-    """``1 / (1 + e^−x)``, without overflow."""
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
-
-
 def log_sigmoid(x: float) -> float:
     """``−log(1 + e^−x)``, without overflow."""
-    return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
+    return -softplus(-x)
 
 
 def sequence_log_ratio(log_prob: Array, reference_log_prob: Array, mask: Array | None = None) -> Array:

@@ -6,83 +6,55 @@ Arrays are ``[..., T]``. Whatever stands on a masked row, rewards, values and fl
 
 from __future__ import annotations
 
-from upslope.reference.arrays import Array, as_mask, each_step
+import numpy as np
+
+from upslope.reference.arrays import Array, as_mask, episodes, unmasked
 
 
-def future(t: int, terminated: Array, truncated: Array, mask: Array) -> list[int]:
-    """Columns of the episode's steps from ``t`` on: unmasked, up to and including the end or the last one recorded."""
-    steps: list[int] = []
-    for k in range(t, len(mask)):
-        if mask[k]:
-            steps.append(k)
-            if terminated[k] or truncated[k]:
-                break
-    return steps
-
-
-def first_column(t: int, terminated: Array, truncated: Array, mask: Array) -> int:
-    """Column after the latest end before ``t``, or 0: where the episode of step ``t`` begins in the recording."""
-    for k in range(t - 1, -1, -1):
-        if mask[k] and (terminated[k] or truncated[k]):
-            return k + 1
-    return 0
+def discounted_return(reward: Array, next_value: Array | None, terminated: Array, steps: list[int], gamma: float) -> float:
+    """``Σ_k γ^k r_k`` over K steps of a row, and ``γ^K V`` of the last one's successor where it did not terminate and a critic is given."""
+    total = sum(gamma**k * reward[t] for k, t in enumerate(steps))
+    if next_value is not None and not terminated[steps[-1]]:
+        total += gamma ** len(steps) * next_value[steps[-1]]
+    return total
 
 
 def returns_to_go(
     reward: Array, terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, next_value: Array | None = None
 ) -> Array:
     """``G_t = Σ_k γ^k r_{t+k}``, and ``γ^K V`` of the last step's true successor where it did not terminate and a critic is given."""
-    shown = as_mask(mask, reward.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        steps = future(t, terminated[row], truncated[row], shown[row])
-        total = sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
-        if next_value is not None and not terminated[row][steps[-1]]:
-            total += gamma ** len(steps) * next_value[row][steps[-1]]
-        return total
-
-    return each_step(reward.shape, shown, value)
+    return n_step_returns(reward, next_value, terminated, truncated, gamma, reward.shape[-1], mask)
 
 
 def episode_returns(
     reward: Array, terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, next_value: Array | None = None
 ) -> Array:
     """``R(τ) = Σ_k γ^k r_k`` over the whole recorded episode that each step belongs to, and ``γ^K V`` as in :func:`returns_to_go`."""
-    shown = as_mask(mask, reward.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        start = first_column(t, terminated[row], truncated[row], shown[row])
-        steps = future(start, terminated[row], truncated[row], shown[row])
-        total = sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
-        if next_value is not None and not terminated[row][steps[-1]]:
-            total += gamma ** len(steps) * next_value[row][steps[-1]]
-        return total
-
-    return each_step(reward.shape, shown, value)
+    result = np.zeros(reward.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
+        value = None if next_value is None else next_value[row]
+        for t in steps:
+            result[row][t] = discounted_return(reward[row], value, terminated[row], steps, gamma)
+    return result
 
 
 def discount_weight(terminated: Array, truncated: Array, gamma: float, mask: Array | None = None, first_step: Array | None = None) -> Array:
     """``γ^t``, t the number of unmasked steps of the same episode before this one, those before the recording included."""
-    shown = as_mask(mask, terminated.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        start = first_column(t, terminated[row], truncated[row], shown[row])
-        count = sum(1 for k in range(start, t) if shown[row][k])
-        if start == 0 and first_step is not None:
-            count += int(first_step[row])
-        return gamma**count
-
-    return each_step(terminated.shape, shown, value)
+    result, begun = np.zeros(terminated.shape), set[tuple[int, ...]]()
+    for row, steps in episodes(terminated, truncated, as_mask(mask, terminated.shape)):
+        before = 0 if first_step is None or row in begun else int(first_step[row])
+        begun.add(row)
+        for k, t in enumerate(steps):
+            result[row][t] = gamma ** (before + k)
+    return result
 
 
 def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: float, mask: Array | None = None) -> Array:
     """``δ_t = r_t + γ (1 − terminated_t) next_value_t − value_t``."""
-
-    def error(row: tuple[int, ...], t: int) -> float:
-        successor = 0.0 if terminated[row][t] else next_value[row][t]
-        return reward[row][t] + gamma * successor - value[row][t]
-
-    return each_step(reward.shape, as_mask(mask, reward.shape), error)
+    result = np.zeros(reward.shape)
+    for i in unmasked(reward.shape, mask):
+        result[i] = reward[i] + gamma * (0.0 if terminated[i] else next_value[i]) - value[i]
+    return result
 
 
 def gae(
@@ -96,46 +68,34 @@ def gae(
     mask: Array | None = None,
 ) -> Array:
     """``Â_t = Σ_k (γλ)^k δ_{t+k}``: the closed sum, of which each δ is itself a sum."""
-    shown = as_mask(mask, reward.shape)
-    delta = td_error(reward, value, next_value, terminated, gamma, shown)
-
-    def advantage(row: tuple[int, ...], t: int) -> float:
-        steps = future(t, terminated[row], truncated[row], shown[row])
-        return sum((gamma * gae_lambda) ** k * delta[row][s] for k, s in enumerate(steps))
-
-    return each_step(reward.shape, shown, advantage)
+    result, delta = np.zeros(reward.shape), td_error(reward, value, next_value, terminated, gamma, mask)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
+        for i, t in enumerate(steps):
+            result[row][t] = sum((gamma * gae_lambda) ** k * delta[row][s] for k, s in enumerate(steps[i:]))
+    return result
 
 
 def n_step_returns(
-    reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float, n: int, mask: Array | None = None
+    reward: Array, next_value: Array | None, terminated: Array, truncated: Array, gamma: float, n: int, mask: Array | None = None
 ) -> Array:
-    """``G_{t:t+n}``: up to n rewards, then the value of the true successor unless the last of them terminated."""
-    shown = as_mask(mask, reward.shape)
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        steps = future(t, terminated[row], truncated[row], shown[row])[:n]
-        total = sum(gamma**k * reward[row][s] for k, s in enumerate(steps))
-        return total + (0.0 if terminated[row][steps[-1]] else gamma ** len(steps) * next_value[row][steps[-1]])
-
-    return each_step(reward.shape, shown, value)
+    """``G_{t:t+n}``: up to n rewards, then the value of the true successor unless the last of them terminated (or there is no critic)."""
+    result = np.zeros(reward.shape)
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
+        value = None if next_value is None else next_value[row]
+        for i, t in enumerate(steps):
+            result[row][t] = discounted_return(reward[row], value, terminated[row], steps[i : i + n], gamma)
+    return result
 
 
 def lambda_returns(
-    reward: Array,
-    next_value: Array,
-    terminated: Array,
-    truncated: Array,
-    gamma: float,
-    trace_lambda: float,
-    mask: Array | None = None,
+    reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float, trace_lambda: float, mask: Array | None = None
 ) -> Array:
     """``(1 − λ) Σ_{n<K} λ^{n−1} G_{t:t+n} + λ^{K−1} G_{t:t+K}``, K the steps left (SB eq. 12.3)."""
-    shown = as_mask(mask, reward.shape)
-    n_step = [n_step_returns(reward, next_value, terminated, truncated, gamma, n, shown) for n in range(1, reward.shape[-1] + 1)]
-
-    def value(row: tuple[int, ...], t: int) -> float:
-        left = len(future(t, terminated[row], truncated[row], shown[row]))
-        total = sum((1.0 - trace_lambda) * trace_lambda ** (n - 1) * n_step[n - 1][row][t] for n in range(1, left))
-        return total + trace_lambda ** (left - 1) * n_step[left - 1][row][t]
-
-    return each_step(reward.shape, shown, value)
+    result = np.zeros(reward.shape)
+    n_step = [n_step_returns(reward, next_value, terminated, truncated, gamma, n + 1, mask) for n in range(reward.shape[-1])]
+    for row, steps in episodes(terminated, truncated, as_mask(mask, reward.shape)):
+        for i, t in enumerate(steps):
+            left = len(steps) - i
+            total = sum((1.0 - trace_lambda) * trace_lambda ** (n - 1) * n_step[n - 1][row][t] for n in range(1, left))
+            result[row][t] = total + trace_lambda ** (left - 1) * n_step[left - 1][row][t]
+    return result

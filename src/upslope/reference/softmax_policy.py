@@ -8,6 +8,15 @@ from upslope.reference.arrays import Array
 from upslope.reference.distributions import softmax
 
 
+def linear_score(x: Array, action: int, probs: Array) -> Array:
+    """``∇_Θ log π_a = x (e_a − p)ᵀ`` of a softmax that is linear in ``x [d]``, ``[d, k]``."""
+    score = np.zeros((len(x), len(probs)))
+    for i in range(len(x)):
+        for j in range(len(probs)):
+            score[i, j] = x[i] * (float(j == action) - probs[j])
+    return score
+
+
 class SoftmaxPolicy:
     """``π(a|x) = softmax(Θᵀx)_a`` with parameters Θ ``[d, k]``: d features, k actions."""
 
@@ -30,11 +39,7 @@ class SoftmaxPolicy:
 
     def grad_log_prob(self, x: Array, action: int, probs: Array) -> Array:
         """``∇_Θ log π_a = x (e_a − p)ᵀ``, ``[d, k]``."""
-        score = np.zeros_like(self.theta)
-        for i in range(len(x)):
-            for j in range(len(probs)):
-                score[i, j] = x[i] * (float(j == action) - probs[j])
-        return score
+        return linear_score(x, action, probs)
 
     def ascend(self, x: Array, action: int, advantage: float, learning_rate: float) -> None:
         """``Θ ← Θ + α A ∇ log π_a``."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from upslope.reference.arrays import Array, as_mask, rows
+from upslope.reference.arrays import Array, as_mask, rows, unmasked
 
 Pair = tuple[float, float]
 
@@ -69,20 +69,11 @@ def from_ratio(
 
 
 def importance_weighted(
-    log_prob: Array,
-    behavior_log_prob: Array,
-    advantage: Array,
-    mask: Array | None,
-    *,
-    ratio: str = "token",
-    weight: Array | None = None,
+    log_prob: Array, behavior_log_prob: Array, advantage: Array, mask: Array | None, *, ratio: str = "token", weight: Array | None = None
 ) -> tuple[Array, Array]:
     """``ratio · A``; ∂/∂ratio = A."""
 
-    def f(r: float, a: float) -> Pair:
-        return r * a, a
-
-    return from_ratio(f, log_prob, behavior_log_prob, advantage, mask, ratio=ratio, weight=weight)
+    return from_ratio(lambda r, a: (r * a, a), log_prob, behavior_log_prob, advantage, mask, ratio=ratio, weight=weight)
 
 
 def clipped_surrogate(
@@ -114,13 +105,7 @@ def clipped_surrogate(
 
 
 def kl_penalized_surrogate(
-    log_prob: Array,
-    behavior_log_prob: Array,
-    advantage: Array,
-    mask: Array | None,
-    *,
-    beta: float,
-    weight: Array | None = None,
+    log_prob: Array, behavior_log_prob: Array, advantage: Array, mask: Array | None, *, beta: float, weight: Array | None = None
 ) -> tuple[Array, Array]:
     """``ratio · A − β (ratio − 1 − log ratio)``; ∂/∂ratio = A − β (1 − 1/ratio)."""
 
@@ -132,12 +117,9 @@ def kl_penalized_surrogate(
 
 def score_function(log_prob: Array, advantage: Array, mask: Array | None, *, weight: Array | None = None) -> tuple[Array, Array]:
     """``log π · A``; ∂/∂log π = A."""
-    shown = as_mask(mask, log_prob.shape)
-    share = np.ones(log_prob.shape) if weight is None else weight
     value, gradient = np.zeros(log_prob.shape), np.zeros(log_prob.shape)
-    for i in np.ndindex(*log_prob.shape):
-        if shown[i]:
-            value[i], gradient[i] = log_prob[i] * advantage[i], share[i] * advantage[i]
+    for i in unmasked(log_prob.shape, mask):
+        value[i], gradient[i] = log_prob[i] * advantage[i], (1.0 if weight is None else weight[i]) * advantage[i]
     return value, gradient
 
 
@@ -151,23 +133,19 @@ def truncated_score(
     weight: Array | None = None,
 ) -> tuple[Array, Array]:
     """``sg(w) · A · log π`` with ``w = min(ratio, 1 + ε_high)``; ∂/∂log π = w · A, for w does not move; ``0 · log 0 = 0``."""
-    shown = as_mask(mask, log_prob.shape)
-    share = np.ones(log_prob.shape) if weight is None else weight
     value, gradient = np.zeros(log_prob.shape), np.zeros(log_prob.shape)
-    for i in np.ndindex(*log_prob.shape):
-        if shown[i]:
-            w = min(math.exp(log_prob[i] - behavior_log_prob[i]), bounds(clip_range)[1])
-            value[i], gradient[i] = w * advantage[i] * log_prob[i] if w > 0 else 0.0, share[i] * w * advantage[i]
+    for i in unmasked(log_prob.shape, mask):
+        w = min(math.exp(log_prob[i] - behavior_log_prob[i]), bounds(clip_range)[1])
+        value[i] = w * advantage[i] * log_prob[i] if w > 0 else 0.0
+        gradient[i] = (1.0 if weight is None else weight[i]) * w * advantage[i]
     return value, gradient
 
 
 def truncated_importance_weight(trainer: Array, sampler: Array, cap: float, mask: Array | None = None) -> Array:
     """``min(cap, exp(trainer − sampler))``, 1 (or the cap, if smaller) where masked."""
-    shown = as_mask(mask, trainer.shape)
     result = np.full(trainer.shape, min(1.0, cap))
-    for i in np.ndindex(*trainer.shape):
-        if shown[i]:
-            result[i] = min(cap, math.exp(float(trainer[i] - sampler[i])))
+    for i in unmasked(trainer.shape, mask):
+        result[i] = min(cap, math.exp(float(trainer[i] - sampler[i])))
     return result
 
 
@@ -182,18 +160,16 @@ def surrogate_metrics(
     dual_clip: float | None = None,
 ) -> dict[str, float]:
     """Mean k3 of KL(π_old‖π), share of ratios outside the range, share of steps whose gradient the clip takes away."""
-    shown = as_mask(mask, log_prob.shape)
-    count = max(int(shown.sum()), 1)
+    steps = list(unmasked(log_prob.shape, mask))
     low, high = bounds(clip_range)
     result = {"approx_kl": 0.0, "clip_fraction": 0.0, "dead_fraction": 0.0}
-    for i in np.ndindex(*log_prob.shape):
-        if shown[i]:
-            share = 1.0 / count if weight is None else float(weight[i])
-            moved, a = float(log_prob[i] - behavior_log_prob[i]), float(advantage[i])
-            ratio = math.exp(moved)
-            dead = (a > 0 and ratio > high) or (a < 0 and ratio < low)
-            dead = dead or (dual_clip is not None and a < 0 and ratio > dual_clip)
-            result["approx_kl"] += share * (ratio - 1.0 - moved)
-            result["clip_fraction"] += share * (ratio < low or ratio > high)
-            result["dead_fraction"] += share * dead
+    for i in steps:
+        share = 1.0 / len(steps) if weight is None else float(weight[i])
+        moved, a = float(log_prob[i] - behavior_log_prob[i]), float(advantage[i])
+        ratio = math.exp(moved)
+        dead = (a > 0 and ratio > high) or (a < 0 and ratio < low)
+        dead = dead or (dual_clip is not None and a < 0 and ratio > dual_clip)
+        result["approx_kl"] += share * (ratio - 1.0 - moved)
+        result["clip_fraction"] += share * (ratio < low or ratio > high)
+        result["dead_fraction"] += share * dead
     return result
