@@ -1,6 +1,6 @@
 """What an objective computes, as a graph of numbers: one for each step of a batch, or one for the whole of it.
 
-A :class:`Node` is an operation of :data:`OPERATIONS` on other nodes. Each operation has two lines: LLVM's instruction, and its
+A :class:`Node` is an operation of :data:`OPERATIONS` on other nodes. Each operation has two lines: how Python writes it, and its
 derivative as PyTorch defines it (half of it to each side of a tie, nothing beyond a clamp). :func:`differentiate` walks a graph
 backwards and gives the derivative as more nodes.
 """
@@ -72,7 +72,7 @@ def as_flag(x: Node) -> Node:
 def node(op: str, *inputs: Node | float) -> Node:
     """An operation on nodes and plain numbers; which of the inputs are numbers and which flags is the operation's to say."""
     kind = OPERATIONS[op]
-    if len(inputs) != kind.text.count("{"):
+    if f"{{{len(inputs) - 1}}}" not in kind.text or f"{{{len(inputs)}}}" in kind.text:
         raise TypeError(f"{op} of {len(inputs)}")
     given = tuple(as_flag(as_node(x)) if i < kind.flags else as_number(x) for i, x in enumerate(inputs))
     moves = kind.slopes is not None and torch.is_grad_enabled() and any(x.moves for x in given)
@@ -96,7 +96,7 @@ def held(x: Node) -> Node:
 
 
 class Operation(NamedTuple):
-    """``text`` is LLVM's instruction for the inputs ``{0}``, ``{1}``, …; ``slopes(g, y, *inputs)`` the inputs' shares of a slope g of the
+    """``text`` is Python for the inputs ``{0}``, ``{1}``, …; ``slopes(g, y, *inputs)`` the inputs' shares of a slope g of the
     result y. The first ``flags`` inputs, and with ``flag`` the result, are true or false."""
 
     text: str
@@ -115,42 +115,38 @@ def slope_of_power(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
     return by_base, where(node("eq", a, 0.0), 0.0, g * (y * node("log", a)))
 
 
-def function(name: str, count: int = 1) -> str:
-    return f"call double @{name}({', '.join(f'double {{{i}}}' for i in range(count))})"
-
-
 OPERATIONS: dict[str, Operation] = {
-    "add": Operation("fadd contract double {0}, {1}", lambda g, y, a, b: (g, g)),
-    "subtract": Operation("fsub contract double {0}, {1}", lambda g, y, a, b: (g, -g)),
-    "multiply": Operation("fmul contract double {0}, {1}", lambda g, y, a, b: (g * b, g * a)),
-    "divide": Operation("fdiv contract double {0}, {1}", lambda g, y, a, b: (g / b, -(g * y / b))),
-    "negate": Operation("fneg double {0}", lambda g, y, a: (-g,)),
-    "exp": Operation(function("exp"), lambda g, y, a: (g * y,)),
-    "expm1": Operation(function("expm1"), lambda g, y, a: (g * (y + 1.0),)),
-    "log": Operation(function("log"), lambda g, y, a: (g / a,)),
-    "log1p": Operation(function("log1p"), lambda g, y, a: (g / (a + 1.0),)),
-    "sqrt": Operation(function("llvm.sqrt.f64"), lambda g, y, a: (g / (y * 2.0),)),
-    "pow": Operation(function("pow", 2), slope_of_power),
-    "tanh": Operation(function("tanh"), lambda g, y, a: (g * (literal(1.0) - y * y),)),
-    "sin": Operation(function("sin"), lambda g, y, a: (g * node("cos", a),)),
-    "cos": Operation(function("cos"), lambda g, y, a: (-(g * node("sin", a)),)),
-    "abs": Operation(function("llvm.fabs.f64"), lambda g, y, a: (where(node("gt", a, 0.0), g, where(node("lt", a, 0.0), -g, 0.0)),)),
-    "maximum": Operation("maximum {0} {1}", lambda g, y, a, b: half_at_ties(a, b, g, "gt")),
-    "minimum": Operation("minimum {0} {1}", lambda g, y, a, b: half_at_ties(a, b, g, "lt")),
-    "where": Operation("select i1 {0}, double {1}, double {2}", lambda g, y, c, a, b: (None, where(c, g, 0.0), where(c, 0.0, g)), flags=1),
-    "lt": Operation("fcmp olt double {0}, {1}", flag=True),
-    "le": Operation("fcmp ole double {0}, {1}", flag=True),
-    "gt": Operation("fcmp ogt double {0}, {1}", flag=True),
-    "ge": Operation("fcmp oge double {0}, {1}", flag=True),
-    "eq": Operation("fcmp oeq double {0}, {1}", flag=True),
-    "ne": Operation("fcmp une double {0}, {1}", flag=True),
-    "and": Operation("and i1 {0}, {1}", flag=True, flags=2),
-    "or": Operation("or i1 {0}, {1}", flag=True, flags=2),
-    "xor": Operation("xor i1 {0}, {1}", flag=True, flags=2),
-    "not": Operation("xor i1 {0}, true", flag=True, flags=1),
-    "number": Operation("uitofp i1 {0} to double", flags=1),
+    "add": Operation("{0} + {1}", lambda g, y, a, b: (g, g)),
+    "subtract": Operation("{0} - {1}", lambda g, y, a, b: (g, -g)),
+    "multiply": Operation("{0} * {1}", lambda g, y, a, b: (g * b, g * a)),
+    "divide": Operation("{0} / {1}", lambda g, y, a, b: (g / b, -(g * y / b))),
+    "negate": Operation("-{0}", lambda g, y, a: (-g,)),
+    "exp": Operation("math.exp({0})", lambda g, y, a: (g * y,)),
+    "expm1": Operation("math.expm1({0})", lambda g, y, a: (g * (y + 1.0),)),
+    "log": Operation("math.log({0})", lambda g, y, a: (g / a,)),
+    "log1p": Operation("math.log1p({0})", lambda g, y, a: (g / (a + 1.0),)),
+    "sqrt": Operation("math.sqrt({0})", lambda g, y, a: (g / (y * 2.0),)),
+    "pow": Operation("math.pow({0}, {1})", slope_of_power),
+    "tanh": Operation("math.tanh({0})", lambda g, y, a: (g * (literal(1.0) - y * y),)),
+    "sin": Operation("math.sin({0})", lambda g, y, a: (g * node("cos", a),)),
+    "cos": Operation("math.cos({0})", lambda g, y, a: (-(g * node("sin", a)),)),
+    "abs": Operation("abs({0})", lambda g, y, a: (where(node("gt", a, 0.0), g, where(node("lt", a, 0.0), -g, 0.0)),)),
+    "maximum": Operation("choose({1} != {1}, {1}, choose({0} <= {1}, {1}, {0}))", lambda g, y, a, b: half_at_ties(a, b, g, "gt")),
+    "minimum": Operation("choose({1} != {1}, {1}, choose({0} >= {1}, {1}, {0}))", lambda g, y, a, b: half_at_ties(a, b, g, "lt")),
+    "where": Operation("choose({0}, {1}, {2})", lambda g, y, c, a, b: (None, where(c, g, 0.0), where(c, 0.0, g)), flags=1),
+    "lt": Operation("{0} < {1}", flag=True),
+    "le": Operation("{0} <= {1}", flag=True),
+    "gt": Operation("{0} > {1}", flag=True),
+    "ge": Operation("{0} >= {1}", flag=True),
+    "eq": Operation("{0} == {1}", flag=True),
+    "ne": Operation("{0} != {1}", flag=True),
+    "and": Operation("{0} & {1}", flag=True, flags=2),
+    "or": Operation("{0} | {1}", flag=True, flags=2),
+    "xor": Operation("{0} != {1}", flag=True, flags=2),
+    "not": Operation("not {0}", flag=True, flags=1),
+    "number": Operation("float({0})", flags=1),
 }
-"""The operations that have a compiled form. ``maximum`` and ``minimum``, where NaN wins, are more than one instruction."""
+"""The operations that have a compiled form; in ``maximum`` and ``minimum`` NaN wins."""
 
 
 def in_order(outputs: Iterable[Node]) -> list[Node]:

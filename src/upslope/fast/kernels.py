@@ -15,25 +15,13 @@ from upslope.fast import layout as at
 from upslope.fast.formulas import head_backward, head_forward
 from upslope.fast.layout import BLOCK
 from upslope.fast.networks import backward, forward, padded
-from upslope.fast.registers import (
-    Doubles,
-    Floats,
-    Integers,
-    Table,
-    doubles,
-    flags,
-    floats,
-    integers,
-    invoke,
-    shift,
-    single,
-    square_root,
-)
+from upslope.fast.registers import Doubles, Flags, Floats, Integers, Table, invoke, shift, single, square_root
 
 
 def gather(batch: Table, inputs: int, order: Integers, rows: int, x: Floats) -> None:
     """The block's observations as ``[inputs, BLOCK]``; what is not finite becomes 0 on masked rows."""
-    observation, mask = floats(batch, at.OBSERVATION), flags(batch, at.MASK)
+    observation: Floats = batch[at.OBSERVATION]
+    mask: Flags = batch[at.MASK]
     for j in range(rows):
         row = shift(observation, order[j] * inputs)
         seen = mask[order[j]] != 0
@@ -63,9 +51,9 @@ def adam(
 
 def run(function: int, rows: int, order: Integers, batch: Table, objective: Table) -> None:
     """One of the objective's functions on so many rows."""
-    numbers, each, sums = doubles(objective, at.NUMBERS), doubles(objective, at.EACH), doubles(objective, at.SUMS)
     columns = shift(batch, at.OBJECTIVE_COLUMNS)
-    invoke(floats(objective, function), rows, order, columns, numbers, each, sums, doubles(objective, at.VALUES))
+    numbers, each, sums, values = objective[at.NUMBERS], objective[at.EACH], objective[at.SUMS], objective[at.VALUES]
+    invoke(objective[function], rows, order, columns, numbers, each, sums, values)
 
 
 def score_block(
@@ -81,9 +69,11 @@ def score_block(
     delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
     log_std = shift(parameters, networks[at.LOG_STD])
     gradient = shift(scratch, networks[at.GRADIENT_AT] + networks[at.LOG_STD])
-    action, continuous, legal = integers(batch, at.ACTION), floats(batch, at.CONTINUOUS), flags(batch, at.LEGAL)
+    action: Integers = batch[at.ACTION]
+    continuous: Floats = batch[at.CONTINUOUS]
+    legal: Flags = batch[at.LEGAL]
+    each: Doubles = objective[at.EACH]
     masked = options[at.MASKED] != 0.0
-    each = doubles(objective, at.EACH)
     for j in range(rows):
         row = order[j]
         if actor_layers > 0:
@@ -116,7 +106,8 @@ def score_block(
 
 def begin(networks: Integers, batch: Table, order: Integers, size: int, scale: float, objective: Table) -> None:
     """Before a minibatch: its numbers, and sums of 0."""
-    numbers, sums = doubles(objective, at.NUMBERS), doubles(objective, at.SUMS)
+    numbers: Doubles = objective[at.NUMBERS]
+    sums: Doubles = objective[at.SUMS]
     numbers[0] = 1.0 * size
     numbers[1] = scale
     for i in range(networks[at.NUM_SUMS]):
@@ -237,8 +228,9 @@ def update(
     ``order [epochs, rows]`` is the shuffled rows, ``bounds`` where minibatches end.
     """
     gradient = shift(scratch, networks[at.GRADIENT_AT])
-    sums, values, kl = doubles(objective, at.SUMS), doubles(objective, at.VALUES), networks[at.KL_AT]
-    total = bounds[minibatches]
+    sums: Doubles = objective[at.SUMS]
+    values: Doubles = objective[at.VALUES]
+    kl, total = networks[at.KL_AT], bounds[minibatches]
     for number in range(epochs * minibatches):
         epoch, part = number // minibatches, number % minibatches
         rows, size = shift(order, epoch * total + bounds[part]), bounds[part + 1] - bounds[part]

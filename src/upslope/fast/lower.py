@@ -1,4 +1,4 @@
-"""The graph of an objective as three functions in LLVM's language.
+"""The graph of an objective as three functions in the kernels' subset of Python (:mod:`upslope.fast.translate`).
 
 ``before`` takes the sums over a minibatch that a step's terms need (of an advantage that is normalized, say), ``block`` adds some rows to
 all other sums and says what each step's share of the objective is differentiated by log π, entropy and value, ``after`` makes the
@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from upslope.fast import layout as at
-from upslope.fast.expressions import constant
-from upslope.fast.graph import OPERATIONS, Node, NotLowered, differentiate, in_order
+from upslope.fast.graph import OPERATIONS, Node, NotLowered, differentiate, in_order, node, where
 from upslope.fast.trace import Recorded
 
 NETWORK = {"log_prob": at.LOG_PROB, "entropy": at.ENTROPY, "value": at.VALUE}
@@ -21,65 +20,55 @@ FIXED = ("rows", "scale")
 """The numbers of a minibatch: its rows, and by how many times it is smaller than the batch."""
 MAIN = 100
 """The pass in which the policy is evaluated; the passes before it are numbered from 0."""
-PARAMETERS = (
-    "i64 %rows, ptr noalias %order, ptr noalias %columns, ptr noalias %numbers, ptr noalias %each, ptr noalias %sums, ptr noalias %values"
-)
+PARAMETERS = "rows: int, order: Integers, columns: Table, numbers: Doubles, each: Doubles, sums: Doubles, values: Doubles"
 MASK = Node("column", value="mask", row=True, flag=True)
 FUNCTIONS = ("before", "block", "after")
-DECLARATIONS = "\n".join(
-    f"declare double @{name}({', '.join(['double'] * count)}) nounwind willreturn memory(none)"
-    for name, count in {
-        **dict.fromkeys(("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "llvm.sqrt.f64", "llvm.fabs.f64"), 1),
-        "pow": 2,
-        "llvm.maxnum.f64": 2,
-    }.items()
-)
 
 
 class Lowered:
-    """An objective in LLVM's language (``text``), and where everything stands: ``columns``, ``constants``, ``sums``, ``metrics``."""
+    """An objective in Python (``text``), and where everything stands: ``columns``, ``constants``, ``sums``, ``metrics``."""
 
     def __init__(self, recorded: Recorded) -> None:
         slopes = {leaf.op: slope for leaf, slope in differentiate(recorded.objective).items() if leaf.op in NETWORK}
         self.results = [recorded.objective, *recorded.metrics.values()]
         self.metrics = list(recorded.metrics)
-        watched = [] if recorded.log_ratio is None else [recorded.log_ratio]
+        watched = [] if recorded.log_ratio is None else [where(MASK, node("abs", recorded.log_ratio), 0.0)]
         sums = [x for x in in_order(self.results) if x.op == "total"]
         roots = [*slopes.values(), *watched, *(part for x in sums for part in x.inputs)]
-        self.early = [x for x in in_order(roots) if x.op == "total"]
+        early = [x for x in in_order(roots) if x.op == "total"]
         order = in_order([*self.results, *roots])
         self.passes = passes(order)
         if any(self.passes[x] > MAIN for x in roots):
             raise NotLowered("what it computes of a step depends on a sum over the minibatch that moves with the policy")
         self.uses = {x.op for x in order if x.op in NETWORK}
-        self.columns = sorted({x.value for x in order if x.op == "column"} | {MASK.value})
+        self.kinds = {x.value: "Flags" if x.flag else "Floats" for x in [*order, MASK] if x.op == "column"}
+        self.columns = sorted(self.kinds)
         self.constants = [x for x in order if x.op == "constant"]
-        self.late = [x for x in sums if x not in self.early]
-        self.places = {x: ("numbers", len(FIXED) + i) for i, x in enumerate([*self.constants, *self.early])}
-        self.places |= {x: ("sums", 1 + i) for i, x in enumerate(self.late)}
-        self.num_numbers, self.num_sums = len(FIXED) + len(self.constants) + len(self.early), 1 + len(self.late)
-        targets = [(slope, NETWORK[op] + at.SLOPES) for op, slope in slopes.items()]
-        self.text = "\n".join([DECLARATIONS, self.before(), self.block(targets, watched), self.after()])
+        late = [x for x in sums if x not in early]
+        self.places = {x: f"numbers[{len(FIXED) + i}]" for i, x in enumerate([*self.constants, *early])}
+        self.places |= {x: f"sums[{1 + i}]" for i, x in enumerate(late)}
+        self.num_numbers, self.num_sums = len(FIXED) + len(self.constants) + len(early), 1 + len(late)
+        stores = {f"each[j + {(NETWORK[op] + at.SLOPES) * at.BLOCK}]": slope for op, slope in slopes.items()}
+        self.text = "\n".join([self.before(early), self.block(late, stores, watched), self.after()])
 
-    def before(self) -> str:
+    def before(self, sums: list[Node]) -> str:
         """One loop over the minibatch for each pass."""
-        body = Body(self, "before")
-        for x in self.early:
-            body.lines.append(f"store double 0.0, ptr {body.address('double', *body.place(x))}")
-        for number in sorted({self.passes[x] for x in self.early}):
-            body.loop([x for x in self.early if self.passes[x] == number], [], [])
-        return str(body)
+        function = Function(self, "before")
+        function.lines += [f"{self.places[x]} = 0.0" for x in sums]
+        for number in sorted({self.passes[x] for x in sums}):
+            function.loop([x for x in sums if self.passes[x] == number])
+        return str(function)
 
-    def block(self, targets: list[tuple[Node, int]], watched: list[Node]) -> str:
-        body = Body(self, "block")
-        body.loop(self.late, targets, watched)
-        return str(body)
+    def block(self, sums: list[Node], stores: dict[str, Node], watched: list[Node]) -> str:
+        function = Function(self, "block")
+        function.loop(sums, stores, watched)
+        return str(function)
 
     def after(self) -> str:
-        body = Body(self, "after")
+        function = Function(self, "after")
         for i, x in enumerate(self.results):
-            body.lines.append(f"store double {body.value(x)}, ptr {body.address('double', '%values', str(i))}")
-        return str(body)
+            function.lines.append(f"values[{i}] = {function.value(x)}")
+        return str(function)
 
 
 def passes(order: Iterable[Node]) -> dict[Node, int]:
@@ -90,98 +79,60 @@ def passes(order: Iterable[Node]) -> dict[Node, int]:
     return found
 
 
-class Body:
-    """One function. What is the same for all rows is computed before a loop; the same instruction is written once."""
+class Function:
+    """The source of a function. What is the same for all rows is computed before a loop; the same expression is written once."""
 
     def __init__(self, lowered: Lowered, name: str) -> None:
-        self.lowered, self.name = lowered, name
-        self.lines: list[str] = []
-        self.row_lines: list[str] = []
+        self.places, self.name = lowered.places, name
+        self.lines = [f"{column}: {lowered.kinds[column]} = columns[{i}]" for i, column in enumerate(lowered.columns)]
         self.known: dict[object, str] = {}
+        self.row_lines: list[str] = []
         self.known_of_row: dict[object, str] = {}
-        self.counter, self.label = 0, "entry"
+        self.counter = 0
 
     def __str__(self) -> str:
-        return "\n".join([f"define void @{self.name}({PARAMETERS}) nounwind {{", "entry:", *self.lines, "ret void", "}"])
+        return "\n    ".join([f"def {self.name}({PARAMETERS}) -> None:", *self.lines])
 
-    def new(self, line: str, row: bool = False) -> str:
-        """A value computed by an instruction."""
+    def new(self, text: str, row: bool = False) -> str:
+        """A name for an expression."""
         known, lines = (self.known_of_row, self.row_lines) if row else (self.known, self.lines)
-        if line not in known:
+        if text not in known:
             self.counter += 1
-            known[line] = f"%.{self.counter}"
-            lines.append(f"%.{self.counter} = {line}")
-        return known[line]
-
-    def load(self, kind: str, pointer: str, index: str, row: bool = False) -> str:
-        return self.new(f"load {kind}, ptr {self.address(kind, pointer, index, row)}", row)
-
-    def address(self, kind: str, pointer: str, index: str, row: bool = False) -> str:
-        return self.new(f"getelementptr {kind}, ptr {pointer}, i64 {index}", row)
+            known[text] = f"x{self.counter}"
+            lines.append(f"x{self.counter} = {text}")
+        return known[text]
 
     def value(self, x: Node) -> str:
-        """The text of a node's value, which is computed first where it is not known yet."""
+        """A node's name, or its number; it is computed first where it is not known yet."""
+        if x.op == "literal":
+            return repr(x.value)
+        if x.op == "held":
+            return self.value(x.inputs[0])
         known = self.known_of_row if x.row else self.known
         if x not in known:
-            known[x] = self.leaf(x) if not x.inputs or x.op == "total" else self.operation(x)
+            known[x] = self.new(self.expression(x), x.row)
         return known[x]
 
-    def operation(self, x: Node) -> str:
-        parts = [self.value(part) for part in x.inputs]
-        if x.op == "held":
-            return parts[0]
-        if x.op in ("maximum", "minimum"):
-            a, b = parts
-            better = self.new(f"fcmp {'ugt' if x.op == 'maximum' else 'ult'} double {a}, {b}", x.row)
-            chosen = self.new(f"select i1 {better}, double {a}, double {b}", x.row)
-            missing = self.new(f"fcmp uno double {b}, {b}", x.row)
-            return self.new(f"select i1 {missing}, double {b}, double {chosen}", x.row)
-        return self.new(OPERATIONS[x.op].text.format(*parts), x.row)
-
-    def leaf(self, x: Node) -> str:
-        if x.op == "literal":
-            return constant(x.value, "float")
-        if x.op == "column":
-            pointer = self.load("ptr", "%columns", str(self.lowered.columns.index(x.value)))
-            if x.flag:
-                return self.new(f"icmp ne i8 {self.load('i8', pointer, self.row, True)}, 0", True)
-            return self.new(f"fpext float {self.load('float', pointer, self.row, True)} to double", True)
+    def expression(self, x: Node) -> str:
+        if x in self.places:
+            return self.places[x]
+        if x.op in FIXED:
+            return f"numbers[{FIXED.index(x.op)}]"
         if x.op in NETWORK:
-            return self.load("double", "%each", self.new(f"add i64 {self.j}, {NETWORK[x.op] * at.BLOCK}", True), True)
-        return self.load("double", *self.place(x))
+            return f"each[j + {NETWORK[x.op] * at.BLOCK}]"
+        if x.op == "column":
+            return f"{x.value}[row] != 0" if x.flag else f"float({x.value}[row])"
+        return OPERATIONS[x.op].text.format(*map(self.value, x.inputs))
 
-    def place(self, x: Node) -> tuple[str, str]:
-        """The array and the index of a number of the minibatch, a setting or a sum."""
-        array, index = ("numbers", FIXED.index(x.op)) if x.op in FIXED else self.lowered.places[x]
-        return f"%{array}", str(index)
-
-    def loop(self, sums: list[Node], targets: list[tuple[Node, int]], watched: list[Node]) -> None:
-        """Add every row to the sums, store the targets, and keep the largest size of what is watched on unmasked rows."""
-        self.counter += 1
-        n, self.row_lines, self.known_of_row = self.counter, [], {}
-        self.j, self.row = f"%j.{n}", f"%row.{n}"
-        for x in sums:
-            value, pointer = self.value(x.inputs[0]), self.address("double", *self.place(x))
-            self.keep(pointer, "fadd contract double {}, {}", value)
-        for x, place in targets:
-            pointer = self.address("double", "%each", self.new(f"add i64 {self.j}, {place * at.BLOCK}", True), True)
-            self.row_lines.append(f"store double {self.value(x)}, ptr {pointer}")
-        for x in watched:
-            size = self.new(f"call double @llvm.fabs.f64(double {self.value(x)})", True)
-            seen = self.new(f"select i1 {self.value(MASK)}, double {size}, double 0.0", True)
-            self.keep(self.address("double", "%sums", "0"), "call double @llvm.maxnum.f64(double {}, double {})", seen)
-        self.lines += [f"br label %test.{n}", f"test.{n}:", f"{self.j} = phi i64 [ 0, %{self.label} ], [ %next.{n}, %body.{n} ]"]
-        self.lines += [f"%more.{n} = icmp slt i64 {self.j}, %rows", f"br i1 %more.{n}, label %body.{n}, label %done.{n}", f"body.{n}:"]
-        self.lines += [f"%at.{n} = getelementptr i64, ptr %order, i64 {self.j}", f"{self.row} = load i64, ptr %at.{n}", *self.row_lines]
-        self.lines += [f"%next.{n} = add i64 {self.j}, 1", f"br label %test.{n}", f"done.{n}:"]
-        self.label = f"done.{n}"
-
-    def keep(self, pointer: str, line: str, value: str) -> None:
-        """Change a number in memory for each row."""
-        self.counter += 2
-        old, new = f"%.{self.counter - 1}", f"%.{self.counter}"
-        self.row_lines += [
-            f"{old} = load double, ptr {pointer}",
-            f"{new} = {line.format(old, value)}",
-            f"store double {new}, ptr {pointer}",
-        ]
+    def loop(self, sums: list[Node], stores: dict[str, Node] | None = None, largest: Iterable[Node] = ()) -> None:
+        """Add every row to the sums, store what is to be stored, and keep the largest of a number in ``sums[0]``."""
+        self.row_lines, self.known_of_row = ["row = order[j]"], {}
+        kept = [*((self.places[x], x.inputs[0], "{0} + {1}") for x in sums), *(("sums[0]", x, "max({0}, {1})") for x in largest)]
+        names = [(f"total{i}", place) for i, (place, _, _) in enumerate(kept)]
+        for (name, _), (_, x, text) in zip(names, kept, strict=True):
+            self.row_lines.append(f"{name} = {text.format(name, self.value(x))}")
+        for place, x in (stores or {}).items():
+            self.row_lines.append(f"{place} = {self.value(x)}")
+        self.lines += [f"{name} = {place}" for name, place in names]
+        self.lines += ["for j in range(rows):", *(f"    {line}" for line in self.row_lines)]
+        self.lines += [f"{place} = {name}" for name, place in names]

@@ -7,19 +7,21 @@ holds is checked against a hash of its own. Without llvmlite :func:`library` is 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from upslope.fast import kernels, policy_kernels
+from upslope.fast import kernels, policy_kernels, registers
 
-SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "expressions", "translate")
+SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "translate")
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
@@ -47,6 +49,16 @@ def text_of_kernels() -> str:
     return str(Module(*entry_points()))
 
 
+def text_of_objective(source: str) -> str:
+    """Functions in the kernels' subset of Python in LLVM's language."""
+    from upslope.fast.translate import Module
+
+    module = Module(exact=True)
+    for function in ast.parse(source).body:
+        module.define(cast(ast.FunctionDef, function), {"choose": registers.choose, "math": math, "inf": math.inf, "nan": math.nan})
+    return str(module)
+
+
 @cache
 def library() -> Library | None:
     """The compiled kernels, or None where LLVM is not installed or cannot serve this machine."""
@@ -56,10 +68,14 @@ def library() -> Library | None:
         return None
     try:
         machine = target_machine(llvm)
-        source = b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in SOURCES)
-        return load(llvm, machine, kept(llvm, machine, "kernels", source, text_of_kernels))
+        return load(llvm, machine, kept(llvm, machine, "kernels", source_of(*SOURCES), text_of_kernels))
     except (RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
         return None
+
+
+def source_of(*modules: str) -> bytes:
+    """The text of modules of this package."""
+    return b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in modules)
 
 
 def target_machine(llvm: Any) -> Any:
@@ -149,9 +165,10 @@ def load(llvm: Any, machine: Any, code: bytes) -> Library:
 
 @cache
 def functions(text: str, *names: str) -> tuple[Any, tuple[int, ...]]:
-    """What is written in LLVM's language as machine code: what owns its memory, and the addresses of its functions."""
+    """An objective's functions as machine code: what owns its memory, and their addresses."""
     import llvmlite.binding as llvm
 
     machine = target_machine(llvm)
-    engine = engine_of(llvm, machine, kept(llvm, machine, "objective", text.encode(), lambda: text))
+    code = kept(llvm, machine, "objective", source_of("layout", "registers", "translate") + text.encode(), lambda: text_of_objective(text))
+    engine = engine_of(llvm, machine, code)
     return engine, tuple(map(engine.get_function_address, names))

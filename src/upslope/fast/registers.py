@@ -28,26 +28,6 @@ Register: TypeAlias = Any
 """``WIDTH`` float32 numbers side by side; arithmetic on them is lane by lane, and a plain number stands for a register of it."""
 
 
-def floats(table: Table, index: int) -> Floats:
-    """The address of float32 numbers that stands in a table."""
-    return table[index]
-
-
-def doubles(table: Table, index: int) -> Doubles:
-    """The address of float64 numbers that stands in a table."""
-    return table[index]
-
-
-def integers(table: Table, index: int) -> Integers:
-    """The address of int64 numbers that stands in a table."""
-    return table[index]
-
-
-def flags(table: Table, index: int) -> Flags:
-    """The address of uint8 numbers that stands in a table."""
-    return table[index]
-
-
 def invoke(function: Any, *arguments: Any) -> None:
     """Call a function that is known by its address only."""
     function(*arguments)
@@ -78,19 +58,24 @@ def spread(number: float) -> Register:
     return np.full(WIDTH, number, np.float32)
 
 
-def at_least(register: Register, bound: float) -> Register:
+def choose(condition: Any, yes: Any, no: Any) -> Any:
+    """``yes`` where the condition holds, else ``no``; lane by lane for registers. Both are there, unlike those of ``yes if … else no``."""
+    return np.where(condition, yes, no)
+
+
+def at_least(register: Register, bound: Register) -> Register:
     """``bound`` where ``register < bound``, else the register: NaN stays NaN."""
-    return np.where(register < bound, np.float32(bound), register)
+    return choose(register < bound, bound, register)
 
 
-def at_most(register: Register, bound: float) -> Register:
+def at_most(register: Register, bound: Register) -> Register:
     """``bound`` where ``register > bound``, else the register: NaN stays NaN."""
-    return np.where(register > bound, np.float32(bound), register)
+    return choose(register > bound, bound, register)
 
 
 def where_positive(condition: Register, register: Register) -> Register:
     """The register where ``condition > 0``, else 0."""
-    return np.where(condition > 0, register, np.float32(0))
+    return choose(condition > 0, register, spread(0.0))
 
 
 def single(x: float) -> Any:

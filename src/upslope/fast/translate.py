@@ -1,9 +1,10 @@
-"""A few hundred lines of Python as machine code: the subset that the kernels are written in, as LLVM's intermediate language.
+"""Python as machine code: the small subset that kernels and objectives are written in, as LLVM's intermediate language.
 
-The subset: ``int``, ``float``, and the pointers and registers of :mod:`upslope.fast.registers`; assignment, arithmetic,
+The subset: ``int``, ``float``, ``bool``, and the pointers and registers of :mod:`upslope.fast.registers`; assignment, arithmetic,
 comparison, ``and or not``, ``x if c else y``, ``if``, ``for … in range``, ``continue``, ``break``, ``return``, calls of
-functions written in the same subset, and ``min max abs math.*``. Parameters are annotated; every other type follows. A
-number written in the source takes the type of what it meets, as in NumPy. Anything else is refused when it is translated.
+functions written in the same subset, and ``min max abs float math.*``. Parameters are annotated, and what is read from a table of
+addresses; every other type follows. A number written in the source takes the type of what it meets, as in NumPy. Anything else is refused
+when it is translated.
 
 Why not numba, which compiles far more: it costs each process 0.7 s before the first cached function has run (its own import,
 its registries, SciPy), and these kernels 8 s when they are not cached. LLVM alone costs 0.05 s and 0.4 s.
@@ -13,59 +14,201 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
+import struct
 import textwrap
 from collections.abc import Callable
-from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
-from upslope.fast.expressions import ELEMENTS, LIBM, TYPES, Expressions, Signature, Value
+from upslope.fast import registers
+from upslope.fast.layout import WIDTH
+
+POINTERS = {
+    "Floats": ("single", "float"),
+    "Doubles": ("float", "double"),
+    "Integers": ("int", "i64"),
+    "Flags": ("int", "i8"),
+    "Table": ("Address", "ptr"),
+}
+"""What stands at a pointer: its type, and LLVM's in memory."""
+TYPES = {"int": "i64", "bool": "i1", "single": "float", "float": "double", "Register": f"<{WIDTH} x float>", "Lanes": f"<{WIDTH} x i1>"}
+TYPES |= dict.fromkeys(("Address", *POINTERS), "ptr")
+"""The subset's types and LLVM's. ``single`` is a float32 number, as it comes from memory; an annotation says what is at an ``Address``."""
+RANK = {"number": 0, "bool": 1, "int": 2, "single": 3, "float": 4, "Register": 5}
+"""Of two operands both take the later type."""
+WIDENED = {
+    ("bool", "int"): "zext",
+    ("bool", "float"): "uitofp",
+    ("int", "single"): "sitofp",
+    ("int", "float"): "sitofp",
+    ("single", "float"): "fpext",
+}
+ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
+    ast.Add: ("add", "fadd"),
+    ast.Sub: ("sub", "fsub"),
+    ast.Mult: ("mul", "fmul"),
+    ast.Div: ("", "fdiv"),
+    ast.FloorDiv: ("sdiv", ""),  # of non-negative integers
+    ast.Mod: ("srem", ""),
+    ast.BitAnd: ("and", ""),
+    ast.BitOr: ("or", ""),
+}
+COMPARISON: dict[type[ast.cmpop], tuple[str, str]] = {
+    ast.Lt: ("slt", "olt"),
+    ast.LtE: ("sle", "ole"),
+    ast.Gt: ("sgt", "ogt"),
+    ast.GtE: ("sge", "oge"),
+    ast.Eq: ("eq", "oeq"),
+    ast.NotEq: ("ne", "une"),
+}
+INTRINSICS = {abs: "llvm.fabs.f64", math.sqrt: "llvm.sqrt.f64"}
+LIBRARY = {getattr(math, name): name for name in ("exp", "expm1", "log", "log1p", "pow", "tanh", "sin", "cos")} | INTRINSICS
+DECLARATIONS = [
+    *(f"declare double @{name}({'double, double' if name == 'pow' else 'double'})" for name in LIBRARY.values()),
+    "declare float @llvm.sqrt.f32(float)",
+]
+
+
+class Value(NamedTuple):
+    """An operand: its type and LLVM's text for it; of type ``number`` for one written in the source, then the number itself."""
+
+    type: str
+    text: Any
+
+
+class Signature(NamedTuple):
+    """How a translated function is called."""
+
+    name: str
+    parameters: dict[str, str]
+    results: tuple[str, ...]
+
+
+def structure(kinds: tuple[str, ...]) -> str:
+    """LLVM's type for what a function returns: nothing, one value, or several."""
+    types = [TYPES[kind] for kind in kinds] or ["void"]
+    return types[0] if len(types) == 1 else f"{{ {', '.join(types)} }}"
 
 
 class Module:
-    """Functions in LLVM's language, each translated when it is first met; ``str(module)`` is the text."""
+    """Functions in LLVM's language, each translated when it is first met; ``str(module)`` is the text.
 
-    def __init__(self, *entries: Callable[..., Any]) -> None:
+    Sums may be reordered and fused with products; with ``exact`` only fused. NaN and infinity stay what they are, so that divergence shows.
+    """
+
+    def __init__(self, *entries: Callable[..., Any], exact: bool = False) -> None:
         self.entries, self.signatures = entries, dict[Callable[..., Any], Signature]()
-        self.text = [f"declare double @{name}({', '.join(['double'] * (1 + (name == 'pow')))})" for name in LIBM.values()]
-        self.text += ["declare float @llvm.sqrt.f32(float)", "declare double @llvm.fabs.f64(double)"]
+        scalar = "contract " if exact else "contract reassoc nsz "
+        self.flags = {"single": scalar, "float": scalar, "Register": "contract "}
+        self.text = DECLARATIONS[:]
         for entry in entries:
             self.add(entry)
 
-    def add(self, function: Callable[..., Any]) -> Signature:
+    def add(self, function: Any) -> Signature:
         """Translate a function, and what it calls before it."""
         if function not in self.signatures:
-            translation = Translation(self, function)
-            signature = self.signatures[function] = translation.signature
-            linkage = "" if function in self.entries else "internal "
-            parameters = ", ".join(f"{TYPES[kind]} %{name}" for name, kind in translation.parameters.items())
-            lines = "\n".join(["entry:", *translation.slots, *translation.body])
-            self.text.append(f"define {linkage}{signature.result_type} @{signature.name}({parameters}) nounwind {{\n{lines}\n}}")
+            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+            self.signatures[function] = self.define(tree, function.__globals__, internal=function not in self.entries)
         return self.signatures[function]
+
+    def define(self, tree: ast.FunctionDef, names: dict[str, Any], *, internal: bool = False) -> Signature:
+        """Translate a function in whose module these names stand for something."""
+        translation = Translation(self, tree, names)
+        linkage, prefix = ("internal ", "inner.") if internal else ("", "")  # else a tanh of ours would be the library's
+        signature = Signature(prefix + tree.name, translation.parameters, translation.results)
+        parameters = ", ".join(f"{TYPES[kind]} %{name}" for name, kind in signature.parameters.items())
+        lines = "\n".join(["entry:", *translation.slots, *translation.body])
+        self.text.append(f"define {linkage}{structure(signature.results)} @{signature.name}({parameters}) nounwind {{\n{lines}\n}}")
+        return signature
 
     def __str__(self) -> str:
         return "\n".join(self.text)
 
 
-class Translation(Expressions):
-    """One function."""
+def constant(number: Any, kind: str) -> str:
+    """A number written in the source, as LLVM writes it in a type."""
+    if kind in ("int", "bool"):
+        if not isinstance(number, int):
+            raise TypeError(f"{number} where an integer is expected")
+        return str(int(number))
+    exact = number if kind == "float" else struct.unpack("f", struct.pack("f", number))[0]
+    text = f"0x{struct.unpack('>Q', struct.pack('>d', exact))[0]:016X}"
+    return "<" + ", ".join([f"float {text}"] * WIDTH) + ">" if kind == "Register" else text
 
-    def __init__(self, module: Module, function: Callable[..., Any]) -> None:
-        assert isinstance(function, FunctionType)
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-        assert isinstance(tree, ast.FunctionDef)
-        super().__init__(function.__name__, function.__globals__, module.add)
-        self.parameters = {item.arg: ast.unparse(item.annotation) if item.annotation else "int" for item in tree.args.args}
+
+class Translation:
+    """One function. Every variable is a slot on the stack, which LLVM turns into registers."""
+
+    def __init__(self, module: Module, tree: ast.FunctionDef, names: dict[str, Any]) -> None:
+        self.module, self.name, self.names = module, tree.name, names
+        self.variables: dict[str, str] = {}
+        self.slots: list[str] = []
+        self.body: list[str] = []
         self.loops: list[tuple[str, str]] = []
+        self.counter = 0
+        self.parameters = {item.arg: ast.unparse(item.annotation) if item.annotation else "int" for item in tree.args.args}
         self.results: tuple[str, ...] = ()
         for name, kind in self.parameters.items():
             self.assign(name, Value(kind, f"%{name}"))
         self.block(tree.body)
         self.body.append("unreachable" if self.results else "ret void")
 
-    @property
-    def signature(self) -> Signature:
-        """Known once the function is translated; the subset has no recursion."""
-        return Signature(self.name, tuple(self.parameters.values()), self.results)
+    # ---- instructions
+
+    def new(self, kind: str, line: str) -> Value:
+        """A value computed by an instruction."""
+        self.counter += 1
+        self.body.append(f"%.{self.counter} = {line}")
+        return Value(kind, f"%.{self.counter}")
+
+    def labels(self, *hints: str) -> list[str]:
+        self.counter += 1
+        return [f"{hint}.{self.counter}" for hint in hints]
+
+    def jump(self, line: str, following: str = "") -> None:
+        """End the present block and begin the next."""
+        self.body += [line, f"{following or self.labels('next')[0]}:"]
+
+    def assign(self, name: str, value: Value) -> None:
+        """The first assignment gives a variable its type."""
+        if name not in self.variables:
+            if value.type == "number":
+                value = self.cast(value, type(value.text).__name__)
+            self.variables[name] = value.type
+            self.slots.append(f"%{name}.slot = alloca {TYPES[value.type]}")
+        kind = self.variables[name]
+        self.body.append(f"store {TYPES[kind]} {self.cast(value, kind).text}, ptr %{name}.slot")
+
+    def read(self, name: str) -> Value:
+        kind = self.variables[name]
+        return self.new(kind, f"load {TYPES[kind]}, ptr %{name}.slot")
+
+    def cast(self, value: Value, kind: str) -> Value:
+        """The value in another type; only what loses nothing, but for numbers written in the source and conditions."""
+        if value.type == kind:
+            return value
+        if value.type == "number":
+            return Value(kind, constant(value.text, kind))
+        if kind == "bool":
+            verb = "icmp ne" if value.type == "int" else "fcmp une"
+            return self.new(kind, f"{verb} {TYPES[value.type]} {value.text}, {constant(0, value.type)}")
+        if kind == "Register" and value.type in ("single", "float"):
+            first = self.new(kind, f"insertelement {TYPES[kind]} poison, float {self.call_single(value).text}, i32 0")
+            return self.new(kind, f"shufflevector {TYPES[kind]} {first.text}, {TYPES[kind]} poison, <{WIDTH} x i32> zeroinitializer")
+        if (value.type, kind) not in WIDENED:
+            raise TypeError(f"{self.name}: {value.type} where {kind} is expected")
+        return self.new(kind, f"{WIDENED[value.type, kind]} {TYPES[value.type]} {value.text} to {TYPES[kind]}")
+
+    def together(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """Both operands in the later of their types."""
+        kind = max(x.type, y.type, key=RANK.__getitem__)
+        if kind in ("number", "int"):
+            kind = "float" if any(v.type == "number" and isinstance(v.text, float) for v in (x, y)) else "int"
+        return self.cast(x, kind), self.cast(y, kind)
+
+    def address(self, pointer: Value, index: Value) -> str:
+        memory = POINTERS[pointer.type][1]
+        return self.new(pointer.type, f"getelementptr {memory}, ptr {pointer.text}, i64 {self.cast(index, 'int').text}").text
 
     # ---- statements
 
@@ -83,34 +226,48 @@ class Translation(Expressions):
     def do_Assign(self, node: ast.Assign) -> None:
         (target,) = node.targets
         if isinstance(target, ast.Tuple):
-            values = [self.value(v) for v in node.value.elts] if isinstance(node.value, ast.Tuple) else self.unpacked(node.value)
+            values = list(map(self.value, node.value.elts)) if isinstance(node.value, ast.Tuple) else self.results_of(node.value)
             for item, value in zip(target.elts, values, strict=True):
                 self.assign_to(item, value)
         else:
             self.assign_to(target, self.value(node.value))
 
+    def do_AnnAssign(self, node: Any) -> None:
+        value, kind = self.value(node.value), ast.unparse(node.annotation)
+        self.assign(node.target.id, Value(kind, value.text) if value.type == "Address" else self.cast(value, kind))
+
     def do_AugAssign(self, node: ast.AugAssign) -> None:
         read = ast.parse(ast.unparse(node.target), mode="eval").body
         self.assign_to(node.target, self.value(ast.BinOp(read, node.op, node.value)))
 
+    def assign_to(self, target: Any, value: Value) -> None:
+        if isinstance(target, ast.Name):
+            self.assign(target.id, value)
+            return
+        pointer = self.value(target.value)
+        kind, memory = POINTERS[pointer.type]
+        if (value.type, kind) == ("float", "single"):
+            value = self.call_single(value)
+        self.body.append(f"store {memory} {self.cast(value, kind).text}, ptr {self.address(pointer, self.value(target.slice))}")
+
     def do_If(self, node: ast.If) -> None:
-        yes, no, after = self.label("then"), self.label("else"), self.label("after")
-        self.branch(self.value(node.test), yes, no, yes)
+        yes, no, after = self.labels("then", "else", "after")
+        self.jump(f"br i1 {self.cast(self.value(node.test), 'bool').text}, label %{yes}, label %{no}", yes)
         self.block(node.body)
         self.jump(f"br label %{after}", no)
         self.block(node.orelse)
         self.jump(f"br label %{after}", after)
 
-    def do_For(self, node: ast.For) -> None:
-        assert isinstance(node.target, ast.Name) and isinstance(node.iter, ast.Call)
+    def do_For(self, node: Any) -> None:
+        assert node.iter.func.id == "range"
         bounds = [self.cast(self.value(argument), "int") for argument in node.iter.args]
         start, stop, step = [Value("int", "0"), *bounds, Value("int", "1")] if len(bounds) == 1 else [*bounds, Value("int", "1")][:3]
         name = node.target.id
-        test, body, again, after = (self.label(hint) for hint in ("test", "body", "again", "after"))
+        test, body, again, after = self.labels("test", "body", "again", "after")
         self.assign(name, start)
         self.jump(f"br label %{test}", test)
         inside = self.new("bool", f"icmp slt i64 {self.read(name).text}, {stop.text}")
-        self.branch(inside, body, after, body)
+        self.jump(f"br i1 {inside.text}, label %{body}, label %{after}", body)
         self.loops.append((again, after))
         self.block(node.body)
         self.loops.pop()
@@ -135,16 +292,152 @@ class Translation(Expressions):
             return
         whole = Value("", "poison")
         for i, value in enumerate(values):
-            whole = self.new("", f"insertvalue {self.signature.result_type} {whole.text}, {TYPES[value.type]} {value.text}, {i}")
-        self.jump(f"ret {self.signature.result_type} {whole.text}")
+            whole = self.new("", f"insertvalue {structure(self.results)} {whole.text}, {TYPES[value.type]} {value.text}, {i}")
+        self.jump(f"ret {structure(self.results)} {whole.text}")
 
-    def assign_to(self, target: ast.expr, value: Value) -> None:
-        if isinstance(target, ast.Name):
-            self.assign(target.id, value)
-            return
-        assert isinstance(target, ast.Subscript)
-        pointer = self.value(target.value)
-        kind, memory = ELEMENTS[pointer.type]
-        if (value.type, kind) == ("float", "single"):
-            value = self.new("single", f"fptrunc double {value.text} to float")
-        self.body.append(f"store {memory} {self.cast(value, kind).text}, ptr {self.address(pointer, self.value(target.slice))}")
+    # ---- expressions
+
+    def value(self, node: ast.expr) -> Value:
+        return getattr(self, f"of_{type(node).__name__}")(node)
+
+    def meaning(self, node: Any) -> Any:
+        """What a name that is not a variable stands for: a function or a constant of the kernel's module."""
+        if isinstance(node, ast.Attribute):
+            return getattr(self.meaning(node.value), node.attr)
+        return self.names[node.id] if node.id in self.names else {"min": min, "max": max, "abs": abs, "float": float}[node.id]
+
+    def of_Constant(self, node: ast.Constant) -> Value:
+        if isinstance(node.value, bool):
+            return Value("bool", str(node.value).lower())
+        return Value("number", node.value)
+
+    def of_Name(self, node: ast.Name) -> Value:
+        return self.read(node.id) if node.id in self.variables else Value("number", self.meaning(node))
+
+    def of_Attribute(self, node: ast.Attribute) -> Value:
+        return Value("number", self.meaning(node))
+
+    def of_Subscript(self, node: ast.Subscript) -> Value:
+        pointer = self.value(node.value)
+        kind, memory = POINTERS[pointer.type]
+        loaded = self.new(kind, f"load {memory}, ptr {self.address(pointer, self.value(node.slice))}")
+        return self.new("int", f"zext i8 {loaded.text} to i64") if memory == "i8" else loaded
+
+    def of_UnaryOp(self, node: ast.UnaryOp) -> Value:
+        operand = self.value(node.operand)
+        if isinstance(node.op, ast.Not):
+            return self.new("bool", f"xor i1 {self.cast(operand, 'bool').text}, true")
+        assert isinstance(node.op, ast.USub)
+        if operand.type == "number":
+            return Value("number", -operand.text)
+        if operand.type == "int":
+            return self.new("int", f"sub i64 0, {operand.text}")
+        return self.new(operand.type, f"fneg {TYPES[operand.type]} {operand.text}")
+
+    def of_BinOp(self, node: ast.BinOp) -> Value:
+        integer, floating = ARITHMETIC[type(node.op)]
+        x, y = self.together(self.value(node.left), self.value(node.right))
+        if x.type == "int" and isinstance(node.op, ast.Div):
+            x, y = self.cast(x, "float"), self.cast(y, "float")
+        verb = integer if x.type in ("int", "bool") else f"{floating} {self.module.flags[x.type]}"
+        return self.new(x.type, f"{verb} {TYPES[x.type]} {x.text}, {y.text}")
+
+    def of_Compare(self, node: ast.Compare) -> Value:
+        (right,) = node.comparators
+        return self.compared(type(node.ops[0]), *self.together(self.value(node.left), self.value(right)))
+
+    def compared(self, op: type[ast.cmpop], x: Value, y: Value) -> Value:
+        whole, floating = COMPARISON[op]
+        verb = f"icmp {whole}" if x.type in ("int", "bool") else f"fcmp {floating}"
+        return self.new("Lanes" if x.type == "Register" else "bool", f"{verb} {TYPES[x.type]} {x.text}, {y.text}")
+
+    def of_BoolOp(self, node: ast.BoolOp) -> Value:
+        """The right side is not looked at where the left decides: it may not exist."""
+        *before, chosen = node.values
+        for test in reversed(before):
+            yes, no = (chosen, ast.Constant(False)) if isinstance(node.op, ast.And) else (ast.Constant(True), chosen)
+            chosen = ast.IfExp(test, yes, no)
+        return self.value(chosen)
+
+    def of_IfExp(self, node: ast.IfExp) -> Value:
+        (name,) = self.labels("chosen")
+        yes, no = (ast.Assign([ast.Name(name)], value) for value in (node.body, node.orelse))
+        self.do_If(ast.If(node.test, [yes], [no]))
+        return self.read(name)
+
+    def of_Call(self, node: ast.Call) -> Value:
+        function, arguments = self.meaning(node.func), [self.value(argument) for argument in node.args]
+        name = getattr(function, "__name__", "")
+        if getattr(registers, name, None) is function and hasattr(self, f"call_{name}"):
+            return getattr(self, f"call_{name}")(*arguments)
+        if function in (min, max):
+            x, y = self.together(*arguments)
+            return self.call_choose(self.compared(ast.Lt if function is min else ast.Gt, y, x), y, x)
+        if function is float:
+            return self.cast(arguments[0], "float")
+        if function is math.isfinite:
+            size = self.library(abs, arguments)
+            return self.compared(ast.Lt, size, self.cast(Value("number", math.inf), "float"))
+        if function in LIBRARY:
+            return self.library(function, arguments)
+        results = self.call(function, arguments)
+        return results[0] if results else Value("", "")
+
+    def results_of(self, node: Any) -> list[Value]:
+        return self.call(self.meaning(node.func), [self.value(argument) for argument in node.args])
+
+    def library(self, function: Callable[..., Any], arguments: list[Value]) -> Value:
+        """A function of one or two float64 numbers."""
+        given = ", ".join(f"double {self.cast(argument, 'float').text}" for argument in arguments)
+        return self.new("float", f"call double @{LIBRARY[function]}({given})")
+
+    def call(self, function: Callable[..., Any], arguments: list[Value]) -> list[Value]:
+        """Call a function of the subset: its results."""
+        signature = self.module.add(function)
+        kind = structure(signature.results)
+        given = [self.cast(argument, kind) for argument, kind in zip(arguments, signature.parameters.values(), strict=True)]
+        line = f"call {kind} @{signature.name}({', '.join(f'{TYPES[a.type]} {a.text}' for a in given)})"
+        if not signature.results:
+            self.body.append(line)
+            return []
+        whole = self.new(signature.results[0], line)
+        if len(signature.results) == 1:
+            return [whole]
+        return [self.new(part, f"extractvalue {kind} {whole.text}, {i}") for i, part in enumerate(signature.results)]
+
+    # ---- the operations of upslope.fast.registers
+
+    def call_invoke(self, function: Value, *arguments: Value) -> Value:
+        self.body.append(f"call void {function.text}({', '.join(f'{TYPES[a.type]} {a.text}' for a in arguments)})")
+        return Value("", "")
+
+    def call_shift(self, pointer: Value, count: Value) -> Value:
+        return Value(pointer.type, self.address(pointer, count))
+
+    def call_load(self, pointer: Value, index: Value) -> Value:
+        return self.new("Register", f"load {TYPES['Register']}, ptr {self.address(pointer, index)}, align 4")
+
+    def call_store(self, pointer: Value, index: Value, register: Value) -> Value:
+        text = self.cast(register, "Register").text
+        self.body.append(f"store {TYPES['Register']} {text}, ptr {self.address(pointer, index)}, align 4")
+        return Value("", "")
+
+    def call_fill(self, pointer: Value, index: Value) -> Value:
+        return self.cast(self.new("single", f"load float, ptr {self.address(pointer, index)}"), "Register")
+
+    def call_spread(self, number: Value) -> Value:
+        return self.cast(number, "Register")
+
+    def call_choose(self, condition: Value, yes: Value, no: Value) -> Value:
+        yes, no = self.together(yes, no)
+        kinds = TYPES[condition.type], TYPES[yes.type], TYPES[no.type]
+        texts = (f"{kind} {value.text}" for kind, value in zip(kinds, (condition, yes, no), strict=True))
+        return self.new(yes.type, f"select {', '.join(texts)}")
+
+    def call_single(self, x: Value) -> Value:
+        if x.type in ("number", "single"):
+            return self.cast(x, "single")
+        return self.new("single", f"fptrunc double {self.cast(x, 'float').text} to float")
+
+    def call_square_root(self, x: Value) -> Value:
+        return self.new("single", f"call float @llvm.sqrt.f32(float {self.cast(x, 'single').text})")
