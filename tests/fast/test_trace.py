@@ -1,6 +1,8 @@
 """An objective that is traced, differentiated and compiled against the same objective under autograd; what is refused, and why."""
 
 import random
+import sys
+import types
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -402,6 +404,66 @@ def test_an_objective_is_traced_again_when_something_that_it_sees_has_changed(mo
     assert close(value(), 243.0, atol=1e-4)
     monkeypatch.setattr(Mutable, "objective", Terms.objective)
     assert close(value(), 9.0, atol=1e-4)
+
+
+class Numbers:
+    factor = 2.0
+
+
+TABLE, NESTED = {"factor": 2.0}, types.SimpleNamespace(factor=2.0)
+
+
+def deep(x):
+    return x * DEEP
+
+
+def helper(x):
+    return deep(x) * Numbers.factor * TABLE["factor"] * NESTED.factor * sys.modules[__name__].THERE
+
+
+def closing(factor):
+    return lambda x: x * factor
+
+
+DEEP, THERE, closed_over = 2.0, 2.0, closing(2.0)
+
+
+def test_what_deeper_functions_read_is_watched(monkeypatch):
+    batch, evaluation = sample()
+
+    class Helped(Terms):
+        inherited = 2.0
+
+        def objective(self, policy, batch):
+            return self.scaled(closed_over(helper(policy.evaluate(**batch.inputs).log_prob.mean()))), {}
+
+        def scaled(self, x):
+            return x * self.inherited
+
+    algorithm, known = Helped(None), Objectives()
+
+    def value():
+        found = known(algorithm, None, batch, lambda v: v)
+        assert found is known(algorithm, None, batch, lambda v: v), "it is traced each time"
+        return run(found, batch, evaluation)[0]["objective"] / float(evaluation.log_prob.mean())
+
+    here, expected = sys.modules[__name__], 2.0**7
+    assert close(value(), expected, atol=1e-3)
+    changes = [
+        lambda: monkeypatch.setattr(here, "DEEP", 3.0),
+        lambda: monkeypatch.setattr(Numbers, "factor", 3.0),
+        lambda: monkeypatch.setitem(TABLE, "factor", 3.0),
+        lambda: monkeypatch.setattr(NESTED, "factor", 3.0),
+        lambda: monkeypatch.setattr(Helped, "inherited", 3.0),
+        lambda: monkeypatch.setattr(Helped, "scaled", lambda self, x: x * 3.0 * 1.5),
+        lambda: monkeypatch.setattr(here, "deep", lambda x: x * DEEP * 1.5),
+        lambda: monkeypatch.setattr(helper, "__code__", (lambda x: deep(x) * Numbers.factor * 1.5).__code__),
+        lambda: monkeypatch.setattr(here, "closed_over", closing(3.0)),
+    ]
+    for number, change in enumerate(changes):
+        change()
+        expected *= 1.5 if number != 7 else 1.5 / (3.0 * 3.0 * 2.0)
+        assert close(value(), expected, atol=1e-2), number
 
 
 # -------------------------------------------------------------------------------------------------------------- whole updates

@@ -31,7 +31,7 @@ class Lowered:
     def __init__(self, recorded: Recorded) -> None:
         slopes = {leaf.op: slope for leaf, slope in differentiate(recorded.objective).items() if leaf.op in NETWORK}
         self.results = [recorded.objective, *recorded.metrics.values()]
-        self.metrics = list(recorded.metrics)
+        self.metrics, self.called = list(recorded.metrics), recorded.called
         watched = [] if recorded.log_ratio is None else [where(MASK, node("abs", recorded.log_ratio), 0.0)]
         sums = [x for x in in_order(self.results) if x.op == "total"]
         roots = [*slopes.values(), *watched, *(part for x in sums for part in x.inputs)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -66,12 +67,11 @@ class Objectives:
         """``restored`` makes a value from what the kernels see of the critic. Raises :class:`NotLowered` where nothing is compiled."""
         kinds = kind_of(policy), kind_of_batch(batch)
         if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
-            self.algorithm, self.kinds = algorithm, kinds
-            read = partial(getattr, type(algorithm))
-            objective = getattr(type(algorithm), "objective", None)  # else it is an attribute of the object
-            self.watched = [*([] if objective is None else [(read, "objective", objective)]), *watch(objective), *watch(algorithm)]
+            self.algorithm, self.kinds, self.watched = algorithm, kinds, [*watch(algorithm)]
             try:
-                self.found = CompiledObjective(lowered(algorithm, policy, batch, restored))
+                found = lowered(algorithm, policy, batch, restored)
+                self.watched += watch_called(algorithm, found.called)
+                self.found = CompiledObjective(found)
             except NotLowered as reason:
                 self.found = reason
         if not isinstance(self.found, CompiledObjective):
@@ -112,21 +112,49 @@ Watched = tuple[Callable[[Any], Any], Any, Any]
 
 
 def watch(x: Any, depth: int = 3) -> Iterator[Watched]:
-    """What a trace depends on of an object and may change: its attributes, and of functions the numbers that they see."""
+    """What a trace depends on of an object and may change: its attributes, a function's code and what it closes over."""
     inside: list[tuple[Callable[[Any], Any], Any]] = []
     if isinstance(x, MethodType):
         inside = [(partial(getattr, x), name) for name in ("__func__", "__self__")]
     elif isinstance(x, FunctionType):
         inside = [(partial(getattr, x), "__code__"), *((partial(getattr, cell), "cell_contents") for cell in x.__closure__ or ())]
-        inside += [(x.__globals__.get, name) for name in x.__code__.co_names if isinstance(x.__globals__.get(name), (int, float))]
     elif isinstance(x, partial):
         inside = [(partial(getattr, x), name) for name in ("func", "args", "keywords")]
     elif isinstance(x, (list, tuple)):
         inside = [(x.__getitem__, i) for i in range(len(cast("list[Any]", x)))]
-    elif not isinstance(x, (type, CodeType, Tensor, nn.Module)):
+    elif not isinstance(x, (type, CodeType, ModuleType, Tensor, nn.Module)):
         known: dict[Any, Any] = cast("dict[Any, Any]", x) if isinstance(x, dict) else getattr(x, "__dict__", {})
         inside = [(known.get, name) for name in known]
     for read, key in inside:
         yield read, key, read(key)
         if depth:
             yield from watch(read(key), depth - 1)
+
+
+def watch_called(algorithm: HasObjective, called: dict[CodeType, dict[str, Any]]) -> Iterator[Watched]:
+    """What the functions of a trace look up: global names, what stands in modules and classes, and the algorithm's methods."""
+    seen = set[tuple[int, str]]()
+
+    def look_up(owner: Any, names: tuple[str, ...]) -> Iterator[Watched]:
+        space: Any = owner if isinstance(owner, dict) else vars(owner)
+        for name in names:
+            place = id(owner if isinstance(owner, type) else space), name
+            if name in space and place not in seen:
+                seen.add(place)
+                value = space[name]
+                yield space.get, name, value
+                if not isinstance(value, (ModuleType, type)):
+                    yield from watch(value, 1)
+                elif not fixed(value.__name__ if isinstance(value, ModuleType) else value.__module__):
+                    yield from look_up(value, names)
+
+    for code, names in called.items():
+        classes = type(algorithm).__mro__[:-1]
+        for owner in classes if fixed(names["__name__"]) else (names, *classes):
+            yield from look_up(owner, code.co_names)
+
+
+def fixed(module: str) -> bool:
+    """Whether nobody changes this module's functions and numbers while a run goes on."""
+    root = module.partition(".")[0]
+    return root in ("upslope", "torch", "numpy") or root in sys.stdlib_module_names

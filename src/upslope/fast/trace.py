@@ -8,9 +8,11 @@ for more: each raises :class:`NotLowered` with the reason, and the objective the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import inf
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
@@ -257,6 +259,8 @@ class Recorded:
     objective: Node
     metrics: dict[str, Node]
     log_ratio: Node | None
+    called: dict[CodeType, dict[str, Any]] = field(default_factory=dict)
+    """the functions that ran, with the global names that they see"""
 
     @property
     def outputs(self) -> list[Node]:
@@ -296,18 +300,26 @@ def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Calla
 
     Raises :class:`NotLowered` for an objective that is not made of sums over steps of what is known about each.
     """
-    before = torch.get_rng_state()
+    before, profiler, called = torch.get_rng_state(), sys.getprofile(), dict[CodeType, dict[str, Any]]()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            called[frame.f_code] = frame.f_globals
+
     try:
-        one, other = (recorded(algorithm, policy, batch, restored, size) for size in SIZES)
+        one = recorded(algorithm, policy, batch, restored, SIZES[0])
+        sys.setprofile(note)
+        other = recorded(algorithm, policy, batch, restored, SIZES[1])
     except (NotLowered, KeyboardInterrupt):
         raise
     except Exception as error:  # the readable objective will say it, if it is the user's
         raise NotLowered(f"it raises {type(error).__name__} without real numbers") from error
     finally:
+        sys.setprofile(profiler)
         torch.set_rng_state(before)
     if one.listing() != other.listing():
         raise NotLowered("it is not the same for minibatches of every size, or not the same each time")
-    return one
+    return replace(one, called=called)
 
 
 def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Recorded:
