@@ -106,12 +106,12 @@ def compared(rung: Found, before: Found | None, found: Found) -> str:
     return "; ".join([*words, last]) + "."
 
 
-def bias(rung: Found, own_scale: bool) -> str:
+def bias(rung: Found, scale_free: bool) -> str:
     """How far the mean gradient is from the exact one, where that is known."""
     found = rung["gradient"]
     if "bias" not in found:
         return ""
-    if own_scale:
+    if scale_free:
         return f"Its gradient has a scale of its own; its cosine to the exact one is {number(found['cosine'])}."
     by, chance = number(found["bias"], 2), number(found["bias_by_chance"], 2)
     off = f"its mean is off by {by} of the exact gradient's length, where chance explains {chance}"
@@ -149,7 +149,7 @@ def cards(found: Found, folder: Path) -> list[dict[str, Any]]:
     for index, (rung, here) in enumerate(zip(RUNGS, rungs, strict=False)):
         note = rung.coincides.get(found["task"], "")
         before = rungs[index - 1] if index and not note else None
-        words = [note, compared(here, before, found), bias(here, rung.own_scale)]
+        words = [note, compared(here, before, found), bias(here, rung.scale_free)]
         made.append(
             {
                 "rung": rung,

@@ -160,10 +160,10 @@ class Estimator:
 
     def moments(self, probe: Probe, size: int) -> Moments:
         """The exact mean and variance over all batches of ``size`` rows; batches without a finite estimate count as 0."""
-        mean, square = torch.zeros_like(probe.table).detach().reshape(-1), 0.0
+        mean, square = torch.zeros((), dtype=torch.float64), 0.0
         for index, probability in probe.batches(size):
             gradient = self.on(probe, index)
-            mean += probability * gradient
+            mean = mean + probability * gradient
             square += probability * float(gradient @ gradient)
         return Moments(mean, square - float(mean @ mean), size)
 
