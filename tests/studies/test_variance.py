@@ -10,14 +10,15 @@ from tests.tabular.made import case, scrambled
 from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageError, tabular
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
+from upslope.records import map_tensors
 from upslope.studies import variance
-from upslope.studies.variance import Reference, changed, joined, measure, unit_gradients, widening
+from upslope.studies.variance import Reference, join, measure, unit_gradients, widening
 
 PLAIN = {"normalize_advantage": False, "value_coef": 0.0}
 
 
 def in_groups(rollout, size):
-    return replace(changed(rollout, lambda tensor: tensor.unflatten(0, (-1, size))), unit="group")
+    return replace(map_tensors(rollout, lambda tensor: tensor.unflatten(0, (-1, size))), unit="group")
 
 
 def test_a_bandit_of_known_variance():
@@ -65,7 +66,7 @@ def test_an_episode_counts_as_in_the_formulas():
     rollout = tabular.Episodes(mdp, 6, seed=0)(policy)
     found = unit_gradients(REINFORCE(baseline=False, gamma=1.0, **PLAIN), policy, rollout, units=6)
     for row in range(6):
-        alone = changed(rollout, lambda tensor, row=row: tensor[row : row + 1])
+        alone = map_tensors(rollout, lambda tensor, row=row: tensor[row : row + 1])
         expected = tabular.expected_gradient(REINFORCE(baseline=False, gamma=1.0, **PLAIN), policy, alone, torch.ones(1))
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-12)
 
@@ -142,7 +143,7 @@ def test_few_samples_prove_less(count, t):
 def test_rollouts_below_each_other():
     mdp, policy = case(1, time_limit=6)
     parts = [tabular.Episodes(mdp, 4, seed=seed)(policy) for seed in range(3)]
-    both = joined(parts)
+    both = join(parts)
     assert both.mask.shape == (12, max(part.mask.shape[1] for part in parts)) and both.num_steps == sum(p.num_steps for p in parts)
     algorithm = REINFORCE(baseline=False, **PLAIN)
     mean = sum(unit_gradients(algorithm, policy, part, units=1)[0] for part in parts) / 3
@@ -157,7 +158,7 @@ def test_mistakes(monkeypatch):
     with pytest.raises(UsageError, match=r"row \(0,\) holds \d+ ends, expected 1: collect whole episodes"):
         measure(plain, policy, tabular.Steps(mdp, 4, 64)(policy), exact)
     rollout = tabular.Episodes(mdp, 4)(policy)
-    monkeypatch.setattr(variance, "LARGEST", 18)
+    monkeypatch.setattr(variance, "MAX_NUMBERS", 18)
     with pytest.raises(UsageError, match="samples: 4 gradients of 8 numbers each do not fit; take at most 2, or a smaller policy"):
         measure(plain, policy, rollout, exact)
     monkeypatch.undo()

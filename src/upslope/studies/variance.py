@@ -17,9 +17,9 @@ Left out: the variance of what an optimizer makes of a gradient.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+import timeit
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from upslope.errors import RunFault, UsageError, require
 from upslope.intervals import central, resample
-from upslope.records import Algorithm, Policy, Rollout
+from upslope.records import Algorithm, Policy, Rollout, concatenate, map_tensors
 from upslope.tabular import flat_gradient
 
 RESAMPLES = 1000
@@ -40,7 +40,7 @@ CHANCE = 0.99
 BLOCKS = 64
 """Parts that a sampled reference is split into; its own noise is known from how they differ."""
 TIMINGS = 3
-LARGEST = 2**29
+MAX_NUMBERS = 2**29
 """Numbers in the gradients of one estimator: 4 GiB."""
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -98,7 +98,7 @@ class Reference:
     def sampled(cls, algorithm: Algorithm, policy: Policy, rollout: Rollout) -> Reference:
         """The mean over a large batch of whole episodes, independent of the samples; its noise is taken into account."""
         count = len(rollout.mask) - len(rollout.mask) % min(BLOCKS, len(rollout.mask))
-        return cls(unit_gradients(algorithm, policy, first(rollout, count), units=min(BLOCKS, count)))
+        return cls(unit_gradients(algorithm, policy, map_tensors(rollout, lambda x: x[:count]), units=min(BLOCKS, count)))
 
     @property
     def gradient(self) -> Tensor:
@@ -134,15 +134,14 @@ def measure_one(
     if not bool(gradients.isfinite().all()):
         raise RunFault(f"estimator {name!r}: its gradient is not finite on {int((~gradients.isfinite()).any(1).sum())} units")
     found = Moments(gradients, reference.parts)
-    episodes = rollout.mask[..., 0].numel()
-    plain, resampled = equal(len(gradients)), resample(len(gradients), RESAMPLES, rng) / len(gradients)
-    of_parts = equal(len(reference.parts))
+    (plain, resampled), (of_parts, moved) = (resampled_weights(len(vectors), rng) for vectors in (gradients, reference.parts))
     away = (resampled - plain) * widening(len(gradients))
-    count = len(reference.parts)
-    moved = (resample(count, RESAMPLES, rng) / count - of_parts) * widening(count)  # of an exact reference: 0
+    moved = (moved - of_parts) * widening(len(reference.parts))  # of an exact reference: 0
+    episodes = rollout.mask[..., 0].numel()
     scale = episodes / len(gradients)
     variance = float(found.variance(plain)[0]) * scale
     signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
+    size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
     return Measurement(
         estimator=name,
         variance=variance,
@@ -152,8 +151,8 @@ def measure_one(
         bias_by_chance=float(np.quantile(found.distance(away, moved), CHANCE)),
         cosine=float(found.cosine(plain)[0]),
         cosine_interval=central(found.cosine(resampled)),
-        effective_sample_size=sample_size(algorithm, policy, rollout),
-        seconds=min(timed(lambda: unit_gradients(algorithm, policy, rollout, units=1)) for _ in range(TIMINGS)),
+        effective_sample_size=None if size is None else size / rollout.num_steps,
+        seconds=min(timeit.repeat(lambda: unit_gradients(algorithm, policy, rollout, units=1), number=1, repeat=TIMINGS)),
     )
 
 
@@ -172,37 +171,12 @@ def unit_gradients(algorithm: Algorithm, policy: Policy, rollout: Rollout, *, un
     return torch.stack(found)
 
 
-def sample_size(algorithm: Algorithm, policy: Policy, rollout: Rollout) -> float | None:
-    """The share of the steps that the algorithm itself says its weights are worth."""
-    size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
-    return None if size is None else size / rollout.num_steps
-
-
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
 # ------------------------------------------------------------------------------------------------------------ rollouts
 
 
-def first(rollout: Rollout, count: int) -> Rollout:
-    """The first rows (or groups)."""
-    return changed(rollout, lambda tensor: tensor[:count])
-
-
-def changed(rollout: Rollout, change: Callable[[Tensor], Tensor]) -> Rollout:
-    """The same change made to every tensor."""
-    tensors: dict[str, Any] = {f.name: change(t) for f in fields(rollout) if isinstance(t := getattr(rollout, f.name), Tensor)}
-    return replace(rollout, inputs={name: change(t) for name, t in rollout.inputs.items()}, **tensors)
-
-
-def joined(rollouts: list[Rollout]) -> Rollout:
+def join(rollouts: list[Rollout]) -> Rollout:
     """Rollouts below each other, shorter ones masked behind their end."""
-    longest = max(rollout.mask.shape[-1] for rollout in rollouts)
-    axis = rollouts[0].mask.dim() - 1
+    longest, axis = max(rollout.mask.shape[-1] for rollout in rollouts), rollouts[0].mask.dim() - 1
 
     def padded(tensor: Tensor) -> Tensor:
         if tensor.dim() <= axis:  # first_step
@@ -211,11 +185,7 @@ def joined(rollouts: list[Rollout]) -> Rollout:
         shape[axis] = longest - shape[axis]
         return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
-    wide = [changed(rollout, padded) for rollout in rollouts]
-    names = [f.name for f in fields(Rollout) if isinstance(getattr(wide[0], f.name), Tensor)]
-    tensors: dict[str, Any] = {name: torch.cat([getattr(rollout, name) for rollout in wide]) for name in names}
-    inputs = {name: torch.cat([rollout.inputs[name] for rollout in wide]) for name in wide[0].inputs}
-    return replace(wide[0], inputs=inputs, metrics={}, **tensors)
+    return replace(concatenate([map_tensors(rollout, padded) for rollout in rollouts]), metrics={})
 
 
 def check_episodes(rollout: Rollout) -> None:
@@ -232,7 +202,7 @@ def check_episodes(rollout: Rollout) -> None:
 def check_size(policy: Policy, units: int) -> None:
     """Refuse more gradients than memory holds: all of an estimator's are kept until their inner products are known."""
     count = sum(p.numel() for p in policy.parameters())
-    most = LARGEST // max(1, count)
+    most = MAX_NUMBERS // max(1, count)
     require(units <= most, f"samples: {units:,} gradients of {count:,} numbers each do not fit; take at most {most:,}, or a smaller policy")
 
 
@@ -275,9 +245,9 @@ def root(x: Any) -> Any:
     return np.sqrt(np.maximum(x, 0.0))
 
 
-def equal(count: int) -> Array:
-    """The weights of the plain mean, as one row."""
-    return np.full((1, count), 1.0 / count)
+def resampled_weights(count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """The weights of the plain mean, as one row, and those of resampled means."""
+    return np.full((1, count), 1.0 / count), resample(count, RESAMPLES, rng) / count
 
 
 def widening(count: int) -> float:

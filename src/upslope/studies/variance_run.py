@@ -18,11 +18,11 @@ from upslope.algorithms import REINFORCE
 from upslope.algorithms.reinforce import to_go_discounted
 from upslope.control.recording import check_spaces
 from upslope.errors import UsageError, require
-from upslope.records import Policy, Rollout
+from upslope.records import Policy, Rollout, map_tensors
 from upslope.run.device import one_thread
 from upslope.run.load import Run
 from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of
-from upslope.studies.variance import Measurement, Reference, first, joined, measure
+from upslope.studies.variance import Measurement, Reference, join, measure
 from upslope.studies.variance_report import Comparison
 from upslope.tabular.chains import endless_start
 from upslope.updates.fisher import reached
@@ -225,8 +225,9 @@ def finite_problem(env_id: str) -> tabular.MDP | None:
 def episodes(collect: Any, policy: object, count: int) -> Rollout:
     """``count`` whole episodes, one a row, from as many recordings as that takes; groups are kept whole."""
     played = -(-count // collect.num_envs)
-    rollout = joined([collect(policy) for _ in range(played)])
-    return first(rollout, -(-count * len(rollout.mask) // (played * collect.num_envs)))
+    rollout = join([collect(policy) for _ in range(played)])
+    rows = -(-count * len(rollout.mask) // (played * collect.num_envs))
+    return map_tensors(rollout, lambda x: x[:rows])
 
 
 def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:

@@ -17,16 +17,11 @@ def ascend(mdp: MDP, policy: TabularPolicy, gamma: float, *, learning_rate: floa
     check_number("learning_rate", learning_rate, 0.0)
     check_whole("num_steps", num_steps, 0)
     history: list[float] = []
+    parameters = parameters_of(policy)
     for _ in range(num_steps):
         history.append(exact.objective(mdp, policy, gamma).item())
-        step = gradient(mdp, policy, gamma)
+        steps = gradient(mdp, policy, gamma).split([p.numel() for p in parameters])
         with torch.no_grad():
-            for parameter, change in zip(parameters_of(policy), split(step, policy), strict=True):
-                parameter += learning_rate * change
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter += learning_rate * step.view_as(parameter)
     return history
-
-
-def split(flat: torch.Tensor, policy: TabularPolicy) -> list[torch.Tensor]:
-    """A flat vector ``[P]`` in the shapes of the policy's parameters."""
-    parameters = parameters_of(policy)
-    return [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError
-from upslope.records import Metrics, Rollout, Sample, SamplingPolicy, missing_member, offers
+from upslope.records import Rollout, Sample, SamplingPolicy, missing_member, offers
 from upslope.tabular.arguments import check_seed, check_whole
 from upslope.tabular.chains import HasProbabilities, chain, endless_start, leading_to, policy_table
 from upslope.tabular.mdp import MDP
@@ -142,6 +142,10 @@ def recorded(
     """Columns ``(sample, reward, terminated, truncated, mask)`` side by side; ``after`` holds the successors' values."""
     samples, *flags = zip(*columns, strict=True)
     reward, terminated, truncated, mask = (torch.stack(column, -1) for column in flags)
+    if first_step is None:  # every row is one whole episode
+        means = {"episode_return": float(reward.sum(-1).mean()), "episode_length": float(mask.sum(-1).double().mean())}
+    else:
+        means = {"reward_mean": float(reward.mean())}
     values, successors = ([v for v in column if v is not None] for column in ([s.value for s in samples], after))
     return Rollout(
         inputs={"observation": torch.stack(seen, -1), "action": torch.stack([s.action for s in samples], -1)},
@@ -154,13 +158,5 @@ def recorded(
         next_value=torch.stack(successors, -1) if successors else None,
         first_step=first_step,
         max_steps=max_steps,
-        metrics=episode_metrics(reward, terminated | truncated, mask, whole=first_step is None),
+        metrics={"num_episodes": float((terminated | truncated).sum()), **means},
     )
-
-
-def episode_metrics(reward: Tensor, ended: Tensor, mask: Tensor, *, whole: bool) -> Metrics:
-    """Number of episodes that ended, and where every row is one whole episode their mean return and length."""
-    metrics: Metrics = {"num_episodes": float(ended.sum())}
-    if whole:
-        return metrics | {"episode_return": float(reward.sum(-1).mean()), "episode_length": float(mask.sum(-1).double().mean())}
-    return metrics | {"reward_mean": float(reward.mean())}

@@ -31,12 +31,8 @@ class TabularEnv(gymnasium.Env[np.int64, np.int64]):
         self.mdp = mdp
         self.observation_space = spaces.Discrete(mdp.num_observations)
         self.action_space = spaces.Discrete(mdp.num_actions)
-        self._start, self._transition, self._reward = (
-            mdp.start.cumsum(0).numpy(),
-            mdp.transition.cumsum(-1).numpy(),
-            mdp.reward.numpy(),
-        )
-        self._terminal, self._seen = mdp.terminal.numpy(), mdp.observation.numpy()
+        self._start, self._transition = mdp.start.cumsum(0).numpy(), mdp.transition.cumsum(-1).numpy()
+        self._reward, self._terminal, self._seen = mdp.reward.numpy(), mdp.terminal.numpy(), mdp.observation.numpy()
         self.state = 0
         self.time = 0
 

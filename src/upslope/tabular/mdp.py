@@ -45,9 +45,9 @@ class MDP:
         require(len(shape) == 3 and shape[0] == shape[2] and 0 not in shape, f"transition: expected shape [S, A, S], found {shape}")
         states, actions, _ = shape
         observation = torch.arange(states) if observation is None else as_tensor("observation", observation, torch.int64)
-        check_shape("reward", reward, [states, actions], shape)
-        for name, tensor in {"start": start, "terminal": terminal, "observation": observation}.items():
-            check_shape(name, tensor, [states], shape)
+        for name, tensor in {"reward": reward, "start": start, "terminal": terminal, "observation": observation}.items():
+            expected, found = [states, actions] if name == "reward" else [states], list(tensor.shape)
+            require(found == expected, f"{name}: expected shape {expected} to go with transition {shape}, found {found}")
         check_rows(transition, terminal)
         check_reward(reward, terminal)
         check_start(start, terminal, transition, reward)
@@ -95,12 +95,6 @@ class MDP:
         terminal[length * n :] = True
         start = torch.cat([self.start, torch.zeros(length * n, dtype=torch.float64)])
         return MDP(transition.reshape(layers * n, -1, layers * n), reward, start, terminal, observation=self.observation.repeat(layers))
-
-
-def check_shape(name: str, tensor: Tensor, expected: list[int], transition: list[int]) -> None:
-    """Every array speaks of the same states and actions."""
-    found = list(tensor.shape)
-    require(found == expected, f"{name}: expected shape {expected} to go with transition {transition}, found {found}")
 
 
 def check_rows(transition: Tensor, terminal: Tensor) -> None:

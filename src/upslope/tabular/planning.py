@@ -37,7 +37,7 @@ def value_iteration(mdp: MDP, gamma: float, *, tolerance: float = 1e-12, max_swe
     check_whole("max_sweeps", max_sweeps)
     v = torch.zeros(mdp.num_states, dtype=torch.float64)
     for _ in range(max_sweeps):
-        q = backup(mdp, v, gamma)
+        q = mdp.reward + gamma * mdp.transition @ v
         previous, v = v, q.amax(-1)
         if float((v - previous).abs().max()) <= tolerance:
             return greedy(q), v
@@ -58,11 +58,6 @@ def policy_iteration(mdp: MDP, gamma: float, *, max_rounds: int = 1000) -> tuple
             return greedy(q), v
         table = greedy(q)
     raise RunFault(f"max_rounds: the policy still improved after {max_rounds} rounds; give more")
-
-
-def backup(mdp: MDP, v: Tensor, gamma: float) -> Tensor:
-    """``r(s, a) + γ Σ_s' p(s'|s, a) v(s')``, ``[S, A]``."""
-    return mdp.reward + gamma * mdp.transition @ v
 
 
 def greedy(q: Tensor) -> Tensor:

@@ -90,9 +90,10 @@ class SoftmaxPolicy(nn.Module):
         """``π(a|o)``, ``[O, A]``, differentiable."""
         return self.preferences(self.features).softmax(-1)
 
-    def values(self) -> Tensor | None:
-        """The critic's value of each observation, ``[O]``, differentiable; None without a critic."""
-        return None if self.value is None else self.value(self.features).squeeze(-1)
+    def values(self, observation: Tensor | None = None) -> Tensor | None:
+        """The critic's value of each observation (of all, ``[O]``), differentiable; None without a critic."""
+        features = self.features if observation is None else self.features[observation]
+        return None if self.value is None else self.value(features).squeeze(-1)
 
     def distribution(self, *, observation: Tensor, action: Tensor | None = None) -> Softmax:
         """The distribution after each observation; ``action`` is taken so that a batch's inputs fit, and ignored."""
@@ -103,17 +104,14 @@ class SoftmaxPolicy(nn.Module):
         """One action for each ``inputs["observation"]``."""
         distribution = self.distribution(observation=inputs["observation"])
         action = F.categorical_sample(distribution.parameters, generator)
-        return Sample(action=action, log_prob=distribution.log_prob(action), value=self._value(inputs["observation"]))
+        return Sample(action=action, log_prob=distribution.log_prob(action), value=self.values(inputs["observation"]))
 
     def evaluate(self, *, observation: Tensor, action: Tensor) -> Evaluation:
         """Recorded actions scored by the current parameters."""
         distribution = self.distribution(observation=observation)
-        return Evaluation(log_prob=distribution.log_prob(action), entropy=distribution.entropy(), value=self._value(observation))
+        return Evaluation(log_prob=distribution.log_prob(action), entropy=distribution.entropy(), value=self.values(observation))
 
     forward = evaluate
-
-    def _value(self, observation: Tensor) -> Tensor | None:
-        return None if self.value is None else self.value(self.features[observation]).squeeze(-1)
 
 
 def tabular_policy(mdp: MDP, *, critic: bool = False) -> SoftmaxPolicy:

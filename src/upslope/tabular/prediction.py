@@ -84,11 +84,13 @@ def td(
     check_number("learning_rate", learning_rate, 0.0)
     v = begin(num_observations, gamma, value)
     for episode in checked(data, num_observations):
-        trace = np.zeros(num_observations)
-        for t in range(len(episode.rewards)):
+        trace, last = np.zeros(num_observations), len(episode.rewards) - 1
+        for t, reward in enumerate(episode.rewards):
+            state, after = episode.observations[t : t + 2]
             trace *= gamma * trace_lambda
-            trace[episode.observations[t]] += 1.0
-            v += learning_rate * td_error(episode, t, v, gamma) * trace
+            trace[state] += 1.0
+            td_error = reward + gamma * (0.0 if episode.terminated and t == last else v[after]) - v[state]
+            v += learning_rate * td_error * trace
     return torch.from_numpy(v)
 
 
@@ -106,19 +108,12 @@ def td_offline(
     for episode in checked(data, num_observations):
         change, credit = np.zeros(num_observations), 0.0 if episode.terminated else v[episode.observations[-1]]
         for t in reversed(range(len(episode.rewards))):
-            last = t == len(episode.rewards) - 1
-            after = credit if last else (1.0 - trace_lambda) * v[episode.observations[t + 1]] + trace_lambda * credit
-            credit = episode.rewards[t] + gamma * after
-            change[episode.observations[t]] += learning_rate * (credit - v[episode.observations[t]])
+            state, after = episode.observations[t : t + 2]
+            following = credit if t == len(episode.rewards) - 1 else (1.0 - trace_lambda) * v[after] + trace_lambda * credit
+            credit = episode.rewards[t] + gamma * following
+            change[state] += learning_rate * (credit - v[state])
         v += change
     return torch.from_numpy(v)
-
-
-def td_error(episode: Episode, t: int, v: np.ndarray[Any, Any], gamma: float) -> float:
-    """``R_{t+1} + γ V(S_{t+1}) − V(S_t)``, with V = 0 after a termination."""
-    over = episode.terminated and t == len(episode.rewards) - 1
-    after = 0.0 if over else v[episode.observations[t + 1]]
-    return episode.rewards[t] + gamma * after - v[episode.observations[t]]
 
 
 def begin(num_observations: int, gamma: float, value: Any) -> np.ndarray[Any, Any]:
