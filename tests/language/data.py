@@ -2,8 +2,7 @@
 
 import json
 
-from upslope.language.problems import prompt_key
-from upslope.language.tasks import columns_of
+from upslope.language.problems import columns_of, prompt_key
 
 
 def prompts(problems):

@@ -5,8 +5,8 @@ from decimal import Decimal
 import pytest
 
 from upslope.errors import UsageError
-from upslope.language.checks import as_number, is_answer, last_number, tagged
-from upslope.language.rewards import builtin, parse_weight, reward_from, text_of
+from upslope.language.checks import as_number, builtin, is_answer, last_number, tagged, text_of
+from upslope.language.rewards import parse_weight, reward_from
 
 
 def lengths(*, completions, **_):

@@ -257,8 +257,8 @@ def test_nor_does_it_for_windows_and_places_that_are_learned(family):
 
 def test_ended_rows_are_left_out_of_every_layer(monkeypatch):
     policy, seen = with_ends(), []
-    hidden = LanguagePolicy.hidden
-    monkeypatch.setattr(LanguagePolicy, "hidden", lambda self, row, weights: seen.append(len(row.ids)) or hidden(self, row, weights))
+    run = LanguagePolicy.run
+    monkeypatch.setattr(LanguagePolicy, "run", lambda self, row, weights: seen.append(len(row.ids)) or run(self, row, weights))
     found = generated(policy, max_tokens=20)
     prompts = sum(map(len, PROMPTS))
     assert seen[0] == prompts  # one prefill, once for each group

@@ -6,7 +6,9 @@ import pytest
 
 from tests.language.data import prompts, scores, write
 from upslope.errors import UsageError
-from upslope.language.tasks import pairs_from, read_labeled, read_pairs, task
+from upslope.language.jsonl import read_labeled, read_pairs
+from upslope.language.synthetic import pairs_from
+from upslope.language.tasks import task
 
 
 def test_a_file_becomes_a_task_with_a_held_out_tenth_and_a_check_of_answer(tmp_path):

@@ -17,7 +17,8 @@ import torch
 
 from upslope.errors import RunFault, UsageError
 from upslope.language.asked import TrainerState
-from upslope.language.rewards import BUILTIN, Part, Rewards, builtin, completion_for, text_of
+from upslope.language.checks import BUILTIN, builtin, completion_for, text_of
+from upslope.language.rewards import Part, Rewards
 from upslope.language.tasks import task
 
 QUICK = {"timeout": 0.05, "batch_timeout": 0.5}

@@ -8,7 +8,8 @@ import pytest
 from tests.language.data import prompts, scores
 from upslope.errors import UsageError
 from upslope.language.problems import prompt_key
-from upslope.language.tasks import pairs_from, task
+from upslope.language.synthetic import pairs_from
+from upslope.language.tasks import task
 
 GENERATED = ["addition", "copy", "sums"]
 

@@ -52,7 +52,7 @@ def group_batch(inputs, policy, seed=0, **options):
         inputs["completion_length"],
         score=score,
         finished=torch.ones_like(score, dtype=torch.bool),
-        known=mask.any(-1),
+        counted=mask.any(-1, keepdim=True),
         max_steps=mask.shape[-1],
     )
     return GRPO(**options).estimate(policy, rollout)

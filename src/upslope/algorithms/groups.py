@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -48,10 +47,20 @@ def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
     return form(log_prob, batch.need("reference_log_prob"), batch.mask)
 
 
-def zero_variance_groups_have_gradient(surrogate: Any, kl_in_objective: bool, entropy_coef: float) -> bool:
-    """Whether groups of equal scores still carry gradient: of a KL or an entropy term, or of a surrogate that is not known."""
-    function = surrogate.func if isinstance(surrogate, partial) else surrogate
-    return kl_in_objective or entropy_coef != 0 or function not in HOMOGENEOUS
+class Compares(Protocol):
+    """The settings of a method that compares the rows of a group."""
+
+    @property
+    def average_over(self) -> F.AverageOver: ...
+
+    @property
+    def kl_coef(self) -> float: ...
+
+    @property
+    def kl_placement(self) -> Placement: ...
+
+    @property
+    def zero_variance_groups_have_gradient(self) -> bool: ...
 
 
 def check_group_size(rollout: Rollout) -> None:
@@ -61,47 +70,35 @@ def check_group_size(rollout: Rollout) -> None:
 
 
 @torch.no_grad()
-def group_batch(
-    rollout: Rollout,
-    advantage: Advantage,
-    *,
-    average_over: F.AverageOver,
-    kl_coef: float,
-    kl_placement: Placement,
-    keep_every_group: bool,
-) -> Batch:
+def group_batch(algorithm: Compares, rollout: Rollout, advantage: Advantage) -> Batch:
     """A row's score is the sum of its rewards, its advantage the comparison within the group, the same at each of its steps.
 
     Rows without an unmasked step have no score and are no part of the sample: N, the number of sequences that ``average_over``
     divides by, counts the others, so that a reward that fails does not make every step smaller. Groups whose advantages are all 0
-    are counted (``dead_groups``) and, unless ``keep_every_group``, hidden: they keep their share of the weights, so that the
-    others weigh what they would beside them.
+    are counted (``dead_groups``) and, if they have no gradient, hidden: they keep their share of the weights, so that the others
+    weigh what they would beside them.
     """
     require(
         rollout.unit == "group" and rollout.mask.dim() >= 2,
         f"rollout: this algorithm compares the rows of a group, and the collector's unit is {rollout.unit!r}; take a collector of groups",
     )
-    check_average(average_over, rollout)
-    if kl_coef > 0:
+    check_average(algorithm.average_over, rollout)
+    if algorithm.kl_coef > 0:
         reference_of(rollout, "kl_coef")
     present = rollout.mask.any(-1)
-    reward = penalized_reward(rollout, kl_coef, "kl_coef") if kl_placement == "reward" else rollout.reward
+    reward = penalized_reward(rollout, algorithm.kl_coef, "kl_coef") if algorithm.kl_placement == "reward" else rollout.reward
     score = reward.sum(-1)
     compared = advantage(score, None if bool(present.all()) else present)
     if compared.shape != score.shape:
         raise UsageError(f"advantage: expected one value per row, shape {tuple(score.shape)}, found {tuple(compared.shape)}")
     alive = (compared.masked_fill(~present, 0.0) != 0).any(-1, keepdim=True)
     metrics = {"dead_groups": 1.0 - float(alive.float().mean()), "missing_rows": 1.0 - float(present.float().mean())}
-    metrics |= score_metrics(reward, rollout.mask)
-    batch = Batch.of(
-        rollout,
-        average_over=average_over,
-        advantage=compared.unsqueeze(-1).expand_as(rollout.reward),
-        metrics=metrics | reference_metrics(rollout),
-    )
-    if average_over != "steps" and bool(present.any()):  # an average over steps leaves masked ones out by itself
-        batch = replace(batch, weight=batch.weight * (present.numel() / int(present.sum())))
-    if keep_every_group:
-        return batch
-    shown = alive.unsqueeze(-1)
-    return replace(batch, mask=batch.mask & shown, weight=batch.weight * shown)
+    metrics |= {**score_metrics(reward, rollout.mask), **reference_metrics(rollout)}
+    spread = compared.unsqueeze(-1).expand_as(reward)
+    batch = Batch.of(rollout, average_over=algorithm.average_over, advantage=spread, metrics=metrics)
+    mask, weight = batch.mask, batch.weight
+    if algorithm.average_over != "steps" and bool(present.any()):  # an average over steps leaves masked ones out by itself
+        weight = weight * (present.numel() / int(present.sum()))
+    if not algorithm.zero_variance_groups_have_gradient:
+        mask, weight = mask & alive.unsqueeze(-1), weight * alive.unsqueeze(-1)
+    return replace(batch, mask=mask, weight=weight)

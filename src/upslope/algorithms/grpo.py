@@ -12,6 +12,7 @@ Left out: what belongs to the collector (refilled groups, over-length penalties)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -25,16 +26,7 @@ from upslope.algorithms.common import (
     masked_mean,
     policy_metrics,
 )
-from upslope.algorithms.groups import (
-    Advantage,
-    Estimator,
-    Placement,
-    check_group_size,
-    check_kl,
-    group_batch,
-    kl_term,
-    zero_variance_groups_have_gradient,
-)
+from upslope.algorithms.groups import HOMOGENEOUS, Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout, Surrogate
 from upslope.updates import Ascent
@@ -138,21 +130,19 @@ class GRPO:
 
     @property
     def zero_variance_groups_have_gradient(self) -> bool:
-        """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
-        return zero_variance_groups_have_gradient(self.surrogate, self.kl_in_objective, self.entropy_coef)
+        """Whether groups of equal scores carry gradient too: of a KL or an entropy term, or of a surrogate that is not known.
+
+        Where they do not, they are skipped and a collector may refill them.
+        """
+        surrogate: Any = self.surrogate
+        known = (surrogate.func if isinstance(surrogate, partial) else surrogate) in HOMOGENEOUS
+        return self.kl_in_objective or self.entropy_coef > 0 or not known
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
         if self.advantage in ADVANTAGES.values():
             check_group_size(rollout)
-        return group_batch(
-            rollout,
-            self.advantage,
-            average_over=self.average_over,
-            kl_coef=self.kl_coef,
-            kl_placement=self.kl_placement,
-            keep_every_group=self.zero_variance_groups_have_gradient,
-        )
+        return group_batch(self, rollout, self.advantage)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − kl_coef · KL + entropy_coef · H``, weighted and summed."""

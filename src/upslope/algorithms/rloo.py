@@ -62,14 +62,7 @@ class RLOO:
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = the score less the mean of the others, at each of the row's steps."""
         check_group_size(rollout)
-        return group_batch(
-            rollout,
-            F.leave_one_out,
-            average_over=self.average_over,
-            kl_coef=self.kl_coef,
-            kl_placement=self.kl_placement,
-            keep_every_group=self.zero_variance_groups_have_gradient,
-        )
+        return group_batch(self, rollout, F.leave_one_out)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â``, or the clipped surrogate after the first step, ``− kl_coef · KL + entropy_coef · H``, weighted and summed."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from transformers import PreTrainedModel
 
 from upslope.errors import UsageError
 from upslope.language.engine import EmbeddedEngine
-from upslope.language.layers import PACKED, Attention, TextPolicy, changes_with_length
+from upslope.language.layers import PACKED, Attention, changes_with_length
 from upslope.language.plain import log_probs, rows
 from upslope.language.quiet import quiet
 from upslope.language.reduced import reduced, small_settings
+
+if TYPE_CHECKING:
+    from upslope.language.policy import LanguagePolicy
 
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities, and of a gradient relative to its norm, that float32 sums in another order explain."""
@@ -34,7 +37,7 @@ FOUND: dict[tuple[type, str], Attention] = {}
 """What comparisons in this process have found, by class and small settings."""
 
 
-def inspect(policy: TextPolicy) -> Attention:
+def inspect(policy: LanguagePolicy) -> Attention:
     """The way that a policy's model takes.
 
     Raises:
@@ -50,7 +53,7 @@ def inspect(policy: TextPolicy) -> Attention:
         return on_a_short_text(policy, of_small_copy(policy))
 
 
-def inspect_beyond(policy: TextPolicy, length: int) -> Attention:
+def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
     """The way for texts of ``length`` tokens: a small copy with the configuration's own windows is compared on texts as long.
 
     This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`LONGEST` tokens are not tried.
@@ -72,7 +75,7 @@ def inspect_beyond(policy: TextPolicy, length: int) -> Attention:
     return FOUND[key]
 
 
-def of_small_copy(policy: TextPolicy) -> Attention:
+def of_small_copy(policy: LanguagePolicy) -> Attention:
     """What a small copy shows beyond every window; remembered for models of the same class and settings."""
     model = policy.model
     kind = type(model)
@@ -92,7 +95,7 @@ def lengths_for(model: PreTrainedModel) -> tuple[list[int], list[list[int]]]:
     return ([3, 14], [[20, 5], [16, 1]]) if changes_with_length(model) is None else ([3, 8], [[14, 5], [12, 1]])
 
 
-def compared(policy: TextPolicy, model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
+def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
     """The way of a small copy; raises :class:`UsageError` where it is not causal."""
     inputs, packed = drawn(model, *lengths), probe(policy, model, PACKED)
     try:
@@ -110,7 +113,7 @@ def compared(policy: TextPolicy, model: PreTrainedModel, kind: str, lengths: tup
 
 
 @torch.no_grad()
-def on_a_short_text(policy: TextPolicy, attention: Attention) -> Attention:
+def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     """Hold the model itself, with its own weights, to its own forward pass."""
     model = policy.model
     inputs = drawn(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
@@ -146,7 +149,7 @@ def short(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def probe(policy: TextPolicy, model: PreTrainedModel, attention: Attention) -> TextPolicy:
+def probe(policy: LanguagePolicy, model: PreTrainedModel, attention: Attention) -> LanguagePolicy:
     """A policy of the same kind around a model without a tokenizer, in the precision of its parameters."""
     return policy.around(model, attention=attention, compute_dtype=next(model.parameters()).dtype)
 
@@ -193,7 +196,7 @@ class Truth:
         gradient = slopes(model, (weight * said).sum()) if gradients else None
         return cls(model, inputs, said.detach(), weight, gradient)
 
-    def difference_of_pass(self, policy: TextPolicy) -> float:
+    def difference_of_pass(self, policy: LanguagePolicy) -> float:
         """The largest difference between a policy's training pass and this."""
         found = policy.evaluate(**self.inputs)
         said = torch.stack([found.log_prob, found.entropy])
@@ -205,7 +208,7 @@ class Truth:
         away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(own, self.gradient, strict=True)]
         return max(difference, *away) if all(x == x for x in away) else float("nan")
 
-    def difference_of_samples(self, policy: TextPolicy) -> float:
+    def difference_of_samples(self, policy: LanguagePolicy) -> float:
         """The largest difference between what a policy's engine says of its samples and what the model says of them."""
         lengths = self.inputs["prompt_length"].tolist()
         prompts = [ids[:n].tolist() for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from upslope.language.checks import Reward
 
@@ -37,29 +35,21 @@ class TrainerState:
         return -1 if self.iterations is None else self.iterations
 
 
-def _parameters(function: Reward) -> Mapping[str, inspect.Parameter] | None:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return None
+@dataclass(frozen=True)
+class Asked:
+    """The names that a function takes (None: whatever it is given), and what it cannot be called without besides texts."""
 
+    takes: frozenset[str] | None
+    needed: tuple[str, ...]
 
-def accepted(function: Reward, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Those of the arguments that the function has parameters for."""
-    return {name: column for name, column in given.items() if takes(function, name)}
-
-
-def takes(function: Reward, name: str) -> bool:
-    """Whether the function has a parameter of this name, or takes every keyword."""
-    parameters = _parameters(function)
-    return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def needed(function: Reward) -> list[str]:
-    """What the function cannot be called without, apart from prompts and completions."""
-    named = [
-        name
-        for name, parameter in (_parameters(function) or {}).items()
-        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.default is parameter.empty
-    ]
-    return [name for name in (*named, *getattr(function, "needs", ())) if name not in ("prompts", "completions")]
+    @classmethod
+    def by(cls, function: Reward) -> Asked:
+        """By its parameters, and what it says itself that it ``needs``."""
+        try:
+            found = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):
+            found = None
+        named = [p for p in found or () if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+        needed = [name for name in (*(p.name for p in named), *getattr(function, "needs", ())) if name not in ("prompts", "completions")]
+        everything = found is None or any(p.kind is p.VAR_KEYWORD for p in found)
+        return cls(None if everything else frozenset(p.name for p in found or ()), tuple(needed))

@@ -12,10 +12,11 @@ model's own attention is untouched: :func:`borrowed` puts it back.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,26 +48,15 @@ class AttentionOptions:
         return found if self.softcap is None else torch.tanh(found / self.softcap) * self.softcap
 
 
-def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout | None = None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
+def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any) -> tuple[Tensor, None]:
     """``[1, heads, N, D]`` queries, ``[1, key heads, N, D]`` keys and ``[1, key heads, N, E]`` values → ``[1, N, heads, E]``."""
+    layout: Layout | None = asked.get("layout")
     if layout is None:
         raise UsageError("model: its attention is upslope's, which needs a layout; call it through the policy")
-    if others.get("s_aux") is not None or dropout:
+    if asked.get("s_aux") is not None or asked.get("dropout"):
         raise UsageError("model: attention with sinks or dropout is not supported")
-    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    scaling, window, softcap = (asked.get(name) for name in ("scaling", "sliding_window", "softcap"))
+    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap)
     return layout.attend(module.layer_idx, query[0], key[0], value[0], options).contiguous().unsqueeze(0), None
 
 
@@ -85,33 +75,60 @@ def borrowed(model: PreTrainedModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-# -------------------------------------------------------------------------------------------------------- the training pass
+# ----------------------------------------------------------------------------------------------------- who sees whom, and where
+
+
+NEVER = 1 << 30
+"""The place of padding, which no token ever reaches."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is added to scores: 0 where a token at one of the places ``query [..., Q]`` sees one at ``key [..., K]``, −∞ elsewhere."""
+
+    query: Tensor
+    key: Tensor
+    made: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
+
+    def of(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """``[..., Q, K]``, made once for all layers that see equally far."""
+        if (window, dtype) not in self.made:
+            distance = self.query[..., :, None] - self.key[..., None, :]
+            seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            self.made[window, dtype] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+        return self.made[window, dtype]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a part of the row lies: ``index [cells]`` into the part, or None where the part fills its cells one by one."""
+    """Where the tokens of a part of the row lie: ``index [cells]`` of each cell's token in the row, ``real [tokens]`` their cells."""
 
     shape: tuple[int, ...]
-    index: Tensor | None
-    real: Tensor | None
+    index: Tensor | slice
+    real: Tensor | slice
 
     @classmethod
-    def of(cls, real: Tensor) -> Grid:
-        """From which cells are real ``[*shape]``; the tokens of the part lie in the cells' order."""
-        if bool(real.all()):
-            return cls(tuple(real.shape), None, None)
+    def of(cls, real: Tensor, start: int) -> Grid:
+        """From which cells are real ``[*shape]``; the part's tokens stand in the row from ``start`` on, in the cells' order."""
         flat = real.flatten()
-        return cls(tuple(real.shape), (flat.cumsum(0) - 1).clamp(min=0), flat.nonzero().squeeze(1))
+        if bool(flat.all()):
+            return cls(tuple(real.shape), slice(start, start + len(flat)), slice(None))
+        return cls(tuple(real.shape), start + (flat.cumsum(0) - 1).clamp(min=0), flat.nonzero().squeeze(1))
 
     def spread(self, x: Tensor) -> Tensor:
-        """``[heads, tokens, D]`` → ``[heads, *shape, D]``; padding cells repeat a real token, so that nothing is ever NaN."""
-        found = x if self.index is None else x[:, self.index]
-        return found.unflatten(1, self.shape)
+        """``[..., N, D]`` → ``[..., *shape, D]``; padding cells repeat a real token, so that nothing is ever NaN."""
+        return x[..., self.index, :].unflatten(-2, self.shape)
 
     def gather(self, x: Tensor) -> Tensor:
-        """``[heads, cells, D]`` → ``[heads, tokens, D]``."""
-        return x if self.real is None else x[:, self.real]
+        """``[..., *shape, D]`` → ``[..., tokens, D]``."""
+        return x.flatten(-1 - len(self.shape), -2)[..., self.real, :]
+
+
+# -------------------------------------------------------------------------------------------------------- the training pass
+
+
+RECOMPUTED_FROM = 1 << 26
+"""Attention weights of one layer from which on they are computed again in the backward pass instead of being kept."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +136,19 @@ class Packed:
     """Some groups in one row: the real tokens and their positions ``[N]``, and the attention between them.
 
     ``predicts [M]`` is the index in the row whose output predicts each real completion token, in the cells' order;
-    ``last [B, G]`` the index of each completion's last input, which has seen all of it.
+    ``last [B, G]`` the index of each completion's last input, which has seen all of it. ``keep``, if there is one, is shown each
+    layer's keys and values of the prompts, ``[key heads, B, P, D]``.
     """
 
     ids: Tensor
     positions: Tensor
-    num_prompt: int
     prompts: Grid
-    completions: Grid
-    prompt_length: Tensor
+    completions: Grid | None
+    inner: Mask
+    outer: Mask
     predicts: Tensor
     last: Tensor
-    masks: dict[Any, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict[Any, Any])
+    keep: Callable[[int, Tensor, Tensor], None] | None = None
 
     @classmethod
     def of(
@@ -140,61 +158,46 @@ class Packed:
 
         The last token of a completion predicts nothing, so it is no input unless ``whole`` asks for its output (reward models do).
         """
-        device = completion_ids.device
-        longest = max(1, int(completion_length.max()))
-        width = longest if whole else longest - 1
+        device, longest = completion_ids.device, max(1, int(completion_length.max()))
         inputs = completion_length if whole else (completion_length - 1).clamp(min=0)
         p, t = torch.arange(int(prompt_length.max()), device=device), torch.arange(longest, device=device)
-        prompt_real, real = p < prompt_length[:, None], t[:width] < inputs[..., None]
-        ids = torch.cat([prompt_ids[:, : len(p)][prompt_real], completion_ids[..., :width][real]])
-        positions = torch.cat([p.expand_as(prompt_real)[prompt_real], (prompt_length[:, None, None] + t[:width]).expand_as(real)[real]])
+        own = t if whole else t[:-1]
+        prompt_real, real = p < prompt_length[:, None], own < inputs[..., None]
+        ids = torch.cat([prompt_ids[:, : len(p)][prompt_real], completion_ids[..., : len(own)][real]])
+        after = prompt_length[:, None] + own
+        positions = torch.cat([p.expand_as(prompt_real)[prompt_real], after[:, None].expand_as(real)[real]])
+        places = torch.cat([p.where(prompt_real, NEVER), after], 1)
         num_prompt = int(prompt_length.sum())
         # the first completion token is predicted by the prompt's last token, every other one by the token before it
         first = (prompt_length.cumsum(0) - 1)[:, None, None].expand(*inputs.shape, 1)
-        row = (real.flatten().cumsum(0) - 1 + num_prompt).view_as(real)
-        outputs = torch.cat([first, row], -1)
-        predicts = outputs[..., :longest][t < completion_length[..., None]]
-        last = outputs.gather(-1, inputs[..., None]).squeeze(-1)
-        return cls(ids, positions, num_prompt, Grid.of(prompt_real), Grid.of(real), prompt_length, predicts, last)
-
-    def masked(self, options: AttentionOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What is added to the scores, made once for all layers: prompt to prompt ``[P, P]``, completion to prompt
-        ``[B, 1, 1, T or 1, P]`` (None: everything is visible), completion to itself ``[T, T]``."""
-        key = (options.window, dtype)
-        if key not in self.masks:
-            p, t = (torch.arange(grid.shape[-1], device=self.ids.device) for grid in (self.prompts, self.completions))
-            inner, own, across = p[:, None] >= p, t[:, None] >= t, p < self.prompt_length[:, None, None]
-            if options.window is not None:
-                inner, own = inner & (p[:, None] - p < options.window), own & (t[:, None] - t < options.window)
-                across = across & (self.prompt_length[:, None, None] + t[:, None] - p < options.window)
-            hidden = None if bool(across.all()) else additive(across, dtype)[:, None, None]
-            self.masks[key] = additive(inner, dtype), hidden, additive(own, dtype)
-        return self.masks[key]
+        outputs = torch.cat([first, (real.flatten().cumsum(0) - 1 + num_prompt).view_as(real)], -1)
+        return cls(
+            ids,
+            positions,
+            prompts=Grid.of(prompt_real, 0),
+            completions=Grid.of(real, num_prompt) if len(ids) > num_prompt else None,
+            inner=Mask(p, p),
+            outer=Mask(after[:, None, None], places[:, None, None]),
+            predicts=outputs[..., :longest][t < completion_length[..., None]],
+            last=outputs.gather(-1, inputs[..., None]).squeeze(-1),
+        )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``."""
-        split = self.num_prompt
-        q, k, v = (self.prompts.spread(x[:, :split]) for x in (query, key, value))
-        inner, across, own = self.masked(options, query.dtype)
-        rows = [self.prompts.gather(prompt_attention(q, k, v, options, inner).flatten(1, 2))]
-        if query.shape[1] > split:
-            own_q, own_k, own_v = (self.completions.spread(x[:, split:]) for x in (query, key, value))
-            heads, (B, G, T), P = query.shape[0], self.completions.shape, self.prompts.shape[-1]
-            if torch.is_grad_enabled() and heads * B * G * T * (P + T) > RECOMPUTED_FROM:
-                found = checkpoint(completion_attention, own_q, own_k, own_v, k, v, options, across, own, use_reentrant=False)
-            else:
-                found = completion_attention(own_q, own_k, own_v, k, v, options, across, own)
-            rows.append(self.completions.gather(cast(Tensor, found).flatten(1, 3)))
-        return torch.cat(rows, 1).transpose(0, 1)
-
-
-RECOMPUTED_FROM = 1 << 26
-"""Attention weights of one layer from which on they are computed again in the backward pass instead of being kept."""
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, −∞ elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -math.inf)
+        query = query.unflatten(0, (len(key), -1))  # [key heads, repeat, N, D]
+        q, k, v = (self.prompts.spread(x) for x in (query, key, value))
+        if self.keep is not None:
+            self.keep(layer, k, v)
+        rows = [self.prompts.gather(prompt_attention(q, k, v, options, self.inner.of(options.window, query.dtype)))]
+        if self.completions is not None:
+            own_q, own_k, own_v = (self.completions.spread(x) for x in (query, key, value))
+            own_q, mask = own_q.permute(0, 2, 3, 1, 4, 5).contiguous(), self.outer.of(options.window, query.dtype)
+            attend: Any = group_attention
+            if torch.is_grad_enabled() and own_q[..., 0].numel() * mask.shape[-1] > RECOMPUTED_FROM:
+                attend = functools.partial(checkpoint, group_attention, use_reentrant=False)
+            found = attend(own_q, k, v, own_k, own_v, options, mask)
+            rows.append(self.completions.gather(found.permute(0, 3, 1, 2, 4, 5)))
+        return torch.cat(rows, -2).flatten(0, 1).transpose(0, 1)
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -202,36 +205,24 @@ def softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
-def prompt_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, inner: Tensor) -> Tensor:
-    """Prompts with themselves: ``[heads, B, P, D]`` and ``[key heads, B, P, D]`` → ``[heads, B, P, D]``."""
-    q = query.unflatten(0, (key.shape[0], -1))  # [K, repeat, B, P, D]
-    scores = options.scores(q, key.unsqueeze(1)) + inner
-    return torch.matmul(softmax(scores), value.unsqueeze(1)).flatten(0, 1)
+def prompt_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor) -> Tensor:
+    """Prompts with themselves: ``[key heads, repeat, B, P, D]`` queries, ``[key heads, B, P, D]`` keys, a mask ``[P, P]``."""
+    return torch.matmul(softmax(options.scores(query, key.unsqueeze(1)) + mask), value.unsqueeze(1))
 
 
-def completion_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prompt_key: Tensor,
-    prompt_value: Tensor,
-    options: AttentionOptions,
-    across: Tensor | None,
-    own: Tensor,
+def group_attention(
+    query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor
 ) -> Tensor:
-    """Completions with their group's prompt and their own past: ``[heads, B, G, T, D]``, prompts ``[key heads, B, P, D]``.
+    """Completions with their group's prompt and their own past, under one softmax; a group's queries meet the prompt in one product.
 
-    A group's queries stand side by side, so that they meet the prompt in one product.
+    Queries ``[X, Y, G, repeat, T, D]``; keys of prompts ``[X, Y, P, D]``, of completions ``[X, Y, G, L, D]``, X and Y being key heads
+    and groups in either order; a mask that broadcasts to ``[X, Y, G, repeat, T, P + L]``. A value may be wider or narrower than its key.
     """
-    heads, B, G, T, D = query.shape
-    K, P = key.shape[0], prompt_key.shape[2]
-    repeat = heads // K
-    q = query.unflatten(0, (K, repeat)).permute(0, 2, 3, 1, 4, 5).contiguous()  # [K, B, G, repeat, T, D]
-    grid = (K, B, G, repeat, T)
-    to_prompt = options.scores(q.view(K, B, G * repeat * T, D), prompt_key).view(*grid, P)
-    to_prompt = to_prompt if across is None else to_prompt + across
-    to_own = options.scores(q.view(K, B, G, repeat * T, D), key).view(*grid, T) + own
-    weight, wide = softmax(torch.cat([to_prompt, to_own], -1)), value.shape[-1]  # a value may be wider or narrower than its key
-    found = torch.matmul(weight[..., :P].reshape(K, B, G * repeat * T, P), prompt_value).view(*grid, wide)
-    found = found + torch.matmul(weight[..., P:].reshape(K, B, G, repeat * T, T), value).view(*grid, wide)
-    return found.permute(0, 3, 1, 2, 4, 5).reshape(heads, B, G, T, wide)
+    X, Y, G, repeat, T, D = query.shape
+    P, L, wide = prompt_key.shape[2], key.shape[3], value.shape[-1]
+    to_prompt = options.scores(query.view(X, Y, G * repeat * T, D), prompt_key).view(X, Y, G, repeat, T, P)
+    to_own = options.scores(query.view(X, Y, G, repeat * T, D), key).view(X, Y, G, repeat, T, L)
+    weight = softmax(torch.cat([to_prompt, to_own], -1).add_(mask))
+    by_prompt = torch.matmul(weight[..., :P].reshape(X, Y, G * repeat * T, P), prompt_value)
+    by_own = torch.matmul(weight[..., P:].reshape(X, Y, G, repeat * T, L), value)
+    return by_prompt.view(X, Y, G, repeat, T, wide) + by_own.view(X, Y, G, repeat, T, wide)

@@ -11,7 +11,8 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from upslope.errors import RunFault
@@ -19,45 +20,48 @@ from upslope.language.values import error_line, numbers
 
 Limit = Callable[[], float | None]
 """How many seconds the next call may take (None: as long as it likes), asked right before it."""
+Way = Callable[["list[Call]", Limit], "Iterator[Outcome]"]
+"""How calls are carried out: :func:`in_place`, :func:`in_thread` or in a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a call ended. ``values`` mean something only where nothing else is said.
+    """How a call ended: with ``values``, or None where the function raised an ``error`` (in one line) or took too long.
 
-    ``error`` is what the function raised, in one line; ``fault`` says how what it returned breaks the convention.
+    ``fault`` says how what it returned breaks the convention.
     """
 
-    values: list[float | None]
+    values: list[float | None] | None = None
     error: str = ""
     fault: str = ""
-    timed_out: bool = False
-
-    @property
-    def failed(self) -> bool:
-        """Whether the function gave no answer."""
-        return self.timed_out or self.error != ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a reward: of the whole batch, or of the item ``first`` alone."""
+    """A reward with what it is asked: about the whole batch, or the item ``first`` alone; ``columns`` have an entry for each item."""
 
     name: str
     function: Callable[..., Any]
-    arguments: dict[str, Any]
+    columns: dict[str, list[Any]]
+    alone: dict[str, Any]
     count: int
+    carry_out: Way
     first: int = 0
+
+    def items(self) -> list[Call]:
+        """The same of each item alone."""
+        return [replace(self, columns={n: c[i : i + 1] for n, c in self.columns.items()}, count=1, first=i) for i in range(self.count)]
 
     def __call__(self, seconds: float | None) -> Outcome:
         """Carry it out right here; an async function is awaited in an event loop of its own and canceled after ``seconds``."""
+        columns = {name: list(column) for name, column in self.columns.items()}  # what it does to its lists, the next one does not see
         try:
-            value = self.function(**self.arguments)
+            value = self.function(**columns, **self.alone)
             value = asyncio.run(_within(value, seconds)) if inspect.isawaitable(value) else value
         except _OutOfTime:
-            return Outcome(values=[], timed_out=True)
+            return Outcome()
         except (Exception, SystemExit) as error:
-            return Outcome(values=[], error=error_line(error))
+            return Outcome(error=error_line(error))
         try:
             return Outcome(values=numbers(self.name, value, self.count, self.first))
         except RunFault as fault:
@@ -77,20 +81,17 @@ def in_place(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
 def in_thread(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
     """Each call in a thread that is abandoned when its time is over."""
     for call in calls:
-        seconds = limit()
-        if seconds is not None and seconds <= 0:
-            yield Outcome(values=[], timed_out=True)
-            continue
-        ended: list[Outcome] = []
-        context = contextvars.copy_context()
+        seconds, ended = limit(), list[Outcome]()
+        if seconds is None or seconds > 0:
+            carry_out = partial(contextvars.copy_context().run, _answer, call, seconds, ended)
+            thread = threading.Thread(target=carry_out, daemon=True, name="upslope-reward")
+            thread.start()
+            thread.join(seconds)
+        yield ended[0] if ended else Outcome()
 
-        def carry_out(call: Call = call, seconds: float | None = seconds, ended: list[Outcome] = ended, context: Any = context) -> None:
-            ended.append(context.run(call, seconds))
 
-        thread = threading.Thread(target=carry_out, daemon=True, name="upslope-reward")
-        thread.start()
-        thread.join(seconds)
-        yield ended[0] if ended else Outcome(values=[], timed_out=True)
+def _answer(call: Call, seconds: float | None, ended: list[Outcome]) -> None:
+    ended.append(call(seconds))
 
 
 async def _within(value: Awaitable[Any], seconds: float | None) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -15,15 +16,33 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.errors import UsageError, require
 from upslope.language.asked import ALSO_KNOWN, TrainerState
-from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts
+from upslope.language.checks import Prompt, Reward, completion_for
+from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts, padded
 from upslope.language.policy import LanguagePolicy
-from upslope.language.problems import Problem, columns_of
-from upslope.language.rewards import Prompt, Reward, Rewards, Scores, completion_for
-from upslope.language.scored import Scored, reward_metrics
-from upslope.records import Rollout
+from upslope.language.problems import Problem
+from upslope.language.rewards import Rewards, Scores
+from upslope.records import Metrics, Rollout
 
 Sampled = dict[str, Any]
 """One completion as the run folder keeps it: prompt, completion, the score that is trained on, what it is made of, length, its end."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Some prompts with their completions: as a rollout, and how they were scored, ``[prompts, G]`` or row by row.
+
+    ``score`` is the one that is trained on, where it is ``known``; ``problems`` has one entry for each completion.
+    """
+
+    rollout: Rollout
+    generated: Generated
+    problems: list[Problem]
+    texts: list[str]
+    scores: Scores
+    score: Tensor
+    known: Tensor
+    penalty: Tensor
+    spread: Tensor
 
 
 class Completions:
@@ -83,7 +102,7 @@ class Completions:
         self.order = Order(len(self.problems), seed)
         self.iteration = 0
         self.run: Any = None
-        self.samples: list[Sampled] = []
+        self.rounds: list[Round] = []
 
     def follow(self, run: Any) -> None:
         """Note which run this collects for: ``train`` hands its :class:`~upslope.run.train.RunState`, of which rewards may learn."""
@@ -98,96 +117,100 @@ class Completions:
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
         """Sample, score, record."""
-        if self.reference is not None and self.reference.vocabulary != policy.vocabulary:
-            raise UsageError(
-                f"reference: it has {self.reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
-            )
-        engine = self.engine or EmbeddedEngine(policy)
-        self.engine = engine
+        if self.reference is not None:
+            check_reference(self.reference, policy)
+        engine = self.engine = self.engine or EmbeddedEngine(policy)
         engine.sync(policy, self.iteration)
-        started, self.samples = time.perf_counter(), []
-        rounds: list[tuple[Rollout, Scored]] = []
-        seconds = 0.0
-        while not rounds or (len(rounds) <= self.refill and sum(int(found.spread.sum()) for _, found in rounds) < self.num_prompts):
-            problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
+        started, seconds, self.rounds = time.perf_counter(), 0.0, []
+        while len(self.rounds) <= self.refill and sum(int(found.spread.sum()) for found in self.rounds) < self.num_prompts:
             before = time.perf_counter()
-            prompt_ids = policy.encode_all([problem.prompt for problem in problems], places_of(problems))
-            seed = self.seed * 1_000_003 + self.iteration * 101 + len(rounds)
+            problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
+            prompt_ids = policy.rendering.prompts([p.prompt for p in problems], [p.place for p in problems])
+            seed = self.seed * 1_000_003 + self.iteration * 101 + len(self.rounds)
             generated = engine.generate(prompt_ids, group_size=self.group_size, max_tokens=self.max_tokens, seed=seed)
             seconds += time.perf_counter() - before
-            rounds.append(self.scored(policy, problems, prompt_ids, generated))
-        rollout = replace(joined([rollout for rollout, _ in rounds]), metrics=reward_metrics([found for _, found in rounds]))
+            self.rounds.append(self.scored(policy, problems, prompt_ids, generated))
+        rollout = self.rounds[0].rollout if len(self.rounds) == 1 else joined([found.rollout for found in self.rounds])
         rollout = with_values(policy, rollout) if policy.has_value else rollout
         if self.reference is not None:
             rollout = replace(rollout, reference_log_prob=log_probs(self.reference, rollout.inputs).where(rollout.mask, 0.0))
         self.iteration += 1
         tokens = int(rollout.inputs["completion_length"].sum())
         times = {"generate_seconds": seconds, "tokens_per_second": tokens / seconds, "collect_seconds": time.perf_counter() - started}
-        return replace(rollout, metrics={**rollout.metrics, **times})
+        return replace(rollout, metrics={**self.metrics(), **times})
 
-    def scored(
-        self, policy: LanguagePolicy, problems: list[Problem], prompt_ids: list[list[int]], generated: Generated
-    ) -> tuple[Rollout, Scored]:
+    def scored(self, policy: LanguagePolicy, problems: list[Problem], prompt_ids: list[list[int]], generated: Generated) -> Round:
         """One round as a rollout, and how it was scored."""
-        G = self.group_size
-        lengths = generated.length.tolist()
-        ids = generated.completion_ids.tolist()
-        said = [ids[p][g][: lengths[p][g]] for p in range(len(problems)) for g in range(G)]
-        texts = [policy.decode(row, problems[i // G].prompt) for i, row in enumerate(said)]
-        repeated = [problem for problem in problems for _ in range(G)]
-        completions = [completion_for(problem.prompt, text) for problem, text in zip(repeated, texts, strict=True)]
-        ended = ["stop" if finished else "length" for finished in generated.finished.flatten().tolist()]
+        problems = [problem for problem in problems for _ in range(self.group_size)]
+        rows = zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)
+        said = [ids[:length] for ids, length in rows]
+        texts = [policy.rendering.decode(ids, problem.prompt) for ids, problem in zip(said, problems, strict=True)]
         scores = self.rewards(
-            prompts=[p.prompt for p in repeated],
-            completions=completions,
+            prompts=[problem.prompt for problem in problems],
+            completions=[completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)],
             completion_ids=said,
-            finish_reason=ended,
+            finish_reason=["stop" if done else "length" for done in generated.finished.flatten().tolist()],
             trainer_state=self.trainer_state,
-            **columns_of(repeated, self.columns),
+            **{name: [problem.columns[name] for problem in problems] for name in self.columns},
         )
-        rewarded = torch.tensor([float("nan") if s is None else s for s in scores.scores], device=generated.length.device).view(-1, G)
-        known = ~rewarded.isnan()
-        penalty = self.overlong(generated.length)
-        values = rewarded.nan_to_num() + penalty.where(known, 0.0)
-        spread = F.has_spread(values, known, dim=-1)
-        self.log_completions(repeated, texts, scores, penalty, generated)
+        values = [float("nan") if score is None else score for score in scores.scores]
+        rewarded = torch.tensor(values, device=generated.length.device).view_as(generated.length)
+        known, penalty = ~rewarded.isnan(), self.overlong(generated.length) if self.overlong_buffer else torch.zeros_like(rewarded)
+        score = rewarded.nan_to_num() + penalty.where(known, 0.0)
         rollout = recorded(
             prompt_ids,
             generated.completion_ids,
             generated.length,
-            score=values,
+            score=score,
             finished=generated.finished,
-            known=known,
+            counted=known[..., None],
+            log_prob=generated.log_prob,
             max_steps=self.max_tokens,
-        )
-        sampled = generated.log_prob.where(rollout.mask, 0.0)
-        other_numerics = policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine)
-        rollout = replace(
-            rollout,
-            behavior_log_prob=sampled,
-            sampler_log_prob=sampled if other_numerics else None,
             policy_version=generated.policy_version,
         )
-        return rollout, Scored(values, known, spread, penalty if self.overlong_buffer else None, generated, scores)
+        if policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine):  # other numerics than the policy's
+            rollout = replace(rollout, sampler_log_prob=rollout.behavior_log_prob)
+        return Round(rollout, generated, problems, texts, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
 
     def overlong(self, length: Tensor) -> Tensor:
-        """``min(0, max(−1, (L_max − L_c − |y|) / L_c))`` for each completion; zeros without a buffer."""
-        if self.overlong_buffer == 0:
-            return torch.zeros(length.shape, device=length.device)
+        """``min(0, max(−1, (L_max − L_c − |y|) / L_c))`` for each completion."""
         return ((self.max_tokens - self.overlong_buffer - length) / self.overlong_buffer).clamp(-1.0, 0.0)
 
-    def log_completions(self, problems: list[Problem], texts: list[str], scores: Scores, penalty: Tensor, generated: Generated) -> None:
-        """Keep what was said, for people; the score is the one that is trained on."""
-        lengths, finished = generated.length.flatten().tolist(), generated.finished.flatten().tolist()
-        lost = penalty.flatten().tolist()
-        for i, (problem, text) in enumerate(zip(problems, texts, strict=True)):
-            parts = {name: values[i] for name, values in scores.parts.items()}
-            ended = "stop" if finished[i] else "length"
-            kept: Sampled = {"iteration": self.iteration + 1, "prompt": problem.prompt, **dict(problem.columns), "completion": text}
-            found = scores.scores[i]
-            made = {"score": None if found is None else found + lost[i], "rewards": parts}
-            made |= {"overlong_penalty": lost[i]} if self.overlong_buffer else {}
-            self.samples.append({**kept, **made, "tokens": lengths[i], "finish_reason": ended})
+    def metrics(self) -> Metrics:
+        """What the progress display and ``metrics.jsonl`` show of all rounds together.
+
+        Means of scores are over the completions that have one, those of a reward's own values over the ones it spoke about.
+        """
+        flat = [(r.score, r.known, r.penalty, r.spread, r.generated.length, r.generated.finished) for r in self.rounds]
+        score, known, penalty, spread, length, finished = (torch.cat([x.flatten() for x in same]) for same in zip(*flat, strict=True))
+        all_scores = [found.scores for found in self.rounds]
+        spoken = {name: [v for scores in all_scores for v in scores.parts[name] if v is not None] for name in all_scores[0].parts}
+        return {
+            "reward": float(score[known].mean()),
+            **{f"reward/{name}": math.fsum(values) / len(values) for name, values in spoken.items() if values},
+            **({"overlong_penalty": float(penalty[known].mean())} if self.overlong_buffer else {}),
+            "completion_length": float(length.float().mean()),
+            "cut_short": float((~finished).float().mean()),
+            "groups_with_spread": float(spread.float().mean()),
+            "missing_rewards": float((~known).float().mean()),
+            "rewards_none": float(sum(scores.num_none for scores in all_scores)),
+            "rewards_raised": float(sum(scores.num_raised for scores in all_scores)),
+            "rewards_timed_out": float(sum(scores.num_timed_out for scores in all_scores)),
+        }
+
+    @property
+    def samples(self) -> list[Sampled]:
+        """What was said in the last iteration, for people; the score is the one that is trained on."""
+        found: list[Sampled] = []
+        for r in self.rounds:
+            lengths, finished, lost = (x.flatten().tolist() for x in (r.generated.length, r.generated.finished, r.penalty))
+            for i, (problem, score) in enumerate(zip(r.problems, r.scores.scores, strict=True)):
+                sample: Sampled = {"iteration": self.iteration, "prompt": problem.prompt, **problem.columns, "completion": r.texts[i]}
+                sample["score"] = None if score is None else score + lost[i]
+                sample["rewards"] = {name: values[i] for name, values in r.scores.parts.items()}
+                sample |= {"overlong_penalty": lost[i]} if self.overlong_buffer else {}
+                found.append({**sample, "tokens": lengths[i], "finish_reason": "stop" if finished[i] else "length"})
+        return found
 
 
 class Order:
@@ -199,20 +222,11 @@ class Order:
 
     def take(self, number: int) -> list[int]:
         """The next ``number`` indices."""
-        taken: list[int] = []
-        while len(taken) < number:
-            if not self.left:
-                self.left = list(range(self.count))
-                self.random.shuffle(self.left)
-            taken.append(self.left.pop())
-        return taken
-
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Ragged ids as a right-padded tensor ``[rows, longest]`` and their lengths ``[rows]``."""
-    length = torch.tensor([len(row) for row in rows], device=device)
-    longest = max([1, *map(len, rows)])
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long, device=device), length
+        while len(self.left) < number:
+            more = list(range(self.count))
+            self.random.shuffle(more)
+            self.left = [*more, *self.left]  # they are taken from the end
+        return [self.left.pop() for _ in range(number)]
 
 
 def recorded(
@@ -222,35 +236,37 @@ def recorded(
     *,
     score: Tensor,
     finished: Tensor,
-    known: Tensor | None = None,
-    start: Tensor | None = None,
-    max_steps: int | None = None,
-    unit: Any = "group",
+    counted: Tensor | None = None,
+    log_prob: Tensor | None = None,
+    **others: Any,
 ) -> Rollout:
-    """A rollout ``[units, G, T]`` with each row's score at its last token; rows not ``known`` and tokens before ``start`` are masked."""
-    device = completion_ids.device
-    prompts, prompt_length = padded(prompt_ids, device)
-    t = torch.arange(completion_ids.shape[-1], device=device)
-    mask = t < completion_length[..., None]
-    mask = mask if known is None else mask & known[..., None]
-    mask = mask if start is None else mask & (t >= start[..., None])
+    """A rollout ``[units, G, T]`` with each row's score at its last token; tokens that are not ``counted`` (it broadcasts) are masked."""
+    prompts, prompt_length = padded(prompt_ids, completion_ids.device)
+    t = torch.arange(completion_ids.shape[-1], device=completion_ids.device)
+    real = t < completion_length[..., None]
+    mask = real if counted is None else real & counted
     last = (t == completion_length[..., None] - 1) & mask
     reward = (score[..., None] * last).float()
     return Rollout(
         inputs={
             "prompt_ids": prompts,
             "prompt_length": prompt_length,
-            "completion_ids": completion_ids.where(t < completion_length[..., None], 0),
+            "completion_ids": completion_ids.where(real, 0),
             "completion_length": completion_length,
         },
         reward=reward,
         terminated=last & finished[..., None],
         truncated=last & ~finished[..., None],
         mask=mask,
-        behavior_log_prob=torch.zeros_like(reward),
-        max_steps=max_steps,
-        unit=unit,
+        behavior_log_prob=torch.zeros_like(reward) if log_prob is None else log_prob.where(mask, 0.0),
+        **{"unit": "group", **others},
     )
+
+
+def check_reference(reference: LanguagePolicy, policy: LanguagePolicy) -> None:
+    """Refuse a reference of another vocabulary."""
+    sizes = reference.vocabulary, policy.vocabulary
+    require(sizes[0] == sizes[1], "reference: it has {} tokens, the policy {}; take one of the same vocabulary".format(*sizes))
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
@@ -290,14 +306,9 @@ def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16)
     return torch.cat([policy.evaluate(**part).log_prob for part in parts])
 
 
-def places_of(problems: Sequence[Problem]) -> list[str]:
-    """Where each problem was read, as far as it knows, for errors."""
-    return [problem.place or f"prompts[{i}]" for i, problem in enumerate(problems)]
-
-
 def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt | Problem], max_tokens: int) -> None:
     """Refuse prompts that leave no room for a completion, before anything is sampled."""
     problems = [p if isinstance(p, Problem) else Problem(prompt=p) for p in prompts]
-    ids = policy.encode_all([p.prompt for p in problems], places_of(problems))
+    ids = policy.encode_all([p.prompt for p in problems], [p.place for p in problems])
     check_prompts(policy, ids, max_tokens)
     policy.look_up_to(max(map(len, ids)) + max_tokens)

@@ -12,12 +12,12 @@ import torch
 from upslope.errors import require
 from upslope.intervals import wilson
 from upslope.language.asked import TrainerState
-from upslope.language.collect import places_of
+from upslope.language.checks import Reward, completion_for
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Pair, Problem, Task, columns_of
 from upslope.language.recorded import preference_pairs
-from upslope.language.rewards import Reward, Rewards, completion_for
+from upslope.language.rewards import Rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def evaluate(
     require(bool(found), f"task {task.name}: it holds no problem out, so nothing can be evaluated; give it a FILE.test.jsonl")
     require(episodes is None or episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes}")
     found = found[:episodes]
-    prompts = policy.encode_all([problem.prompt for problem in found], places_of(found))
+    prompts = policy.encode_all([problem.prompt for problem in found], [problem.place for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
     lengths = made.length[:, 0].tolist()
     said = [ids[:n] for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]

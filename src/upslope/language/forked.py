@@ -39,7 +39,7 @@ def in_process(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
         seconds = limit()
         if seconds is not None and seconds <= 0:
             done += 1
-            yield Outcome(values=[], timed_out=True)
+            yield Outcome()
             continue
         with copy_of_this_process(calls[done:], seconds) as answers:
             goes_on = True
@@ -53,11 +53,11 @@ def in_process(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
 def answer_of(answers: Connection, seconds: float | None) -> tuple[Outcome, bool]:
     """The next outcome, and whether the process that sent it can go on."""
     if not answers.poll(seconds):
-        return Outcome(values=[], timed_out=True), False
+        return Outcome(), False
     try:
         return Outcome(**json.loads(answers.recv_bytes())), True
     except (EOFError, OSError):
-        return Outcome(values=[], error="its process ended before it answered (killed for memory, or it crashed)"), False
+        return Outcome(error="its process ended before it answered (killed for memory, or it crashed)"), False
 
 
 @contextlib.contextmanager

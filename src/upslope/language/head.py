@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +13,27 @@ from torch.autograd.function import once_differentiable
 CHUNK = 1 << 24
 """Logits that exist at one time (64 MiB in float32)."""
 
+LOWEST = torch.finfo(torch.float32).min
+"""What stands for log-probabilities of −∞: times a probability of 0 it adds nothing."""
+
 KEPT = 1 << 25
 """Probabilities that a pass may keep until its backward pass (128 MiB in float32). Where there are more, or a cap bends the logits,
 the backward pass computes them again."""
 
 
-class TokenLogProb(torch.autograd.Function):
-    """``log softmax(z)[target]`` and the entropy of ``softmax(z)``, ``z = cap · tanh((h Wᵀ + b) / cap) · scale`` (``cap`` None: no tanh).
+class Head(NamedTuple):
+    """What makes logits: ``z = cap · tanh((h Wᵀ + b) / cap) · scale``, ``weight [V, H]``, ``bias [V]`` or None; ``cap`` None: no tanh."""
 
-    ``hidden [M, H]``, ``weight [V, H]``, ``bias [V]`` or None, ``targets [M]`` → ``log_prob [M]``, ``entropy [M]``, in float32.
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    cap: float | None
+
+
+class TokenLogProb(torch.autograd.Function):
+    """``log softmax(z)[target]`` and the entropy of ``softmax(z)``, with the logits ``z`` of a :class:`Head`.
+
+    ``hidden [M, H]``, ``targets [M]`` and the head's fields → ``log_prob [M]``, ``entropy [M]``, in float32 at least.
     Backward: ``∂ log π_y / ∂z = e_y − p``, ``∂H / ∂z_j = −p_j (log p_j + H)``.
     """
 
@@ -37,7 +49,7 @@ class TokenLogProb(torch.autograd.Function):
             p = z.sub_(z.amax(-1, keepdim=True)).exp()  # not divided by its sum yet
             total = p.sum(-1)
             log_prob[rows] = z.gather(1, targets[rows, None]).squeeze(1) - total.log()
-            entropy[rows] = total.log() - torch.einsum("mv,mv->m", p, finite_(z)) / total
+            entropy[rows] = total.log() - torch.einsum("mv,mv->m", p, z.clamp_(min=LOWEST)) / total
             if keep:
                 kept += p, total
         ctx.save_for_backward(hidden, weight, bias, targets, log_prob, entropy, *kept)
@@ -62,7 +74,7 @@ class TokenLogProb(torch.autograd.Function):
                 p = z.softmax(-1)
             grad = torch.zeros((), dtype=p.dtype, device=p.device)
             if to_entropy is not None:
-                grad = finite_(p.log()).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
+                grad = p.log().clamp_(min=LOWEST).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
                 by_log_prob = p.mul_(-up)
@@ -74,16 +86,14 @@ class TokenLogProb(torch.autograd.Function):
                 to_bias += grad.sum(0, dtype=to_bias.dtype)
             torch.mm(grad, weight, out=to_hidden[rows])
             if ctx.needs_input_grad[1]:
-                to_weight = added(to_weight, grad.t(), hidden[rows])
+                to_weight = torch.mm(grad.t(), hidden[rows]) if to_weight is None else added(to_weight, grad.t(), hidden[rows])
         to_weight = None if to_weight is None else to_weight.to(weight.dtype)
         to_bias = None if to_bias is None or bias is None else to_bias.to(bias.dtype)
         return to_hidden, to_weight, to_bias, None, None, None
 
 
-def added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """``total + a b``; from the second product on in float32 at least, in which many of them add up."""
-    if total is None:
-        return torch.mm(a, b)
+def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a b``, in float32 at least, in which many products add up."""
     total = total.to(accumulated(total))
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(torch.mm(a, b))
 
@@ -102,11 +112,6 @@ def finished(logits: Tensor, bias: Tensor | None, scale: float, cap: float | Non
         bent = torch.tanh(logits / cap)
         logits, slope = bent * cap, 1 - bent.square()
     return (logits if scale == 1.0 else logits.mul_(scale)), slope
-
-
-def finite_(log_p: Tensor) -> Tensor:
-    """Log-probabilities of −∞ made finite, in place: times a probability of 0 they then add nothing."""
-    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
 
 
 def chunks(rows: int, vocabulary: int) -> list[slice]:

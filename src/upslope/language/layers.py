@@ -1,16 +1,12 @@
-"""What models differ in, and what a policy around one offers to the passes through it."""
+"""What models differ in: the way that texts take through them, how long these may be, what is done to logits, and which tokens end one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast
+from functools import cached_property
+from typing import Any
 
-import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from upslope.records import Policy
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class Attention:
     because: str | None = None
     cached: bool = True
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether the shared attention serves it."""
         return self.because is None
@@ -33,59 +29,6 @@ class Attention:
 
 
 PACKED = Attention()
-
-
-class TextPolicy(Policy, Protocol):
-    """A policy around a Transformers model (:class:`~upslope.language.policy.LanguagePolicy`), as sampling and comparisons use it."""
-
-    attention: Attention
-    temperature: float
-    body: Any
-    stop_ids: Any
-    tokenizer: Any
-    adapter: Any
-
-    @property
-    def model(self) -> PreTrainedModel: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def context(self) -> int: ...
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def has_value(self) -> bool: ...
-
-    @classmethod
-    def around(cls, model: PreTrainedModel, *, attention: Attention, compute_dtype: torch.dtype) -> Self: ...
-
-    def look_up_to(self, length: int) -> None: ...
-
-    def weights(self) -> dict[str, Tensor] | None: ...
-
-    def hidden(self, *inputs: Any, **options: Any) -> Any: ...
-
-    def read(self, row: Any, weights: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]: ...
-
-    def values(self, hidden: Tensor) -> Tensor: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-def cast_parameter(weights: dict[str, Tensor] | None, body: nn.Module, parameter: Tensor) -> Tensor:
-    """A parameter, or what stands for it in this pass."""
-    if weights is None:
-        return parameter
-    return next((weights[name] for name, p in body.named_parameters() if p is parameter), parameter)
-
-
-def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that makes logits."""
-    return cast(nn.Linear, model.get_output_embeddings())
 
 
 def logit_scale(model: PreTrainedModel) -> float:
@@ -98,6 +41,12 @@ def logit_scale(model: PreTrainedModel) -> float:
 def logit_cap(model: PreTrainedModel) -> float | None:
     """The bound that Gemma 2 bends its logits to."""
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def longest_text(model: PreTrainedModel) -> int:
+    """The longest text that a model can see, and sees as it sees shorter ones, in tokens."""
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    return min(longest, changes_with_length(model) or longest)
 
 
 def changes_with_length(model: PreTrainedModel) -> int | None:
@@ -116,3 +65,10 @@ def changes_with_length(model: PreTrainedModel) -> int | None:
             limit = part.get("original_max_position_embeddings") if rope == "longrope" else None
             limits.append(int(limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings))
     return min(limits, default=None)
+
+
+def generation_stops(model: PreTrainedModel) -> list[int]:
+    """The end tokens of the model's generation settings."""
+    config: Any = getattr(model, "generation_config", None)  # models that generate nothing have none
+    found = getattr(config, "eos_token_id", None)
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

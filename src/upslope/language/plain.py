@@ -9,15 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from upslope.errors import UsageError
-from upslope.language.layers import TextPolicy
 from upslope.language.sampling import inverse_cdf
 from upslope.records import Evaluation
+
+if TYPE_CHECKING:
+    from upslope.language.policy import LanguagePolicy
 
 STATES = ("past_key_values", "cache_params", "state", "mems")
 """Where Transformers models keep what they remember of a text; each takes back what it returned under the same name."""
@@ -57,15 +59,16 @@ def rows(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, comp
             yield torch.cat([prompt_ids[b, :start], completion_ids[b, g, :length]]), start
 
 
-def evaluate(policy: TextPolicy, inputs: dict[str, Tensor]) -> Evaluation:
+def evaluate(
+    policy: LanguagePolicy, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor
+) -> Evaluation:
     """What :meth:`LanguagePolicy.evaluate` says, ``[B, G, T]``, from one call of the model for each row."""
-    completion_ids, lengths = inputs["completion_ids"], inputs["completion_length"]
-    real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < lengths[..., None]
+    real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
     weights, valued = policy.weights(), policy.has_value
     parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for ids, start in rows(**inputs):
+    for ids, start in rows(prompt_ids, prompt_length, completion_ids, completion_length):
         if len(ids) > start:
-            logits, hidden = policy.read(Row(ids[:-1], wants_hidden=valued), weights)
+            logits, hidden = policy.run(Row(ids[:-1], wants_hidden=valued), weights)
             log_p = log_probs(logits[start - 1 :], policy.temperature)
             entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
             value = policy.values(required(hidden)[start - 1 :]) if valued else None
@@ -78,11 +81,11 @@ def evaluate(policy: TextPolicy, inputs: dict[str, Tensor]) -> Evaluation:
     return Evaluation(log_prob=on_grid[0], entropy=on_grid[1], value=on_grid[2] if valued else None)
 
 
-def score(policy: TextPolicy, inputs: dict[str, Tensor]) -> Tensor:
+def score(policy: LanguagePolicy, *texts: Tensor) -> Tensor:
     """What the value head gives each whole completion ``[B, G]``."""
     weights = policy.weights()
-    last = [required(policy.read(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(**inputs)]
-    return policy.values(torch.stack(last)).view(inputs["completion_length"].shape)
+    last = [required(policy.run(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(*texts)]
+    return policy.values(torch.stack(last)).view(texts[-1].shape)
 
 
 def required(hidden: Tensor | None) -> Tensor:
@@ -100,7 +103,7 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
 class PlainDecoding:
     """Sampling one completion after the other, with the cache that the model itself keeps, or without where that is not exact."""
 
-    def __init__(self, policy: TextPolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
+    def __init__(self, policy: LanguagePolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
         self.policy, self.weights, self.cached = policy, weights, cached
 
     def completions(
@@ -116,7 +119,7 @@ class PlainDecoding:
     def read(self, ids: Tensor, state: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """What is remembered after these tokens, and log-probabilities of the next one ``[1, vocabulary]``."""
         row = Row(ids, state, keeps=self.cached)
-        logits, _ = self.policy.read(row, self.weights)
+        logits, _ = self.policy.run(row, self.weights)
         if self.cached and not row.state:
             raise UsageError("model: it keeps no cache")
         return row.state, log_probs(logits[-1:], self.policy.temperature)

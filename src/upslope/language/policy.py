@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from upslope.language import plain
 from upslope.language.architecture import BRIEF, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
-from upslope.language.head import TokenLogProb
-from upslope.language.layers import PACKED, Attention, cast_parameter, changes_with_length, logit_cap, logit_scale, output_layer
+from upslope.language.head import Head, TokenLogProb
+from upslope.language.layers import PACKED, Attention, changes_with_length, generation_stops, logit_cap, logit_scale, longest_text
 from upslope.language.masters import check_settings, masters, unwrapped
 from upslope.language.memory import keep_large_blocks
 from upslope.language.precision import preferred
@@ -120,6 +120,10 @@ class LanguagePolicy(nn.Module):
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
         self.own_stop_ids: frozenset[int] | None = frozenset()
         self.attention, self.inspected = PACKED, BRIEF
+        self.context = longest_text(model)
+        """The longest text that the model can see, in tokens."""
+        self.beyond = "" if changes_with_length(model) is None else ", beyond which its rotary scaling changes for the whole text"
+        self.logit_scale, self.logit_cap, self.has_value = logit_scale(model), logit_cap(model), value_head
 
     @classmethod
     def around(cls, model: PreTrainedModel, *, attention: Attention, compute_dtype: torch.dtype) -> Self:
@@ -148,21 +152,10 @@ class LanguagePolicy(nn.Module):
         return self.model.device
 
     @property
-    def context(self) -> int:
-        """The longest text that the model can see, in tokens."""
-        config: Any = self.model.config.get_text_config()
-        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-        return min(longest, changes_with_length(self.model) or longest)
-
-    @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return int(output_layer(self.model).weight.shape[0])
-
-    @property
-    def has_value(self) -> bool:
-        """Whether there is a value head."""
-        return self.body.value_head is not None
+        layer: Any = self.model.get_output_embeddings()
+        return int(layer.weight.shape[0])
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -237,34 +230,16 @@ class LanguagePolicy(nn.Module):
         ``prompt_ids [B, P]`` and ``completion_ids [B, G, T]`` are right-padded, their lengths ``[B]`` and ``[B, G]``; what stands in
         the padding is never looked at. ``value`` at a token is that of the text before it.
         """
-        inputs = {
-            "prompt_ids": prompt_ids,
-            "prompt_length": prompt_length,
-            "completion_ids": completion_ids,
-            "completion_length": completion_length,
-        }
-        self.check_context(prompt_length, completion_length)
+        texts = prompt_ids, prompt_length, completion_ids, completion_length
+        self.check_context(int((prompt_length[:, None] + completion_length).max()))
         if not self.attention.packed:
-            return plain.evaluate(self, inputs)
-        packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length)
+            return plain.evaluate(self, *texts)
+        row, weights = Packed.of(*texts), self.weights()
+        hidden, head = self.run(row, weights)[row.predicts], self.head(weights)
         real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
-        weights = self.weights()
-        hidden = self.hidden(packed, weights)[packed.predicts]
-        layer = output_layer(self.model)
-        log_prob, entropy = cast(
-            tuple[Tensor, Tensor],
-            TokenLogProb.apply(
-                hidden,
-                cast_parameter(weights, self.body, layer.weight),
-                None if layer.bias is None else cast_parameter(weights, self.body, layer.bias),
-                completion_ids[real],
-                logit_scale(self.model) / self.temperature,
-                logit_cap(self.model),
-            ),
-        )
-        value = None if self.body.value_head is None else self.values(hidden)
-        on_grid = [None if x is None else x.new_zeros(real.shape).masked_scatter(real, x) for x in (log_prob, entropy, value)]
-        return Evaluation(log_prob=cast(Tensor, on_grid[0]), entropy=cast(Tensor, on_grid[1]), value=on_grid[2])
+        found: Any = TokenLogProb.apply(hidden, head.weight, head.bias, completion_ids[real], head.scale, head.cap)
+        found = {"log_prob": found[0], "entropy": found[1], **({"value": self.values(hidden)} if self.has_value else {})}
+        return Evaluation(**{name: x.new_zeros(real.shape).masked_scatter(real, x) for name, x in found.items()})
 
     forward = evaluate
 
@@ -272,24 +247,16 @@ class LanguagePolicy(nn.Module):
         """What the value head gives each whole completion ``[B, G]``: a reward model."""
         if self.body.value_head is None:
             raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
-        inputs = {
-            "prompt_ids": prompt_ids,
-            "prompt_length": prompt_length,
-            "completion_ids": completion_ids,
-            "completion_length": completion_length,
-        }
-        self.check_context(prompt_length, completion_length)
+        texts = prompt_ids, prompt_length, completion_ids, completion_length
+        self.check_context(int((prompt_length[:, None] + completion_length).max()))
         if not self.attention.packed:
-            return plain.score(self, inputs)
-        packed = Packed.of(prompt_ids, prompt_length, completion_ids, completion_length, whole=True)
-        return self.values(self.hidden(packed, self.weights())[packed.last])
+            return plain.score(self, *texts)
+        row = Packed.of(*texts, whole=True)
+        return self.values(self.run(row, self.weights())[row.last])
 
-    def check_context(self, prompt_length: Tensor, completion_length: Tensor) -> None:
+    def check_context(self, longest: int) -> None:
         """Refuse texts that the model cannot see, or not as it sees shorter ones."""
-        longest = int((prompt_length[:, None] + completion_length).max())
-        if longest > self.context:
-            why = "" if changes_with_length(self.model) is None else ", beyond which its rotary scaling changes for the whole text"
-            raise UsageError(f"texts: {longest} tokens exceed the model's context of {self.context}{why}; shorten them")
+        require(longest <= self.context, f"texts: {longest} tokens exceed the model's context of {self.context}{self.beyond}; shorten them")
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head, in float32."""
@@ -300,7 +267,7 @@ class LanguagePolicy(nn.Module):
 
     def weights(self) -> dict[str, Tensor] | None:
         """The parameters cast to the compute precision, by name; None where they are in it already."""
-        if all(p.dtype == self.compute_dtype for p in self.model.parameters()):
+        if all(p.dtype == self.compute_dtype for p in self.body.model.parameters()):
             return None
         exact = tuple(getattr(self.model, "_keep_in_fp32_modules_strict", None) or ())  # layers that lose their meaning when rounded
         return {
@@ -308,20 +275,13 @@ class LanguagePolicy(nn.Module):
             for name, p in self.body.named_parameters()
         }
 
-    def hidden(self, layout: Any, weights: dict[str, Tensor] | None) -> Tensor:
-        """Last hidden states ``[N, H]`` of a packed row."""
+    def head(self, weights: dict[str, Tensor] | None) -> Head:
+        """The last layer in a pass with these weights; its scale holds the temperature."""
+        layer: Any = self.body.model.get_output_embeddings()
+        cast: dict[Any, Any] = {} if weights is None else {p: weights[name] for name, p in self.body.named_parameters()}
+        bias = None if layer.bias is None else cast.get(layer.bias, layer.bias)
+        return Head(cast.get(layer.weight, layer.weight), bias, self.logit_scale / self.temperature, self.logit_cap)
+
+    def run(self, layout: Any, weights: dict[str, Tensor] | None) -> Any:
+        """Last hidden states ``[N, H]`` of a packed row; logits and hidden states of a plain one."""
         return self.body(layout) if weights is None else torch.func.functional_call(self.body, weights, (layout,))
-
-    def read(self, row: plain.Row, weights: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Logits ``[N, vocabulary]`` of a plain row, and last hidden states where it wants them."""
-        return self.body(row) if weights is None else torch.func.functional_call(self.body, weights, (row,))
-
-
-# ------------------------------------------------------------------------------------------------------- what models differ in
-
-
-def generation_stops(model: PreTrainedModel) -> list[int]:
-    """The end tokens of the model's generation settings."""
-    config: Any = getattr(model, "generation_config", None)  # models that generate nothing have none
-    found = getattr(config, "eos_token_id", None)
-    return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from upslope.errors import UsageError, missing_extra
 from upslope.files import filled_folder
-from upslope.language.layers import TextPolicy
 from upslope.language.quiet import quiet
 
-P = TypeVar("P", bound=TextPolicy)
+if TYPE_CHECKING:
+    from upslope.language.policy import LanguagePolicy
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -70,6 +70,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     return model, tokenizer
 
 
+Policy = TypeVar("Policy", bound="LanguagePolicy")
 AGAIN = "write the folder again (upslope export or upslope model), or download it again"
 """What to do about a damaged folder."""
 HUB_SECONDS = 5.0
@@ -105,7 +106,7 @@ def is_cached(name: str) -> bool:
         return False
 
 
-def save(policy: TextPolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
+def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
     """Write config, weights and tokenizer; merged where there are adapters."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"folder: {folder} is a file; name another place")
@@ -151,7 +152,7 @@ def load_value_head(head: nn.Linear, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- adapters
 
 
-def with_adapters(policy: P, rank: int) -> P:
+def with_adapters(policy: Policy, rank: int) -> Policy:
     """Train low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "language")
@@ -167,7 +168,7 @@ def with_adapters(policy: P, rank: int) -> P:
     return policy
 
 
-def merged(policy: TextPolicy) -> PreTrainedModel:
+def merged(policy: LanguagePolicy) -> PreTrainedModel:
     """A plain copy of the model with its adapters added into the weights."""
     import copy
 

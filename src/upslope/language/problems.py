@@ -67,10 +67,9 @@ class Labeled:
     place: str = field(default="", compare=False, repr=False)
 
 
-def columns_of(problems: Sequence[Problem], names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """The columns of ``problems`` as rewards receive them, one list per column: those of these ``names``, else of the first problem."""
-    names = list(problems[0].columns if problems else ()) if names is None else names
-    return {name: [problem.columns[name] for problem in problems] for name in names}
+def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The columns of ``problems`` as rewards receive them, one list per column of the first problem."""
+    return {name: [problem.columns[name] for problem in problems] for name in (problems[0].columns if problems else ())}
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -24,7 +24,7 @@ class Product:
 
     def __init__(self, weight: Tensor, rows: int = FEWEST) -> None:
         self.weight = weight
-        self.packed = packed(weight) if rows >= FEWEST else None
+        self.packed = packed(weight) if rows >= FEWEST and weight.numel() >= SMALLEST else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
@@ -33,8 +33,8 @@ class Product:
 
 
 def packed(weight: Tensor) -> Tensor | None:
-    """A copy in oneDNN's order; None where this build of PyTorch, this processor or this precision has none, or it would not pay."""
-    if weight.device.type != "cpu" or weight.numel() < SMALLEST or weight.dtype not in (torch.float32, torch.bfloat16):
+    """A copy in oneDNN's order; None where this build of PyTorch, this processor or this precision has none."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return None

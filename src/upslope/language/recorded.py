@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.language.collect import Order, log_probs, padded, recorded
+from upslope.language.checks import Prompt
+from upslope.language.collect import Order, check_reference, log_probs, recorded
+from upslope.language.engine import padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
 from upslope.language.rendering import Row, and_more
-from upslope.language.rewards import Prompt
 from upslope.records import Rollout
 
 
@@ -43,10 +44,8 @@ class Recorded:
     ) -> None:
         require(bool(rows), "data: expected at least one row, found none")
         require(batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {batch_size}")
-        if reference is not None and reference.vocabulary != policy.vocabulary:
-            raise UsageError(
-                f"reference: it has {reference.vocabulary} tokens, the policy {policy.vocabulary}; take one of the same vocabulary"
-            )
+        if reference is not None:
+            check_reference(reference, policy)
         places = places or [f"data[{i}]" for i in range(len(rows))]
         texts = [[completion_text(text, place) for text in texts] for (_, texts, _), place in zip(rows, places, strict=True)]
         groups = policy.rendering.rows([prompt for prompt, _, _ in rows], texts, places)
@@ -78,13 +77,14 @@ class Recorded:
         count = len(self.completions[indices[0]])
         ids, length = padded(rows, policy.device)
         score = torch.tensor([self.scores[i] for i in indices], device=policy.device)
+        start = torch.tensor([self.starts[i] for i in indices], device=policy.device)
         rollout = recorded(
             [self.prompts[i] for i in indices],
             ids.view(len(indices), count, -1),
             length.view(len(indices), count),
             score=score,
             finished=torch.ones_like(score, dtype=torch.bool),
-            start=torch.tensor([self.starts[i] for i in indices], device=policy.device),
+            counted=torch.arange(ids.shape[-1], device=policy.device) >= start[..., None],
             unit="pair",
         )
         if self.reference is None:

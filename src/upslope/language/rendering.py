@@ -21,11 +21,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt
-from upslope.language.tokens import drops_unknown, in_batch, surroundings, unknown_id, vanishes, word_anchor
+from upslope.language.tokens import drops_unknown, refused, surroundings, unknown_id, vanishes, word_anchor
 from upslope.language.turns import Turn, answered, check_prompt, is_begun, turn_of, without, without_empty_turn
 
 
@@ -40,6 +41,12 @@ class Row:
     ids: list[int]
     start: int
     seam: str = ""
+
+
+AS_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+"""How ids become text."""
+AS_IDS = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+"""How text becomes ids: without what the tokenizer puts around texts."""
 
 
 class Rendering:
@@ -57,7 +64,9 @@ class Rendering:
         self.rendered: tuple[Any, Turn] = (None, Turn())
         self.unknown_id, self.drops, self.refuses_unknown = unknown_id(tokenizer), drops_unknown(tokenizer), True
         self.vanishing: dict[str, bool] = {}
-        self.anchor = word_anchor(tokenizer)
+        anchor = word_anchor(tokenizer)
+        self.anchor = [] if anchor is None else [anchor]
+        self.anchor_text = tokenizer.decode(self.anchor, **AS_TEXT)
 
     @property
     def turn(self) -> Turn:
@@ -69,7 +78,7 @@ class Rendering:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Every token that ends a completion."""
-        return frozenset([*self.ends, *([] if self.turn.end_id is None else [self.turn.end_id])])
+        return frozenset(i for i in (*self.ends, self.turn.end_id) if i is not None)
 
     # -------------------------------------------------------------------------------------------------------------- prompts
 
@@ -80,38 +89,45 @@ class Rendering:
             UsageError: a prompt that is neither text nor messages, that the template refuses, or with characters the tokenizer has
                 no token for.
         """
-        places = places or [f"prompts[{i}]" for i in range(len(prompts))]
-        return self._ids(prompts, self._prompt_texts(prompts, places), places)
+        places = [place or f"prompts[{i}]" for i, place in enumerate(places or [""] * len(prompts))]
+        return self._asked(prompts, places)[1]
 
-    def _prompt_texts(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[str]:
-        """Each prompt as the text that is tokenized."""
+    def _asked(self, prompts: Sequence[Prompt], places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        """Each prompt as the text that is tokenized, and as ids."""
         for prompt, place in zip(prompts, places, strict=True):
-            check_prompt(prompt, place)
-        texts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, str)}
-        for going_on in (False, True):
-            found = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str) and is_begun(prompt) == going_on]
+            if not (isinstance(prompt, str) and prompt.isascii()):
+                check_prompt(prompt, place)
+        texts: list[Any] = list(prompts)
+        begun = {i: is_begun(prompt) for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+        for going_on in sorted(set(begun.values())):
+            found = [i for i in begun if begun[i] == going_on]
             options = {"continue_final_message": True} if going_on else {"add_generation_prompt": True}
             rendered = self._render([without_empty_turn(prompts[i]) for i in found], [places[i] for i in found], **options)
-            texts |= dict(zip(found, rendered, strict=True))
-        return [texts[i] for i in range(len(prompts))]
+            for i, text in zip(found, rendered, strict=True):
+                texts[i] = text
+        ids = self._encodings(texts, places)["input_ids"] if texts else []
+        return texts, [self._begin(x) if self.prefix and isinstance(prompt, str) else x for prompt, x in zip(prompts, ids, strict=True)]
 
     def _render(self, talks: Sequence[Sequence[Any]], places: Sequence[str], **options: Any) -> list[str]:
         """Lists of messages as text, through the template."""
-        if talks and not self.tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
-        apply = lambda batch: self.tokenizer.apply_chat_template(batch, tokenize=False, **options)  # noqa: E731
-        return in_batch(apply, [list(talk) for talk in talks], places, "the model's chat template refuses these messages")
+        apply = partial(self.tokenizer.apply_chat_template, tokenize=False, **options)
+        batch = [list(talk) for talk in talks]
+        try:
+            return apply(batch)
+        except Exception as error:
+            raise refused(apply, batch, places, "the model's chat template refuses these messages", error) from error
 
     def _encodings(self, texts: Sequence[str], places: Sequence[str]) -> Any:
         """What the tokenizer says about each text, without what it puts around texts; refuses characters it does not know."""
-        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        call = lambda batch: [self.tokenizer(batch, **plain)]  # noqa: E731
-        whole = in_batch(call, list(texts), places, "the tokenizer refuses this text")[0]
+        try:
+            whole = self.tokenizer(list(texts), **AS_IDS)
+        except Exception as error:
+            raise refused(partial(self.tokenizer, **AS_IDS), texts, places, "the tokenizer refuses this text", error) from error
         for i, ids in enumerate(whole["input_ids"]):
             if self.drops or self.unknown_id in ids:
-                lost = self._lost(texts[i], ids, whole.encodings[i].offsets if whole.is_fast else None)
-                if lost:
-                    self._tell_unknown(lost[0], places[i])
+                self._tell_unknown(self._lost(texts[i], ids, whole.encodings[i].offsets if whole.is_fast else None), places[i])
         return whole
 
     def _lost(self, text: str, ids: list[int], offsets: Sequence[tuple[int, int]] | None) -> list[str]:
@@ -126,17 +142,15 @@ class Rendering:
         spans = [text[a:b] for token, (a, b) in zip(ids, offsets, strict=True) if token == self.unknown_id]
         return [span for span in spans if span.strip() != name]
 
-    def _tell_unknown(self, lost: str, place: str) -> None:
+    def _tell_unknown(self, lost: list[str], place: str) -> None:
+        if not lost:
+            return
         name = "nothing" if self.unknown_id is None else self.tokenizer.convert_ids_to_tokens(self.unknown_id)
-        line = f"{place}: the tokenizer has no token for {lost!r:.40}, the model would see {name} in its place; take it out"
+        line = f"{place}: the tokenizer has no token for {lost[0]!r:.40}, the model would see {name} in its place; take it out"
         line += "" if self.unknown_id is None else f", or write {name} where that is meant"
         if self.refuses_unknown:
             raise UsageError(line)
         warnings.warn(line, stacklevel=2)
-
-    def _ids(self, prompts: Sequence[Prompt], texts: Sequence[str], places: Sequence[str]) -> list[list[int]]:
-        found = self._encodings(texts, places)["input_ids"] if texts else []
-        return [self._begin(ids) if isinstance(prompt, str) else ids for prompt, ids in zip(prompts, found, strict=True)]
 
     def _begin(self, ids: list[int]) -> list[int]:
         """A text's ids behind what the tokenizer puts before every text, which the text may have brought itself."""
@@ -152,8 +166,7 @@ class Rendering:
                 whose own tokens do not begin the whole.
         """
         places = places or [f"data[{i}]" for i in range(len(prompts))]
-        asked = self._prompt_texts(prompts, places)
-        alone = self._ids(prompts, asked, places)
+        asked, alone = self._asked(prompts, places)
         owner = [i for i, texts in enumerate(completions) for _ in texts]
         answers = [self._unended(prompts[i], text) for i, texts in zip(range(len(prompts)), completions, strict=True) for text in texts]
         of_row = [places[i] for i in owner]
@@ -180,7 +193,7 @@ class Rendering:
         talks = {
             n: answered(prompt, text) for n, (prompt, text) in enumerate(zip(prompts, answers, strict=True)) if not isinstance(prompt, str)
         }
-        rendered = dict(zip(talks, self._render(list(talks.values()), [places[n] for n in talks]), strict=True))
+        rendered = dict(zip(talks, self._render(list(talks.values()), [places[n] for n in talks]), strict=True)) if talks else {}
         texts, unlike = [a + b for a, b in zip(asked, answers, strict=True)], []
         for n, whole in rendered.items():
             size = len(whole) - len(self.turn.closing)
@@ -248,17 +261,16 @@ class Rendering:
         Tokenizers that mark the starts of words lose the first blank of a text; behind a prompt it is kept. What the template itself
         writes around an assistant's content (a blank, a role, the words of an end) is no part of the content.
         """
-        ended = len(ids) > 0 and ids[-1] in self.stop_ids
-        bare = list(ids[:-1] if ended else ids)
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        turn = self.turn
+        ended = len(ids) > 0 and ids[-1] in (*self.ends, turn.end_id)
+        bare = ids[:-1] if ended else ids
         if after is None:
-            return str(self.tokenizer.decode(bare, **options))
-        anchor = [] if self.anchor is None else [self.anchor]
-        text = str(self.tokenizer.decode([*anchor, *bare], **options)).removeprefix(str(self.tokenizer.decode(anchor, **options)))
+            return self.tokenizer.decode(list(bare), **AS_TEXT)
+        text = self.tokenizer.decode([*self.anchor, *bare], **AS_TEXT).removeprefix(self.anchor_text)
         if isinstance(after, str):
             return text
-        text = text if is_begun(after) else text.removeprefix(self.turn.lead_text)
-        return text.removesuffix(self.turn.end_text) if ended else text
+        text = text if is_begun(after) else text.removeprefix(turn.lead_text)
+        return text.removesuffix(turn.end_text) if ended else text
 
 
 def squeezed(text: str) -> str:

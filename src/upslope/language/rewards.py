@@ -17,31 +17,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, require, unknown
-from upslope.language.asked import ALSO_KNOWN, TrainerState, accepted, needed, takes
+from upslope.language.asked import ALSO_KNOWN, Asked, TrainerState
 from upslope.language.calls import Call, Outcome, in_place, in_thread
-from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin, completion_for, text_of
+from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
 from upslope.language.forked import can_fork, in_process
 from upslope.language.values import kind_of
-
-__all__ = [
-    "BUILTIN",
-    "Part",
-    "Reward",
-    "Rewards",
-    "Scores",
-    "TrainerState",
-    "builtin",
-    "completion_for",
-    "parse_weight",
-    "reward_from",
-    "text_of",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +38,11 @@ class Part:
     name: str
     function: Reward
     weight: float = 1.0
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What the function is given, and what it cannot be called without."""
+        return Asked.by(self.function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +128,7 @@ class Rewards:
     def check(self, columns: Sequence[str], also_known: Sequence[str] = ALSO_KNOWN) -> None:
         """Raise :class:`UsageError` if a reward asks for what is neither among ``columns`` nor ``also_known``."""
         for part in self.parts:
-            for name in needed(part.function):
+            for name in part.asked.needed:
                 shown = ", ".join(column for column in columns if column not in ALSO_KNOWN) or "none"
                 known = name in columns or name in also_known
                 require(known, f"reward {part.name} needs the column {name!r}, which the data does not have (columns: {shown})")
@@ -153,81 +145,73 @@ class Rewards:
 
         ``columns`` may hold ``completion_ids`` and ``finish_reason``; without ``trainer_state`` it is that of a run's beginning.
         """
-        given = {"prompts": list(prompts), "completions": list(completions), **{name: list(column) for name, column in columns.items()}}
-        count = len(given["completions"])
+        given = {name: list(column) for name, column in {"prompts": prompts, "completions": completions, **columns}.items()}
+        count = len(completions)
         for name, column in given.items():
             require(len(column) == count, f"{name}: expected one entry for each of {count} completions, found {len(column)}")
         self.check([*columns, "trainer_state"], also_known=())
-        tally = _Tally()
-        parts = {part.name: self._values(part, given, trainer_state, tally) for part in self.parts}
-        counted = [part for part in self.parts if part.weight != 0]
-        scores: list[float | None] = []
-        for index in range(count):
-            spoken = [(part.weight, value) for part in counted if (value := parts[part.name][index]) is not None]
-            lost = any((part.name, index) in tally.lost for part in counted)
-            scores.append(math.fsum(weight * value for weight, value in spoken) if spoken and not lost else None)
-        if count and all(score is None for score in scores):
-            raise RunFault(f"none of {count} completions got a score: {tally.first_error}")
-        return Scores(scores=scores, parts=parts, **tally.counts())
+        parts: dict[str, list[float | None]] = {}
+        lost: dict[tuple[str, int], Outcome] = {}  # what is not known, for a reward raised or took too long
+        num_retried = 0
+        for part in self.parts:
+            call = self._call(part, given, trainer_state)
+            values = self._at_once(call) if count > 1 else None
+            num_retried += count > 1 and values is None
+            parts[part.name] = self._item_by_item(call, lost) if values is None else values
+        counted, scores = [part for part in self.parts if part.weight != 0], list[float | None]()
+        for i in range(count):
+            spoken = [(part.weight, value) for part in counted if (value := parts[part.name][i]) is not None]
+            known = spoken and not any((part.name, i) in lost for part in counted)
+            scores.append(math.fsum(weight * value for weight, value in spoken) if known else None)
+        missing = [(name, i) for name, values in parts.items() for i, value in enumerate(values) if value is None]
+        found = Scores(scores=scores, parts=parts, num_retried=num_retried, **(_counted(missing, lost) if missing else {}))
+        if count and found.num_missing == count:
+            raise RunFault(f"none of {count} completions got a score: {found.first_error}")
+        return found
 
-    def _values(self, part: Part, given: Mapping[str, list[Any]], state: TrainerState | None, tally: _Tally) -> list[float | None]:
-        """What one reward says about each item, None where it says nothing, raised or took too long."""
-        columns, count = accepted(part.function, given), len(given["completions"])
-        alone: dict[str, Any] = {}
-        if "trainer_state" in needed(part.function) or (state is not None and takes(part.function, "trainer_state")):
-            alone["trainer_state"] = state or TrainerState()
-        quick = getattr(part.function, "no_timeout", False)
-        carry_out = in_place if quick else in_process if self.own_process else in_thread
-        if count > 1:
-            limit = _least(None if self.timeout is None else self.timeout * count, self.batch_timeout)
-            own = {name: list(column) for name, column in columns.items()}  # what it does to its lists, the next one does not see
-            whole = Call(name=part.name, function=part.function, arguments={**own, **alone}, count=count)
-            (outcome,) = carry_out([whole], lambda: limit)
-            if not outcome.failed:
-                return tally.spoken(part.name, outcome)
-            tally.num_retried += 1
-        items = [
-            Call(name=part.name, function=part.function, arguments={**{n: [c[i]] for n, c in columns.items()}, **alone}, count=1, first=i)
-            for i in range(count)
-        ]
-        started = time.monotonic()
-        left = lambda: None if self.batch_timeout is None else self.batch_timeout - (time.monotonic() - started)  # noqa: E731
-        values: list[float | None] = []
-        for index, outcome in enumerate(carry_out(items, lambda: _least(self.timeout, left()))):
-            values += [tally.failed(part.name, outcome, index)] if outcome.failed else tally.spoken(part.name, outcome, index)
+    def _call(self, part: Part, given: dict[str, list[Any]], state: TrainerState | None) -> Call:
+        """One reward with those of its arguments that it has parameters for."""
+        asked = part.asked
+        state = TrainerState() if state is None and "trainer_state" in asked.needed else state
+        told = {**given, **({} if state is None else {"trainer_state": state})}
+        columns: dict[str, Any] = {name: told[name] for name in told if asked.takes is None or name in asked.takes}
+        alone = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
+        way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.own_process else in_thread
+        count = len(given["completions"])
+        return Call(name=part.name, function=part.function, columns=columns, alone=alone, count=count, carry_out=way)
+
+    def _at_once(self, call: Call) -> list[float | None] | None:
+        """What a reward says of the whole batch; None where it gives no answer."""
+        limits = [seconds for seconds in (self.timeout and self.timeout * call.count, self.batch_timeout) if seconds is not None]
+        (outcome,) = call.carry_out([call], lambda: min(limits, default=None))
+        if outcome.fault:
+            raise RunFault(outcome.fault)
+        return outcome.values
+
+    def _item_by_item(self, call: Call, lost: dict[tuple[str, int], Outcome]) -> list[float | None]:
+        """What it says of each item alone; what is ``lost`` is noted."""
+        started, values = time.monotonic(), list[float | None]()
+
+        def limit() -> float | None:
+            left = None if self.batch_timeout is None else self.batch_timeout - (time.monotonic() - started)
+            return min((seconds for seconds in (self.timeout, left) if seconds is not None), default=None)
+
+        for i, outcome in enumerate(call.carry_out(call.items(), limit)):
+            if outcome.fault:
+                raise RunFault(outcome.fault)
+            if outcome.values is None:
+                lost[call.name, i] = outcome
+            values += outcome.values or [None]
         return values
 
 
-@dataclass
-class _Tally:
-    """What went wrong in one call of :class:`Rewards`; ``lost`` holds the (reward, item) whose value is not known."""
-
-    num_none: int = 0
-    num_raised: int = 0
-    num_timed_out: int = 0
-    num_retried: int = 0
-    first_error: str = ""
-    lost: set[tuple[str, int]] = field(default_factory=set)
-
-    def counts(self) -> dict[str, Any]:
-        """The fields of :class:`Scores` of the same names."""
-        return {name: value for name, value in vars(self).items() if name != "lost"}
-
-    def spoken(self, name: str, outcome: Outcome, first: int = 0) -> list[float | None]:
-        if outcome.fault:
-            raise RunFault(outcome.fault)
-        for index, value in enumerate(outcome.values, start=first):
-            if value is None:
-                self.num_none += 1
-                self.first_error = self.first_error or f"reward {name} said None (item {index + 1})"
-        return outcome.values
-
-    def failed(self, name: str, outcome: Outcome, index: int) -> None:
-        self.num_timed_out += outcome.timed_out
-        self.num_raised += not outcome.timed_out
-        self.lost.add((name, index))
-        what = f"raised {outcome.error}" if outcome.error else "took too long"
-        self.first_error = self.first_error or f"reward {name} {what} (item {index + 1})"
+def _counted(missing: list[tuple[str, int]], lost: dict[tuple[str, int], Outcome]) -> dict[str, Any]:
+    """How often rewards said None, raised or took too long, and why the first value is ``missing``."""
+    (name, index), outcome = missing[0], lost.get(missing[0])
+    why = "said None" if outcome is None else f"raised {outcome.error}" if outcome.error else "took too long"
+    num_timed_out = sum(outcome.error == "" for outcome in lost.values())
+    counts = {"num_none": len(missing) - len(lost), "num_raised": len(lost) - num_timed_out, "num_timed_out": num_timed_out}
+    return {**counts, "first_error": f"reward {name} {why} (item {index + 1})"}
 
 
 def reward_from(text: str, load: Callable[[str], Reward]) -> Reward:
@@ -257,10 +241,6 @@ def parse_weight(text: str) -> tuple[str, float]:
     require(name.strip() != "", f"reward {text!r}: a name is missing, write module:function=0.5")
     require(math.isfinite(weight), f"reward {name}: its weight is a finite number, found {tail!r}")
     return name, weight
-
-
-def _least(*limits: float | None) -> float | None:
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _is_finite(value: Any) -> bool:

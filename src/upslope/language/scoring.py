@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from upslope.errors import UsageError
-from upslope.language.collect import padded
+from upslope.language.checks import Prompt, text_of
+from upslope.language.engine import padded
 from upslope.language.policy import LanguagePolicy
-from upslope.language.rewards import Prompt, text_of
 
 
 def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[float]]:

@@ -10,10 +10,10 @@ import torch
 
 from upslope.algorithms import PPO
 from upslope.errors import UsageError, require
-from upslope.language.collect import log_probs, padded, recorded, with_values
-from upslope.language.engine import EmbeddedEngine
+from upslope.language.checks import Prompt
+from upslope.language.collect import log_probs, recorded, with_values
+from upslope.language.engine import EmbeddedEngine, padded
 from upslope.language.policy import LanguagePolicy
-from upslope.language.rewards import Prompt
 from upslope.records import Metrics
 from upslope.updates import Ascent
 

@@ -12,24 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError, missing_extra, require, unknown
-from upslope.language.checks import Prompt, Reward, as_number, check_answer, each, last_number, tagged
-from upslope.language.jsonl import read_labeled, read_pairs, read_problems
-from upslope.language.problems import Labeled, Pair, Problem, Task, columns_of, num_held_out, prompt_key, split
-from upslope.language.synthetic import addition, copy, pairs_from, styled, sums, tagged_answer_of
-
-__all__ = [
-    "SYNTHETIC",
-    "Labeled",
-    "Pair",
-    "Problem",
-    "Prompt",
-    "Task",
-    "columns_of",
-    "pairs_from",
-    "read_labeled",
-    "read_pairs",
-    "task",
-]
+from upslope.language.checks import Reward, as_number, check_answer, each, last_number, tagged
+from upslope.language.jsonl import read_problems
+from upslope.language.problems import Problem, Task, num_held_out, prompt_key, split
+from upslope.language.synthetic import addition, copy, styled, sums, tagged_answer_of
 
 SYNTHETIC: dict[str, Callable[..., Task]] = {"addition": addition, "copy": copy, "sums": sums}
 """The generated tasks by name."""

@@ -62,17 +62,12 @@ def word_anchor(tokenizer: Any) -> int | None:
     return next((i for i, piece in pieces if piece and piece.isascii() and piece.isalnum()), None)
 
 
-def in_batch(call: Callable[[list[Any]], list[Any]], items: list[Any], places: Sequence[str], refusal: str) -> list[Any]:
-    """``call(items)``; where that raises, the first item that is to blame is named."""
-    if not items:
-        return []
-    try:
-        return call(items)
-    except Exception as whole:
-        for item, place in zip(items, places, strict=True):
-            try:
-                call([item])
-            except Exception as error:
-                words = " ".join(str(error).split())
-                raise UsageError(f"{place}: {refusal} ({words[:200]}); change them, or give another prompt") from None
-        raise UsageError(f"{refusal} ({' '.join(str(whole).split())[:200]})") from whole
+def refused(call: Callable[[list[Any]], Any], items: Sequence[Any], places: Sequence[str], refusal: str, whole: Exception) -> UsageError:
+    """What to raise where ``call(items)`` raised ``whole``: it names the first item that is to blame."""
+    for item, place in zip(items, places, strict=True):
+        try:
+            call([item])
+        except Exception as error:
+            words = " ".join(str(error).split())
+            return UsageError(f"{place}: {refusal} ({words[:200]}); change them, or give another prompt")
+    return UsageError(f"{refusal} ({' '.join(str(whole).split())[:200]})")

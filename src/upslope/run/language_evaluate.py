@@ -9,8 +9,9 @@ from typing import Any
 from upslope.errors import UsageError
 from upslope.language import LanguagePolicy, LanguageResult, Pair, PairsResult, evaluate, evaluate_pairs, pairs_from, read_pairs
 from upslope.language import task as make_task
+from upslope.language.checks import BUILTIN
 from upslope.language.long_prompts import fit
-from upslope.language.rewards import BUILTIN, parse_weight
+from upslope.language.rewards import parse_weight
 from upslope.run.language_make import rewards_from
 from upslope.run.language_settings import TaskSettings
 from upslope.run.load import Run
