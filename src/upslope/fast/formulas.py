@@ -6,7 +6,7 @@ import math
 
 from upslope.fast import layout as at
 from upslope.fast.layout import BLOCK
-from upslope.fast.registers import Flags, Floats, Integers
+from upslope.fast.registers import Flags, Floats, Integers, Table, shift
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -72,28 +72,34 @@ def gaussian_backward(
         gradient[i] += from_log_prob * (z * z - 1.0) + from_entropy
 
 
-def head_forward(
-    networks: Integers, log_std: Floats, z: Floats, action: int, continuous: Floats, legal: Flags, masked: bool
-) -> tuple[float, float, float]:
+def head_forward(networks: Integers, log_std: Floats, z: Floats, batch: Table, row: int, masked: bool) -> tuple[float, float, float]:
     """``log π`` of one row's action, the entropy, and what the logits are normalized by (0 for a Gaussian)."""
     outputs = networks[at.OUTPUTS]
     entropy = 0.0
     if networks[at.HEAD] == at.GAUSSIAN:
+        continuous: Floats = batch[at.CONTINUOUS]
         for i in range(outputs):
             entropy += log_std[i] + HALF_LOG_TWO_PI + 0.5
-        return gaussian_log_prob(z, log_std, outputs, continuous), entropy, 0.0
-    normalizer = log_normalizer(z, outputs, legal, masked)
-    entropy = categorical_entropy(z, outputs, legal, masked, normalizer)
-    return z[action * BLOCK] - normalizer, entropy, normalizer
+        return gaussian_log_prob(z, log_std, outputs, shift(continuous, row * outputs)), entropy, 0.0
+    action: Integers = batch[at.ACTION]
+    legal: Flags = batch[at.LEGAL]
+    allowed = shift(legal, row * outputs)
+    normalizer = log_normalizer(z, outputs, allowed, masked)
+    entropy = categorical_entropy(z, outputs, allowed, masked, normalizer)
+    return z[action[row] * BLOCK] - normalizer, entropy, normalizer
 
 
 def head_backward(
-    networks: Integers, log_std: Floats, z: Floats, action: int, continuous: Floats, legal: Flags, masked: bool, entropy: float,
-    normalizer: float, from_log_prob: float, from_entropy: float, delta: Floats, gradient: Floats,
+    networks: Integers, log_std: Floats, z: Floats, batch: Table, row: int, masked: bool, entropy: float, normalizer: float,
+    from_log_prob: float, from_entropy: float, delta: Floats, gradient: Floats,
 ) -> None:  # fmt: skip
     """∂/∂outputs of one row into ``delta``, from ∂/∂log π and ∂/∂entropy; a Gaussian's ∂/∂log σ is added to its ``gradient``."""
     outputs = networks[at.OUTPUTS]
     if networks[at.HEAD] == at.GAUSSIAN:
-        gaussian_backward(z, log_std, delta, gradient, outputs, continuous, from_log_prob, from_entropy)
+        continuous: Floats = batch[at.CONTINUOUS]
+        gaussian_backward(z, log_std, delta, gradient, outputs, shift(continuous, row * outputs), from_log_prob, from_entropy)
     else:
-        categorical_backward(z, delta, outputs, legal, masked, normalizer, entropy, action, from_log_prob, from_entropy)
+        action: Integers = batch[at.ACTION]
+        legal: Flags = batch[at.LEGAL]
+        allowed = shift(legal, row * outputs)
+        categorical_backward(z, delta, outputs, allowed, masked, normalizer, entropy, action[row], from_log_prob, from_entropy)

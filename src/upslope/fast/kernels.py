@@ -30,17 +30,17 @@ def gather(batch: Table, inputs: int, order: Integers, rows: int, x: Floats) -> 
 
 
 def adam(
-    parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats, count: int, scale: float, step: float, options:
+    parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats, start: int, stop: int, scale: float, step: float, options:
     Doubles,
 ) -> None:  # fmt: skip
-    """torch's Adam on **minus** ``scale · gradient``: it minimizes."""
+    """torch's Adam on **minus** ``scale · gradient``, which minimizes, for the parameters from ``start`` to ``stop``."""
     beta1, beta2 = options[at.BETA1], options[at.BETA2]
     size = single(options[at.LEARNING_RATE] / (1.0 - math.pow(beta1, step)))
     correction = single(1.0 / math.sqrt(1.0 - math.pow(beta2, step)))
     sign, eps = single(-scale), single(options[at.EPS])
     keep1, keep2 = single(1.0 - beta1), single(beta2)
     new2 = single(1.0 - beta2)
-    for i in range(count):
+    for i in range(start, stop):
         g = sign * gradient[i]
         m = exp_avg[i] + keep1 * (g - exp_avg[i])
         v = keep2 * exp_avg_sq[i] + new2 * g * g
@@ -69,17 +69,11 @@ def score_block(
     delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
     log_std = shift(parameters, networks[at.LOG_STD])
     gradient = shift(scratch, networks[at.GRADIENT_AT] + networks[at.LOG_STD])
-    action: Integers = batch[at.ACTION]
-    continuous: Floats = batch[at.CONTINUOUS]
-    legal: Flags = batch[at.LEGAL]
     each: Doubles = objective[at.EACH]
     masked = options[at.MASKED] != 0.0
     for j in range(rows):
-        row = order[j]
         if actor_layers > 0:
-            taken = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
-            chosen, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
-            log_prob, entropy, normalizer = head_forward(networks, log_std, shift(out, j), taken, chosen, allowed, masked)
+            log_prob, entropy, normalizer = head_forward(networks, log_std, shift(out, j), batch, order[j], masked)
             each[j] = single(log_prob)  # as recorded
             each[at.ENTROPY * BLOCK + j] = entropy
             each[at.NORMALIZER * BLOCK + j] = normalizer
@@ -90,18 +84,15 @@ def score_block(
     for j in range(rows):
         value_delta[j] = slopes[at.VALUE * BLOCK + j]
         if actor_layers > 0:
-            row = order[j]
             from_log_prob, from_entropy, d = slopes[j], slopes[at.ENTROPY * BLOCK + j], shift(delta, j)
             if from_log_prob == 0.0 and from_entropy == 0.0:  # whatever stands there
                 for i in range(outputs):
                     d[i * BLOCK] = 0.0
             else:
-                taken = 0 if networks[at.HEAD] == at.GAUSSIAN else action[row]
-                chosen, allowed = shift(continuous, row * outputs), shift(legal, row * outputs)
+                entropy, normalizer = each[at.ENTROPY * BLOCK + j], each[at.NORMALIZER * BLOCK + j]
                 head_backward(
-                    networks, log_std, shift(out, j), taken, chosen, allowed, masked, each[at.ENTROPY * BLOCK + j],
-                    each[at.NORMALIZER * BLOCK + j], from_log_prob, from_entropy, d, gradient,
-                )  # fmt: skip
+                    networks, log_std, shift(out, j), batch, order[j], masked, entropy, normalizer, from_log_prob, from_entropy, d, gradient
+                )
 
 
 def begin(networks: Integers, batch: Table, order: Integers, size: int, scale: float, objective: Table) -> None:
@@ -183,31 +174,25 @@ def clip_and_step(
     networks: Integers, options: Doubles, parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, gradient: Floats, results: Doubles
 ) -> bool:
     """Norm clip, the critic's part of the gradient by itself, and Adam; False, and nothing moved, where it is not finite."""
-    count, start, size = networks[at.NUM_PARAMETERS], networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]
-    behind = start + size
-    critic = squares(shift(gradient, start), size)
-    actor = squares(gradient, start) + squares(shift(gradient, behind), count - behind)
+    count, start = networks[at.NUM_PARAMETERS], networks[at.CRITIC_AT]
+    stop = start + networks[at.CRITIC_SIZE]
+    critic = squares(gradient, start, stop)
+    actor = squares(gradient, 0, start) + squares(gradient, stop, count)
     norm = math.sqrt(actor + critic)
     results[at.GRADIENT_NORM] += norm
     if not math.isfinite(norm):
         return False
     step, scale = options[at.STEP] + results[at.STEPPED] + 1.0, clip_factor(math.sqrt(actor), options)
-    adam(parameters, exp_avg, exp_avg_sq, gradient, start, scale, step, options)
-    adam(
-        shift(parameters, start), shift(exp_avg, start), shift(exp_avg_sq, start), shift(gradient, start), size,
-        clip_factor(math.sqrt(critic), options), step, options,
-    )  # fmt: skip
-    adam(
-        shift(parameters, behind), shift(exp_avg, behind), shift(exp_avg_sq, behind), shift(gradient, behind), count - behind, scale,
-        step, options,
-    )  # fmt: skip
+    adam(parameters, exp_avg, exp_avg_sq, gradient, 0, start, scale, step, options)
+    adam(parameters, exp_avg, exp_avg_sq, gradient, start, stop, clip_factor(math.sqrt(critic), options), step, options)
+    adam(parameters, exp_avg, exp_avg_sq, gradient, stop, count, scale, step, options)
     return True
 
 
-def squares(gradient: Floats, count: int) -> float:
+def squares(gradient: Floats, start: int, stop: int) -> float:
     """``Σ g²``."""
     total = 0.0
-    for i in range(count):
+    for i in range(start, stop):
         total += gradient[i] * gradient[i]
     return total
 

@@ -7,21 +7,22 @@ holds is checked against a hash of its own. Without llvmlite :func:`library` is 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import ctypes
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from upslope.fast import kernels, policy_kernels, registers
+from upslope.fast import kernels, policy_kernels
 
-SOURCES = ("layout", "registers", "networks", "formulas", "kernels", "policy_kernels", "translate")
+TRANSLATOR = ("layout", "registers", "translate")
+SOURCES = (*TRANSLATOR, "networks", "formulas", "kernels", "policy_kernels")
+ENTRY_POINTS: tuple[Callable[..., Any], ...] = (kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step)
+"""The kernels that Python calls, in the order of :class:`Library`."""
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
@@ -37,45 +38,55 @@ class Library(NamedTuple):
     engine: Any
 
 
-def entry_points() -> tuple[Callable[..., Any], ...]:
-    """The kernels that Python calls, in the order of :class:`Library`."""
-    return kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step
+@cache
+def library() -> Library | None:
+    """The compiled kernels, or None where LLVM is not installed or cannot serve this machine; calls release the interpreter lock."""
 
+    def text() -> str:
+        from upslope.fast.translate import Module
 
-def text_of_kernels() -> str:
-    """The kernels in LLVM's language."""
-    from upslope.fast.translate import Module
+        return str(Module(*ENTRY_POINTS))
 
-    return str(Module(*entry_points()))
+    def entry(kernel: Callable[..., Any]) -> Callable[..., None]:
+        types = [CTYPES.get(kind, ctypes.c_void_p) for name, kind in kernel.__annotations__.items() if name != "return"]
+        return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
 
-
-def text_of_objective(source: str) -> str:
-    """Functions in the kernels' subset of Python in LLVM's language."""
-    from upslope.fast.translate import Module
-
-    module = Module(exact=True)
-    for function in ast.parse(source).body:
-        module.define(cast(ast.FunctionDef, function), {"choose": registers.choose, "math": math, "inf": math.inf, "nan": math.nan})
-    return str(module)
+    try:
+        engine = loaded("kernels", source_of(*SOURCES), text)
+    except (ImportError, RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
+        return None
+    return Library(*map(entry, ENTRY_POINTS), engine=engine)
 
 
 @cache
-def library() -> Library | None:
-    """The compiled kernels, or None where LLVM is not installed or cannot serve this machine."""
-    try:
-        import llvmlite.binding as llvm
-    except ImportError:
-        return None
-    try:
-        machine = target_machine(llvm)
-        return load(llvm, machine, kept(llvm, machine, "kernels", source_of(*SOURCES), text_of_kernels))
-    except (RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
-        return None
+def functions(source: str, *names: str) -> tuple[Any, tuple[int, ...]]:
+    """Functions in the kernels' subset of Python as machine code: what owns its memory, and their addresses."""
+
+    def text() -> str:
+        from upslope.fast.translate import text_of
+
+        return text_of(source)
+
+    engine = loaded("objective", source_of(*TRANSLATOR) + source.encode(), text)
+    return engine, tuple(map(engine.get_function_address, names))
 
 
 def source_of(*modules: str) -> bytes:
     """The text of modules of this package."""
     return b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in modules)
+
+
+def loaded(name: str, source: bytes, text: Callable[[], str]) -> Any:
+    """The machine code of a source in memory, its addresses known: from its file, else made from its ``text`` in LLVM's language."""
+    import llvmlite.binding as llvm
+
+    machine = target_machine(llvm)
+    path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
+    code = read(path) or write(path, compiled(llvm, machine, text()))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
 
 
 def target_machine(llvm: Any) -> Any:
@@ -91,12 +102,6 @@ def fingerprint(llvm: Any, source: bytes) -> str:
     """A name for everything that machine code depends on."""
     host = (llvm.llvm_version_info, llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     return hashlib.sha256(source + b"\0" + repr(host).encode()).hexdigest()[:24]
-
-
-def kept(llvm: Any, machine: Any, name: str, source: bytes, text: Callable[[], str]) -> bytes:
-    """The machine code of a source: from its file, else made from its ``text`` in LLVM's language and kept there."""
-    path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
-    return read(path) or write(path, compiled(llvm, machine, text()))
 
 
 def cache_folder() -> Path:
@@ -141,34 +146,3 @@ def compiled(llvm: Any, machine: Any, text: str) -> bytes:
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return machine.emit_object(module)
-
-
-def engine_of(llvm: Any, machine: Any, code: bytes) -> Any:
-    """Machine code in memory, its addresses known; it owns that memory."""
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
-
-
-def load(llvm: Any, machine: Any, code: bytes) -> Library:
-    """Machine code as functions that Python can call; the interpreter lock is released while they run."""
-    engine = engine_of(llvm, machine, code)
-
-    def entry(kernel: Callable[..., Any]) -> Callable[..., None]:
-        kinds = [kind for name, kind in kernel.__annotations__.items() if name != "return"]
-        types = [CTYPES.get(kind, ctypes.c_void_p) for kind in kinds]
-        return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
-
-    return Library(*map(entry, entry_points()), engine=engine)
-
-
-@cache
-def functions(text: str, *names: str) -> tuple[Any, tuple[int, ...]]:
-    """An objective's functions as machine code: what owns its memory, and their addresses."""
-    import llvmlite.binding as llvm
-
-    machine = target_machine(llvm)
-    code = kept(llvm, machine, "objective", source_of("layout", "registers", "translate") + text.encode(), lambda: text_of_objective(text))
-    engine = engine_of(llvm, machine, code)
-    return engine, tuple(map(engine.get_function_address, names))

@@ -18,7 +18,7 @@ import math
 import struct
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from upslope.fast import registers
 from upslope.fast.layout import WIDTH
@@ -123,6 +123,14 @@ class Module:
 
     def __str__(self) -> str:
         return "\n".join(self.text)
+
+
+def text_of(source: str) -> str:
+    """Functions that are only a text, exact, in LLVM's language."""
+    module = Module(exact=True)
+    for function in ast.parse(source).body:
+        module.define(cast(ast.FunctionDef, function), {"choose": registers.choose, "math": math, "inf": math.inf, "nan": math.nan})
+    return str(module)
 
 
 def constant(number: Any, kind: str) -> str:
