@@ -73,12 +73,8 @@ def numbers(out: Doubles, a: int, b: int, x: float, y: float) -> None:
     out[8] = 1.0 if x == y or a != b else 0.0
     total = 0
     for i in range(a):
-        if i == 3:
-            continue
-        if i > b:
-            break
         for j in range(i, 0 + b, 2):
-            total += i * j
+            total += i * j if i != 3 and not i > b else 0
     out[9] = total
     out[10] = -a
     out[11] = min(a, b) + max(a, 2)
@@ -158,6 +154,11 @@ def with_while(out: Doubles) -> None:
         out[0] += 1.0
 
 
+def with_break(out: Doubles) -> None:
+    for _ in range(3):
+        break
+
+
 def with_list(out: Doubles) -> None:
     out[0] = [1.0, 2.0][0]
 
@@ -172,7 +173,7 @@ def with_index(out: Doubles, x: float) -> None:
     out[0] = out[x]
 
 
-@pytest.mark.parametrize("function", [with_while, with_list, with_rounding, with_index])
+@pytest.mark.parametrize("function", [with_while, with_break, with_list, with_rounding, with_index])
 def test_what_is_not_in_the_subset_is_refused(function):
     with pytest.raises(TypeError, match=function.__name__):
         Module(function)

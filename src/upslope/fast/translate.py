@@ -1,7 +1,7 @@
 """Python as machine code: the small subset that kernels and objectives are written in, as LLVM's intermediate language.
 
 The subset: ``int``, ``float``, ``bool``, and the pointers and registers of :mod:`upslope.fast.registers`; assignment, arithmetic,
-comparison, ``and or not``, ``x if c else y``, ``if``, ``for … in range``, ``continue``, ``break``, ``return``, calls of
+comparison, ``and or not``, ``x if c else y``, ``if``, ``for … in range``, ``return``, calls of
 functions written in the same subset, and ``min max abs float math.*``. Parameters are annotated, and what is read from a table of
 addresses; every other type follows. A number written in the source takes the type of what it meets, as in NumPy. Anything else is refused
 when it is translated.
@@ -13,11 +13,12 @@ its registries, SciPy), and these kernels 8 s when they are not cached. LLVM alo
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import math
 import struct
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 from upslope.fast import registers
@@ -76,12 +77,9 @@ class Value(NamedTuple):
     text: Any
 
 
-class Signature(NamedTuple):
-    """How a translated function is called."""
-
-    name: str
-    parameters: dict[str, str]
-    results: tuple[str, ...]
+def listed(values: Iterable[Value]) -> str:
+    """Operands with their types."""
+    return ", ".join(f"{TYPES[value.type]} {value.text}" for value in values)
 
 
 def structure(kinds: tuple[str, ...]) -> str:
@@ -97,29 +95,28 @@ class Module:
     """
 
     def __init__(self, *entries: Callable[..., Any], exact: bool = False) -> None:
-        self.entries, self.signatures = entries, dict[Callable[..., Any], Signature]()
+        self.entries, self.signatures = entries, dict[Callable[..., Any], Translation]()
         scalar = "contract " if exact else "contract reassoc nsz "
         self.flags = {"single": scalar, "float": scalar, "Register": "contract "}
         self.text = DECLARATIONS[:]
         for entry in entries:
             self.add(entry)
 
-    def add(self, function: Any) -> Signature:
+    def add(self, function: Any) -> Translation:
         """Translate a function, and what it calls before it."""
         if function not in self.signatures:
             tree: Any = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
             self.signatures[function] = self.define(tree, function.__globals__, internal=function not in self.entries)
         return self.signatures[function]
 
-    def define(self, tree: ast.FunctionDef, names: dict[str, Any], *, internal: bool = False) -> Signature:
+    def define(self, tree: ast.FunctionDef, names: dict[str, Any], *, internal: bool = False) -> Translation:
         """Translate a function in whose module these names stand for something."""
-        translation = Translation(self, tree, names)
-        linkage, prefix = ("internal ", "inner.") if internal else ("", "")  # else a tanh of ours would be the library's
-        signature = Signature(prefix + tree.name, translation.parameters, translation.results)
-        parameters = ", ".join(f"{TYPES[kind]} %{name}" for name, kind in signature.parameters.items())
-        lines = "\n".join(["entry:", *translation.slots, *translation.body])
-        self.text.append(f"define {linkage}{structure(signature.results)} @{signature.name}({parameters}) nounwind {{\n{lines}\n}}")
-        return signature
+        done = Translation(self, tree, names)
+        linkage, done.name = ("internal ", f"inner.{done.name}") if internal else ("", done.name)  # a tanh of ours is not the library's
+        parameters = ", ".join(f"{TYPES[kind]} %{name}" for name, kind in done.parameters.items())
+        lines = "\n".join(["entry:", *done.slots, *done.body])
+        self.text.append(f"define {linkage}{structure(done.results)} @{done.name}({parameters}) nounwind {{\n{lines}\n}}")
+        return done
 
     def __str__(self) -> str:
         return "\n".join(self.text)
@@ -152,7 +149,6 @@ class Translation:
         self.variables: dict[str, str] = {}
         self.slots: list[str] = []
         self.body: list[str] = []
-        self.loops: list[tuple[str, str]] = []
         self.counter = 0
         self.parameters = {item.arg: ast.unparse(item.annotation) if item.annotation else "int" for item in tree.args.args}
         self.results: tuple[str, ...] = ()
@@ -180,8 +176,7 @@ class Translation:
     def assign(self, name: str, value: Value) -> None:
         """The first assignment gives a variable its type."""
         if name not in self.variables:
-            if value.type == "number":
-                value = self.cast(value, type(value.text).__name__)
+            value = self.typed(value)
             self.variables[name] = value.type
             self.slots.append(f"%{name}.slot = alloca {TYPES[value.type]}")
         kind = self.variables[name]
@@ -206,6 +201,10 @@ class Translation:
         if (value.type, kind) not in WIDENED:
             raise TypeError(f"{self.name}: {value.type} where {kind} is expected")
         return self.new(kind, f"{WIDENED[value.type, kind]} {TYPES[value.type]} {value.text} to {TYPES[kind]}")
+
+    def typed(self, value: Value) -> Value:
+        """A number written in the source in a type of its own."""
+        return self.cast(value, type(value.text).__name__) if value.type == "number" else value
 
     def together(self, x: Value, y: Value) -> tuple[Value, Value]:
         """Both operands in the later of their types."""
@@ -269,38 +268,28 @@ class Translation:
     def do_For(self, node: Any) -> None:
         assert node.iter.func.id == "range"
         bounds = [self.cast(self.value(argument), "int") for argument in node.iter.args]
-        start, stop, step = [Value("int", "0"), *bounds, Value("int", "1")] if len(bounds) == 1 else [*bounds, Value("int", "1")][:3]
+        start, stop, step = ([Value("int", "0")] * (len(bounds) == 1) + bounds + [Value("int", "1")])[:3]
         name = node.target.id
-        test, body, again, after = self.labels("test", "body", "again", "after")
+        test, body, after = self.labels("test", "body", "after")
         self.assign(name, start)
         self.jump(f"br label %{test}", test)
         inside = self.new("bool", f"icmp slt i64 {self.read(name).text}, {stop.text}")
         self.jump(f"br i1 {inside.text}, label %{body}, label %{after}", body)
-        self.loops.append((again, after))
         self.block(node.body)
-        self.loops.pop()
-        self.jump(f"br label %{again}", again)
         self.assign(name, self.new("int", f"add nsw i64 {self.read(name).text}, {step.text}"))
         self.jump(f"br label %{test}", after)
 
-    def do_Continue(self, node: ast.Continue) -> None:
-        self.jump(f"br label %{self.loops[-1][0]}")
-
-    def do_Break(self, node: ast.Break) -> None:
-        self.jump(f"br label %{self.loops[-1][1]}")
-
     def do_Return(self, node: ast.Return) -> None:
         parts = [] if node.value is None else node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-        values = [self.value(part) for part in parts]
-        if not self.results:
-            self.results = tuple(v.type if v.type != "number" else type(v.text).__name__ for v in values)
+        values = [self.typed(self.value(part)) for part in parts]
+        self.results = self.results or tuple(value.type for value in values)
         values = [self.cast(value, kind) for value, kind in zip(values, self.results, strict=True)]
         if len(values) < 2:
-            self.jump(f"ret {TYPES[values[0].type]} {values[0].text}" if values else "ret void")
+            self.jump(f"ret {listed(values) or 'void'}")
             return
         whole = Value("", "poison")
         for i, value in enumerate(values):
-            whole = self.new("", f"insertvalue {structure(self.results)} {whole.text}, {TYPES[value.type]} {value.text}, {i}")
+            whole = self.new("", f"insertvalue {structure(self.results)} {whole.text}, {listed([value])}, {i}")
         self.jump(f"ret {structure(self.results)} {whole.text}")
 
     # ---- expressions
@@ -312,7 +301,7 @@ class Translation:
         """What a name that is not a variable stands for: a function or a constant of the kernel's module."""
         if isinstance(node, ast.Attribute):
             return getattr(self.meaning(node.value), node.attr)
-        return self.names[node.id] if node.id in self.names else {"min": min, "max": max, "abs": abs, "float": float}[node.id]
+        return self.names[node.id] if node.id in self.names else getattr(builtins, node.id)
 
     def of_Constant(self, node: ast.Constant) -> Value:
         if isinstance(node.value, bool):
@@ -396,27 +385,26 @@ class Translation:
 
     def library(self, function: Callable[..., Any], arguments: list[Value]) -> Value:
         """A function of one or two float64 numbers."""
-        given = ", ".join(f"double {self.cast(argument, 'float').text}" for argument in arguments)
-        return self.new("float", f"call double @{LIBRARY[function]}({given})")
+        return self.new("float", f"call double @{LIBRARY[function]}({listed(self.cast(x, 'float') for x in arguments)})")
 
     def call(self, function: Callable[..., Any], arguments: list[Value]) -> list[Value]:
         """Call a function of the subset: its results."""
-        signature = self.module.add(function)
-        kind = structure(signature.results)
-        given = [self.cast(argument, kind) for argument, kind in zip(arguments, signature.parameters.values(), strict=True)]
-        line = f"call {kind} @{signature.name}({', '.join(f'{TYPES[a.type]} {a.text}' for a in given)})"
-        if not signature.results:
+        called = self.module.add(function)
+        kind = structure(called.results)
+        given = [self.cast(argument, kind) for argument, kind in zip(arguments, called.parameters.values(), strict=True)]
+        line = f"call {kind} @{called.name}({listed(given)})"
+        if not called.results:
             self.body.append(line)
             return []
-        whole = self.new(signature.results[0], line)
-        if len(signature.results) == 1:
+        whole = self.new(called.results[0], line)
+        if len(called.results) == 1:
             return [whole]
-        return [self.new(part, f"extractvalue {kind} {whole.text}, {i}") for i, part in enumerate(signature.results)]
+        return [self.new(part, f"extractvalue {kind} {whole.text}, {i}") for i, part in enumerate(called.results)]
 
     # ---- the operations of upslope.fast.registers
 
     def call_invoke(self, function: Value, *arguments: Value) -> Value:
-        self.body.append(f"call void {function.text}({', '.join(f'{TYPES[a.type]} {a.text}' for a in arguments)})")
+        self.body.append(f"call void {function.text}({listed(arguments)})")
         return Value("", "")
 
     def call_shift(self, pointer: Value, count: Value) -> Value:
@@ -438,9 +426,7 @@ class Translation:
 
     def call_choose(self, condition: Value, yes: Value, no: Value) -> Value:
         yes, no = self.together(yes, no)
-        kinds = TYPES[condition.type], TYPES[yes.type], TYPES[no.type]
-        texts = (f"{kind} {value.text}" for kind, value in zip(kinds, (condition, yes, no), strict=True))
-        return self.new(yes.type, f"select {', '.join(texts)}")
+        return self.new(yes.type, f"select {listed((condition, yes, no))}")
 
     def call_single(self, x: Value) -> Value:
         if x.type in ("number", "single"):
