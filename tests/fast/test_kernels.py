@@ -56,7 +56,7 @@ def test_an_update(kind):
         flat = state.flat.part(tuple(policy.critic.parameters()))
         state, parts = replace(state, flat=flat, parameters=flat.parameters), replace(parts, actor=(), log_std=None)
     run = CompiledUpdate(library(), parts)
-    plan, objective = run.planned(state), run.objective(algorithm, policy, batch)
+    plan, objective = run.plan, run.objective(algorithm, policy, batch)
     rows, networks = Rows(batch, parts, objective.columns), objective.written_into(plan.networks)
     options = options_of(algorithm.update, state, masked=rows.masked)
     order, bounds = rows.order(np.random.default_rng(0).permutation(rows.num_units)), split(rows.num_units, 2)
@@ -86,7 +86,7 @@ def test_a_step(head, mode):
     generator = np.random.default_rng(0)
     rows = 70
     state = Ascent().start(policy, seed=0)
-    plan, parameters = Plan(match_mlp_policy(policy), state.flat.data.data_ptr(), 0), state.flat.data.numpy()
+    plan, parameters = Plan(match_mlp_policy(policy)), state.flat.data.numpy()
     observation = generator.standard_normal((rows, 2)).astype(np.float32).reshape(-1)
     legal = np.ones(rows * 3, np.uint8)
     legal[generator.integers(0, rows, 20) * 3 + 1] = 0

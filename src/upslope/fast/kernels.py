@@ -64,8 +64,7 @@ def score_block(
     Between the heads' forward and backward stands the objective itself (:mod:`upslope.fast.lower`).
     """
     outputs, actor_layers, critic_layers = networks[at.OUTPUTS], networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
-    out = shift(scratch, networks[at.LAYERS_AT + (actor_layers - 1) * at.LAYER + 5])
-    value_out = shift(scratch, networks[at.LAYERS_AT + (actor_layers + critic_layers - 1) * at.LAYER + 5])
+    out, value_out = shift(scratch, networks[at.OUT_AT]), shift(scratch, networks[at.VALUE_OUT_AT])
     delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
     log_std = shift(parameters, networks[at.LOG_STD])
     gradient = shift(scratch, networks[at.GRADIENT_AT] + networks[at.LOG_STD])
@@ -115,8 +114,8 @@ def differentiate(
     A Gaussian's log standard deviations follow the means in a row; their slopes, summed over the rows, go to the first row.
     """
     count = networks[at.OUTPUTS]
-    out, delta = shift(scratch, networks[at.LAYERS_AT + 5]), shift(scratch, networks[at.DELTA_AT])
-    value_out, value_delta = shift(scratch, networks[at.LAYERS_AT + at.LAYER + 5]), shift(scratch, networks[at.VALUE_DELTA_AT])
+    out, value_out = shift(scratch, networks[at.OUT_AT]), shift(scratch, networks[at.VALUE_OUT_AT])
+    delta, value_delta = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.VALUE_DELTA_AT])
     gradient = shift(scratch, networks[at.GRADIENT_AT])
     critic = networks[at.CRITIC_LAYERS] > 0
     for i in range(count):

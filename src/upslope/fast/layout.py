@@ -15,11 +15,11 @@ SAMPLE, SAMPLE_AND_EVALUATE, OUTPUT, EVALUATE = range(4)
 
 # ---- networks: fixed integers, then LAYER integers for every layer of the actor and of the critic
 INPUTS, OUTPUTS, HEAD, ACTIVATION, ACTOR_LAYERS, CRITIC_LAYERS, LOG_STD, NUM_PARAMETERS = range(8)
-OBSERVATION_AT, ROWWISE_AT, PRODUCT_AT, DELTA_AT, OTHER_AT, VALUE_DELTA_AT, GRADIENT_AT = range(8, 15)
+OBSERVATION_AT, OUT_AT, VALUE_OUT_AT, ROWWISE_AT, PRODUCT_AT, DELTA_AT, OTHER_AT, VALUE_DELTA_AT, GRADIENT_AT = range(8, 17)
 """Where these begin in the scratch memory."""
-CRITIC_AT, CRITIC_SIZE = range(15, 17)
+CRITIC_AT, CRITIC_SIZE = range(17, 19)
 """Where the parameters begin that only the critic has, and how many these are; 0 where the whole gradient is clipped by one norm."""
-NUM_SUMS, NUM_VALUES, KL_AT, LAYERS_AT = range(17, 21)
+NUM_SUMS, NUM_VALUES, KL_AT, LAYERS_AT = range(19, 23)
 """How many the objective has; which of the values is the approximate KL that ``target_kl`` bounds (-1 without one); the first layer."""
 LAYER = 6
 """Inputs, outputs, where the weights and the bias start among the parameters, where input and output stand in the scratch."""

@@ -35,13 +35,13 @@ class HeadPlan:
 
     def __init__(self, head: int, outputs: int) -> None:
         self.head, self.outputs = head, outputs
-        room = rounded(outputs, 4) * at.BLOCK
-        networks = np.zeros(at.LAYERS_AT + 2 * at.LAYER, np.int64)
+        networks = self.networks = np.zeros(at.LAYERS_AT, np.int64)
         networks[at.OUTPUTS], networks[at.HEAD], networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = outputs, head, 1, 1
-        places = np.cumsum([0, room, at.BLOCK, room, at.BLOCK, room])
-        networks[at.LAYERS_AT + 5], networks[at.LAYERS_AT + at.LAYER + 5] = places[:2]
-        networks[at.DELTA_AT], networks[at.VALUE_DELTA_AT], networks[at.GRADIENT_AT] = places[2:5]
-        self.networks, self.scratch = networks, np.zeros(places[5], np.float32)
+        room, used = rounded(outputs, 4) * at.BLOCK, 0
+        sizes = {at.OUT_AT: room, at.VALUE_OUT_AT: at.BLOCK, at.DELTA_AT: room, at.VALUE_DELTA_AT: at.BLOCK, at.GRADIENT_AT: room}
+        for place, size in sizes.items():
+            networks[place], used = used, used + size
+        self.scratch = np.zeros(used, np.float32)
         self.options, self.order = np.zeros(at.NUM_OPTIONS), np.arange(0)
 
     def rows(self, count: int) -> int:

@@ -7,7 +7,6 @@ integers of :mod:`upslope.fast.layout`. The policy's own tensors are used where 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -145,78 +144,65 @@ def fits(parts: MLPLayout) -> bool:
 
 
 class Plan:
-    """Integers and scratch memory for one policy whose parameters lie at addresses relative to ``base``."""
+    """Integers and scratch memory for a policy wherever its parameters lie, all in one stretch: training moves them into a buffer."""
 
-    def __init__(self, parts: MLPLayout, base: int, num_parameters: int) -> None:
-        self.parts, self.base = parts, base
-        self.used = 0
-        networks = np.zeros(at.LAYERS_AT + at.LAYER * (len(parts.actor) + len(parts.critic)), np.int64)
+    def __init__(self, parts: MLPLayout) -> None:
+        self.parts = parts
+        self.first, self.last = parts.parameters[0], parts.parameters[-1]
+        self.make(self.look())
+
+    def look(self) -> tuple[int, int]:
+        """Where the first and the last parameter are."""
+        return self.first.data_ptr(), self.last.data_ptr()
+
+    def addresses(self) -> tuple[int, int, int]:
+        """Parameters, scratch, networks; made anew if the parameters have moved."""
+        if (where := self.look()) != self.where:
+            self.make(where)
+        return where[0], *self.pointers
+
+    def make(self, where: tuple[int, int]) -> None:
+        """Write down what the kernels go by."""
+        self.where, self.used, parts = where, 0, self.parts
+        networks = self.networks = np.zeros(at.LAYERS_AT + at.LAYER * (len(parts.actor) + len(parts.critic)), np.int64)
         networks[at.INPUTS], networks[at.OUTPUTS] = parts.inputs, parts.outputs
         networks[at.HEAD], networks[at.ACTIVATION] = parts.head, parts.activation
         networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = len(parts.actor), len(parts.critic)
         networks[at.LOG_STD] = 0 if parts.log_std is None else self.place(parts.log_std)
-        networks[at.NUM_PARAMETERS] = num_parameters
+        networks[at.NUM_PARAMETERS] = sum(p.numel() for p in parts.parameters)
         if parts.apart and parts.critic:
             networks[at.CRITIC_AT] = self.place(parts.critic[0].weight)
             networks[at.CRITIC_SIZE] = sum(p.numel() for layer in parts.critic for p in (layer.weight, layer.bias))
         networks[at.OBSERVATION_AT] = self.reserve(parts.inputs * at.BLOCK)
-        records = [*self.layers(parts.actor, networks), *self.layers(parts.critic, networks)]
-        networks[at.LAYERS_AT :] = np.array(records).reshape(-1)
+        records: list[int] = []
+        for layers, out in ((parts.actor, at.OUT_AT), (parts.critic, at.VALUE_OUT_AT)):
+            networks[out] = networks[at.OBSERVATION_AT]  # where a layer's output stands, the next one's input does
+            for layer in layers:
+                source, networks[out] = networks[out], self.reserve(rounded(layer.out_features, 4) * at.BLOCK)
+                records += [layer.in_features, layer.out_features, *map(self.place, (layer.weight, layer.bias)), source, networks[out]]
+        networks[at.LAYERS_AT :] = records
         rowwise, product, delta = shared_sizes(parts)
-        networks[at.ROWWISE_AT] = self.reserve(rowwise)
-        networks[at.PRODUCT_AT] = self.reserve(product)
-        for place in (at.DELTA_AT, at.OTHER_AT, at.VALUE_DELTA_AT):
-            networks[place] = self.reserve(delta)
-        networks[at.GRADIENT_AT] = self.reserve(num_parameters)
-        self.networks: NDArray[np.int64] = networks
+        sizes = {at.ROWWISE_AT: rowwise, at.PRODUCT_AT: product, at.DELTA_AT: delta, at.OTHER_AT: delta, at.VALUE_DELTA_AT: delta}
+        for place, size in {**sizes, at.GRADIENT_AT: networks[at.NUM_PARAMETERS]}.items():
+            networks[place] = self.reserve(size)
         room = np.zeros(self.used + at.WIDTH, np.float32)
         start = -room.ctypes.data % 64 // 4  # on a cache line
         self.scratch: NDArray[np.float32] = room[start : start + self.used]
-        self.addresses = self.scratch.ctypes.data, networks.ctypes.data
+        self.pointers = self.scratch.ctypes.data, networks.ctypes.data
 
     def place(self, parameter: Tensor) -> int:
-        """Where a parameter stands, counted in numbers from the base."""
-        return (parameter.data_ptr() - self.base) // 4
+        """Where a parameter stands, counted in numbers from the first."""
+        return (parameter.data_ptr() - self.where[0]) // 4
 
     def reserve(self, count: int) -> int:
         """Room in the scratch memory, on a cache line of its own."""
         start, self.used = self.used, self.used + rounded(count, at.WIDTH)
         return start
 
-    def layers(self, layers: tuple[nn.Linear, ...], networks: NDArray[np.int64]) -> Iterator[tuple[int, ...]]:
-        """The integers of each layer: its output is the next one's input."""
-        source = int(networks[at.OBSERVATION_AT])
-        for layer in layers:
-            target = self.reserve(rounded(layer.out_features, 4) * at.BLOCK)
-            yield layer.in_features, layer.out_features, self.place(layer.weight), self.place(layer.bias), source, target
-            source = target
-
 
 def rounded(count: int, multiple: int) -> int:
     """The next multiple."""
     return -(-count // multiple) * multiple
-
-
-class Memory:
-    """The plan of a policy wherever its parameters lie: training moves them into a buffer of their own."""
-
-    def __init__(self, parts: MLPLayout) -> None:
-        self.parts = parts
-        self.first, self.last = parts.parameters[0], parts.parameters[-1]
-        self.where: tuple[int, int] | None = None
-        self.look()
-
-    def look(self) -> tuple[int, int]:
-        """Where the first and the last parameter are; a new plan if they have moved."""
-        where = self.first.data_ptr(), self.last.data_ptr()
-        if where != self.where:
-            self.where, self.plan = where, Plan(self.parts, where[0], 0)
-        return where
-
-    def addresses(self) -> tuple[int, int, int]:
-        """Parameters, scratch, networks."""
-        first, _ = self.look()
-        return first, *self.plan.addresses
 
 
 def kernel_can_read(observation: Tensor, legal: Tensor | None, parts: MLPLayout) -> bool:

@@ -62,7 +62,7 @@ def step(
     actor_layers, critic_layers = networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS]
     actor = shift(networks, at.LAYERS_AT)
     critic = shift(actor, actor_layers * at.LAYER)
-    out = shift(scratch, actor[(actor_layers - 1) * at.LAYER + 5])
+    out, value_out = shift(scratch, networks[at.OUT_AT]), shift(scratch, networks[at.VALUE_OUT_AT])
     for start in range(0, rows, BLOCK):
         count = min(BLOCK, rows - start)
         spread_out(shift(observation, start * inputs), inputs, count, shift(scratch, networks[at.OBSERVATION_AT]))
@@ -80,6 +80,5 @@ def step(
             )  # fmt: skip
         if mode == at.EVALUATE or mode == at.SAMPLE_AND_EVALUATE:
             forward(critic, critic_layers, parameters, scratch, padded(count), kind)
-            last = shift(scratch, critic[(critic_layers - 1) * at.LAYER + 5])
             for j in range(count):
-                value[start + j] = last[j]
+                value[start + j] = value_out[j]

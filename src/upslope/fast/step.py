@@ -14,7 +14,7 @@ from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.native import Library
-from upslope.fast.plan import Memory, MLPLayout, kernel_can_read
+from upslope.fast.plan import MLPLayout, Plan, kernel_can_read
 from upslope.fast.policy_proxy import PolicyProxy
 from upslope.fast.tape import Tape
 from upslope.records import Sample
@@ -26,14 +26,14 @@ class CompiledPolicy(PolicyProxy):
     def __init__(self, policy: object, library: Library, parts: MLPLayout) -> None:
         super().__init__(policy)
         self.library, self.parts = library, parts
-        self.memory = Memory(parts)
+        self.plan = Plan(parts)
         self.tapes: dict[tuple[int, int], Tape] = {}
 
     def run(self, observation: Tensor, legal: Tensor | None, mode: int, *tensors: Tensor | None) -> None:
         """Call the kernel on checked inputs; ``tensors``: random numbers, actions, continuous actions, log-probabilities, values."""
         noise, *targets = tensors
         self.library.step(
-            *(*self.memory.addresses(), observation.data_ptr(), observation.numel() // self.parts.inputs, mode, legal is not None),
+            *(*self.plan.addresses(), observation.data_ptr(), observation.numel() // self.parts.inputs, mode, legal is not None),
             *(0 if tensor is None else tensor.data_ptr() for tensor in (noise, legal, *targets)),
         )
 
@@ -60,7 +60,7 @@ class CompiledPolicy(PolicyProxy):
         """The tape for recordings of this size; one for each size is kept."""
         size = num_envs, num_steps
         if size not in self.tapes:
-            self.tapes[size] = Tape(self.library, self.parts, self.memory, *size)
+            self.tapes[size] = Tape(self.library, self.parts, self.plan, *size)
         return self.tapes[size]
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.native import Library
-from upslope.fast.plan import Memory, MLPLayout
+from upslope.fast.plan import MLPLayout, Plan
 
 
 class Tape:
@@ -25,8 +25,8 @@ class Tape:
     recording.
     """
 
-    def __init__(self, library: Library, parts: MLPLayout, memory: Memory, num_envs: int, num_steps: int) -> None:
-        self.library, self.memory = library, memory
+    def __init__(self, library: Library, parts: MLPLayout, plan: Plan, num_envs: int, num_steps: int) -> None:
+        self.library, self.plan = library, plan
         self.num_envs, self.num_steps = num_envs, num_steps
         self.continuous = parts.head == at.GAUSSIAN
         size = (num_steps, num_envs)
@@ -59,7 +59,7 @@ class Tape:
     def begin(self, generator: torch.Generator) -> None:
         """Start a recording whose actions come from this generator."""
         self._generator = generator
-        self._memory = self.memory.addresses()
+        self._memory = self.plan.addresses()
         if not self.continuous:  # torch draws uniform numbers one by one, so all at once they are the same ones
             self._before = generator.get_state()
             torch.rand(self.num_steps, self.num_envs, generator=generator, out=self.noise)
@@ -73,7 +73,7 @@ class Tape:
 
     def greedy(self) -> NDArray[Any]:
         """The most probable stored actions ``[N, …]`` for the observations in ``rows[0]``; for evaluation, without ``begin``."""
-        self.library.step(*self.memory.addresses(), *self._to_outputs)
+        self.library.step(*self.plan.addresses(), *self._to_outputs)
         return self._output_rows if self.continuous else self._output_rows.argmax(1)
 
     def stop(self, t: int) -> None:

@@ -41,14 +41,14 @@ class CompiledUpdate:
     def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.library, self.parts = library, parts
         self.objectives = Objectives()
-        self.plan: Plan | None = None
+        self.plan = Plan(parts)
 
     def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         state.check()
         ascent = cast(Ascent, algorithm.update)
         try:
-            plan = self.planned(state)
+            base, scratch, _ = self.addresses(state)
             objective = self.objective(algorithm, policy, batch)
             rows = Rows(batch, self.parts, objective.columns)
         except (NotCompiled, NotLowered):
@@ -60,7 +60,7 @@ class CompiledUpdate:
         options = options_of(ascent, state, masked=rows.masked)
         results = np.zeros(at.NUM_RESULTS + len(objective.values))
         exp_avg, exp_avg_sq = state.moments[0]
-        networks, addresses = objective.written_into(plan.networks), rows.addresses()
+        networks, addresses = objective.written_into(self.plan.networks), rows.addresses()
         # as many epochs in one call as pay; with target_kl one, so that an early stop leaves the generator where its twin does
         several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
         permutations = ascent.permutations(rows.num_units, state)
@@ -69,7 +69,7 @@ class CompiledUpdate:
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
             run = partial(
                 self.library.update,
-                *(plan.base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), plan.scratch.ctypes.data, networks.ctypes.data),
+                *(base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), scratch, networks.ctypes.data),
                 *(options.ctypes.data, addresses.ctypes.data, objective.table.ctypes.data, order.ctypes.data, bounds.ctypes.data),
                 *(len(chunk), minibatches, results.ctypes.data),
             )
@@ -95,17 +95,12 @@ class CompiledUpdate:
             raise NotCompiled
         return self.objectives(algorithm, policy, batch, cast(Any, policy)._restored if self.parts.critic else None)
 
-    def planned(self, state: AscentState) -> Plan:
-        """The plan for the state's parameters, which must be the parts' own; made anew where they have moved."""
-        flat, parts = state.flat, self.parts
-        if flat is None or len(flat.parameters) != len(parts.parameters) or flat.data.device.type != "cpu":
+    def addresses(self, state: AscentState) -> tuple[int, int, int]:
+        """Where the plan's numbers lie; the state's parameters must be the parts' own, in one buffer."""
+        flat, ours = state.flat, self.parts.parameters
+        if flat is None or flat.data.device.type != "cpu" or list(map(id, flat.parameters)) != list(map(id, ours)):
             raise NotCompiled
-        base = flat.data.data_ptr()
-        if self.plan is None or self.plan.base != base:
-            if any(p is not q for p, q in zip(flat.parameters, parts.parameters, strict=True)):
-                raise NotCompiled
-            self.plan = Plan(parts, base, flat.data.numel())
-        return self.plan
+        return self.plan.addresses()
 
     def fail(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
