@@ -15,7 +15,7 @@ import torch
 
 
 class NotLowered(Exception):
-    """What was asked for has no compiled form; the message says why, in the words of a user."""
+    """What was asked for has no compiled form, or a batch or a state is not what the kernels take; the message says why to a user."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

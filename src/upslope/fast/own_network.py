@@ -20,7 +20,7 @@ from upslope.fast.graph import NotLowered
 from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import rounded
-from upslope.fast.rows import Columns, NotCompiled
+from upslope.fast.rows import Columns
 from upslope.fast.update import options_of
 from upslope.records import Algorithm, Batch, HasObjective, Metrics, Policy
 from upslope.updates.ascent import Ascent, AscentState
@@ -66,7 +66,7 @@ class HeadAscent(Ascent):
         try:
             objective = self.objectives(algorithm, policy, part, None if part.value is None else lambda value: value)
             columns = Columns(part, self.plan.head, self.plan.outputs, objective.columns)
-        except (NotCompiled, NotLowered):
+        except NotLowered:
             return super().accumulate(algorithm, policy, part, state, first=first)
         outputs, value = policy._run(part.inputs)
         ends = [outputs, value] if "value" in objective.uses else [outputs]

@@ -217,9 +217,3 @@ def kernel_can_read(observation: Tensor, legal: Tensor | None, parts: MLPLayout)
         and legal.shape == (*observation.shape[:-1], parts.outputs)
         and legal.is_contiguous()
     )
-
-
-def actions_exist(action: Tensor, count: int) -> bool:
-    """Whether every recorded action is one of ``count``: the kernels use them as addresses."""
-    lowest, highest = action.aminmax()
-    return int(lowest) >= 0 and int(highest) < count

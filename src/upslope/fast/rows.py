@@ -8,18 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.fast import layout as at
-from upslope.fast.plan import MLPLayout, actions_exist
+from upslope.fast.graph import NotLowered
+from upslope.fast.plan import MLPLayout
 from upslope.records import ROW_AXES, Batch
-
-
-class NotCompiled(Exception):
-    """This batch or state is not what the kernels take; the readable twin serves it."""
 
 
 class Columns:
     """The steps of a batch: each tensor contiguous, with the batch's axes made one. ``names`` are the columns that the objective reads.
 
-    ``outputs`` is 0 where no action is scored. Raises :class:`NotCompiled` for shapes and types that the kernels do not read.
+    ``outputs`` is 0 where no action is scored. Raises :class:`NotLowered` for shapes and types that the kernels do not read.
     """
 
     def __init__(self, batch: Batch, head: int, outputs: int, names: list[str]) -> None:
@@ -32,8 +29,9 @@ class Columns:
             self.add("action", action, torch.int64)
             if "action_mask" in batch.inputs:
                 self.add("legal", batch.inputs["action_mask"], torch.bool, outputs)
-            if not actions_exist(self.tensors["action"], outputs):
-                raise NotCompiled
+            lowest, highest = self.tensors["action"].aminmax()
+            if int(lowest) < 0 or int(highest) >= outputs:  # the kernels use them as addresses
+                raise NotLowered
         self.add("mask", batch.mask, torch.bool)
         self.own = [self.add(f"batch.{name}", getattr(batch, name), getattr(batch, name).dtype) for name in names]
 
@@ -41,7 +39,7 @@ class Columns:
         """Take a tensor in, if it is what the kernels expect; where its numbers begin."""
         shape = self.shape if size is None else (*self.shape, size)
         if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu":
-            raise NotCompiled
+            raise NotLowered
         self.tensors[name] = tensor.contiguous()
         return self.tensors[name].data_ptr()
 
@@ -63,11 +61,11 @@ class Rows(Columns):
         self.add("observation", batch.inputs.get("observation"), torch.float32, parts.inputs)
         axes = ROW_AXES[batch.unit]
         if batch.inputs.keys() - {"observation", "action", "action_mask"} or axes > len(self.shape):
-            raise NotCompiled
+            raise NotLowered
         self.size = int(np.prod(self.shape[len(self.shape) - axes :]))
         self.alive = np.flatnonzero(self.tensors["mask"].numpy().reshape(-1, self.size).any(1))
         if not len(self.alive):
-            raise NotCompiled
+            raise NotLowered
 
     @property
     def num_units(self) -> int:

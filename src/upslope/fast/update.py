@@ -22,7 +22,7 @@ from upslope.fast.graph import NotLowered
 from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import MLPLayout, Plan
-from upslope.fast.rows import NotCompiled, Rows, split
+from upslope.fast.rows import Rows, split
 from upslope.records import Algorithm, Batch, Metrics, Policy, map_tensors
 from upslope.updates.adam import BETAS
 from upslope.updates.ascent import Ascent, AscentState
@@ -51,7 +51,7 @@ class CompiledUpdate:
             base, scratch, _ = self.addresses(state)
             objective = self.objective(algorithm, policy, batch)
             rows = Rows(batch, self.parts, objective.columns)
-        except (NotCompiled, NotLowered):
+        except NotLowered:
             return algorithm.update(algorithm, policy, batch, state)
         follow_returns(policy, batch)
         objective = self.objective(algorithm, policy, batch)  # the units of the critic have moved
@@ -92,14 +92,14 @@ class CompiledUpdate:
     def objective(self, algorithm: Algorithm, policy: Policy, batch: Batch) -> CompiledObjective:
         """The compiled objective of this batch; raises where there is none."""
         if batch.sampler_log_prob is not None or cast(Ascent, algorithm.update).micro_batch_size is not None:
-            raise NotCompiled
+            raise NotLowered
         return self.objectives(algorithm, policy, batch, cast(Any, policy)._restored if self.parts.critic else None)
 
     def addresses(self, state: AscentState) -> tuple[int, int, int]:
         """Where the plan's numbers lie; the state's parameters must be the parts' own, in one buffer."""
         flat, ours = state.flat, self.parts.parameters
         if flat is None or flat.data.device.type != "cpu" or list(map(id, flat.parameters)) != list(map(id, ours)):
-            raise NotCompiled
+            raise NotLowered
         return self.plan.addresses()
 
     def fail(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> None:
