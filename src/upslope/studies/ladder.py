@@ -6,6 +6,7 @@ Each rung is the run that ``upslope train`` makes of its settings. The folder ho
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
 
 TAIL = POINTS // 10
 """The last points, over which a run's result is averaged."""
-SMALLEST, MOST_STEPS, MOST_SEEDS = 100, 10**12, 1000
+MIN_BUDGET, MAX_BUDGET, MAX_SEEDS = 100, 10**12, 1000
 
 
 def ladder(
@@ -40,8 +41,8 @@ def ladder(
         raise unknown("task", task, TASKS)
     what = TASKS[task]
     budget = what.budget if budget is None else budget
-    require(SMALLEST <= budget <= MOST_STEPS, f"--budget: expected {SMALLEST} to {MOST_STEPS} environment steps, found {budget}")
-    require(1 <= seeds <= MOST_SEEDS, f"--seeds: expected an integer from 1 to {MOST_SEEDS}, found {seeds}")
+    require(MIN_BUDGET <= budget <= MAX_BUDGET, f"--budget: expected {MIN_BUDGET} to {MAX_BUDGET} environment steps, found {budget}")
+    require(1 <= seeds <= MAX_SEEDS, f"--seeds: expected an integer from 1 to {MAX_SEEDS}, found {seeds}")
     if out is not None:
         check_free(out)
     fields: dict[str, Any] = {
@@ -104,21 +105,19 @@ def found_on(task: Task, rung: Rung, climbs: list[Climb], noise: dict[str, Any],
 
 def command(task: Task, rung: Rung, budget: int) -> str:
     """The same run from the command line."""
-    words = ["upslope", "train", rung.algorithm, task.env_id]
+    argv = ["upslope", "train", rung.algorithm, task.env_id]
     for name, value in {**settings_for(task, rung), "total_steps": budget}.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", flag_value(value)]
-    return " ".join(words)
+            argv += [f"--{flag}", flag_value(value)]
+    return " ".join(argv)
 
 
 def flag_value(value: Any) -> str:
-    """A setting as the words behind its flag."""
+    """A setting as it stands behind its flag."""
     if isinstance(value, dict):
-        import json
-
         return f"'{json.dumps(value)}'"
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

@@ -1,7 +1,7 @@
 """How noisy each rung's gradient is, and where the gradient is known how biased: :mod:`~upslope.studies.variance` at one policy for all.
 
 The policy is the one that the runs of a tabular task begin with, else one that PPO has trained for a while. Its critic is fitted on
-episodes of its own.
+separate episodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEED = 100_000
 """Far from the seeds of the runs."""
 HALFWAY = 3_000
 """Steps of PPO that make the policy to measure at, where a fresh one would show nothing."""
-LANES, LONGEST = 64, 1000
+LANES, MAX_STEPS = 64, 1000
 """Episodes played side by side, and more steps than any of them has."""
 
 
@@ -51,13 +51,13 @@ def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, 
     chosen = {name: estimator_of(name) for name in names.values()}
     algorithms = {name: item.make(gamma, trace) for name, (item, trace) in chosen.items()}
     with control.make(task.env_id, LANES, SEED, env_kwargs=task.shared.get("env_kwargs")) as envs:
-        collect = control.GroupedEpisodes(envs, task.group_size, max_steps=LONGEST, seed=SEED)
+        collect = control.GroupedEpisodes(envs, task.group_size, max_steps=MAX_STEPS, seed=SEED)
         fit_critic(policy, episodes(collect, policy, LANES), gamma)
         rollout = episodes(collect, policy, task.episodes)
     if task.problem:
         mdp = problem_of(task)
         reference = Reference.exact(tabular.gradient(mdp, Tabulated(policy, mdp), gamma))
-    else:  # nothing to be held to: only variances are kept
+    else:  # nothing to compare with: only variances are kept
         reference = Reference.sampled(next(iter(algorithms.values())), policy, rollout)
     rows = {row.estimator: row for row in measure(algorithms, policy, rollout, reference, seed=SEED)}
     length = float(reference.gradient.norm()) if task.problem else None

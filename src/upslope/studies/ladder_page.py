@@ -86,24 +86,24 @@ def element(figure: Any) -> Markup:
     return Markup(re.sub("|".join(names), lambda found: f"var(--{names[found[0]]})", svg(figure)))
 
 
-# -------------------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------------------------- text
 
 
 def compared(rung: Found, before: Found | None, found: Found) -> str:
     """What the numbers say about a rung, beside the rung before it."""
     end, noise, seconds = rung["final"], rung["gradient"]["relative_variance"], rung["seconds"]["median"]
-    words = [f"Ends at {interval(end)}"]
+    parts = [f"Ends at {interval(end)}"]
     if before is not None:
         other = before["final"]
         verdict = "more" if end["low"] > other["high"] else "less" if end["high"] < other["low"] else "the intervals overlap"
-        words = [f"Ends at {interval(end)}, the rung before at {number(other['mean'])}: {verdict}"]
+        parts = [f"Ends at {interval(end)}, the rung before at {number(other['mean'])}: {verdict}"]
     if noise is None:
-        words.append(f"the gradient does not stand out of its noise in {found['gradient']['episodes']:,} episodes")
+        parts.append(f"the gradient does not stand out of its noise in {found['gradient']['episodes']:,} episodes")
     else:
         against = "" if before is None or not before["gradient"]["relative_variance"] else before["gradient"]["relative_variance"]
-        words.append(f"gradient noise {number(noise, 3)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
+        parts.append(f"gradient noise {number(noise, 3)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
     last = f"{seconds:.2f} s" + ("" if before is None else f", {times(seconds, before['seconds']['median'])} the time")
-    return "; ".join([*words, last]) + "."
+    return "; ".join([*parts, last]) + "."
 
 
 def bias(rung: Found, scale_free: bool) -> str:
@@ -149,12 +149,12 @@ def cards(found: Found, folder: Path) -> list[dict[str, Any]]:
     for index, (rung, here) in enumerate(zip(RUNGS, rungs, strict=False)):
         note = rung.coincides.get(found["task"], "")
         before = rungs[index - 1] if index and not note else None
-        words = [note, compared(here, before, found), bias(here, rung.scale_free)]
+        parts = [note, compared(here, before, found), bias(here, rung.scale_free)]
         made.append(
             {
                 "rung": rung,
                 "found": here,
-                "words": " ".join(filter(None, words)),
+                "measured": " ".join(filter(None, parts)),
                 "picture": element(picture(found, (3.6, 2.4), [index])),
                 "method": link(rung.file, folder),
                 "test": link(rung.test, folder),

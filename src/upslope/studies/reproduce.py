@@ -1,6 +1,6 @@
 """``upslope reproduce``: figures of Sutton & Barto (2nd edition) run again, drawn beside the published numbers, and judged.
 
-A figure is a function ``(runs, seed) -> Outcome``. Its numbers are checked against bounds; intervals are 1.96 standard errors over
+A figure is a function ``(runs, seed) -> (checks, panel)``. Its numbers are checked against bounds; intervals are 1.96 standard errors over
 runs to either side. The folder holds ``figure.png`` and ``verdict.json``.
 """
 
@@ -46,17 +46,9 @@ class Check:
     @property
     def bounds(self) -> str:
         """``-13.2 to -11.6``, ``at least 6``, ``at most …`` or nothing."""
-        if self.low is not None and self.high is not None:
-            return f"{self.low:g} to {self.high:g}"
-        return f"at least {self.low:g}" if self.low is not None else f"at most {self.high:g}" if self.high is not None else ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a figure found: its checks, and the panel to draw."""
-
-    checks: Sequence[Check]
-    panel: Panel
+        if self.low is None:
+            return "" if self.high is None else f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,8 @@ class Figure:
     source: str
     protocol: str
     runs: int
-    most_runs: int
-    simulate: Callable[[int, int], Outcome]
+    max_runs: int
+    simulate: Callable[[int, int], tuple[Sequence[Check], Panel]]
 
 
 def check_of(what: str, of_each_run: Array, low: float | None, high: float | None, beside: str) -> Check:
@@ -100,24 +92,23 @@ def corridor_panel(title: str, lines: Sequence[Line]) -> Panel:
     return Panel(title, "episode", "total reward on episode (mean, 95 % interval)", lines, [(OPTIMUM, "optimum −11.66")], (-90.0, -5.0))
 
 
-def figure_13_1(runs: int, seed: int) -> Outcome:
+def figure_13_1(runs: int, seed: int) -> tuple[Sequence[Check], Panel]:
     """REINFORCE on the corridor with three step sizes."""
     beside = {-12: "-14.5 (8.2 from run to run)", -13: "-12.4 (0.95)", -14: "-14.3 (1.1)"}
     bounds = {-13: (-13.2, -11.6)}
     rates = np.repeat([2.0**k for k in beside], runs)
     result = corridor_runs(rates, np.zeros_like(rates), NUM_EPISODES, np.random.default_rng(seed))
     returns = result.returns.reshape(len(beside), runs, NUM_EPISODES)
-    checks: list[Check] = []
-    lines: list[Line] = []
-    for k, text, found, color in zip(beside, beside.values(), returns, PALETTE, strict=False):
-        what = f"mean of the last 100 episodes at α = 2^{k}"
-        checks.append(check_of(what, found[:, -100:].mean(1), *bounds.get(k, (None, None)), f"{TEN_RUNS} {text}"))
-        lines.append(curve(found, color, f"step size {power(k)}"))
+    last = [
+        check_of(f"mean of the last 100 episodes at α = 2^{k}", found[:, -100:].mean(1), *bounds.get(k, (None, None)), f"{TEN_RUNS} {text}")
+        for (k, text), found in zip(beside.items(), returns, strict=True)
+    ]
+    lines = [curve(found, color, f"step size {power(k)}") for k, found, color in zip(beside, returns, PALETTE, strict=False)]
     lines.append(window(NUM_EPISODES - 99, NUM_EPISODES, -12.4, bounds[-13], f"reference at {power(-13)}, and bounds"))
-    return Outcome(checks, corridor_panel("REINFORCE on the short corridor (Figure 13.1)", lines))
+    return last, corridor_panel("REINFORCE on the short corridor (Figure 13.1)", lines)
 
 
-def figure_13_2(runs: int, seed: int) -> Outcome:
+def figure_13_2(runs: int, seed: int) -> tuple[Sequence[Check], Panel]:
     """REINFORCE on the corridor with and without a learned baseline."""
     rates, rates_w = np.repeat([2.0**-9, 2.0**-13], runs), np.repeat([2.0**-6, 0.0], runs)
     returns = corridor_runs(rates, rates_w, NUM_EPISODES, np.random.default_rng(seed)).returns.reshape(2, runs, NUM_EPISODES)
@@ -134,10 +125,10 @@ def figure_13_2(runs: int, seed: int) -> Outcome:
         window(100, 200, -12.1, (-14.0, OPTIMUM), "reference, and bounds"),
         window(100, 200, -25.3, None),
     ]
-    return Outcome(checks, corridor_panel("REINFORCE with baseline (Figure 13.2)", lines))
+    return checks, corridor_panel("REINFORCE with baseline (Figure 13.2)", lines)
 
 
-def figure_2_5(runs: int, seed: int) -> Outcome:
+def figure_2_5(runs: int, seed: int) -> tuple[Sequence[Check], Panel]:
     """Gradient bandits with and without a baseline, two step sizes, on the same bandits."""
     beside = {
         (True, 0.1): (82.0, 88.0, "the book's graph: about 80; an independent simulation of 10,000 bandits: 85"),
@@ -155,7 +146,7 @@ def figure_2_5(runs: int, seed: int) -> Outcome:
         lines.append(Line(x, y, PALETTE[len(lines)], f"{which}, step size {rate:g}", 1.8, low=y - 1.96 * error, high=y + 1.96 * error))
     lines += [window(950, 1000, 85.0, (82.0, 88.0), "reference at 0.1, and bounds"), window(950, 1000, 49.0, (46.0, 53.0))]
     levels = [(80.0, "book, with baseline, 0.1"), (60.0, "book, without, 0.1")]
-    return Outcome(checks, Panel("Gradient bandits, rewards shifted by +4 (Figure 2.5)", "step", "% optimal action", lines, levels))
+    return checks, Panel("Gradient bandits, rewards shifted by +4 (Figure 2.5)", "step", "% optimal action", lines, levels)
 
 
 FIGURES = {
@@ -163,21 +154,21 @@ FIGURES = {
         "Sutton & Barto 2018, Figure 2.5",
         "gradient bandits on 10-armed testbeds with q* ~ N(4, 1), 1000 steps, α = 0.1 and 0.4, with and without baseline",
         runs=10_000,
-        most_runs=1_000_000,
+        max_runs=1_000_000,
         simulate=figure_2_5,
     ),
     "sb-13.1": Figure(
         "Sutton & Barto 2018, Figure 13.1",
         "REINFORCE on the short corridor, 1000 episodes, α = 2^-12, 2^-13, 2^-14, θ changed after each episode",
         runs=100,
-        most_runs=10_000,
+        max_runs=10_000,
         simulate=figure_13_1,
     ),
     "sb-13.2": Figure(
         "Sutton & Barto 2018, Figure 13.2",
         "REINFORCE on the short corridor, 1000 episodes, with baseline (α = 2^-9, α_w = 2^-6) and without (α = 2^-13)",
         runs=100,
-        most_runs=10_000,
+        max_runs=10_000,
         simulate=figure_13_2,
     ),
 }
@@ -188,11 +179,11 @@ FIGURES = {
 class Verdict:
     """What was found, and where it was written."""
 
-    figure: str
     path: Path
     within: bool
     fields: dict[str, Any]
     paragraph: str
+    """the verdict in sentences"""
 
 
 def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path | None = None) -> Verdict:
@@ -204,13 +195,13 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
         raise unknown("figure", figure, FIGURES)
     what = FIGURES[figure]
     runs = what.runs if runs is None else runs
-    require(1 <= runs <= what.most_runs, f"--runs: expected an integer from 1 to {what.most_runs}, found {runs}")
+    require(1 <= runs <= what.max_runs, f"--runs: expected an integer from 1 to {what.max_runs}, found {runs}")
     require(seed >= 0, f"--seed: expected an integer ≥ 0, found {seed}")
     if out is not None:
         check_free(out)
     started = time.perf_counter()
-    outcome = what.simulate(runs, seed)
-    within = all(check.within for check in outcome.checks)
+    checks, panel = what.simulate(runs, seed)
+    within = all(check.within for check in checks)
     fields = {
         "figure": figure,
         "source": what.source,
@@ -218,20 +209,15 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
         "runs": runs,
         "seed": seed,
         "within_bounds": within,
-        "checks": [asdict(check) | {"within": check.within} for check in outcome.checks],
+        "checks": [asdict(check) | {"within": check.within} for check in checks],
         "seconds": round(time.perf_counter() - started, 2),
         "versions": {"upslope": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
     with RunFolder.create(out, Path("runs") / f"{figure}-{seed}") as folder:
-        save(draw([outcome.panel], size=(10.0, 6.0)), folder.path / "figure.png")
+        save(draw([panel], size=(10.0, 6.0)), folder.path / "figure.png")
         folder.write_json("verdict.json", fields)
-    return Verdict(figure, folder.path, within, fields, paragraph(what, runs, outcome.checks, within))
-
-
-def paragraph(figure: Figure, runs: int, checks: Sequence[Check], within: bool) -> str:
-    """The verdict in plain words."""
-    head = f"{figure.source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
-    return " ".join([head, *map(sentence, checks)])
+    head = f"{what.source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
+    return Verdict(folder.path, within, fields, " ".join([head, *map(sentence, checks)]))
 
 
 def sentence(check: Check) -> str:

@@ -1,4 +1,4 @@
-"""How good a gradient estimator is at a fixed policy: several of them on the same samples, held to one reference.
+"""How good a gradient estimator is at a fixed policy: several of them on the same samples, against one reference.
 
 Every estimate is made by the code that trains, ``Algorithm.estimate`` and ``Algorithm.objective``. The samples are estimated once, all
 together, as an update does it; then the objective of each unit (an episode, or a group of them) is differentiated alone, as an update
@@ -85,7 +85,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Reference:
-    """The gradient that estimators are held to: ``parts [B, P]``, independent estimates of it, or the exact one as a single row."""
+    """The gradient that estimators are compared with: ``parts [B, P]``, independent estimates of it, or the exact one as a single row."""
 
     parts: Tensor
 

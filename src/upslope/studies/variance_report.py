@@ -16,23 +16,32 @@ from upslope.run.folder import RunFolder, default_path
 from upslope.run.report import plural
 from upslope.studies.variance import Measurement
 
-FEW = 0.2
+MIN_ESS = 0.2
 """Share of the steps below which importance weights are too uneven to judge by a bootstrap: what it never saw it cannot resample."""
 
 
-def few(row: Measurement) -> bool:
-    """Whether the weights rest on few of the samples."""
-    return row.effective_sample_size is not None and row.effective_sample_size < FEW
-
-
 def mark(row: Measurement) -> str:
-    """What to think of a bias."""
-    return " ?" if few(row) else " *" if row.biased else ""
+    """What to think of a bias: unknown (?) where the weights rest on few of the samples, or there (*)."""
+    return " ?" if row.effective_sample_size is not None and row.effective_sample_size < MIN_ESS else " *" if row.biased else ""
+
+
+def cells(row: Measurement) -> tuple[str, ...]:
+    """A row of the table but for what the estimator is unbiased for."""
+    (low, high), (from_, to), size = row.variance_interval, row.cosine_interval, row.effective_sample_size
+    return (
+        row.estimator,
+        f"{row.variance:.4g} ({low:.4g} to {high:.4g})",
+        f"{row.relative_variance:.3g}",
+        f"{row.bias:.3g} ({row.bias_by_chance:.3g}){mark(row)}",
+        f"{f'{row.cosine:.3f}' if row.direction_known else '?'} ({from_:.3f} to {to:.3f})",
+        "" if size is None else f"{size:.1%}",
+        f"{1000 * row.seconds:.1f}",
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: a row for each estimator, and what they were held to."""
+    """The table: a row for each estimator, and what they were compared with."""
 
     run: Any
     rows: tuple[Measurement, ...]
@@ -54,20 +63,8 @@ class Comparison:
             "",
         ]
         table = [("estimator", "variance (95 %)", "relative", "bias (by chance)", "cosine (95 %)", "ESS", "ms", "unbiased for")]
-        for row, target in zip(self.rows, self.targets, strict=True):
-            table.append(
-                (
-                    row.estimator,
-                    f"{row.variance:.4g} ({row.variance_interval[0]:.4g} to {row.variance_interval[1]:.4g})",
-                    f"{row.relative_variance:.3g}",
-                    f"{row.bias:.3g} ({row.bias_by_chance:.3g}){mark(row)}",
-                    f"{f'{row.cosine:.3f}' if row.direction_known else '?'} ({row.cosine_interval[0]:.3f} to {row.cosine_interval[1]:.3f})",
-                    "" if row.effective_sample_size is None else f"{row.effective_sample_size:.1%}",
-                    f"{1000 * row.seconds:.1f}",
-                    target,
-                )
-            )
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        table += [(*cells(row), target) for row, target in zip(self.rows, self.targets, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
         lines += [
             "",
@@ -76,9 +73,10 @@ class Comparison:
         ]
         if not all(row.direction_known for row in self.rows):
             lines.append("cosine ?: so few samples do not tell whether the gradient points along the reference or against it; take more.")
-        if any(few(row) for row in self.rows):
+        if any("?" in mark(row) for row in self.rows):
             lines.append(
-                f"bias ?: at an ESS below {FEW:.0%} the episodes that count are hardly among the samples: variance is more, bias unknown."
+                f"bias ?: at an ESS below {MIN_ESS:.0%} the episodes that count are hardly among the samples: variance is more, "
+                "bias unknown."
             )
         return "\n".join(lines)
 
@@ -104,8 +102,8 @@ class Comparison:
         variance = Dots("variance of one episode", [(row.variance, *row.variance_interval) for row in self.rows], logarithmic=True)
         relative = Dots("relative variance", [(x, x, x) for x in (row.relative_variance for row in self.rows)], logarithmic=True)
         bias = Dots("bias (line: by chance)", [(row.bias, 0.0, row.bias_by_chance) for row in self.rows])
-        told = [row.cosine if row.direction_known else math.nan for row in self.rows]
-        cosine = Dots("cosine with the reference", [(x, *row.cosine_interval) for x, row in zip(told, self.rows, strict=True)])
+        cosines = [(row.cosine if row.direction_known else math.nan, *row.cosine_interval) for row in self.rows]
+        cosine = Dots("cosine with the reference", cosines)
         title = f"{self.run.env_id}, {self.run.policy} policy, {self.run.samples:,} episodes, γ = {self.run.gamma:g}"
         with RunFolder.create(out, default_path("variance", self.run.env_id, self.run.seed)) as folder:
             save(draw_dots(title, names, [variance, relative, bias, cosine]), folder.path / "variance.png")

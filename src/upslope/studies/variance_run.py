@@ -14,20 +14,24 @@ from torch import Tensor
 
 from upslope import control, environments, tabular
 from upslope import functional as F
-from upslope.algorithms import REINFORCE
-from upslope.algorithms.reinforce import to_go_discounted
 from upslope.control.recording import check_spaces
 from upslope.errors import UsageError, require
 from upslope.records import Policy, Rollout, map_tensors
 from upslope.run.device import one_thread
 from upslope.run.load import Run
-from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of
+from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of, reinforce
 from upslope.studies.variance import Measurement, Reference, join, measure
 from upslope.studies.variance_report import Comparison
 from upslope.tabular.chains import endless_start
 from upslope.updates.fisher import reached
 
 Objective = Literal["discounted", "undiscounted"]
+MAX_EPISODES = 10**6
+"""Of any kind."""
+MAX_LANES = 64
+"""Environments played side by side, unless a group is larger."""
+FIT_STEPS = 50
+"""Of L-BFGS on the critic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +64,21 @@ class VarianceRun:
         chosen = [estimator_of(name)[0] for name in self.estimators]
         twice = [name for name in self.estimators if self.estimators.count(name) > 1]
         require(not twice, f"--estimators: {twice[0] if twice else ''} is named twice")
-        require(2 <= self.samples <= MOST, f"--samples: expected an integer from 2 to {MOST}, found {self.samples}")
+        require(2 <= self.samples <= MAX_EPISODES, f"--samples: expected an integer from 2 to {MAX_EPISODES}, found {self.samples}")
         require(0.0 <= self.gamma <= 1.0, f"--gamma: expected a number in [0, 1], found {self.gamma}")
         require(self.objective in ("discounted", "undiscounted"), f"--objective: discounted or undiscounted, found {self.objective!r}")
-        require(0 <= self.critic_samples <= MOST, f"--critic-samples: expected an integer from 0 to {MOST}, found {self.critic_samples}")
+        require(
+            0 <= self.critic_samples <= MAX_EPISODES,
+            f"--critic-samples: expected an integer from 0 to {MAX_EPISODES}, found {self.critic_samples}",
+        )
         count = self.reference_samples
-        require(count is None or 2 <= count <= MOST, f"--reference-samples: expected an integer from 2 to {MOST}, found {count}")
+        require(
+            count is None or 2 <= count <= MAX_EPISODES, f"--reference-samples: expected an integer from 2 to {MAX_EPISODES}, found {count}"
+        )
         require(0 <= self.seed < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
         if any(item.grouped for item in chosen):
             size = self.group_size
-            require(2 <= size <= MOST, f"--group-size: expected an integer from 2 to {MOST}, found {size}")
+            require(2 <= size <= MAX_EPISODES, f"--group-size: expected an integer from 2 to {MAX_EPISODES}, found {size}")
             require(
                 self.samples % size == 0 and self.samples >= 2 * size,
                 f"--samples: expected a multiple of the group size {size}, at least {2 * size}, found {self.samples}",
@@ -88,7 +97,7 @@ class VarianceRun:
         started = time.perf_counter()
         chosen = {name: estimator_of(name) for name in self.estimators}
         grouped = any(item.grouped for item, _ in chosen.values())
-        lanes = min(self.samples, LANES)
+        lanes = min(self.samples, MAX_LANES)
         lanes = max(self.group_size, lanes - lanes % self.group_size) if grouped else lanes
         with control.make(self.env_id, lanes, self.seed) as envs, contextlib.ExitStack() as stack:
             policy = self.make_policy(envs)
@@ -106,8 +115,8 @@ class VarianceRun:
             found: dict[str, Measurement] = {}
             for weighted, samples in ((False, rollout), (True, away)):
                 algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
-                rows = measure(algorithms, policy, samples, reference, seed=self.seed) if algorithms else []
-                found |= {row.estimator: row for row in rows}
+                if algorithms:
+                    found |= {row.estimator: row for row in measure(algorithms, policy, samples, reference, seed=self.seed)}
         return Comparison(
             run=self,
             rows=tuple(found[name] for name in chosen),
@@ -151,16 +160,8 @@ class VarianceRun:
             return Reference.exact(tabular.gradient(mdp, table, gamma)), "exact"
         count = self.reference_samples or 4 * self.samples
         rollout = episodes(collect, policy, count)
-        algorithm = REINFORCE(
-            gamma=gamma, returns=to_go_discounted, baseline=rollout.value is not None, normalize_advantage=False, value_coef=0.0
-        )
+        algorithm = reinforce("to-go-discounted", rollout.value is not None)(gamma, 1.0)
         return Reference.sampled(algorithm, policy, rollout), f"{count:,} other episodes"
-
-
-MOST = 10**6
-"""Episodes of any kind."""
-LANES = 64
-"""Environments played side by side at most, unless a group is larger."""
 
 
 # ---------------------------------------------------------------------------------------------- policies and episodes
@@ -181,7 +182,7 @@ class ActsAs:
         self.seen: dict[str, Tensor] = {}
 
     def inputs(self, observation: Any, *, action_mask: Any = None, update: Any = False) -> dict[str, Tensor]:
-        """The policy's inputs; the behavior's own are kept for :meth:`sample`."""
+        """The policy's inputs; the behavior's are kept for :meth:`sample`."""
         self.seen = self.behavior.inputs(observation, action_mask=action_mask)
         return self.policy.inputs(observation, action_mask=action_mask)
 
@@ -190,11 +191,11 @@ class ActsAs:
         return self.behavior.sample(self.seen, generator=generator)
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """The policy's own."""
+        """What the policy expects."""
         return self.policy.value(inputs)
 
     def evaluate(self, **inputs: Tensor) -> Any:
-        """The policy's own."""
+        """The policy's score."""
         return self.policy.evaluate(**inputs)
 
 
@@ -239,9 +240,8 @@ def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
     found, everything = policy.evaluate(**rollout.inputs), list(policy.parameters())
     actor = {id(p) for p in reached(found.log_prob, everything)}
     critic = [p for p in reached(found.value, everything) if id(p) not in actor]
-    require(
-        len(critic) > 0, "--policy: its critic shares every parameter with its actor, so it cannot be fitted alone; say --critic-samples 0"
-    )
+    message = "--policy: its critic shares every parameter with its actor, so it cannot be fitted alone; say --critic-samples 0"
+    require(len(critic) > 0, message)
     optimizer = torch.optim.LBFGS(critic, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 
     def error() -> Tensor:
@@ -253,6 +253,3 @@ def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
     optimizer.step(error)
     for parameter in critic:
         parameter.grad = None
-
-
-FIT_STEPS = 50
