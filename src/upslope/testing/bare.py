@@ -45,7 +45,7 @@ class Bonus(Around):
     """The estimate where nothing is paid and the critic expects nothing."""
 
     def __init__(self, inner: Estimator) -> None:
-        super().__init__(copy(inner))  # no rewards, no spread: what is not finite here is not held against it
+        super().__init__(copy(inner))  # no rewards, no spread: what is not finite here does not count
 
     def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
         return self.inner(without_critic(policy), paying(rollout, torch.zeros_like))

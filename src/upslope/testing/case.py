@@ -79,11 +79,10 @@ class Log:
     left_out: list[str] = field(default_factory=list[str])
     """what does not apply, each with its mistakes and the reason"""
 
-    def run(self, name: str, *checks: Callable[[Case, Log], None], case: Case) -> None:
-        """One more kind of checks."""
+    def run(self, name: str, check: Callable[[Case, Log], None], case: Case) -> None:
+        """One more check."""
         self.checked.append(name)
-        for check in checks:
-            check(case, self)
+        check(case, self)
 
     def add(self, mistake: str, numbers: str = "") -> None:
         """A mistake that was found."""

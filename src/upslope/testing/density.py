@@ -14,8 +14,8 @@ from upslope.testing.contract import expect
 SAMPLES = 1 << 14
 """Actions that are drawn."""
 SIGMAS = 7.0
-"""A difference of more than this many standard errors is no chance."""
-MOST = 6
+"""A difference of more than this many standard errors is no chance: one in 10¹¹, for thousands of parameters and a t distribution."""
+MAX_DIMENSIONS = 6
 """Dimensions of an action that are looked at: in more, a box around the middle holds too few of the samples."""
 INSIDE = 0.05
 """What is cut off at either end of each dimension, for the density there may be next to nothing."""
@@ -47,7 +47,7 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
     if not action.is_floating_point():
         return
     flat = action.double().reshape(SAMPLES, -1)
-    if flat.shape[1] > MOST or not spread_out(flat):
+    if flat.shape[1] > MAX_DIMENSIONS or not spread_out(flat):
         return
     squashed = log_prob + 2.0 * (math.log(2.0) - flat - torch.nn.functional.softplus(-2.0 * flat)).sum(-1)
     worst = min(uneven(flat, log_prob), uneven(flat, squashed))

@@ -32,6 +32,15 @@ LATER = {
     "importance weights cut, clip on the wrong side",
 }
 """What is tried on other recordings, and the mistakes that show there."""
+ALWAYS = {
+    "critic's gradient": batches.critic,
+    "padding": batches.padding,
+    "order of rows": batches.order,
+    "rows all alike": batches.alike,
+    "micro-batches": batches.micro_batches,
+    "entropy bonus": bonus_of_the_action,
+    "reference policy": other_policies.reference,
+}
 ON_OTHER_EPISODES = {
     "lengths": batches.lengths,
     "truncation": cut_short,
@@ -128,22 +137,17 @@ def check_further(case: Case, whole_episodes: bool | None, log: Log) -> None:
     """Every check beyond the first expectation."""
     if (leak := case.full.leak or case.plain.leak) is not None:
         log.add("advantage carries gradient", f"batch.{leak} requires grad")
-    log.run("critic's gradient", batches.critic, case=case)
-    log.run("padding", batches.padding, case=case)
-    log.run("order of rows", batches.order, case=case)
-    log.run("rows all alike", batches.alike, case=case)
-    if case.full.is_algorithm:
-        log.run("micro-batches", batches.micro_batches, case=case)
-    log.run("entropy bonus", bonus_of_the_action, case=case)
-    log.run("reference policy", other_policies.reference, other_policies.kl_term, case=case)
+    for name, check in ALWAYS.items():
+        if name != "micro-batches" or case.full.is_algorithm:
+            log.run(name, check, case)
     if case.scale_free:
         log.notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
     elif case.form is not None:
-        log.run("group mean", batches.group_scale, case=case)
+        log.run("group mean", batches.group_scale, case)
     if case.group and (case.scale_free or case.form is None):
-        log.run("comparison of scores", batches.comparison, case=case)
+        log.run("comparison of scores", batches.comparison, case)
     if case.uses_behavior:
-        log.run("another policy's steps", other_policies.another_policy, case=case)
+        log.run("another policy's steps", other_policies.another_policy, case)
     reasons = out_of_place(case, whole_episodes)
     log.left_out += [f"{name} ({LATER[name]}): {why}" for name, why in reasons.items()]
     spoiled = case.form is None or any(mistake in SPOIL_LENGTHS for mistake, _ in log.found)
@@ -153,7 +157,7 @@ def check_further(case: Case, whole_episodes: bool | None, log: Log) -> None:
         if spoiled:
             log.not_checked.append(f"{name} ({LATER[name]})")
         else:
-            log.run(name, check, case=case)
+            log.run(name, check, case)
     if not (spoiled or whole_episodes or case.bootstraps):
         log.notes.append("it asks for no value of what follows: a truncated episode is scored as it stands")
 

@@ -83,15 +83,20 @@ def no_weight(algorithm: Algorithm) -> bool:
         or (isinstance(algorithm, AllActions) and algorithm.state_discount == 1.0)
         or (isinstance(algorithm, OnlineActorCritic) and not algorithm.discount_weight)
         or (isinstance(algorithm, REINFORCE) and algorithm.returns is to_go)
-        or (isinstance(algorithm, OffPolicyGradient) and algorithm.estimator in (off.vtrace, off.per_step))
+        or weighs(off.vtrace, off.per_step)(algorithm)
     )
 
 
-def own_mean(algorithm: Algorithm) -> bool:
-    """Whether a group's mean holds the row's own score."""
+def keeps_plain_mean(algorithm: Algorithm) -> bool:
+    """Whether a group's mean holds the score that it is subtracted from."""
     function = getattr(algorithm, "advantage", None)
     function = getattr(function, "func", function)
     return isinstance(algorithm, GRPO) and function in ADVANTAGES.values() and function is not leave_one_out
+
+
+def weighs(*estimators: Any) -> Callable[[Any], bool]:
+    """Whether a method is off-policy learning with one of these estimators."""
+    return lambda algorithm: isinstance(algorithm, OffPolicyGradient) and algorithm.estimator in estimators
 
 
 BY_DESIGN = (
@@ -106,14 +111,10 @@ BY_DESIGN = (
         lambda a: isinstance(a, GRPO | RLOO) and a.average_over == "sequences",
         "average_over='sequences' is the paper's; 'constant' has no such bias",
     ),
-    Design(
-        "group mean without G/(G-1)",
-        own_mean,
-        "the group's plain mean is the paper's; only the step size shrinks",
-    ),
+    Design("group mean without G/(G-1)", keeps_plain_mean, "the group's plain mean is the paper's; only the step size shrinks"),
     Design(
         "importance weights cut",
-        lambda a: isinstance(a, OffPolicyGradient) and a.estimator in off.CAPPED and a.ratio_cap is not None,
+        lambda a: weighs(*off.CAPPED)(a) and a.ratio_cap is not None,
         "weights are cut at ratio_cap: bounded variance for some bias (Ionides 2008; Espeholt et al. 2018)",
     ),
     Design(
@@ -123,7 +124,7 @@ BY_DESIGN = (
     ),
     Design(
         "per-step ratio",
-        lambda a: isinstance(a, OffPolicyGradient) and a.estimator is off.per_step,
+        weighs(off.per_step),
         "estimator='per-step' is of the states and returns of the policy that acted; per-decision is unbiased",
     ),
     Design(
@@ -133,7 +134,7 @@ BY_DESIGN = (
     ),
     Design(
         "past ratio missing",
-        lambda a: isinstance(a, OffPolicyGradient) and a.estimator is off.vtrace,
+        weighs(off.vtrace),
         "V-trace leaves out how states are reached: Σ_s d^b Σ_a Q^π ∇π (Degris et al. 2012)",
     ),
 )

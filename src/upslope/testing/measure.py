@@ -17,7 +17,7 @@ from upslope.tabular import MDP, SoftmaxPolicy
 from upslope.testing.estimates import Estimator
 from upslope.testing.probes import Probe, enumerated, rows
 
-MOST = 2000
+MAX_BATCHES = 2000
 """Batches that are listed at most; beyond, they are sampled."""
 NORMAL = 1.96
 """Standard errors in a 95 % interval."""
@@ -69,8 +69,9 @@ def measure_estimator(
     r"""The expectation of an estimator on a finite problem, beside the exact gradients.
 
     An episode ends for good after ``horizon`` steps (``mdp.time_limit`` unless given), and ∇J is that of this problem. Up to
-    :data:`MOST` batches of trajectories are listed and summed exactly; where there are more, ``samples`` batches are drawn, and the mean
-    has a standard error. ``estimator``, ``gamma`` and ``group`` are as in :func:`check_estimator`; ``policy`` is uniform unless given.
+    :data:`MAX_BATCHES` batches of trajectories are listed and summed exactly; where there are more, ``samples`` batches are drawn, and
+    the mean has a standard error. ``estimator``, ``gamma`` and ``group`` are as in :func:`check_estimator`; ``policy`` is uniform unless
+    given.
 
     Raises:
         UsageError: an estimator that cannot be run; γ = 1 where the policy may go on for ever.
@@ -101,13 +102,13 @@ def measure_estimator(
 def listed(problem: MDP, policy: SoftmaxPolicy, gamma: float, size: int, limit: int | None) -> Probe | None:
     """Every trajectory, or None where there are too many batches of them."""
     count = trajectories(problem)
-    if count is None or comb(count + size - 1, size) > MOST:
+    if count is None or comb(count + size - 1, size) > MAX_BATCHES:
         return None
     return enumerated(problem, policy, gamma, {}, limit)
 
 
 def trajectories(problem: MDP) -> int | None:
-    """How many there are, or None for more than :data:`MOST` or without a longest."""
+    """How many there are, or None for more than :data:`MAX_BATCHES` or without a longest."""
     ways = (problem.transition > 0).double().sum(1)
     paths, ended = (problem.start > 0).double(), 0.0
     for _ in range(problem.num_states):  # a longer path would come by a state twice, and there would be no end of them
@@ -115,7 +116,7 @@ def trajectories(problem: MDP) -> int | None:
         paths = paths.masked_fill(problem.terminal, 0.0) @ ways
         if not bool(paths.any()):
             return int(ended)
-        if float(paths.sum()) + ended > MOST:
+        if float(paths.sum()) + ended > MAX_BATCHES:
             return None
     return None
 

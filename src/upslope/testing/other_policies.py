@@ -89,7 +89,7 @@ def clip_side(case: Case, log: Log) -> None:
 
 
 def reference(case: Case, log: Log) -> None:
-    """Another reference policy that moves the objective's value has to move its gradient, too."""
+    """Another reference policy that moves the objective's value has to move its gradient, too, and as a KL does."""
     p = case.main
     sample = rows(p.rollout, (0, 1, 2), case.group)
     before = sample.reference_log_prob
@@ -98,6 +98,7 @@ def reference(case: Case, log: Log) -> None:
     moves = near.value is not None and far.value is not None and abs(near.value - far.value) > EXACT
     if moves and same(near.gradient, far.gradient):
         log.add("k1 in the objective", "the reference moves the objective and not its gradient")
+    kl_term(case, log)
 
 
 def kl_term(case: Case, log: Log) -> None:

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from upslope.errors import UsageError, require
 from upslope.records import Evaluation, HasDistribution, Sample, SamplingPolicy, offers
 from upslope.testing.contract import expect
-from upslope.testing.density import check_density
+from upslope.testing.density import SIGMAS, check_density
 
 GROUPS, PER_GROUP = 24, 64
 """Samples of one input whose mean score is looked at, in groups: the spread of the groups gives the interval."""
-SIGMAS = 7.0
-"""A mean farther from 0 than this many standard errors is no chance: one in 10¹¹, for thousands of parameters and a t distribution."""
 
 
 def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_actions: int | None = None, seed: int = 0) -> None:

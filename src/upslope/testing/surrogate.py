@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import log
 from typing import Any
 
@@ -14,6 +15,8 @@ from upslope.testing.contract import ContractError, expect, same
 from upslope.testing.known_mistakes import MISTAKES
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
+Run = Callable[..., tuple[Tensor, Tensor]]
+"""``(log_prob, behavior_log_prob, advantage, mask) -> (values, gradient)``."""
 
 
 def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, sequence: bool = False, seed: int = 0) -> None:
@@ -50,83 +53,75 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
     if sequence:
         advantage = advantage[:, :1].expand(3, 5).clone()
     for clip_range in CLIP_RANGES:
+        run = partial(differentiate, surrogate, clip_range)
         for shift in (0.0, 0.05, 1.0, -20.0, 20.0):
             drift = shift * torch.randn(3, 5, generator=generator, dtype=torch.float64).abs()
-            _check_values(surrogate, behavior + drift, behavior, advantage, mask, clip_range)
+            check_values(run, behavior + drift, behavior, advantage, mask)
         if on_policy_gradient:
-            _check_on_policy(surrogate, behavior, advantage, mask, clip_range, sequence)
-            _check_clip(surrogate, behavior, mask, clip_range)
+            check_on_policy(run, behavior, advantage, mask, sequence)
+            check_clip(run, behavior, mask)
 
 
-def _call(surrogate: Callable[..., Any], *arguments: Any) -> Any:
+def differentiate(
+    surrogate: Callable[..., Any], clip_range: Any, log_prob: Tensor, behavior: Tensor, advantage: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The surrogate's values and the gradient of the sum of those that are not masked, with properties 1 (shape, dtype) and 2 checked."""
+    leaf = log_prob.detach().clone().requires_grad_()
     try:
-        return surrogate(*arguments)
+        value = surrogate(leaf, behavior, advantage, mask, clip_range)
     except Exception as error:
         raise ContractError(
             f"surrogate: raised {type(error).__name__} ({error}) when called as "
             "(log_prob, behavior_log_prob, advantage, mask, clip_range); accept these five, clip_range a float or (low, high)"
         ) from error
-
-
-def _gradient(surrogate: Surrogate, log_prob: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    leaf = log_prob.detach().clone().requires_grad_()
-    value = _call(surrogate, leaf, *rest)
     expect(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
-    expect(
-        value.shape == leaf.shape,
-        f"surrogate: expected one value per step, shape {tuple(leaf.shape)}, found {tuple(value.shape)}; do not reduce",
-    )
+    shapes = f"shape {tuple(leaf.shape)}, found {tuple(value.shape)}"
+    expect(value.shape == leaf.shape, f"surrogate: expected one value per step, {shapes}; do not reduce")
     expect(value.dtype == leaf.dtype, f"surrogate: expected dtype {leaf.dtype}, found {value.dtype}; keep the input's")
     expect(value.requires_grad, "surrogate: the value does not depend on log_prob; nothing would be learned")
-    mask: Tensor = rest[2]
     (gradient,) = torch.autograd.grad(value.where(mask, 0.0).sum(), leaf)
     return value.detach(), gradient
 
 
-def _check_values(surrogate: Surrogate, log_prob: Tensor, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any) -> None:
-    before = [t.clone() for t in (log_prob, behavior, advantage, mask)]
-    inputs = (log_prob.clone(), behavior.clone(), advantage.clone(), mask.clone())
-    value, gradient = _gradient(surrogate, inputs[0], *inputs[1:], clip_range)
-    for name, old, new in zip(("log_prob", "behavior_log_prob", "advantage", "mask"), before, inputs, strict=True):
-        expect(torch.equal(old, new), f"surrogate: it changed {name} in place; work on new tensors")
+def check_values(run: Run, log_prob: Tensor, behavior: Tensor, advantage: Tensor, mask: Tensor) -> None:
+    """Properties 1 (finite), 4, 5 and 6."""
+    inputs = {"log_prob": log_prob, "behavior_log_prob": behavior, "advantage": advantage, "mask": mask}
+    copies = {name: x.clone() for name, x in inputs.items()}
+    value, gradient = run(*copies.values())
+    for name, x in inputs.items():
+        expect(torch.equal(x, copies[name]), f"surrogate: it changed {name} in place; work on new tensors")
     expect(bool(value[mask].isfinite().all()), "surrogate: a value at an unmasked step is not finite; bound the ratio or its logarithm")
     expect(bool(gradient[mask].isfinite().all()), "surrogate: a gradient at an unmasked step is not finite")
 
-    hole = ~mask
     for junk in (float("nan"), 1e4):
-        dirty = [t.masked_fill(hole, junk) for t in (log_prob, behavior, advantage)]
-        other_value, other_gradient = _gradient(surrogate, dirty[0], dirty[1], dirty[2], mask, clip_range)
-        expect(
-            torch.equal(value[mask], other_value[mask]), "surrogate: masked entries leak into values; replace them with torch.where first"
-        )
-        expect(
-            torch.equal(gradient[mask], other_gradient[mask]) and bool((other_gradient[hole] == 0).all()),
-            "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying",
-        )
+        other_value, other_gradient = run(*(x.masked_fill(~mask, junk) for x in (log_prob, behavior, advantage)), mask)
+        hidden = torch.equal(value[mask], other_value[mask])
+        expect(hidden, "surrogate: masked entries leak into values; replace them with torch.where first")
+        hidden = torch.equal(gradient[mask], other_gradient[mask]) and bool((other_gradient[~mask] == 0).all())
+        expect(hidden, "surrogate: masked entries leak into the gradient; replace them with torch.where before exp and before multiplying")
 
     for row in range(len(mask)):
-        others, changed = torch.arange(len(mask)) != row, mask.clone()
-        moved = [t.clone() for t in (log_prob, behavior, advantage)]
-        moved[0][row] += 0.7
-        moved[2][row] = 1.0 - 2.0 * moved[2][row]
-        changed[row, 1:] = False
-        other_value, other_gradient = _gradient(surrogate, moved[0], moved[1], moved[2], changed, clip_range)
-        same = [torch.allclose(a[others], b[others], rtol=1e-12, atol=1e-12) for a, b in ((value, other_value), (gradient, other_gradient))]
-        expect(all(same), "surrogate: rows influence each other; leave means over the batch to the weights")
+        others, shorter = torch.arange(len(mask)) != row, mask.clone()
+        moved, flipped = log_prob.clone(), advantage.clone()
+        moved[row] += 0.7
+        flipped[row] = 1.0 - 2.0 * flipped[row]
+        shorter[row, 1:] = False
+        found = zip((value, gradient), run(moved, behavior.clone(), flipped, shorter), strict=True)
+        alone = all(torch.allclose(a[others], b[others], rtol=1e-12, atol=1e-12) for a, b in found)
+        expect(alone, "surrogate: rows influence each other; leave means over the batch to the weights")
 
 
-def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any, sequence: bool) -> None:
-    _, gradient = _gradient(surrogate, behavior, behavior, advantage, mask, clip_range)
+def check_on_policy(run: Run, behavior: Tensor, advantage: Tensor, mask: Tensor, sequence: bool) -> None:
+    """Property 3."""
+    _, gradient = run(behavior, behavior, advantage, mask)
     expected = advantage.where(mask, 0.0)
     if sequence:
         gradient, expected, length = gradient.sum(-1), expected.sum(-1), mask.sum(-1)
         if same(gradient, length * expected):  # each step holds the whole sequence's value
             gradient = gradient / length
     # to six digits: two Python numbers in torch.where make a float32 tensor
-    expect(
-        not same(gradient, -expected),
-        "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient",
-    )
+    downwards = same(gradient, -expected)
+    expect(not downwards, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
     expect(
         same(gradient, expected),
         "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
@@ -134,9 +129,9 @@ def _check_on_policy(surrogate: Surrogate, behavior: Tensor, advantage: Tensor, 
     )
 
 
-def _check_clip(surrogate: Surrogate, behavior: Tensor, mask: Tensor, clip_range: Any) -> None:
-    for sign, ratio in ((1.0, 0.5), (-1.0, 2.0)):
-        _, gradient = _gradient(surrogate, behavior + log(ratio), behavior, torch.full_like(behavior, sign), mask, clip_range)
-        side = "A > 0" if sign > 0 else "A < 0"
-        mistake = "clip on the wrong side"
+def check_clip(run: Run, behavior: Tensor, mask: Tensor) -> None:
+    """Property 7."""
+    mistake = "clip on the wrong side"
+    for sign, ratio, side in ((1.0, 0.5, "A > 0"), (-1.0, 2.0, "A < 0")):
+        _, gradient = run(behavior + log(ratio), behavior, torch.full_like(behavior, sign), mask)
         expect(bool(gradient[mask].any()), f"surrogate: {mistake}, no gradient for {side} at ratio {ratio:g}: {MISTAKES[mistake]}", mistake)
