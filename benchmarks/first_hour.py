@@ -1,5 +1,5 @@
-"""A new user's first hour: the commands of the README and of the help texts, one after the other in one folder, each held to its exit code
-and to what it says. What is long is made short by flags behind it, never by another command; the record keeps both.
+"""A new user's first hour: the commands of the README and of the help texts, one after the other in one folder, each with its exit code
+and with what it has to say. What is long is made short by flags behind it, never by another command; the record keeps both.
 
 python benchmarks/first_hour.py                       # some minutes; --only WORD runs those with the word in them, and writes nothing
 """

@@ -31,7 +31,7 @@ METHODS = {
 PEERS = {("ppo", task) for task in GOALS} | {("a2c", "CartPole-v1"), ("a2c", "Acrobot-v1")}
 """Where rl-baselines3-zoo has settings."""
 FIRST_SEED = 100
-MOST_SEEDS = {"LunarLander-v3": 5}
+MAX_SEEDS = {"LunarLander-v3": 5}
 """A run takes minutes there."""
 PROTOCOL = (
     "`upslope train METHOD TASK --seed S` with nothing else set, one process and one thread each, to the end of the preset's budget; "
@@ -182,7 +182,7 @@ def main() -> None:
         for task in args.tasks
         for method in METHODS[task].split()
         if (args.methods is None or method in args.methods) and (system == "upslope" or (method, task) in PEERS)
-        for number in range(min(args.seeds, MOST_SEEDS.get(task, args.seeds)))
+        for number in range(min(args.seeds, MAX_SEEDS.get(task, args.seeds)))
     ]
     there = set() if args.again else {(r["system"], r["method"], r["task"], r["seed"]) for r in records}
     with ThreadPoolExecutor(len(args.cores)) as pool:

@@ -38,5 +38,5 @@ def test_what_is_quoted_is_what_was_measured(name: str, found: dict[str, Any]):
 
 
 def test_every_preset_of_ppo_says_how_its_rate_moves():
-    """PPO's rate falls on environments unless told otherwise, and a preset was measured with one or the other."""
+    """PPO's rate falls on environments by default, and a preset was measured with one or the other."""
     assert all("schedule" in by_algorithm["ppo"].settings for by_algorithm in PRESETS.values() if "ppo" in by_algorithm)

@@ -25,7 +25,7 @@ from typing import Any
 import language_work as work
 
 TOLERANCE = 1e-6
-GROUPS, SIZE, STEPS, LONGEST = 3, 4, 7, 9
+GROUPS, SIZE, STEPS, MAX_TOKENS = 3, 4, 7, 9
 EPSILON = (0.2, 0.28)
 BETA = 0.05
 TRL_STD_EPS = 1e-4
@@ -65,7 +65,7 @@ class Parity:
 
         rows = GROUPS * SIZE
         config = GRPOConfig(
-            **self.common(), per_device_train_batch_size=rows, num_generations=SIZE, max_completion_length=LONGEST,
+            **self.common(), per_device_train_batch_size=rows, num_generations=SIZE, max_completion_length=MAX_TOKENS,
             epsilon=EPSILON[0], epsilon_high=settings.pop("epsilon_high", EPSILON[1]), **settings,
         )  # fmt: skip
         data = Dataset.from_list([{"prompt": f"{index}+1="} for index in range(GROUPS)])
@@ -116,14 +116,14 @@ def group_objectives(parity: Parity) -> None:
     def total(log_prob: Any, surrogate: Callable[..., Any], over: F.AverageOver, kl: Callable[[Any], Any] | None, bounds: Any) -> Any:
         value = surrogate(log_prob, p.old, advantage, p.mask, bounds)
         value = value if kl is None else value - BETA * kl(log_prob)
-        return F.weighted_sum(value, F.average_weight(p.mask, over, LONGEST, dtype=p.torch.float64))
+        return F.weighted_sum(value, F.average_weight(p.mask, over, MAX_TOKENS, dtype=p.torch.float64))
 
     def k3(log_prob: Any) -> Any:
         return F.kl_k3(log_prob, p.reference, p.mask)
 
     def algorithm(log_prob: Any, rule: GRPO) -> Any:
         """The same number from the algorithm itself, given a policy that says these log-probabilities."""
-        weight = F.average_weight(p.mask, rule.average_over, LONGEST, dtype=p.torch.float64)
+        weight = F.average_weight(p.mask, rule.average_over, MAX_TOKENS, dtype=p.torch.float64)
         batch = Batch(
             inputs={},
             behavior_log_prob=p.old,

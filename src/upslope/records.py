@@ -39,7 +39,7 @@ class Rollout:
     critic's value of the true successor of every step. ``first_step`` ``[*batch]`` is the number of steps that the
     episode in each row's first column had behind it when the recording began. ``max_steps`` is the longest that a row may
     ever be, where that is known. ``sampler_log_prob`` is kept where whoever sampled computes with other numerics than
-    ``policy.evaluate`` (a bfloat16 decoder, a server); ``behavior_log_prob`` is then the policy's own, as far as it is known.
+    ``policy.evaluate`` (a bfloat16 decoder, a server); ``behavior_log_prob`` is then the policy's, as far as it is known.
 
     Each input is ``[*batch, T, *features]``. Where whole groups or pairs are the unit, an input may also be shared by the
     rows of a unit, ``[*units, *features]``: the prompt of a group.

@@ -6,14 +6,14 @@ import math
 
 from upslope.errors import require
 
-LOWEST = 0.01
-"""Below it ``logits / temperature`` is so large that float32 no longer tells a text's log-probability twice alike."""
+MIN_TEMPERATURE = 0.01
+"""Below it ``logits / temperature`` is so large that float32 no longer gives a text the same log-probability twice."""
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise :class:`~upslope.errors.UsageError` unless the temperature is a finite number of at least :data:`LOWEST`."""
+    """Raise :class:`~upslope.errors.UsageError` unless the temperature is a finite number of at least :data:`MIN_TEMPERATURE`."""
     require(
-        LOWEST <= temperature < math.inf,
-        f"temperature: expected a number ≥ {LOWEST}, found {temperature:g}; "
+        MIN_TEMPERATURE <= temperature < math.inf,
+        f"temperature: expected a number ≥ {MIN_TEMPERATURE}, found {temperature:g}; "
         "for the most likely text evaluate greedily (upslope evaluate does, upslope chat with --greedy)",
     )

@@ -28,7 +28,7 @@ def test_a_planted_error_is_named(name):
         report.raise_for_mistake()
 
 
-def test_every_law_has_a_planted_error():
+def test_every_mistake_has_a_planted_error():
     assert {mistake for _, _, mistake in PLANTED.values()} == set(MISTAKES)
 
 
@@ -55,7 +55,7 @@ def test_what_bootstraps_only_where_it_is_cut_is_looked_at_there(algorithm):
     assert "truncation" in check_estimator(algorithm).checked
 
 
-def test_every_law_was_checked_or_is_listed():
+def test_every_mistake_was_checked_or_is_listed():
     """Each mistake stands in a check that was made, or in one that is listed with the reason."""
     on_other_recordings = ["length bias", *", ".join(LATER.values()).split(", ")]
     for estimator, options in (SOUND["plain_reinforce"], SOUND["group_with_leave_one_out"], (PPO(), {}), (A2C(), {"whole_episodes": True})):

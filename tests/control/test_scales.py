@@ -17,7 +17,7 @@ from torch import nn
 from tests.fast.cases import close_to_rounding, make_batch, make_policy
 from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, OnlineActorCritic, UsageError, control, train
 from upslope.control import ActorCritic, CNNPolicy, Envs, LinearPolicy, MLPPolicy, evaluate, policy_from_description
-from upslope.control.value_scale import LEAST_STD, ValueScale
+from upslope.control.value_scale import MIN_STD, ValueScale
 from upslope.fast.twins import fast_update
 from upslope.run.config import RunConfig
 from upslope.updates import Ascent
@@ -143,7 +143,7 @@ def test_moments_of_the_returns() -> None:
     assert torch.allclose(scale.normalized(scale(y)), y)
     alike = ValueScale()
     alike.follow(torch.full((4,), 3.0), None)
-    assert float(alike.mean) == 3.0 and float(alike.std) == pytest.approx(3.0 * LEAST_STD)
+    assert float(alike.mean) == 3.0 and float(alike.std) == pytest.approx(3.0 * MIN_STD)
 
 
 @pytest.mark.parametrize("kind", ["readable", "compiled", "dense", "own network"])

@@ -29,7 +29,7 @@ def gradient(f: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def on_policy(estimate: Estimate) -> Callable[[Tensor], Tensor]:
-    """``E_a~π [estimate]`` over all actions, with the probabilities held as sampling holds them."""
+    """``E_a~π [estimate]`` over all actions, with the probabilities constant, as in sampling."""
     return lambda z: (z.softmax(-1).detach() * estimate(z.log_softmax(-1), OTHER.log_softmax(-1))).sum()
 
 

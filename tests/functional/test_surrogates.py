@@ -102,8 +102,8 @@ def test_truncated_score(steps: Steps, clip_range: Any) -> None:
     expected = reference.truncated_score(*arrays, clip_range, weight=weight)
     check(F.truncated_score, clip_range, steps, expected, weight, differences=False)  # the importance weight does not move
 
-    held = np.minimum(np.exp(np.where(steps.shown, steps.log_prob - steps.behavior_log_prob, 0.0)), F.clip_bounds(clip_range)[1])
-    factor = np.where(steps.shown, weight * held * steps.advantage, 0.0)
+    capped = np.minimum(np.exp(np.where(steps.shown, steps.log_prob - steps.behavior_log_prob, 0.0)), F.clip_bounds(clip_range)[1])
+    factor = np.where(steps.shown, weight * capped * steps.advantage, 0.0)
     visible = np.where(steps.shown, steps.log_prob, 0.0)
     near(finite_difference(lambda log_prob: (log_prob * tensor(factor)).sum(), visible)[0], expected[1])
 

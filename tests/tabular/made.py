@@ -15,7 +15,7 @@ def scrambled(policy, seed=0):
 
 
 def case(seed, *, critic=False, **options):
-    """``(mdp, policy)`` number ``seed``: three living states, two actions unless told otherwise."""
+    """``(mdp, policy)`` number ``seed``: three living states, two actions unless given."""
     mdp = tabular.random_mdp(**{"num_states": 3, "num_actions": 2, **options}, seed=seed)
     return mdp, scrambled(tabular.tabular_policy(mdp, critic=critic), seed)
 

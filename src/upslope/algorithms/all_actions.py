@@ -33,7 +33,7 @@ NAME = "action_values"
 
 @dataclass(frozen=True, kw_only=True)
 class AllActions:
-    """Policies with ``distribution(**inputs)`` over finitely many actions climb ``Σ_a π(a|s) q̂(s, a)``, q̂ held fixed.
+    """Policies with ``distribution(**inputs)`` over finitely many actions climb ``Σ_a π(a|s) q̂(s, a)``, q̂ a constant.
 
     ``AllActions(q=values)``: ``values(inputs)`` says what each action of a recorded state is worth. ``AllActions()`` asks the
     policy's own ``action_values(**inputs)``, whose value of the action taken follows the λ-return; ``V = Σ_a π(a|s) q̂(s, a)`` is

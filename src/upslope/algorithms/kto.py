@@ -1,6 +1,6 @@
 """Kahneman–Tversky optimization (Ethayarajh et al. 2024): completions labeled good or bad one by one.
 
-    h(y) = Σ_t log π(y_t) − log π_ref(y_t),   z₀ = max(0, mean of h over the batch), held fixed
+    h(y) = Σ_t log π(y_t) − log π_ref(y_t),   z₀ = max(0, mean of h over the batch), a constant
     maximise mean of λ_D σ(β (h − z₀)) over desirable and λ_U σ(β (z₀ − h)) over undesirable completions
 
 A completion's label is the sign of its summed reward. z₀ is taken once per batch, before its first step.

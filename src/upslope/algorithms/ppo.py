@@ -43,7 +43,7 @@ SURROGATES: dict[str, Surrogate] = {
     "truncated-score": F.truncated_score,
 }
 """The names that the command line knows."""
-SMALLEST_KL_COEF, LARGEST_KL_COEF = 1e-12, 1e12
+MIN_KL_COEF, MAX_KL_COEF = 1e-12, 1e12
 """An adaptive weight stays in between: it has to be able to come back."""
 K3 = "leave the method out (the penalty is then estimated by k3)"
 """What a policy can do whose divergences have no formula."""
@@ -144,4 +144,4 @@ class PPO:
             return self
         kl = float(masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
         factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
-        return replace(self, kl_coef=min(max(self.kl_coef * factor, SMALLEST_KL_COEF), LARGEST_KL_COEF))
+        return replace(self, kl_coef=min(max(self.kl_coef * factor, MIN_KL_COEF), MAX_KL_COEF))

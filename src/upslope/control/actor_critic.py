@@ -142,7 +142,7 @@ class ActorCritic(nn.Module):
         return ObservationNormalizer(self.encoder.continuous)
 
     def _check_network(self, num_parameters: int) -> None:
-        """Run the network once, so that a wrong shape is told before the first step and not by a broadcast."""
+        """Run the network once, so that a wrong shape is refused before the first step and not by a broadcast."""
         with torch.no_grad():
             parameters, value = self._network_on_zeros()
         name = f"network {type(self.network).__name__}"
@@ -275,12 +275,12 @@ class ActorCritic(nn.Module):
             return ()
         with torch.enable_grad():
             parameters, value = self._network_on_zeros()
-            own = [p for p in self.network.parameters() if p.requires_grad]
-            if value is None or not value.requires_grad or not parameters.requires_grad or not own:
+            trainable = [p for p in self.network.parameters() if p.requires_grad]
+            if value is None or not value.requires_grad or not parameters.requires_grad or not trainable:
                 return ()
-            by_actor = torch.autograd.grad(parameters.sum(), own, allow_unused=True, retain_graph=True)
-            by_critic = torch.autograd.grad(value.sum(), own, allow_unused=True)
-        reached = [(p, a is not None, c is not None) for p, a, c in zip(own, by_actor, by_critic, strict=True)]
+            by_actor = torch.autograd.grad(parameters.sum(), trainable, allow_unused=True, retain_graph=True)
+            by_critic = torch.autograd.grad(value.sum(), trainable, allow_unused=True)
+        reached = [(p, a is not None, c is not None) for p, a, c in zip(trainable, by_actor, by_critic, strict=True)]
         return () if any(a and c for _, a, c in reached) else tuple(p for p, _, c in reached if c)
 
     # -------------------------------------------------------------------------------------------------- raw observations

@@ -17,7 +17,7 @@ import gymnasium
 
 from upslope.errors import missing_extra
 
-LONGEST = 27_000
+MAX_EPISODE_STEPS = 27_000
 """Steps of a game at most: the Arcade Learning Environment cuts it after 108,000 frames, of which a step holds 4."""
 
 

@@ -15,12 +15,12 @@ from upslope.control.trees import Array
 from upslope.errors import RunFault, require
 from upslope.records import Rollout, SamplingPolicy
 
-LONGEST = 100_000
+MAX_EPISODE_STEPS = 100_000
 """An episode of so many steps has no end."""
 
 
 class Collector:
-    """What the collectors share: environments, and a generator of their own for the actions."""
+    """What the collectors share: environments, and a generator for the actions."""
 
     def __init__(self, envs: Envs, seed: int) -> None:
         require(isinstance(envs, Envs), f"envs: expected what control.make returns, found {type(envs).__name__}")
@@ -80,7 +80,7 @@ class Episodes(Collector):
         RunFault: an episode is longer than ``max_episode_steps``, which is there so that an environment without an end says so.
     """
 
-    def __init__(self, envs: Envs, num_episodes: int | None = None, *, seed: int = 0, max_episode_steps: int = LONGEST) -> None:
+    def __init__(self, envs: Envs, num_episodes: int | None = None, *, seed: int = 0, max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
         super().__init__(envs, seed)
         count = envs.num_envs if num_episodes is None else num_episodes
         require(isinstance(count, int) and count >= 1, f"num_episodes: expected an integer ≥ 1, found {count!r}")
@@ -147,7 +147,7 @@ class GroupedEpisodes(Collector):
             "let its reset draw from self.np_random only",
         )
         recording = Recording(envs, policy, self.generator)
-        play(recording, np.ones(self.num_envs, np.int64), self.max_steps or LONGEST)
+        play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
         rollout = recording.rollout()
         tensors = {item.name: tensor for item in fields(rollout) if isinstance(tensor := getattr(rollout, item.name), torch.Tensor)}
         return replace(

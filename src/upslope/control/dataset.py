@@ -169,7 +169,7 @@ class Dataset:
 
 
 def check(data: Dataset) -> None:
-    """Everything that must hold of a recording; raises :class:`UsageError` with the first thing that does not."""
+    """Everything that must be true of a recording; raises :class:`UsageError` with the first thing that does not."""
     tensors, paths = data.tensors, [path for path, _ in trees.leaf_spaces(data.observation_space)]
     needed = [*(f"observation{path}" for path in paths), "action", "behavior_log_prob", "reward", "terminated", "truncated"]
     if any(name.startswith("successor") for name in tensors):

@@ -13,16 +13,16 @@ from gymnasium.vector import SyncVectorEnv
 
 from upslope import intervals
 from upslope.control.envs import Envs
-from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, own_vector
+from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, vector_envs
 from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
 from upslope.control.trees import Array
 from upslope.errors import UsageError, require
 from upslope.records import SamplingPolicy
 
 MOST_ENVS, MOST_ROWS = 8, 32
-"""Environments that an evaluation makes at most unless told otherwise, and rows of one that is natively vectorized."""
+"""Environments that an evaluation makes at most unless given, and rows of one that is natively vectorized."""
 CUT_AFTER = 27_000
-"""Steps after which an episode without a time limit is cut off, unless told otherwise: as long as an Atari game may be."""
+"""Steps after which an episode without a time limit is cut off, unless given: as long as an Atari game may be."""
 
 
 class Played(NamedTuple):
@@ -138,7 +138,7 @@ class Evaluator:
             return
         options: Any = {"env_kwargs": dict(env_kwargs or {}), "max_episode_steps": max_episode_steps}
         rows = min(MOST_ROWS, episodes)
-        native = own_vector(env, rows, seed, **options) if vectorization == "auto" and rows >= VECTOR_PAYS_FROM else None
+        native = vector_envs(env, rows, seed, **options) if vectorization == "auto" and rows >= VECTOR_PAYS_FROM else None
         count = min(num_envs or MOST_ENVS, episodes)
         self.native = native is not None
         self.envs = native or make(env, count, seed, vectorization=vectorization, step_timeout=step_timeout, training=False, **options)

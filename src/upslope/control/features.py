@@ -22,7 +22,7 @@ from upslope.errors import UsageError, require, unknown
 
 Array = NDArray[Any]
 FEATURES = ("linear", "tiles", "fourier")
-MOST_FEATURES = 2**22
+MAX_FEATURES = 2**22
 """Beyond this a table of weights is a slip of the keyboard."""
 
 
@@ -126,13 +126,13 @@ def features_for(
 
 
 def limits_of(space: Space, name: str, low: Sequence[float] | None, high: Sequence[float] | None) -> tuple[Array, Array]:
-    """``(low, high)`` for each number of a Box, given or its own."""
+    """``(low, high)`` for each number of a Box, given or the space's."""
     if not isinstance(space, spaces.Box):
         raise UsageError(f"features: {name} need a Box of real numbers, found {short(space)}; use --features linear")
     found: list[Array] = []
-    for setting, given, own in (("feature_low", low, space.low), ("feature_high", high, space.high)):
-        limit = own.reshape(-1).astype(np.float64) if given is None else np.asarray(given, np.float64)
-        size = own.size
+    for setting, given, limits in (("feature_low", low, space.low), ("feature_high", high, space.high)):
+        limit = limits.reshape(-1).astype(np.float64) if given is None else np.asarray(given, np.float64)
+        size = limits.size
         require(limit.shape == (size,), f"{setting}: expected {size} numbers, one for each of {short(space)}, found {limit.size}")
         # CartPole says float32's largest number where others say infinity
         unbounded = np.flatnonzero(~np.isfinite(limit) | (np.abs(limit) > 1e30))
@@ -146,4 +146,4 @@ def limits_of(space: Space, name: str, low: Sequence[float] | None, high: Sequen
 
 def check_size(size: int, what: str, setting: str) -> None:
     """Refuse a table that nobody can mean."""
-    require(size <= MOST_FEATURES, f"{setting}: {what} are {size:,} features, more than {MOST_FEATURES:,}; take fewer")
+    require(size <= MAX_FEATURES, f"{setting}: {what} are {size:,} features, more than {MAX_FEATURES:,}; take fewer")

@@ -1,4 +1,4 @@
-"""One environment, held to Gymnasium's interface at every call: what it answers otherwise is said in one line that names it.
+"""One environment, checked against Gymnasium's interface at every call: what it answers otherwise is said in one line that names it.
 
 :class:`Guard` stands around each environment that is not natively vectorized. It also finds the action masks, whichever convention
 the environment follows, and hands them on as ``info["action_mask"]``.

@@ -30,9 +30,9 @@ IMAGE_SIDE = 16
 """Smallest height and width of what is taken for an image unasked."""
 NATURE_SIDE = 36
 """Smallest height and width for the convolutions of Mnih et al. 2015; integers from 0 to 255 on such an image are intensities."""
-MOST_CODES, FIRST_CODES = 32, 16
+MAX_CODES, FIRST_CODES = 32, 16
 """So many values at most are codes, each told apart; of more, the first 16 are told apart, and all are also intensities."""
-MOST_ONES = 2**14
+MAX_ONES = 2**14
 """Longest one-hot vector of a grid; a longer one is left to convolutions."""
 
 
@@ -84,9 +84,9 @@ def reading(space: spaces.Box, *, large: bool = False) -> Reading | None:
     low, count = int(space.low.min()), int(space.high.max()) - int(space.low.min()) + 1
     if count > 2**16:
         return None
-    if count <= 2 or (large and count > MOST_CODES):
+    if count <= 2 or (large and count > MAX_CODES):
         return Reading(low, count, 0, True)
-    return Reading(low, count, count, False) if count <= MOST_CODES else Reading(low, count, FIRST_CODES + 1, True)
+    return Reading(low, count, count, False) if count <= MAX_CODES else Reading(low, count, FIRST_CODES + 1, True)
 
 
 def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
@@ -102,7 +102,7 @@ def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
         return is_bytes(space) and min(sides) >= IMAGE_SIDE and bool((space.low == 0).all()) and bool((space.high == 255).all())
     if space.dtype is not None and space.dtype.kind in "iub":
         read = reading(space)
-        return read is not None and (min(sides) >= IMAGE_SIDE or read.width * math.prod(space.shape) > MOST_ONES)
+        return read is not None and (min(sides) >= IMAGE_SIDE or read.width * math.prod(space.shape) > MAX_ONES)
     usual = bounds(space) in ((0, 1), (0, 255))
     return min(sides) >= IMAGE_SIDE and (usual if len(space.shape) == 2 else channels <= min(sides))
 

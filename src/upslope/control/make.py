@@ -28,7 +28,7 @@ VECTOR_PAYS_FROM = 5
 """A natively vectorized environment costs about as much a step as five plain ones (CartPole: 145 µs against 20 to 30 µs each)."""
 
 STEP_TIMEOUT = 120.0
-"""Seconds that an environment in a process of its own may take to answer, unless told otherwise."""
+"""Seconds that an environment in a process of its own may take to answer, unless given."""
 
 _EXTRAS = {
     "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
@@ -90,8 +90,8 @@ def make(
     if registered and limit is not None:
         kwargs["max_episode_steps"] = limit  # gymnasium.make and the vector version take it in place of the id's own
     build = (lambda: atari.make(spec, kwargs, training=training)) if game else lambda: factory(**kwargs)
-    own = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
-    vector = _own_vector(spec, num_envs, kwargs) if own and spec is not None else None
+    vectorized = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
+    vector = make_vector(spec, num_envs, kwargs) if vectorized and spec is not None else None
     if vector is None:
         apart = Apart(step_timeout) if vectorization == "async" else None
         limited = build if registered or limit is None else lambda: _cut(build(), limit, name)
@@ -100,17 +100,17 @@ def make(
         require(found == num_envs or not training, f"num_envs: env {name!r} makes a vector environment of {found}, expected {num_envs}")
     envs = Envs(vector, seed=seed, env_id=name, clip_reward=game and training, reward_scale=reward_scale)
     if game and envs.max_episode_steps is None:
-        envs.max_episode_steps = atari.LONGEST
+        envs.max_episode_steps = atari.MAX_EPISODE_STEPS
     return envs
 
 
-def own_vector(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, Any], max_episode_steps: int | None) -> Envs | None:
-    """``num_envs`` rows of a registered environment's own vectorized version, which is one object whatever their number; None without."""
+def vector_envs(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, Any], max_episode_steps: int | None) -> Envs | None:
+    """``num_envs`` rows of a registered environment's vectorized version, which is one object whatever their number; None without."""
     _, spec, name = _resolve(env)
     if spec is None or spec.vector_entry_point is None or atari.is_game(spec, env_kwargs):
         return None
     limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    vector = _own_vector(spec, num_envs, {**env_kwargs, **limit})
+    vector = make_vector(spec, num_envs, {**env_kwargs, **limit})
     return None if vector is None else Envs(vector, seed=seed, env_id=name)
 
 
@@ -177,7 +177,7 @@ def _made_in(module: Any) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- vector versions
 
 
-def _own_vector(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any] | None:
+def make_vector(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any] | None:
     """The environment's registered vector version; None where there is none, or it lacks a package or an option."""
     if spec.vector_entry_point is None or spec.additional_wrappers:
         return None

@@ -77,8 +77,8 @@ class Dense(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         for layer in self:
             if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
-                own = layer._parameters
-                input = functional.linear(input, own["weight"], own["bias"])  # pyright: ignore[reportArgumentType]
+                parameters = layer._parameters
+                input = functional.linear(input, parameters["weight"], parameters["bias"])  # pyright: ignore[reportArgumentType]
             else:
                 input = layer(input)
         return input

@@ -53,11 +53,11 @@ class RunningMoments(nn.Module):
         """Fold in the moments of another ``count`` rows, in place."""
         if self.frozen or count <= 0:
             return
-        own_mean, own_var, own_count = self.mean.numpy(), self.var.numpy(), float(self.count)
-        share = count / (own_count + count)
-        delta = mean - own_mean
-        own_var += share * (var - own_var) + share * (1 - share) * delta * delta
-        own_mean += share * delta
+        known_mean, known_var, known_count = self.mean.numpy(), self.var.numpy(), float(self.count)
+        share = count / (known_count + count)
+        delta = mean - known_mean
+        known_var += share * (var - known_var) + share * (1 - share) * delta * delta
+        known_mean += share * delta
         self.count += count
 
 

@@ -103,7 +103,7 @@ class MLPPolicy(ActorCritic):
 class QCriticPolicy(MLPPolicy):
     """An :class:`MLPPolicy` whose critic gives q̂(s, ·) ``[*, n]``; the value of a state is ``V = Σ_a π(a|s) q̂(s, a)``.
 
-    V moves with q̂ alone: the probabilities in it are held fixed. Takes the options of :class:`MLPPolicy`; raises
+    V moves with q̂ alone: the probabilities in it are constants. Takes the options of :class:`MLPPolicy`; raises
     :class:`UsageError` where the actions are not Discrete.
     """
 
@@ -126,8 +126,8 @@ class QCriticPolicy(MLPPolicy):
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         preferences = self._actor(inputs)
         mask = inputs.get("action_mask")
-        held = preferences.detach() if mask is None else preferences.detach().masked_fill(~mask, -torch.inf)
-        return preferences, (held.softmax(-1) * self.action_values(**inputs)).sum(-1)
+        fixed = preferences.detach() if mask is None else preferences.detach().masked_fill(~mask, -torch.inf)
+        return preferences, (fixed.softmax(-1) * self.action_values(**inputs)).sum(-1)
 
     @torch.no_grad()
     def value(self, inputs: Inputs) -> Tensor | None:
@@ -213,10 +213,10 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
         raise UsageError(f"policy description: {error} is missing") from error
     if name not in POLICIES:
         raise unknown("policy class", str(name), POLICIES)
-    own = options.pop("network", None)
+    recorded = options.pop("network", None)
     if name == "ActorCritic":
         if network is None:
-            raise UsageError(f"policy description: made with the network {own}: pass it as network=")
+            raise UsageError(f"policy description: made with the network {recorded}: pass it as network=")
         options["network"] = network
     try:
         return POLICIES[name](envs=spaces, **options)

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from upslope.control.images import MOST_ONES, Image, ImageChoice, Reading, bounds, is_bytes, is_grid, is_image, reading
+from upslope.control.images import MAX_ONES, Image, ImageChoice, Reading, bounds, is_bytes, is_grid, is_image, reading
 from upslope.errors import UsageError
 
 Space = spaces.Space[Any]
@@ -71,8 +71,8 @@ class Leaf:
         if self.codes is not None:
             low, count = self.codes.low, self.codes.count
             shares = "" if not self.codes.share else f", and divided by {count - 1}"
-            told = f"{low} to {low + count - 1}" if not shares else f"below {self.codes.ones - 1}"
-            return f"a grid of {shape} codes, {told} told apart{shares} ({self.size:,} numbers)"
+            codes = f"{low} to {low + count - 1}" if not shares else f"below {self.codes.ones - 1}"
+            return f"a grid of {shape} codes, {codes} told apart{shares} ({self.size:,} numbers)"
         if isinstance(space, spaces.Discrete):
             return f"one of {space.n:,}"
         if len(self.space.shape or ()) > 1:
@@ -92,7 +92,7 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
             image != "bytes"
             and is_grid(space)
             and (codes := reading(space)) is not None
-            and codes.width * (size := math.prod(space.shape)) <= MOST_ONES
+            and codes.width * (size := math.prod(space.shape)) <= MAX_ONES
         ):
             return [Leaf(path, space, codes.width * size, False, codes=codes)]
         return [Leaf(path, space, math.prod(space.shape), not is_binary(space))]

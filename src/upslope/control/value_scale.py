@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 RATE = 0.1
 """Share of a new batch in the running moments; the first 1/RATE batches count alike."""
-LEAST_STD = 1e-5
+MIN_STD = 1e-5
 """Smallest standard deviation, as a fraction of the mean's size: below it float32 tells returns no longer apart."""
 
 
@@ -64,7 +64,7 @@ class ValueScale(nn.Module):
             share, old = max(1.0 / count, RATE), float(self.mean)
             var = (1.0 - share) * float(self.std) ** 2 + share * var + share * (1.0 - share) * (mean - old) ** 2
             mean = old + share * (mean - old)
-        std = max(var**0.5, LEAST_STD * abs(mean))
+        std = max(var**0.5, MIN_STD * abs(mean))
         if std == 0.0:  # nothing but zeros so far
             return
         if last is not None and (self.started or bool(last.weight.any())):

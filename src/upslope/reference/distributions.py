@@ -93,7 +93,7 @@ def gaussian_entropy(log_std: Array) -> tuple[float, Array]:
 
 
 def squashed_gaussian_log_prob(mean: Array, log_std: Array, unsquashed: Array) -> tuple[float, Array, Array]:
-    """``log N(u) − Σ 2 (log 2 − u − softplus(−2u))`` for a = tanh u; the gradients are the Gaussian's, u being held."""
+    """``log N(u) − Σ 2 (log 2 − u − softplus(−2u))`` for a = tanh u; the gradients are the Gaussian's, u being constant."""
     value, d_mean, d_log_std = gaussian_log_prob(mean, log_std, unsquashed)
     value -= sum(2.0 * (math.log(2.0) - u - softplus(-2.0 * u)) for u in unsquashed)
     return value, d_mean, d_log_std

@@ -14,7 +14,7 @@ from upslope.records import Policy, Rollout, offers
 from upslope.tabular.arguments import check_whole
 from upslope.tabular.mdp import MDP
 
-LARGEST = 1_000_000
+MAX_TRAJECTORIES = 1_000_000
 """Trajectories that are listed at most."""
 
 
@@ -22,7 +22,7 @@ def enumerate_rollouts(mdp: MDP, policy: object, horizon: int | None = None) -> 
     """Every trajectory that the transitions allow, one a row: ``(rollout [N, T], probability [N])``.
 
     ``probability`` is that of the trajectory when ``policy`` acts (it sums to 1). An episode that has not terminated after
-    ``horizon`` steps (``time_limit`` unless given) is truncated there. ``value`` and ``next_value`` are the policy's own.
+    ``horizon`` steps (``time_limit`` unless given) is truncated there. ``value`` and ``next_value`` are the policy's.
 
     Raises:
         UsageError: no horizon, and trajectories without a longest length; or more than a million of them.
@@ -71,7 +71,8 @@ def trajectories(mdp: MDP, horizon: int | None, start: Tensor | None = None) -> 
         here = states[origin, -1]
         source = torch.cat([done, origin])
         require(
-            len(source) <= LARGEST, f"horizon: more than {LARGEST} trajectories within {actions.shape[1] + 1} steps; give a shorter one"
+            len(source) <= MAX_TRAJECTORIES,
+            f"horizon: more than {MAX_TRAJECTORIES} trajectories within {actions.shape[1] + 1} steps; give a shorter one",
         )
         states = torch.cat([states[source], torch.cat([states[done, -1], successor]).unsqueeze(-1)], -1)
         actions = torch.cat([actions[source], torch.cat([torch.zeros_like(done), action]).unsqueeze(-1)], -1)

@@ -99,7 +99,7 @@ def td_offline(
 ) -> Tensor:
     """The off-line λ-return algorithm: ``V(S_t) ← V(S_t) + α (G^λ_t − V(S_t))`` for all t, once the episode is over.
 
-    ``G^λ_t = R + γ ((1 − λ) V(S′) + λ G^λ_{t+1})`` with V held fixed; λ = 1 is constant-α every-visit Monte Carlo.
+    ``G^λ_t = R + γ ((1 − λ) V(S′) + λ G^λ_{t+1})`` with V fixed; λ = 1 is constant-α every-visit Monte Carlo.
     Source: SB eq. 12.3 and 12.4.
     """
     check_number("trace_lambda", trace_lambda, 0.0, 1.0)

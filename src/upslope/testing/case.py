@@ -144,7 +144,7 @@ def separately(both: Tensor, total: Tensor) -> bool:
 
 
 def bare(case: Case, log: Log) -> Case:
-    """The case without an entropy bonus and without the batch's own mean and spread, and a note for each."""
+    """The case without an entropy bonus and without the batch's mean and spread, and a note for each."""
     weight = entropy_weight(case)
     if weight is not None:
         case = replace(case, plain=WithoutBonus(case.plain))

@@ -89,7 +89,7 @@ def call(what: str, function: Any, *arguments: Any, **named: Any) -> Any:
 
 
 def drawn(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> Any:
-    """A sample from a generator of its own."""
+    """A sample from a fresh generator."""
     return call("sample", policy.sample, dict(inputs), generator=torch.Generator().manual_seed(seed))
 
 

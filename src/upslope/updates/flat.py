@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-LARGEST = 1 << 24
+MAX_FLAT_SIZE = 1 << 24
 """Parameters beyond which one buffer saves nothing that counts, and a second copy of the gradients costs memory that does."""
 
 
@@ -30,7 +30,7 @@ class FlatParameters:
         parameters = tuple(p for p in module.parameters() if p.requires_grad)
         names = [name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
         plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.layout == torch.strided for p in parameters)
-        small = sum(p.numel() for p in parameters) <= LARGEST
+        small = sum(p.numel() for p in parameters) <= MAX_FLAT_SIZE
         if not parameters or not plain or not small or len(names) != len(parameters) or len({p.device for p in parameters}) != 1:
             return None
         flat = cls(torch.cat([p.detach().reshape(-1) for p in parameters]), parameters)
