@@ -30,16 +30,24 @@ class Estimator:
     weighted: bool = False
 
 
+PLAIN: dict[str, Any] = {"normalize_advantage": False, "value_coef": 0.0}
+"""Nothing but the policy gradient in the objective."""
+
+
 def reinforce(form: str, baseline: bool) -> Make:
-    """REINFORCE with a return form by name; nothing but the policy gradient is left in its objective."""
-    options: dict[str, Any] = {"returns": RETURNS[form], "baseline": baseline, "normalize_advantage": False, "value_coef": 0.0}
-    return lambda gamma, _: REINFORCE(gamma=gamma, **options)
+    """REINFORCE with a return form by name."""
+    return lambda gamma, _: REINFORCE(gamma=gamma, returns=RETURNS[form], baseline=baseline, **PLAIN)
 
 
 def off_policy(name: str) -> Make:
     """Importance sampling by the name of its estimator."""
-    plain: dict[str, Any] = {"estimator": WEIGHTED[name], "baseline": False, "scale_advantage": False, "value_coef": 0.0}
-    return lambda gamma, trace_lambda: OffPolicyGradient(gamma=gamma, trace_lambda=trace_lambda, **plain)
+    options: dict[str, Any] = {"estimator": WEIGHTED[name], "baseline": False, "scale_advantage": False, "value_coef": 0.0}
+    return lambda gamma, trace_lambda: OffPolicyGradient(gamma=gamma, trace_lambda=trace_lambda, **options)
+
+
+def advantage(kind: Any) -> Make:
+    """A2C or PPO, which at ratio 1 differ by nothing."""
+    return lambda gamma, trace: kind(gamma=gamma, gae_lambda=trace, **PLAIN)
 
 
 EXACT_CRITIC = "with γ = 1 and an exact critic"
@@ -50,11 +58,6 @@ TARGETS = {
     "to-go-discounted": "discounted J",
     "full-trajectory": "discounted J",
 }
-
-
-def advantage(kind: Any) -> Make:
-    """A2C or PPO, of whose objectives nothing but the policy gradient is left; at ratio 1 they differ by nothing."""
-    return lambda gamma, trace: kind(gamma=gamma, gae_lambda=trace, normalize_advantage=False, value_coef=0.0)
 
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ from upslope.tabular.chains import HasProbabilities, chain, endless_start, leadi
 from upslope.tabular.mdp import MDP
 
 INSTEAD = "give the mdp a time_limit, or collect with Steps"
+
+
+class Column(NamedTuple):
+    """One step of every row: what was seen, drawn and answered, and which rows were alive, ``[N]`` each."""
+
+    seen: Tensor
+    sample: Sample
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    mask: Tensor
+
+    @property
+    def ended(self) -> Tensor:
+        """Rows whose episode is over."""
+        return self.terminated | self.truncated
 
 
 class Collector:
@@ -42,16 +58,16 @@ class Collector:
         """What the policy draws for what the rows look like now."""
         return policy.sample({"observation": self.mdp.observation[self.state]}, generator=self.generator)
 
-    def step(self, action: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(reward, terminated, truncated)`` of the living rows, which move to their true successors; the others stay."""
-        mdp = self.mdp
-        reward = mdp.reward[self.state, action].where(alive, 0.0)
-        successor = self.draw(mdp.transition[self.state, action])
-        self.state = torch.where(alive, successor, self.state)
+    def step(self, policy: SamplingPolicy, alive: Tensor) -> Column:
+        """One action in each row: the living rows move to their true successors, the others stay."""
+        mdp, seen = self.mdp, self.mdp.observation[self.state]
+        sample = self.act(policy)
+        reward = mdp.reward[self.state, sample.action].where(alive, 0.0)
+        self.state = torch.where(alive, self.draw(mdp.transition[self.state, sample.action]), self.state)
         self.time = self.time + alive
         terminated = alive & mdp.terminal[self.state]
         late = torch.zeros_like(alive) if mdp.time_limit is None else self.time >= mdp.time_limit
-        return reward, terminated, alive & late & ~terminated
+        return Column(seen, sample, reward, terminated, alive & late & ~terminated, alive)
 
     def draw(self, probability: Tensor) -> Tensor:
         """One index for each row of ``[N, K]``, by inverting the cumulative distribution; never one of probability 0."""
@@ -90,18 +106,15 @@ class Episodes(Collector):
                 raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
         everywhere = torch.ones(self.num_rows, dtype=torch.bool)
         self.begin(everywhere)
-        alive, columns, seen = everywhere, [], []
+        alive, columns = everywhere, list[Column]()
         while bool(alive.any()):
             if len(columns) == self.max_steps:
                 raise RunFault(f"mdp: an episode did not end within {self.max_steps} steps; {INSTEAD}")
-            seen.append(self.mdp.observation[self.state])
-            sample = self.act(policy)
-            reward, terminated, truncated = self.step(sample.action, alive)
-            columns.append((sample, reward, terminated, truncated, alive))
-            alive = alive & ~(terminated | truncated)
+            columns.append(self.step(policy, alive))
+            alive = alive & ~columns[-1].ended
         # an ended row has stayed where it ended, so the column after any step shows that step's true successor
-        last = self.act(policy)
-        return recorded(columns, seen, [c[0].value for c in columns[1:]] + [last.value], self.mdp.time_limit)
+        after = [column.sample.value for column in columns[1:]] + [self.act(policy).value]
+        return recorded(columns, after, self.mdp.time_limit)
 
 
 class Steps(Collector):
@@ -120,27 +133,18 @@ class Steps(Collector):
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
-        alive, columns, seen, after = torch.ones(self.num_rows, dtype=torch.bool), [], [], []
-        first_step = self.time
+        everywhere, first_step = torch.ones(self.num_rows, dtype=torch.bool), self.time
+        columns, after = list[Column](), list[Tensor | None]()
         for _ in range(self.num_steps):
-            seen.append(self.mdp.observation[self.state])
-            sample = self.act(policy)
-            reward, terminated, truncated = self.step(sample.action, alive)
-            columns.append((sample, reward, terminated, truncated, alive))
-            after.append(None if sample.value is None else self.act(policy).value)
-            self.begin(terminated | truncated)
-        return recorded(columns, seen, after, None, first_step)
+            columns.append(self.step(policy, everywhere))
+            after.append(None if columns[-1].sample.value is None else self.act(policy).value)
+            self.begin(columns[-1].ended)
+        return recorded(columns, after, None, first_step)
 
 
-def recorded(
-    columns: list[tuple[Sample, Tensor, Tensor, Tensor, Tensor]],
-    seen: list[Tensor],
-    after: list[Tensor | None],
-    max_steps: int | None,
-    first_step: Tensor | None = None,
-) -> Rollout:
-    """Columns ``(sample, reward, terminated, truncated, mask)`` side by side; ``after`` holds the successors' values."""
-    samples, *flags = zip(*columns, strict=True)
+def recorded(columns: list[Column], after: list[Tensor | None], max_steps: int | None, first_step: Tensor | None = None) -> Rollout:
+    """Columns side by side; ``after`` holds the successors' values."""
+    seen, samples, *flags = zip(*columns, strict=True)
     reward, terminated, truncated, mask = (torch.stack(column, -1) for column in flags)
     if first_step is None:  # every row is one whole episode
         means = {"episode_return": float(reward.sum(-1).mean()), "episode_length": float(mask.sum(-1).double().mean())}

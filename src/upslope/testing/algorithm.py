@@ -47,27 +47,23 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
             hasattr(algorithm, name),
             f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update",
         )
+    group = isinstance(algorithm, GRPO | RLOO) if group is None else group
     with one_line(type(algorithm).__name__):
-        check_properties(algorithm, isinstance(algorithm, GRPO | RLOO) if group is None else group)
-
-
-def check_properties(algorithm: Algorithm, group: bool) -> None:
-    """All of them, one after the other."""
-    p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
-    rollout = recording(p, group)
-    run = Estimator(algorithm, group=group)
-    batch = check_estimate(run, p, rollout)
-    check_objective(run, p, batch)
-    check_weights(run, p, batch.by_unit())
-    run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
-    for other in masked_otherwise(rollout):
-        expect(
-            same(run(p.policy, other).gradient, run(p.policy, rollout).gradient),
-            "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated",
-        )
-    alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
-    run(p.policy, alike)
-    expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
+        p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
+        rollout = recording(p, group)
+        run = Estimator(algorithm, group=group)
+        batch = check_estimate(run, p, rollout)
+        check_objective(run, p, batch)
+        check_weights(run, p, batch.by_unit())
+        run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
+        for other in masked_otherwise(rollout):
+            expect(
+                same(run(p.policy, other).gradient, run(p.policy, rollout).gradient),
+                "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated",
+            )
+        alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
+        run(p.policy, alike)
+        expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
 
 
 def recording(p: Probe, group: bool) -> Rollout:

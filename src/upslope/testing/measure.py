@@ -15,7 +15,7 @@ from upslope.errors import require
 from upslope.records import SamplingPolicy
 from upslope.tabular import MDP, SoftmaxPolicy
 from upslope.testing.estimates import Estimator
-from upslope.testing.probes import Probe, enumerated, rows
+from upslope.testing.probes import enumerated, rows
 
 MAX_BATCHES = 2000
 """Batches that are listed at most; beyond, they are sampled."""
@@ -83,28 +83,20 @@ def measure_estimator(
     problem = mdp if limit is None else mdp.unrolled(limit)
     forms = {"undiscounted": 1.0} if run.gamma == 1.0 else {"undiscounted": 1.0, "discounted": run.gamma}
     gradient = {form: tabular.gradient(problem, policy, g) for form, g in forms.items()}
-    everything = listed(problem, policy, run.gamma, batch_size, limit)
-    if everything is None:
+    count = trajectories(problem)
+    if count is None or comb(count + batch_size - 1, batch_size) > MAX_BATCHES:
         mean, error, variance = sampled(run, problem, policy, batch_size, limit, samples, seed)
         method = f"from {samples} batches of {batch_size}"
     else:
-        moments = run.moments(everything, batch_size)
+        moments = run.moments(enumerated(problem, policy, run.gamma, {}, limit), batch_size)
         mean, error, variance = moments.mean, torch.zeros_like(moments.mean), moments.variance
-        method = f"by enumeration of {len(everything.probability)} trajectories in batches of {batch_size}"
+        method = f"by enumeration of {count} trajectories in batches of {batch_size}"
     gradient = {form: g[: len(mean)] for form, g in gradient.items()}
     scale = {form: (float(mean @ g / (g @ g)) if bool(g.any()) else 0.0) or 1.0 for form, g in gradient.items()}
     bias = {form: float((mean / scale[form] - g).norm()) for form, g in gradient.items()}
     # the squared length of a normal error has mean Σ se², and seldom more than 1.96² times that
     interval = {form: NORMAL * float(error.norm()) / abs(scale[form]) for form in gradient}
     return Measured(run.name, method, mean, error, variance, gradient, scale, bias, interval)
-
-
-def listed(problem: MDP, policy: SoftmaxPolicy, gamma: float, size: int, limit: int | None) -> Probe | None:
-    """Every trajectory, or None where there are too many batches of them."""
-    count = trajectories(problem)
-    if count is None or comb(count + size - 1, size) > MAX_BATCHES:
-        return None
-    return enumerated(problem, policy, gamma, {}, limit)
 
 
 def trajectories(problem: MDP) -> int | None:
