@@ -39,7 +39,7 @@ from upslope.functional.returns import (
     returns_to_go,
     td_error,
 )
-from upslope.functional.shapes import check_flags, check_masked_rows, check_recording, check_shapes
+from upslope.functional.shapes import check_masked_rows, check_shapes
 from upslope.functional.statistics import (
     batch_relative,
     effective_sample_size,
@@ -86,9 +86,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
-    "check_flags",
     "check_masked_rows",
-    "check_recording",
     "check_shapes",
     "clip_bounds",
     "clipped_squared_error",

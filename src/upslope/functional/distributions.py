@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upslope.functional.divergences import check_log_std, log_beta_function
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.shapes import check_shapes
 
 
 def categorical_log_prob(logits: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -25,7 +25,8 @@ def categorical_log_prob(logits: Tensor, action: Tensor, mask: Tensor | None = N
     Source: FORMULAS section 1; ∇ is ``e_a − p``.
     """
     check_shapes("logits without its last axis", logits.shape[:-1], action=action)
-    return _log_softmax(logits, mask).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    log_p = (logits if mask is None else _legal(logits, mask)).log_softmax(-1)
+    return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
 
 def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -33,7 +34,7 @@ def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: FORMULAS section 1; ``∂H/∂z_j = −p_j (log p_j + H)``.
     """
-    return -plogp(_log_softmax(logits, mask)).sum(-1)
+    return -plogp((logits if mask is None else _legal(logits, mask)).log_softmax(-1)).sum(-1)
 
 
 def plogp(log_p: Tensor) -> Tensor:
@@ -44,11 +45,10 @@ def plogp(log_p: Tensor) -> Tensor:
 def categorical_sample(logits: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
     """One action per row by inverting the cumulative distribution at one uniform number u: ``[..., A]`` → ``[...]`` int64.
 
-    ``a = #{j : F(j) ≤ u}`` with ``F(j) = p_0 + … + p_j``, at most the first action at which F reaches its last value (rounding may
-    leave that below u). With u in [0, 1) that is the half-open rule ``F(a − 1) ≤ u < F(a)``: an action of probability 0 is never
-    drawn, not even at u = 0.
+    ``a = #{j : F(j) ≤ u}``, ``F(j) = p_0 + … + p_j``, u in [0, 1): an action of probability 0 is never drawn, not even at u = 0. At most
+    the first action at which F reaches its last value, which rounding may leave below u.
     """
-    cumulative = _log_softmax(logits, mask).exp().cumsum(-1)
+    cumulative = (logits if mask is None else _legal(logits, mask)).log_softmax(-1).exp().cumsum(-1)
     uniform = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
     reached = (cumulative < cumulative[..., -1:]).sum(-1)
     return torch.minimum((cumulative <= uniform.unsqueeze(-1)).sum(-1), reached)
@@ -138,9 +138,7 @@ def beta_sample(log_alpha: Tensor, log_beta: Tensor, generator: torch.Generator 
     return (gamma[0] / gamma.sum(0)).clamp(eps, 1.0 - eps)
 
 
-def _log_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return logits.log_softmax(-1)
+def _legal(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logits, −∞ where an action is illegal."""
     check_shapes("logits", logits.shape, mask=mask)
-    check_flags(mask=mask)
-    return logits.masked_fill(~mask, -torch.inf).log_softmax(-1)
+    return logits.masked_fill(~mask, -torch.inf)

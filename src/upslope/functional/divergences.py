@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from upslope.functional.recursion import zero_masked
 from upslope.functional.shapes import check_shapes
 
 
@@ -20,8 +21,7 @@ def kl_k1(log_prob: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor
     Raises ValueError when shapes differ.
     """
     check_shapes("log_prob", log_prob.shape, other=other, mask=mask)
-    difference = log_prob - other
-    return difference if mask is None else difference.masked_fill(~mask, 0.0)
+    return zero_masked(log_prob - other, mask)
 
 
 def kl_k2(log_prob: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:

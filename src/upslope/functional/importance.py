@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from upslope.functional.recursion import bootstrapped, decay, scan, zero_masked
+from upslope.functional.recursion import bootstrapped, scan, zero_masked
 from upslope.functional.returns import episode_returns, td_error
-from upslope.functional.shapes import check_recording
+from upslope.functional.shapes import check_shapes
 from upslope.functional.surrogates import token_ratio, truncated_importance_weight
 
 
@@ -29,15 +29,15 @@ def cumulative_ratio(
 
     Source: Precup, Sutton & Singh 2000, eq. 4; SB section 5.9.
     """
-    check_recording(log_prob, terminated, truncated, mask, behavior_log_prob=behavior_log_prob)
+    ends = {"terminated": terminated, "truncated": truncated, "mask": mask}
+    check_shapes("log_prob", log_prob.shape, **ends, behavior_log_prob=behavior_log_prob)
 
     def up_to(x: Tensor) -> Tensor:
         starts = torch.zeros_like(terminated)
         starts[..., 1:] = (terminated | truncated)[..., :-1]
         if mask is not None:
             starts[..., 1:] &= mask[..., :-1]
-        factor = torch.ones_like(x).masked_fill(starts, 0.0)  # from the step before, so a masked row may be the one that cuts
-        return scan(x.flip(-1), factor.flip(-1)).flip(-1)
+        return scan(x.flip(-1), 1.0, starts.flip(-1)).flip(-1)  # without the mask: a masked row may be the one that cuts
 
     return _product(log_prob, behavior_log_prob, mask, up_to)
 
@@ -49,7 +49,8 @@ def trajectory_ratio(
 
     Source: SB eq. 5.3.
     """
-    check_recording(log_prob, terminated, truncated, mask, behavior_log_prob=behavior_log_prob)
+    ends = {"terminated": terminated, "truncated": truncated, "mask": mask}
+    check_shapes("log_prob", log_prob.shape, **ends, behavior_log_prob=behavior_log_prob)
     return _product(log_prob, behavior_log_prob, mask, lambda x: episode_returns(x, terminated, truncated, 1.0, mask))
 
 
@@ -70,10 +71,11 @@ def per_decision_returns(
 
     Source: Precup, Sutton & Singh 2000, section 3; SB eq. 5.14.
     """
-    check_recording(reward, terminated, truncated, mask, log_prob=log_prob, next_value=next_value)
+    ends = {"terminated": terminated, "truncated": truncated, "mask": mask}
+    check_shapes("reward", reward.shape, **ends, log_prob=log_prob, next_value=next_value)
     ratio = token_ratio(log_prob, behavior_log_prob, mask)
     addend = ratio * bootstrapped(reward, terminated, truncated, gamma, mask, next_value)
-    return zero_masked(scan(addend, decay(gamma * ratio, terminated | truncated, mask)), mask)
+    return zero_masked(scan(addend, gamma * ratio, terminated | truncated, mask), mask)
 
 
 def vtrace(
@@ -104,12 +106,12 @@ def vtrace(
     """
     if not 0 < trace_cap <= ratio_cap:
         raise ValueError(f"trace_cap: expected a positive number, at most ratio_cap ({ratio_cap}), found {trace_cap}")
-    check_recording(reward, terminated, truncated, mask, value=value, log_prob=log_prob)
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, value=value, log_prob=log_prob)
     ended = terminated | truncated
     delta = td_error(reward, value, next_value, terminated, gamma, mask)
     ratio = truncated_importance_weight(log_prob, behavior_log_prob, ratio_cap, mask)
     trace = trace_lambda * truncated_importance_weight(log_prob, behavior_log_prob, trace_cap, mask)
-    excess = scan(ratio * delta, decay(gamma * trace, ended, mask))  # v − V; a masked row holds that of the step which follows it
+    excess = scan(ratio * delta, gamma * trace, ended, mask)  # v − V; a masked row holds that of the step which follows it
     following = torch.zeros_like(excess)
     following[..., :-1] = excess[..., 1:]
     advantage = ratio * torch.add(delta, following.masked_fill(ended, 0.0), alpha=gamma * trace_lambda)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upslope.functional.divergences import kl_k1
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.shapes import check_shapes
 
 
 def sequence_log_ratio(log_prob: Tensor, reference_log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -20,7 +20,6 @@ def sequence_log_ratio(log_prob: Tensor, reference_log_prob: Tensor, mask: Tenso
 
     Source: Rafailov et al. 2023 (DPO), eq. 5, up to a term of the prompt alone.
     """
-    check_flags(mask=mask)
     return kl_k1(log_prob, reference_log_prob, mask).sum(-1)
 
 
@@ -78,7 +77,6 @@ def kto_value(
     """
     h = sequence_log_ratio(log_prob, reference_log_prob, mask)
     check_shapes("log_prob without its last axis", h.shape, desirable=desirable, reference_point=reference_point)
-    check_flags(desirable=desirable)
     x = beta * (h - reference_point.detach())
     return torch.where(desirable, desirable_coef * x.sigmoid(), undesirable_coef * (-x).sigmoid())
 

@@ -11,20 +11,17 @@ def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask, 0.0)
 
 
-def decay(rate: Tensor, ended: Tensor, mask: Tensor | None) -> Tensor:
-    """What the accumulator is multiplied by on its way back through a row: ``rate``, 0 at an end, 1 at a masked row."""
-    factor = rate.masked_fill(ended, 0.0)
-    return factor if mask is None else factor.masked_fill_(~mask, 1.0)
+def scan(addend: Tensor, rate: Tensor | float, ended: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``x_t = addend_t + rate_t (1 − ended_t) x_{t+1}`` with 0 after the last column; a masked row passes x on unchanged.
 
-
-def scan(addend: Tensor, factor: Tensor) -> Tensor:
-    """``x_t = addend_t + factor_t · x_{t+1}`` with 0 after the last column, in log₂ T rounds; overwrites the last ``factor``.
-
-    Each round doubles how far an entry has looked ahead: x_t = b_t + a_t x_{t+s} becomes (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}.
-    Rolling wraps around, but whatever comes from the first column has passed the last one, whose factor is 0.
+    In log₂ T rounds, each of which doubles how far an entry has looked ahead: x_t = b_t + a_t x_{t+s} becomes
+    (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}. Rolling wraps around, but the last column's factor is 0.
 
     Source: Hillis & Steele 1986, data-parallel prefix sums.
     """
+    factor = (rate if isinstance(rate, Tensor) else torch.full_like(addend, rate)).masked_fill(ended, 0.0)
+    if mask is not None:
+        factor.masked_fill_(~mask, 1.0)
     factor[..., -1:] = 0.0
     reach, length = 1, addend.shape[-1]
     while reach < length:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upslope.functional.recursion import bootstrapped, decay, episode_start, last_step, scan, zero_masked
-from upslope.functional.shapes import check_flags, check_recording, check_shapes
+from upslope.functional.recursion import bootstrapped, episode_start, last_step, scan, zero_masked
+from upslope.functional.shapes import check_shapes
 
 
 def returns_to_go(
@@ -26,7 +26,7 @@ def returns_to_go(
 
     Source: SB eq. 3.9; Pardo et al. 2018 (partial-episode bootstrapping) for the bootstrap at a truncation.
     """
-    check_recording(reward, terminated, truncated, mask, next_value=next_value)
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, next_value=next_value)
     return zero_masked(_returns(reward, terminated, truncated, gamma, mask, next_value), mask)
 
 
@@ -40,7 +40,7 @@ def episode_returns(
 
     Source: Williams 1992, episodic REINFORCE; SB section 13.3 uses the part of it that follows t.
     """
-    check_recording(reward, terminated, truncated, mask, next_value=next_value)
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, next_value=next_value)
     total = _returns(reward, terminated, truncated, gamma, mask, next_value)  # masked rows carry the next step's, so starts may be masked
     return zero_masked(total.gather(-1, episode_start(terminated | truncated, mask)), mask)
 
@@ -60,7 +60,7 @@ def discount_weight(
 
     Source: the factor in the box of SB section 13.3; Nota & Thomas 2020 on what leaving it out means.
     """
-    check_recording(terminated, terminated, truncated, mask)
+    check_shapes("terminated", terminated.shape, terminated=terminated, truncated=truncated, mask=mask)
     step = (torch.ones_like(terminated) if mask is None else mask).long()
     before = step.cumsum(-1) - step
     start = episode_start(terminated | truncated, mask)
@@ -76,8 +76,8 @@ def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tens
 
     Source: SB eq. 6.5.
     """
-    check_recording(reward, terminated, terminated, mask, value=value, next_value=next_value)
-    return zero_masked(_one_step(reward, next_value, terminated, gamma) - value, mask)
+    check_shapes("reward", reward.shape, terminated=terminated, mask=mask, value=value, next_value=next_value)
+    return zero_masked(torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma) - value, mask)
 
 
 def gae(
@@ -96,10 +96,9 @@ def gae(
 
     Source: Schulman et al. 2016, eq. 16.
     """
-    delta = td_error(reward, value, next_value, terminated, gamma, mask)
     check_shapes("reward", reward.shape, truncated=truncated)
-    check_flags(truncated=truncated)
-    return zero_masked(scan(delta, decay(torch.full_like(delta, gamma * gae_lambda), terminated | truncated, mask)), mask)
+    delta = td_error(reward, value, next_value, terminated, gamma, mask)
+    return zero_masked(scan(delta, gamma * gae_lambda, terminated | truncated, mask), mask)
 
 
 def lambda_returns(
@@ -129,28 +128,22 @@ def n_step_returns(
 
     Source: SB eq. 7.1.
     """
-    check_recording(reward, terminated, truncated, mask, next_value=next_value)
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, next_value=next_value)
     if n < 1:
         raise ValueError(f"n: expected at least 1, found {n}")
     masked_reward = zero_masked(reward, mask)
     successor = next_value.masked_fill(terminated, 0.0)
     boundary = terminated | truncated | last_step(mask, reward)
     following = _next_step(mask, reward)
-    result = _one_step(masked_reward, successor, terminated, gamma)
+    result = torch.add(masked_reward, successor, alpha=gamma)
     for _ in range(min(n, reward.shape[-1]) - 1):
         result = torch.add(masked_reward, torch.where(boundary, successor, result.gather(-1, following)), alpha=gamma)
     return zero_masked(result, mask)
 
 
-def _one_step(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
-    """``r_t + γ (1 − terminated_t) next_value_t``."""
-    return torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma)
-
-
 def _returns(reward: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, mask: Tensor | None, next_value: Tensor | None) -> Tensor:
     """Returns to go; a masked row holds the return of the step that follows it."""
-    addend = bootstrapped(reward, terminated, truncated, gamma, mask, next_value)
-    return scan(addend, decay(torch.full_like(addend, gamma), terminated | truncated, mask))
+    return scan(bootstrapped(reward, terminated, truncated, gamma, mask, next_value), gamma, terminated | truncated, mask)
 
 
 def _next_step(mask: Tensor | None, like: Tensor) -> Tensor:

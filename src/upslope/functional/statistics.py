@@ -9,51 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.recursion import zero_masked
+from upslope.functional.shapes import check_shapes
 
 
 def has_spread(x: Tensor, mask: Tensor | None = None, *, dim: int | None = None) -> Tensor:
     """Whether the unmasked entries of ``x`` differ: over everything (a 0-d bool) or along ``dim``.
 
-    False for fewer than two entries and where ``max − min ≤ 1e-6 · max(1, |mean|)``. The test is not on the standard
-    deviation because rounding gives ten equal float32 values of 0.1 one of 8e-9. NaN and infinity count as spread: what
-    is not finite must show, not turn into zeros.
-
-    Source: FORMULAS section 3.
+    False for fewer than two entries and where ``max − min ≤ 1e-6 · max(1, |mean|)``; not by the standard deviation, which rounding
+    gives to equal numbers. NaN and infinity count as spread: what is not finite must show. Source: FORMULAS section 3.
     """
     check_shapes("x", x.shape, mask=mask)
-    check_flags(mask=mask)
     axes = tuple(range(x.dim())) if dim is None else (dim,)
-    if any(x.shape[axis] == 0 for axis in axes):
+    if x.numel() == 0:
         return torch.zeros_like(x, dtype=torch.bool).any(axes)
-    if mask is None:
-        lowest, highest, mean = x.amin(axes), x.amax(axes), x.mean(axes)
-        enough = torch.ones_like(x, dtype=torch.bool).sum(axes) >= 2
-    else:
-        count = mask.sum(axes)
-        lowest = x.masked_fill(~mask, torch.inf).amin(axes)
-        highest = x.masked_fill(~mask, -torch.inf).amax(axes)
-        mean = x.masked_fill(~mask, 0.0).sum(axes) / count
-        enough = count >= 2
-    spread = highest - lowest
-    equal = (spread <= 1e-6 * mean.abs().clamp(min=1.0)) & spread.isfinite()
-    return enough & ~equal
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    spread = x.masked_fill(~mask, -torch.inf).amax(axes) - x.masked_fill(~mask, torch.inf).amin(axes)
+    count, total = mask.sum(axes), x.masked_fill(~mask, 0.0).sum(axes)
+    equal = (spread <= 1e-6 * (total / count).abs().clamp(min=1.0)) & spread.isfinite()
+    return (count >= 2) & ~equal
 
 
 def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Zero mean and unit standard deviation over all unmasked entries: ``(x − mean) / std``; masked entries become 0.
 
-    ``x``, ``mask`` and the result are ``[..., T]``. Fewer than two entries or no spread give zeros. No eps is added:
-    whatever passes :func:`has_spread` has a standard deviation far above rounding.
+    ``x``, ``mask`` and the result are ``[..., T]``. No eps is added: where :func:`has_spread` says no, all are 0.
 
     Raises ValueError when shapes differ. Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
     """
-    spread = has_spread(x, mask)
-    masked_x = x if mask is None else x.masked_fill(~mask, 0.0)
-    count = x.numel() if mask is None else mask.sum()
-    centered = masked_x - masked_x.sum() / count
-    if mask is not None:
-        centered = centered.masked_fill(~mask, 0.0)
+    spread, count = has_spread(x, mask), x.numel() if mask is None else mask.sum()
+    centered = zero_masked(x - zero_masked(x, mask).sum() / count, mask)
     std = (centered.square().sum() / (count - 1)).sqrt()
     return torch.where(spread, centered / std, 0.0)
 
@@ -68,8 +53,8 @@ def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = Non
     check_shapes("value", value.shape, returns=returns, mask=mask)
     if mask is not None:
         value, returns = value[mask], returns[mask]
-    share = _mean_square(returns - value) / _mean_square(returns)
-    return torch.where(has_spread(returns), 1.0 - share, torch.nan)
+    unexplained, variance = ((x - x.mean()).square().mean() for x in (returns - value, returns))
+    return torch.where(has_spread(returns), 1.0 - unexplained / variance, torch.nan)
 
 
 def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -80,7 +65,7 @@ def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises ValueError when shapes differ. Source: Kong 1992; FORMULAS section 4.
     """
     check_shapes("weight", weight.shape, mask=mask)
-    masked_weight = weight if mask is None else weight.masked_fill(~mask, 0.0)
+    masked_weight = zero_masked(weight, mask)
     # divided by the largest first, so that neither square overflows
     scaled = masked_weight / masked_weight.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
     return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weight.dtype).tiny)
@@ -144,8 +129,3 @@ def _center(score: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.where(spread, score - score.mean(-1, keepdim=True), 0.0)
     mean = score.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(spread & mask, score - mean, 0.0)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    """Mean squared distance from the mean: a variance whose divisor cancels in a ratio, and which none or one entry may have."""
-    return (x - x.mean()).square().mean()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from upslope.functional.recursion import zero_masked
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.shapes import check_shapes
 
 ClipRange = float | tuple[float, float]
 Ratio = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -21,10 +21,7 @@ Ratio = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def clip_bounds(clip_range: ClipRange) -> tuple[float, float]:
-    """The interval in which a ratio is left alone: ``(1 − ε_low, 1 + ε_high)``.
-
-    Raises ValueError for a negative ε.
-    """
+    """The interval in which a ratio is left alone, ``(1 − ε_low, 1 + ε_high)``; raises ValueError for a negative ε."""
     low, high = (clip_range, clip_range) if isinstance(clip_range, (int, float)) else clip_range
     if not (low >= 0 and high >= 0):
         raise ValueError(f"clip_range: expected numbers of at least 0, found {clip_range}")
@@ -32,10 +29,7 @@ def clip_bounds(clip_range: ClipRange) -> tuple[float, float]:
 
 
 def token_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``exp Δ_t`` with ``Δ = log_prob − behavior_log_prob``, ``[..., T]``; 1 on masked rows.
-
-    Source: Schulman et al. 2017 (PPO), eq. 6.
-    """
+    """``exp Δ_t``, ``Δ = log_prob − behavior_log_prob``, ``[..., T]``; 1 on masked rows. Source: Schulman et al. 2017 (PPO), eq. 6."""
     return _difference(log_prob, behavior_log_prob, mask).exp()
 
 
@@ -115,8 +109,7 @@ def clipped_surrogate(
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     low, high = clip_bounds(clip_range)
-    r = ratio(log_prob, behavior_log_prob, mask)
-    masked_advantage = zero_masked(advantage, mask)
+    r, masked_advantage = ratio(log_prob, behavior_log_prob, mask), zero_masked(advantage, mask)
     # of the two products the smaller is the one that the bound on its own side decides: above for A ≥ 0, below for A < 0
     surrogate = torch.where(masked_advantage < 0, r.clamp(min=low), r.clamp(max=high)) * masked_advantage
     if dual_clip is None:
@@ -181,35 +174,31 @@ def surrogate_metrics(
     *,
     dual_clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """How far the policy has moved, as 0-d tensors: means over unmasked steps, or ``Σ weight · x`` (parts of a batch add up).
+    """How far the policy has moved, 0-d: means over unmasked steps, or ``Σ weight · x`` (parts of a batch add up).
 
-    ``approx_kl``: k3 of KL(π_old‖π), ``ratio − 1 − log ratio``. ``clip_fraction``: share of ratios outside the range.
-    ``dead_fraction``: share of steps whose gradient the clip really takes away (``A > 0`` above the range, ``A < 0`` below it,
-    and beyond ``dual_clip``).
+    ``approx_kl``: k3 of KL(π_old‖π), ``ratio − 1 − log ratio``. ``clip_fraction``: share of ratios outside the range. ``dead_fraction``:
+    share of steps whose gradient the clip takes away (``A > 0`` above the range, ``A < 0`` below it or beyond ``dual_clip``).
 
     Source: FORMULAS section 8.
     """
-    check_shapes("log_prob", log_prob.shape, advantage=advantage, mask=mask, weight=weight)
+    check_shapes("log_prob", log_prob.shape, advantage=advantage, weight=weight)
     low, high = clip_bounds(clip_range)
-    difference = _difference(log_prob, behavior_log_prob, mask)
+    difference, masked_advantage = _difference(log_prob, behavior_log_prob, mask), zero_masked(advantage, mask)
     excess = torch.expm1(difference)  # ratio − 1
     outside = (excess < low - 1.0) | (excess > high - 1.0)
-    dead = outside & (difference * zero_masked(advantage, mask) > 0)
+    dead = outside & (difference * masked_advantage > 0)
     if dual_clip is not None:
-        dead = dead | ((excess > dual_clip - 1.0) & (zero_masked(advantage, mask) < 0))
+        dead = dead | ((excess > dual_clip - 1.0) & (masked_advantage < 0))
+    columns = {"approx_kl": excess - difference, "clip_fraction": outside.to(excess.dtype), "dead_fraction": dead.to(excess.dtype)}
+    if weight is not None:
+        return {name: (column * weight).sum() for name, column in columns.items()}
     count = difference.numel() if mask is None else mask.sum().clamp(min=1)
-
-    def average(column: Tensor) -> Tensor:
-        column = column.to(excess.dtype)
-        return column.sum() / count if weight is None else (column * weight).sum()
-
-    return {"approx_kl": average(excess - difference), "clip_fraction": average(outside), "dead_fraction": average(dead)}
+    return {name: column.sum() / count for name, column in columns.items()}
 
 
 def _difference(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None) -> Tensor:
     """``log_prob − behavior_log_prob``, 0 on masked rows *before* anything is exponentiated: 0 · ∞ would be NaN."""
     check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, mask=mask)
-    check_flags(mask=mask)
     return zero_masked(log_prob - behavior_log_prob, mask)
 
 

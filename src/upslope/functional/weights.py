@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from upslope.functional.shapes import check_flags, check_shapes
+from upslope.functional.recursion import zero_masked
+from upslope.functional.shapes import check_shapes
 
 AverageOver = Literal["steps", "sequences", "constant"]
 """``steps``: every step counts the same. ``sequences``: every sequence does. ``constant``: a fixed divisor, whatever the lengths."""
@@ -22,14 +23,13 @@ def average_weight(
 ) -> Tensor:
     """Each step's share of the batch's objective, ``[..., T]`` like ``mask``; 0 on masked rows.
 
-    ``steps`` ``1/Σmask`` · ``sequences`` ``1/(N·|o_i|)`` · ``constant`` ``1/(N·max_steps)``, with N all sequences, empty ones
-    included, and ``max_steps`` the longest a sequence may be, never the longest in the batch. For sequences of unequal length only
-    ``constant`` is proportional to the policy gradient.
+    ``steps`` ``1/Σmask`` · ``sequences`` ``1/(N·|o_i|)`` · ``constant`` ``1/(N·max_steps)``, with N all sequences, empty ones too, and
+    ``max_steps`` the longest that one may be. Where lengths differ only ``constant`` is proportional to the policy gradient.
 
     Raises ValueError for an unknown name and for ``constant`` without a positive ``max_steps``.
     Source: Yu et al. 2025 (DAPO), eq. 8; Shao et al. 2024 (GRPO), eq. 3; Liu et al. 2025 (Dr. GRPO), section 3.2.
     """
-    check_flags(mask=mask)
+    check_shapes("mask", mask.shape, mask=mask)
     weight = mask.to(dtype or torch.get_default_dtype())
     sequences = mask[..., :1].numel()
     if average_over == "steps":
@@ -44,10 +44,7 @@ def average_weight(
 
 
 def weighted_sum(value: Tensor, weight: Tensor) -> Tensor:
-    """The objective, 0-d: ``Σ weight · value``, where a weight of 0 hides whatever stands there, NaN included.
-
-    ``value`` and ``weight`` are ``[..., T]``. Raises ValueError when their shapes differ.
-    """
+    """The objective, 0-d: ``Σ weight · value`` of two ``[..., T]``, where a weight of 0 hides even NaN; ValueError when shapes differ."""
     check_shapes("weight", weight.shape, value=value)
     return (value.masked_fill(weight == 0, 0.0) * weight).sum()
 
@@ -58,9 +55,7 @@ def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) ->
     Raises ValueError when shapes differ. Source: Schulman et al. 2017 (PPO), eq. 9.
     """
     check_shapes("value", value.shape, returns=returns, mask=mask)
-    if mask is not None:
-        value, returns = value.masked_fill(~mask, 0.0), returns.masked_fill(~mask, 0.0)
-    return mse_loss(value, returns, reduction="none")
+    return mse_loss(zero_masked(value, mask), zero_masked(returns, mask), reduction="none")
 
 
 def clipped_squared_error(value: Tensor, returns: Tensor, old_value: Tensor, clip_range: float, mask: Tensor | None = None) -> Tensor:
