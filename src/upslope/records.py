@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -62,15 +62,12 @@ class Rollout:
     metrics: Metrics = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
-        shape = tuple(self.reward.shape)
-        for item in fields(self):
-            tensor = getattr(self, item.name)
-            if isinstance(tensor, Tensor) and item.name != "first_step" and tuple(tensor.shape) != shape:
-                raise ValueError(f"rollout.{item.name}: expected shape {shape} like reward, found {tuple(tensor.shape)}")
+        shape, columns = self.reward.shape, {f"rollout.{f.name}": getattr(self, f.name) for f in fields(self) if f.name != "first_step"}
+        F.check_shapes("reward", shape, **{name: x for name, x in columns.items() if isinstance(x, Tensor)})
         leading = shape[: len(shape) - ROW_AXES[self.unit]] if self.unit in ("group", "pair") else shape
         for name, tensor in self.inputs.items():
-            if tuple(tensor.shape[: len(leading)]) != leading:
-                raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {leading}, found {tuple(tensor.shape)}")
+            if tensor.shape[: len(leading)] != leading:
+                raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {tuple(leading)}, found {tuple(tensor.shape)}")
         F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
     @property
@@ -101,18 +98,11 @@ class Batch:
 
     @classmethod
     def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
-        """The batch of a rollout: its inputs and masks, a weight per step, and the estimates given by name."""
-        return cls(
-            inputs=rollout.inputs,
-            behavior_log_prob=rollout.behavior_log_prob,
-            mask=rollout.mask,
-            weight=F.average_weight(rollout.mask, average_over, rollout.max_steps, dtype=rollout.behavior_log_prob.dtype),
-            unit=rollout.unit,
-            value=rollout.value,
-            reference_log_prob=rollout.reference_log_prob,
-            sampler_log_prob=rollout.sampler_log_prob,
-            **estimates,
-        )
+        """The batch of a rollout: what both have, a weight per step, and the estimates given by name."""
+        weight = F.average_weight(rollout.mask, average_over, rollout.max_steps, dtype=rollout.behavior_log_prob.dtype)
+        names = ("inputs", "behavior_log_prob", "mask", "unit", "value", "reference_log_prob", "sampler_log_prob")
+        shared: dict[str, Any] = {name: getattr(rollout, name) for name in names}
+        return cls(weight=weight, **{**shared, **estimates})
 
     def need(self, name: str) -> Tensor:
         """An estimate that an objective cannot do without; raises :class:`UsageError` where ``estimate`` has not given it."""
@@ -138,12 +128,11 @@ class Batch:
 
         Steps become ``[units]``, sequences ``[units, T]``, groups and pairs ``[units, G, T]``.
         """
-        dims = self.mask.dim()
-        keep = ROW_AXES[self.unit]
+        dims, keep = self.mask.dim(), ROW_AXES[self.unit]
         if keep > dims:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
         flat = map_tensors(self, lambda t: t.reshape(-1, *t.shape[dims - keep :]))
-        alive = flat.mask.reshape(flat.num_units, -1).any(1)
+        alive = flat.mask.reshape(len(flat.mask), -1).any(1)
         return flat if bool(alive.all()) else flat.select(alive.nonzero().squeeze(1))
 
     def select(self, units: Tensor) -> Batch:
@@ -161,18 +150,10 @@ class Batch:
         A part with a fraction f of the units has its weights multiplied by 1/f, so that its gradient estimates the
         whole batch's and ``max_grad_norm`` and Adam's eps keep their meaning.
         """
-        shuffled = self.select(permutation)  # one gather for the epoch; the parts are views into it
-        parts = {f.name: t.tensor_split(count) for f in fields(self) if isinstance(t := getattr(shuffled, f.name), Tensor)}
-        inputs = {name: t.tensor_split(count) for name, t in shuffled.inputs.items()}
-        for i, weight in enumerate(parts.pop("weight")):
-            tensors: dict[str, Any] = {name: pieces[i] for name, pieces in parts.items()}
-            weight = weight * (self.num_units / weight.shape[0])
-            yield Batch(
-                inputs={name: pieces[i] for name, pieces in inputs.items()},
-                weight=weight,
-                unit=self.unit,
-                **tensors,
-            )
+        shuffled, stop = map_tensors(self, lambda t: t[permutation]), 0  # one gather for the epoch; the parts are views into it
+        for weight in shuffled.weight.tensor_split(count):
+            part, stop = slice(stop, stop + len(weight)), stop + len(weight)
+            yield map_tensors(shuffled, lambda t, part=part: t[part], weight=weight * (len(self.weight) / len(weight)))
 
 
 Recording = TypeVar("Recording", Rollout, Batch)
@@ -335,6 +316,7 @@ class Algorithm(HasObjective, Protocol):
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch: ...
 
 
+@runtime_checkable
 class Adaptive(Protocol):
     """An algorithm that says what it is in the next iteration, an adaptive penalty for one."""
 
@@ -360,6 +342,7 @@ class Update(Protocol):
     def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: Any) -> Metrics: ...
 
 
+@runtime_checkable
 class Scheduled(Protocol):
     """An update that follows the run: ``fraction`` of it is done."""
 

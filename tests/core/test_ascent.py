@@ -144,11 +144,14 @@ def test_flat_parameters_are_views_and_follow_only_plain_modules():
     module = nn.Linear(3, 2)
     before = vector(module)
     flat = FlatParameters.of(module)
-    assert torch.equal(flat.data, before) and flat.is_bound()
+    assert torch.equal(flat.data, before)
     flat.data.zero_()
     assert not module.weight.any()
     module.weight.data = torch.ones(2, 3)
-    assert not flat.is_bound()
+    flat.rebind()
+    assert flat.data[:6].eq(1).all() and not flat.data[6:].any()
+    flat.data.fill_(2.0)
+    assert module.weight.eq(2).all() and module.bias.eq(2).all()
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
     assert FlatParameters.of(tied) is None

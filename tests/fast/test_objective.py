@@ -253,7 +253,7 @@ class OwnObjective(PPO):
 @pytest.mark.parametrize("algorithm", [PPO(surrogate=mine, update=SEVERAL), OwnObjective(update=SEVERAL)])
 @pytest.mark.parametrize("head", ["categorical", "gaussian"])
 def test_an_own_objective_is_compiled_too(head, algorithm, monkeypatch):
-    monkeypatch.setattr(HeadAscent.__bases__[0], "accumulate", readable := Counted(Ascent.accumulate))
+    monkeypatch.setattr(HeadAscent.__bases__[0], "backward", readable := Counted(Ascent.backward))
     policy = own_policy(head)
     algorithm = replace(algorithm, update=replace(SEVERAL, target_kl=None))
     assert_equal_twins(algorithm, policy, own_batch(policy))

@@ -18,9 +18,7 @@ from upslope.algorithms.common import (
     check_one_pass,
     critic_values,
     in_spreads,
-    normalized,
     policy_metrics,
-    with_first_values,
 )
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent, linear
@@ -53,18 +51,18 @@ class A2C:
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
-        rollout = with_first_values(rollout, policy, self.gamma)
-        value, next_value = critic_values(rollout)
+        value, next_value = critic_values(rollout, policy, self.gamma)
         advantage = F.gae(
             rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
         )
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if self.normalize_advantage:
-            advantage = normalized(advantage, rollout.mask, metrics)
+            advantage = F.normalize(advantage, rollout.mask)
+            metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
         else:
             advantage = in_spreads(advantage, policy, returns, rollout.mask)
-        return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
+        return Batch.of(rollout, value=value, advantage=advantage, returns=returns, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · Â − value_coef · (V − R)² + entropy_coef · H``, weighted and summed."""

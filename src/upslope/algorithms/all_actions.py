@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean, with_first_values
+from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean
 from upslope.errors import UsageError, require
 from upslope.records import Batch, HasActionValues, HasDistribution, Policy, Rollout, distribution_of, require_members
 from upslope.updates import Ascent
@@ -86,12 +86,11 @@ class AllActions:
 
     def with_returns(self, policy: Policy, rollout: Rollout) -> Batch:
         """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
-        rollout = with_first_values(rollout, policy, self.gamma)
-        value, next_value = critic_values(rollout)
+        value, next_value = critic_values(rollout, policy, self.gamma)
         steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
         returns = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask) + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
-        return Batch.of(rollout, returns=returns, metrics=metrics)
+        return Batch.of(rollout, value=value, returns=returns, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_a π(a|s) q̂(s, a) + entropy_coef · H``, weighted and summed; less ``value_coef · (q̂(s_t, a_t) − R)²`` where q̂ is learned."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Evaluation, Metrics, Policy, Rollout, Surrogate
-from upslope.updates.critic import value_scale
+from upslope.records import Batch, Evaluation, Metrics, Policy, ReturnScale, Rollout, Surrogate
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -60,44 +58,36 @@ def check_surrogate_value(surrogate: Tensor, log_prob: Tensor) -> None:
         raise UsageError("surrogate: it does not depend on log_prob, so nothing would be learned")
 
 
-def normalized(advantage: Tensor, mask: Tensor, metrics: Metrics) -> Tensor:
-    """The advantages with mean 0 and standard deviation 1; where they have no spread they become 0, and ``zero_spread`` says so."""
-    advantage = F.normalize(advantage, mask)
-    metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
-    return advantage
+def critic_values(rollout: Rollout, policy: Policy | None = None, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
+    """``value`` and ``next_value`` of a rollout whose policy has a critic; :func:`first_values` as long as that has no units."""
+    value, next_value = rollout.value, rollout.next_value
+    if value is None or next_value is None:
+        raise UsageError("policy: this algorithm needs a critic, and sample() returned no value; use a policy with a value head")
+    scale: ReturnScale | None = getattr(policy, "value_scale", None)
+    return (value, next_value) if scale is None or scale.started else first_values(rollout, value, next_value, gamma)
 
 
-def with_first_values(rollout: Rollout, policy: Policy, gamma: float) -> Rollout:
-    """The rollout as it is; before a critic's units are known, with the values moved by the constant that fits its rewards.
+def first_values(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """The values moved by the constant that fits the rewards, before a critic's units are known.
 
     With V + c the mean TD error is 0: ``c = Σ (r + γ V′ − V) / Σ (1 − γ)``, γ being 0 where a step terminates. Without it the first
     advantages would tell how far the end of the recording is, where every reward has an offset.
     """
-    scale, value, next_value = value_scale(policy), rollout.value, rollout.next_value
-    if scale is None or scale.started or value is None or next_value is None:
-        return rollout
     kept = gamma * (~rollout.terminated).double()
     missing = float((1.0 - kept)[rollout.mask].sum())
     if missing == 0.0:  # nothing ends and nothing is discounted
-        return rollout
+        return value, next_value
     c = float((rollout.reward + kept * next_value - value)[rollout.mask].sum()) / missing
-    return replace(rollout, value=value + c, next_value=next_value + c)
+    return value + c, next_value + c
 
 
 def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor) -> Tensor:
     """Advantages in standard deviations of the returns, where the policy keeps them (``value_scale``): free of the rewards' size."""
-    scale = value_scale(policy)
+    scale: ReturnScale | None = getattr(policy, "value_scale", None)
     if scale is None or not bool(mask.any()):
         return advantage
     std = float(scale.std) if scale.started else float(returns[mask].double().std(correction=0))
     return advantage / std if std > 0.0 else advantage
-
-
-def critic_values(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """``value`` and ``next_value`` of a rollout whose policy has a critic."""
-    if rollout.value is None or rollout.next_value is None:
-        raise UsageError("policy: this algorithm needs a critic, and sample() returned no value; use a policy with a value head")
-    return rollout.value, rollout.next_value
 
 
 def check_average(average_over: str, rollout: Rollout) -> None:
@@ -151,11 +141,10 @@ def policy_metrics(
     dual_clip: float | None = None,
     ratio: F.Ratio = F.token_ratio,
 ) -> dict[str, Tensor]:
-    """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``.
+    """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``, which is 0 at first.
 
-    ``approx_kl`` is KL(π_old‖π) by k3; ``clip_fraction`` counts ratios outside the range; ``dead_fraction`` counts the
-    steps whose gradient the clip really kills (both of the ``ratio`` that is clipped); ``mismatch`` is the mean
-    ``|log π_old − log π_sampler|`` where both are kept. From ``log_ratio`` the update sees that the first ratio is 1.
+    :func:`~upslope.functional.surrogate_metrics` (of the ``ratio`` that is clipped, but for ``approx_kl``), entropy, value error, and
+    ``mismatch``, the mean ``|log π_old − log π_sampler|`` where both are kept.
     """
     behavior, advantage, mask = batch.behavior_log_prob, batch.need("advantage"), batch.mask
     metrics = F.surrogate_metrics(new.log_prob, behavior, advantage, mask, clip_range, dual_clip=dual_clip)

@@ -23,7 +23,6 @@ from upslope.algorithms.common import (
     critic_values,
     masked_mean,
     policy_metrics,
-    with_first_values,
 )
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Batch, Metrics, Policy, Rollout
@@ -149,13 +148,16 @@ class OffPolicyGradient:
         check_behavior(rollout)
         with torch.no_grad():
             log_prob = policy.evaluate(**rollout.inputs).log_prob
-        rollout = with_first_values(rollout, policy, self.gamma)
+        value = None
+        if self.critic:
+            value, next_value = critic_values(rollout, policy, self.gamma)
+            rollout = replace(rollout, value=value, next_value=next_value)
         advantage, weight = self.estimator(rollout, log_prob, self)
         metrics = weight_metrics(rollout, log_prob, weight, self)
         returns = None
-        if self.critic:
+        if value is not None:
             returns, _ = vtrace_of(rollout, log_prob, self)
-            metrics["explained_variance"] = float(F.explained_variance(critic_values(rollout)[0], returns, rollout.mask))
+            metrics["explained_variance"] = float(F.explained_variance(value, returns, rollout.mask))
         if self.scale_advantage:
             advantage = advantage / masked_mean(advantage.square(), rollout.mask).sqrt().clamp(min=1e-8)
         batch = Batch.of(replace(rollout, behavior_log_prob=log_prob), advantage=advantage, returns=returns, metrics=metrics)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.errors import Diverged, UsageError, require
-from upslope.records import HasGradients, HasValue, Policy, offers
-from upslope.updates.critic import value_scale
+from upslope.records import HasGradients, HasValue, Policy, ReturnScale, offers
 
 Inputs = Mapping[str, Tensor]
 
@@ -94,7 +93,7 @@ class OnlineState:
         """At the start of a run: ``z = 0``, ``I = 1``, ``R̄ = 0``."""
         parameters = tuple(p for p in policy.parameters() if p.requires_grad)
         require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
-        scale = value_scale(policy)
+        scale: ReturnScale | None = getattr(policy, "value_scale", None)
         require(
             scale is None or not scale.started,
             "policy: its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps; "

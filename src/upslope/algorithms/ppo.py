@@ -25,12 +25,10 @@ from upslope.algorithms.common import (
     check_surrogate_value,
     critic_values,
     masked_mean,
-    normalized,
     penalized_reward,
     policy_metrics,
     reference_metrics,
     score_metrics,
-    with_first_values,
 )
 from upslope.errors import require
 from upslope.records import Batch, HasDistribution, Policy, Rollout, Surrogate, distribution_of, offers
@@ -100,29 +98,32 @@ class PPO:
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE`` of the penalized reward, ``returns = Â + V``; with ``kl_coef`` also the sampling distribution's parameters."""
-        rollout = with_first_values(rollout, policy, self.gamma)
-        value, next_value = critic_values(rollout)
+        value, next_value = critic_values(rollout, policy, self.gamma)
         reward = rollout.reward if self.reference_kl_coef == 0 else penalized_reward(rollout, self.reference_kl_coef)
         advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
-        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask)), **reference_metrics(rollout)}
+        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        if rollout.reference_log_prob is not None:
+            metrics |= reference_metrics(rollout)
         if self.reference_kl_coef > 0:
             metrics |= score_metrics(reward, rollout.mask)
         if self.normalize_advantage:
-            advantage = normalized(advantage, rollout.mask, metrics)
+            advantage = F.normalize(advantage, rollout.mask)
+            metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
         old = None
         if self.kl_coef > 0 and offers(policy, HasDistribution):
             with torch.no_grad():
                 old = distribution_of(policy, rollout.inputs, otherwise=K3).parameters.clone()
             metrics["kl_coef"] = self.kl_coef
-        return Batch.of(rollout, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
+        return Batch.of(rollout, value=value, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
-        check_surrogate_value(surrogate, new.log_prob)
+        if self.surrogate not in SURROGATES.values():
+            check_surrogate_value(surrogate, new.log_prob)
         error = value_error(policy, new.value, batch, self.value_clip_range)
         total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:

@@ -20,12 +20,10 @@ from upslope.algorithms.common import (
     check_not_negative,
     check_one_pass,
     critic_values,
-    normalized,
     penalized_reward,
     policy_metrics,
     reference_metrics,
     score_metrics,
-    with_first_values,
 )
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout
@@ -103,8 +101,7 @@ class REINFORCE:
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic learns the return from t on."""
-        rollout = with_first_values(rollout, policy, self.gamma)
-        value, next_value = critic_values(rollout) if self.baseline else (None, None)
+        value, next_value = critic_values(rollout, policy, self.gamma) if self.baseline else (None, None)
         if self.reference_kl_coef > 0:
             rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
         found = self.returns(rollout, self.gamma, next_value)
@@ -117,8 +114,9 @@ class REINFORCE:
         if value is not None:
             metrics["explained_variance"] = float(F.explained_variance(value, target, rollout.mask))
         if self.normalize_advantage:
-            advantage = normalized(advantage, rollout.mask, metrics)
-        return Batch.of(rollout, advantage=advantage, returns=target, metrics=metrics)
+            advantage = F.normalize(advantage, rollout.mask)
+            metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
+        return Batch.of(rollout, value=value, advantage=advantage, returns=target, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``log π · A − value_coef · (V − G)² + entropy_coef · H``, weighted and summed."""

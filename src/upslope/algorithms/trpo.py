@@ -20,8 +20,6 @@ from upslope.algorithms.common import (
     check_not_negative,
     critic_values,
     masked_mean,
-    normalized,
-    with_first_values,
 )
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import NaturalGradient, TrustRegion
@@ -50,15 +48,15 @@ class NPG:
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
-        rollout = with_first_values(rollout, policy, self.gamma)
-        value, next_value = critic_values(rollout)
+        value, next_value = critic_values(rollout, policy, self.gamma)
         steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
         advantage = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if self.normalize_advantage:
-            advantage = normalized(advantage, rollout.mask, metrics)
-        return Batch.of(rollout, advantage=advantage, returns=returns, metrics=metrics)
+            advantage = F.normalize(advantage, rollout.mask)
+            metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
+        return Batch.of(rollout, value=value, advantage=advantage, returns=returns, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``ratio · Â + entropy_coef · H``, weighted and summed; the critic has no part in it."""

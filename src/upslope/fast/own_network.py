@@ -24,7 +24,7 @@ from upslope.fast.rows import Columns
 from upslope.fast.update import options_of
 from upslope.records import Algorithm, Batch, HasObjective, Metrics, Policy
 from upslope.updates.ascent import Ascent, AscentState
-from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
+from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 
 MOST_PARAMETERS = 2**20
 """Beyond this the arithmetic of a step is what costs, and torch may spread it over several threads."""
@@ -59,28 +59,26 @@ class HeadAscent(Ascent):
     plan: HeadPlan
     objectives: Objectives
 
-    def accumulate(
-        self, algorithm: HasObjective, policy: Any, part: Batch, state: AscentState, *, first: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The twin of :meth:`Ascent.accumulate`."""
+    def backward(self, algorithm: HasObjective, policy: Any, part: Batch, state: AscentState, *, first: bool) -> dict[str, Tensor]:
+        """The twin of :meth:`Ascent.backward`."""
         try:
             objective = self.objectives(algorithm, policy, part, None if part.value is None else lambda value: value)
             columns = Columns(part, self.plan.head, self.plan.outputs, objective.columns)
         except NotLowered:
-            return super().accumulate(algorithm, policy, part, state, first=first)
+            return super().backward(algorithm, policy, part, state, first=first)
         outputs, value = policy._run(part.inputs)
         ends = [outputs, value] if "value" in objective.uses else [outputs]
         if not all(can_be_read(end, part.mask) for end in ends):
-            return super().accumulate(algorithm, policy, part, state, first=first)
+            return super().backward(algorithm, policy, part, state, first=first)
         slopes = self.slopes(policy, ends, columns, objective)
         if not math.isfinite(objective.values[0]):
             raise Diverged(diagnosis(state, part, policy))
-        if first:
+        if first and objective.sums[0] > RATIO_TOLERANCE:
             check_first_ratio(float(objective.sums[0]), policy, part)
         # the minus sign of Ascent: Adam minimizes
         reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
-        found = torch.autograd.grad([end for end, _ in reached], state.parameters, [slope for _, slope in reached], allow_unused=True)
-        return state.gather(found), dict(zip(objective.metrics, torch.from_numpy(objective.values).float().unbind(), strict=True))
+        torch.autograd.backward([end for end, _ in reached], [slope for _, slope in reached], inputs=state.parameters)
+        return dict(zip(objective.metrics, torch.from_numpy(objective.values).float().unbind(), strict=True))
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
         """The twin of :meth:`Ascent.step`, where the parameters lie in one buffer and are few."""
@@ -94,7 +92,8 @@ class HeadAscent(Ascent):
             *(networks.ctypes.data, options.ctypes.data, flat.data.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
             *(gradient.data_ptr(), results.ctypes.data),
         )
-        check_gradient(results[at.GRADIENT_NORM], state)
+        if not math.isfinite(results[at.GRADIENT_NORM]):
+            raise gradient_not_finite(state)
         state.num_updates += 1
         return torch.tensor(results[at.GRADIENT_NORM], dtype=torch.float32)
 

@@ -24,10 +24,10 @@ from upslope.fast.objective import CompiledObjective, Objectives
 from upslope.fast.plan import MLPLayout, Plan
 from upslope.fast.rows import Rows, split
 from upslope.records import Algorithm, Batch, Metrics, Policy, map_tensors
-from upslope.updates.adam import BETAS
 from upslope.updates.ascent import Ascent, AscentState
-from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, check_gradient, diagnosis
+from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import follow_returns
+from upslope.updates.state import BETAS
 from upslope.updates.trust_region import NaturalState
 
 Array = NDArray[Any]
@@ -63,7 +63,7 @@ class CompiledUpdate:
         networks, addresses = objective.written_into(self.plan.networks), rows.addresses()
         # as many epochs in one call as pay; with target_kl one, so that an early stop leaves the generator where its twin does
         several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
-        permutations = ascent.permutations(rows.num_units, state)
+        permutations = (torch.randperm(rows.num_units, generator=state.generator) for _ in range(ascent.num_epochs))
         started = state.num_updates
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
@@ -105,7 +105,7 @@ class CompiledUpdate:
     def fail(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> None:
         """Raise what the readable twin raises."""
         if math.isfinite(objective.values[0]):
-            check_gradient(math.nan, state)
+            raise gradient_not_finite(state)
         raise Diverged(diagnosis(state, flat_part(batch, rows), policy))
 
 

@@ -68,6 +68,16 @@ class RunState:
         parts += [self.total_steps / self.planned_steps if self.planned_steps else 0.0]
         return min(1.0, max(parts))
 
+    def count(self, num_steps: int, seconds: float, metrics: Metrics) -> None:
+        """One more iteration, and what it reported."""
+        self.iteration, self.total_steps, self.train_seconds = (
+            self.iteration + 1,
+            self.total_steps + num_steps,
+            self.train_seconds + seconds,
+        )
+        counts = {"iteration": self.iteration, "total_steps": self.total_steps, "train_seconds": self.train_seconds}
+        self.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
+
 
 def train(
     algorithm: EitherAlgorithm,
@@ -109,14 +119,16 @@ def train(
     follow: Any = getattr(collect, "follow", None)
     if follow is not None:  # a collector that wants to know how far the run is
         follow(state)
-    choose = compiled().CompiledPaths() if fast else uncompiled
+    choose = compiled().CompiledPaths() if fast else None
     with shown(state, False if progress is None and callbacks else progress) as show:
         while state.fraction < 1.0:
-            update, actor = choose(state.algorithm, state.policy)
-            if online:
-                online_iteration(state, actor)
-            else:
-                iterate(state, update, actor)
+            update: Any = getattr(state.algorithm, "update", None)
+            actor: Any = state.policy
+            if choose is not None:
+                update, actor = choose(state.algorithm, state.policy)
+            started = time.perf_counter()
+            num_steps, metrics = learn(state, actor) if online else iterate(state, update, actor)
+            state.count(num_steps, time.perf_counter() - started, metrics)
             show(state)
             stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
             if any(stops):
@@ -140,43 +152,24 @@ def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunStat
         line.close(state)
 
 
-def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
-    """One iteration, timed: collect, estimate, update, record. ``actor`` is the policy or its fast twin."""
-    started = time.perf_counter()
-    collect: Any = state.collect
-    rollout = collect(actor)
-    algorithm = cast(Algorithm, state.algorithm)
+def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> tuple[int, Metrics]:
+    """Collect, estimate, update: the number of steps, and what was reported. ``actor`` is the policy or its fast twin."""
+    algorithm, collect = cast(Algorithm, state.algorithm), cast(Collector, state.collect)
+    rollout = state.rollout = collect(actor)
     batch = algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
-    if offers(algorithm.update, Scheduled):
+    if isinstance(algorithm.update, Scheduled):
         algorithm.update.set_fraction(state.update_state, state.fraction)
     metrics = update(algorithm, state.policy, batch, state.update_state)
-    if offers(algorithm, Adaptive):
+    if isinstance(algorithm, Adaptive):
         state.algorithm = algorithm.adapted(state.policy, batch)
-    state.rollout = rollout
-    advance(state, rollout.num_steps, time.perf_counter() - started, {**rollout.metrics, **batch.metrics, **metrics})
+    return rollout.num_steps, {**rollout.metrics, **batch.metrics, **metrics}
 
 
-def online_iteration(state: RunState, actor: Any) -> None:
-    """One iteration of a method that learns at every step; ``actor`` is the policy or its fast twin."""
-    started = time.perf_counter()
-    stream: Any = state.collect
-    metrics = cast(OnlineAlgorithm, state.algorithm).learn(actor, stream, state.update_state)
-    advance(state, stream.num_steps, time.perf_counter() - started, metrics)
-
-
-def advance(state: RunState, num_steps: int, seconds: float, metrics: Metrics) -> None:
-    """Count an iteration and keep what it reported."""
-    state.iteration += 1
-    state.total_steps += num_steps
-    state.train_seconds += seconds
-    state.metrics = {
-        "iteration": state.iteration,
-        "total_steps": state.total_steps,
-        "train_seconds": state.train_seconds,
-        "steps_per_second": num_steps / seconds,
-        **metrics,
-    }
+def learn(state: RunState, actor: Any) -> tuple[int, Metrics]:
+    """The same of a method that learns at every step."""
+    stream = cast(Stream, state.collect)
+    return stream.num_steps, cast(OnlineAlgorithm, state.algorithm).learn(actor, stream, state.update_state)
 
 
 def check_parts(algorithm: object, policy: object, collect: object) -> bool:
@@ -191,11 +184,6 @@ def check_parts(algorithm: object, policy: object, collect: object) -> bool:
         require_members("algorithm.update", cast(Algorithm, algorithm).update, Update)
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
     return online
-
-
-def uncompiled(algorithm: EitherAlgorithm, policy: Policy) -> tuple[Any, Any]:
-    """The update (a method that learns at every step has none) and the acting policy as they are."""
-    return getattr(algorithm, "update", None), policy
 
 
 def compiled() -> ModuleType:

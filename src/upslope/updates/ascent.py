@@ -20,14 +20,13 @@ from torch import Tensor
 
 from upslope.errors import Diverged, require
 from upslope.records import Batch, HasObjective, Metrics, Policy
-from upslope.updates.adam import adam_descend
-from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
+from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import follow_returns, of_critic
 from upslope.updates.flat import FlatParameters
 from upslope.updates.mismatch import at_old_policy
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
 from upslope.updates.state import AscentState, trainable
-from upslope.updates.watch import sample_weights, weights_moved
+from upslope.updates.watch import sample, weights_moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +73,6 @@ class Ascent:
         """Follow the schedule: ``fraction`` of the run is done."""
         state.learning_rate = self.learning_rate * self.schedule(fraction)
 
-    def permutations(self, num_units: int, state: AscentState) -> Iterator[Tensor]:
-        """One shuffle of the units per epoch, from the state's own generator."""
-        for _ in range(self.num_epochs):
-            yield torch.randperm(num_units, generator=state.generator)
-
     def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
         """One update on one batch; means over its minibatches of what the objective reports."""
         state.check()
@@ -88,18 +82,18 @@ class Ascent:
         follow_returns(policy, batch)
         if batch.sampler_log_prob is not None and not self.makes_one_step:
             batch = self.with_old_policy(policy, batch)
-        count = min(self.num_minibatches, batch.num_units)
-        before = sample_weights(state)
+        count, device, before = min(self.num_minibatches, batch.num_units), batch.mask.device, sample(state.targets)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
-        for permutation in self.permutations(batch.num_units, state):
-            for part in batch.minibatches(permutation.to(batch.mask.device), count):
-                gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
-                for name, value in metrics.items():
-                    collected[name].append(value)
-                if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
-                    return averaged(collected) | weights_moved(state, before)
-                collected["gradient_norm"].append(self.step(state, gradients))
-        return averaged(collected) | weights_moved(state, before)
+        shuffles = (torch.randperm(batch.num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
+        for part in itertools.chain.from_iterable(batch.minibatches(shuffle, count) for shuffle in shuffles):
+            gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
+            for name, value in metrics.items():
+                collected[name].append(value)
+            if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
+                break
+            collected["gradient_norm"].append(self.step(state, gradients))
+        means = {name: torch.stack(values).mean().item() for name, values in collected.items()}  # one transfer from the device per name
+        return means | {"num_minibatches": float(len(collected["gradient_norm"]))} | weights_moved(state, before)
 
     @property
     def makes_one_step(self) -> bool:
@@ -115,33 +109,45 @@ class Ascent:
     def accumulate(
         self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Gradients of minus the objective on one minibatch, one per target, in micro-batches whose sums are the whole."""
-        one_step = part.sampler_log_prob is not None and self.makes_one_step
-        pieces = [part] if self.micro_batch_size is None else micro_batches(part, self.micro_batch_size)
-        totals: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
+        """Gradients of minus the objective on one minibatch, one per target, and what it reports."""
         for p in state.parameters:
             p.grad = None
-        for piece in pieces:
-            scorer, scored = at_old_policy(policy, piece) if one_step else (policy, piece)
-            objective, metrics = algorithm.objective(scorer, scored)
-            if not math.isfinite(objective.item()):
-                raise Diverged(diagnosis(state, part, policy))
-            log_ratio = metrics.pop("log_ratio", None)
-            if first and log_ratio is not None:
-                check_first_ratio(log_ratio.detach().abs().masked_fill(~piece.mask, 0.0).max().item(), policy, piece)
-            # the only minus sign: Adam minimizes
-            torch.autograd.backward(-objective, inputs=state.parameters)
-            if piece is part:
-                return state.take_gradients(), {"objective": objective.detach(), **metrics}
+        if self.micro_batch_size is not None:
+            return self.accumulate_micro_batches(algorithm, policy, part, state, first=first)
+        metrics = self.backward(algorithm, policy, part, state, first=first)
+        return state.take_gradients(), metrics
+
+    def accumulate_micro_batches(
+        self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The same in micro-batches, whose sums are the whole."""
+        totals: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        for piece in micro_batches(part, self.micro_batch_size):
+            metrics = self.backward(algorithm, policy, piece, state, first=first)
             if state.rounding is not None:  # bfloat16 adds up in float32
                 taken = state.take_gradients()
                 gradients = [total.add_(g) for total, g in zip(gradients, taken, strict=True)] if gradients else taken
             # the objective is a sum, what is reported are means over steps, or over pairs
             share = piece.num_units / part.num_units if part.unit == "pair" else int(piece.mask.sum()) / int(part.mask.sum())
-            shares = {"objective": objective.detach()} | {name: value * share for name, value in metrics.items()}
+            shares = {name: value if name == "objective" else value * share for name, value in metrics.items()}
             totals = {name: totals.get(name, 0.0) + value for name, value in shares.items()}
         return gradients or state.take_gradients(), totals
+
+    def backward(self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool) -> dict[str, Tensor]:
+        """Add the gradient of minus the objective to ``p.grad``; what the objective reports, and its value."""
+        one_step = part.sampler_log_prob is not None and self.makes_one_step
+        scorer, scored = at_old_policy(policy, part) if one_step else (policy, part)
+        objective, metrics = algorithm.objective(scorer, scored)
+        if not math.isfinite(objective.item()):
+            raise Diverged(diagnosis(state, part, policy))
+        log_ratio = metrics.pop("log_ratio", None)
+        if first and log_ratio is not None:
+            largest = log_ratio.detach().abs().masked_fill(~part.mask, 0.0).max().item()
+            if largest > RATIO_TOLERANCE:
+                check_first_ratio(largest, policy, part)
+        torch.autograd.backward(-objective, inputs=state.parameters)  # the only minus sign: Adam minimizes
+        return {"objective": objective.detach(), **metrics}
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
         """Clip the norms, move the targets; returns the norm of all before clipping. Nothing moves where it is not finite."""
@@ -152,25 +158,14 @@ class Ascent:
             groups = [[g for g, of in zip(pieces, state.critic, strict=True) if of is critic] for critic in (False, True)]
         squares = [torch.stack([g.square().sum() for g in group]).sum() for group in groups]
         norm = torch.stack(squares).sum().sqrt()
-        check_gradient(norm.item(), state)
+        if not math.isfinite(norm.item()):
+            raise gradient_not_finite(state)
         if self.max_grad_norm is not None:
             for group, square in zip(groups, squares, strict=True):
                 if (factor := self.max_grad_norm / (math.sqrt(square.item()) + 1e-6)) < 1.0:
                     for g in group:
                         g.mul_(factor)
-        state.num_updates += 1
-        rates: dict[str, Any] = {"num_updates": state.num_updates, "learning_rate": state.learning_rate}
-        rates |= {"eps": self.eps, "rounding": state.rounding}
-        for target, gradient, moments in zip(state.targets, gradients, state.moments, strict=True):
-            adam_descend(
-                target,
-                gradient,
-                *moments,
-                num_updates=state.num_updates,
-                learning_rate=state.learning_rate,
-                eps=self.eps,
-                rounding=state.rounding,
-            )
+        state.descend(gradients, self.eps)
         return norm
 
 
@@ -181,10 +176,3 @@ def micro_batches(part: Batch, size: int | None) -> Iterator[Batch]:
     else:
         for start in range(0, part.num_units, size):
             yield part.select(torch.arange(start, min(start + size, part.num_units), device=part.mask.device))
-
-
-def averaged(collected: dict[str, list[Tensor]]) -> Metrics:
-    """Means over minibatches; one transfer from the device per name."""
-    means: Metrics = {name: torch.stack(values).mean().item() for name, values in collected.items()}
-    means["num_minibatches"] = float(len(collected.get("gradient_norm", ())))
-    return means

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -23,11 +22,9 @@ COARSEST = 0.1
 def check_first_ratio(max_log_ratio: float, policy: Policy, part: Batch) -> None:
     """Before its first step the policy still is the one that sampled: π/π_behavior must be 1 (FORMULAS section 8).
 
-    Where the policy is so narrow that the last digits of an action move log π, rounding is allowed for, up to a ratio of
-    exp(±:data:`COARSEST`).
+    For a log ratio beyond :data:`RATIO_TOLERANCE`. Where the policy is so narrow that the last digits of an action move log π, rounding
+    is allowed for, up to a ratio of exp(±:data:`COARSEST`).
     """
-    if max_log_ratio <= RATIO_TOLERANCE:
-        return
     rounding = action_rounding(policy, part)
     if max_log_ratio > RATIO_TOLERANCE + UNITS * rounding:
         raise RunFault(
@@ -71,10 +68,9 @@ class Counted(Protocol):
     num_updates: int
 
 
-def check_gradient(norm: float, state: Counted) -> None:
-    """A finite objective may have a gradient that is not (a square root at 0, an overflow): stop before it spoils the parameters."""
-    if not math.isfinite(norm):
-        raise Diverged(f"diverged: the gradient is not finite at gradient step {state.num_updates + 1}; {ADVICE}")
+def gradient_not_finite(state: Counted) -> Diverged:
+    """A finite objective may have a gradient that is not (a square root at 0, an overflow), which would spoil the parameters."""
+    return Diverged(f"diverged: the gradient is not finite at gradient step {state.num_updates + 1}; {ADVICE}")
 
 
 def diagnosis(state: Counted, part: Batch, policy: Policy) -> str:

@@ -8,6 +8,7 @@ that a critic descends is in standard deviations of the returns. Without the two
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,15 +17,11 @@ from upslope.errors import UsageError
 from upslope.records import Batch, HasReturnScale, Policy, ReturnScale, offers
 
 
-def value_scale(policy: object) -> ReturnScale | None:
-    """The policy's ``value_scale``; None for one that has none (:class:`upslope.records.HasReturnScale`)."""
-    return getattr(policy, "value_scale", None)
-
-
 def follow_returns(policy: Policy, batch: Batch) -> None:
     """Before an update: the critic's units follow what it is about to learn; the values stay what they are."""
-    if offers(policy, HasReturnScale) and batch.returns is not None:
-        policy.follow_returns(batch.returns[batch.mask])
+    scaled: Any = policy
+    if batch.returns is not None and getattr(policy, "value_scale", None) is not None:
+        scaled.follow_returns(batch.returns[batch.mask])
 
 
 def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: float | None = None) -> Tensor:
@@ -34,7 +31,8 @@ def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: 
     """
     if value is None:
         raise UsageError("policy: evaluate() returned no value; use a policy with a value head, or set value_coef or num_value_epochs to 0")
-    mask, scale, returns, old = batch.mask, value_scale(policy), batch.need("returns"), batch.value
+    mask, returns, old = batch.mask, batch.need("returns"), batch.value
+    scale: ReturnScale | None = getattr(policy, "value_scale", None)
     if scale is not None:
         value, returns = scale.normalized(value), scale.normalized(returns)
         old = None if old is None else scale.normalized(old)

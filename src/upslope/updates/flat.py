@@ -6,6 +6,7 @@ None for every other one, and the update then uses the parameters where they are
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -53,17 +54,9 @@ class FlatParameters:
         inside = self.parameters[places[0] : places[-1] + 1]
         return FlatParameters(self.data[start : start + sum(p.numel() for p in inside)], inside)
 
-    def is_bound(self) -> bool:
-        """Whether every parameter still lives in the buffer (``module.to`` and an assigned ``.data`` break that)."""
-        address = self.data.data_ptr()
-        for p in self.parameters:
-            if p.data_ptr() != address:
-                return False
-            address += 4 * p.numel()
-        return True
-
     def rebind(self) -> None:
-        """Take parameters that have left the buffer back into it, with the values that they have now."""
-        if not self.is_bound():
+        """Take parameters that have left the buffer (``module.to``, an assigned ``.data``) back into it, with the values they have now."""
+        ends = itertools.accumulate((4 * p.numel() for p in self.parameters), initial=self.data.data_ptr())
+        if any(p.data_ptr() != address for p, address in zip(self.parameters, ends, strict=False)):
             self.data.copy_(torch.cat([p.detach().reshape(-1).to(self.data) for p in self.parameters]))
             self.bind()

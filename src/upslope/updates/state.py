@@ -1,4 +1,4 @@
-"""What an ascent remembers from one update to the next."""
+"""What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling."""
 
 from __future__ import annotations
 
@@ -11,20 +11,41 @@ from torch import Tensor, nn
 
 from upslope.errors import UsageError, require
 from upslope.records import Policy
-from upslope.updates.adam import exact
 from upslope.updates.flat import FlatParameters
+from upslope.updates.rounding import stochastically_rounded
+
+BETAS = (0.9, 0.999)
+"""Decay rates of Adam's two moments."""
+
+
+def exact(tensor: Tensor) -> torch.dtype:
+    """The precision to compute in: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @dataclass
-class AscentState:
+class Trained:
+    """The parameters that an update moves, and the buffer that they lie in, where there is one."""
+
+    parameters: tuple[nn.Parameter, ...]
+    flat: FlatParameters | None
+
+    def check(self) -> None:
+        """Before an update: what was trainable at the start still is, and lies where it is expected."""
+        if not all(p.requires_grad for p in self.parameters):
+            raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
+        if self.flat is not None:
+            self.flat.rebind()
+
+
+@dataclass
+class AscentState(Trained):
     """What an :class:`Ascent` remembers: Adam's moments, the shuffling generator, the current learning rate.
 
     ``targets`` are the tensors that move: the one flat buffer where the policy allows it, else its parameters one by one.
     ``critic`` says of each parameter whether only the critic has it.
     """
 
-    parameters: tuple[nn.Parameter, ...]
-    flat: FlatParameters | None
     targets: tuple[Tensor, ...]
     moments: tuple[tuple[Tensor, Tensor], ...]
     generator: torch.Generator
@@ -52,24 +73,30 @@ class AscentState:
         generator = torch.Generator().manual_seed(seed)
         return cls(parameters, flat, targets, moments, generator, learning_rate, rounding=rounding, critic=critic)
 
-    def check(self) -> None:
-        """Before an update: what was trainable at the start still is, and lies where it is expected."""
-        if not all(p.requires_grad for p in self.parameters):
-            raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
-        if self.flat is not None:
-            self.flat.rebind()
-
     def take_gradients(self) -> list[Tensor]:
-        """What backward passes have left in ``p.grad``, one tensor per target; nothing stays there."""
-        gradients = [p.grad for p in self.parameters]
+        """What backward passes have left in ``p.grad``, one tensor per target, 0 where they did not reach; nothing stays there."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
-        return self.gather(gradients)
+        return [g.to(exact(g)) for g in gradients] if self.flat is None else [torch.cat([g.reshape(-1) for g in gradients])]
 
-    def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-        """One gradient per target from one per parameter; zeros where the objective does not reach."""
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
-        return [g.to(exact(g)) for g in filled] if self.flat is None else [torch.cat([g.reshape(-1) for g in filled])]
+    @torch.no_grad()
+    def descend(self, gradients: Sequence[Tensor], eps: float) -> None:
+        """One step of Adam down these gradients, in place: ``θ −= α · m̂ / (√v̂ + eps)``. A target in bfloat16 is rounded stochastically.
+
+        ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``, ``m̂ = m/(1−β₁ⁿ)``, ``v̂ = v/(1−β₂ⁿ)``, n counting this step.
+        Source: Kingma & Ba 2015, algorithm 1.
+        """
+        self.num_updates += 1
+        (beta1, beta2), n = BETAS, self.num_updates
+        for target, gradient, (m, v) in zip(self.targets, gradients, self.moments, strict=True):
+            m.lerp_(gradient, 1.0 - beta1)
+            v.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+            denominator = v.sqrt().mul_((1.0 - beta2**n) ** -0.5).add_(eps)
+            moved = target.to(m.dtype)
+            moved.addcdiv_(m, denominator, value=-self.learning_rate / (1.0 - beta1**n))
+            if moved is not target:
+                target.copy_(moved if self.rounding is None else stochastically_rounded(moved, self.rounding))
 
 
 def trainable(policy: Policy, flat: FlatParameters | None) -> tuple[nn.Parameter, ...]:

@@ -25,30 +25,21 @@ from upslope import functional as F
 from upslope.errors import Diverged, UsageError, require
 from upslope.records import Batch, HasObjective, Metrics, Policy, distribution_of
 from upslope.updates.ascent import Ascent
-from upslope.updates.checks import check_first_ratio, check_gradient, diagnosis
+from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import value_error
 from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, fisher_product, flatten, mean_kl, reached
 from upslope.updates.flat import FlatParameters
-from upslope.updates.state import AscentState, trainable
+from upslope.updates.state import AscentState, Trained, trainable
 
 
 @dataclass
-class NaturalState:
+class NaturalState(Trained):
     """What a natural-gradient update remembers. ``critic`` and ``actor`` are told apart on the first batch."""
 
-    parameters: tuple[nn.Parameter, ...]
-    flat: FlatParameters | None
     seed: int
     actor: tuple[nn.Parameter, ...] = ()
     critic: AscentState | None = None
     num_updates: int = 0
-
-    def check(self) -> None:
-        """Before an update: what was trainable at the start still is, and lies where it is expected."""
-        if not all(p.requires_grad for p in self.parameters):
-            raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
-        if self.flat is not None:
-            self.flat.rebind()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +90,16 @@ class NaturalStep(ABC):
         if not math.isfinite(objective.item()):
             raise Diverged(diagnosis(state, batch, policy))
         if "log_ratio" in metrics:
-            check_first_ratio(metrics["log_ratio"].detach().abs().masked_fill(~batch.mask, 0.0).max().item(), policy, batch)
+            largest = metrics["log_ratio"].detach().abs().masked_fill(~batch.mask, 0.0).max().item()
+            if largest > RATIO_TOLERANCE:
+                check_first_ratio(largest, policy, batch)
         if not state.actor:
             state.actor = reached(distribution_of(policy, batch.inputs, otherwise=NEEDED).parameters, state.parameters)
             require(bool(state.actor), "policy: no trainable parameter moves its distribution")
         g = flatten(torch.autograd.grad(objective, state.actor, allow_unused=True), state.actor)
         norm = float(g.square().sum().sqrt())
-        check_gradient(norm, state)
+        if not math.isfinite(norm):
+            raise gradient_not_finite(state)
         found: Metrics = {"gradient_norm": norm}
         if norm > 0:
             product = damped(fisher_product(policy, batch, state.actor), self.damping)
