@@ -33,7 +33,7 @@ from upslope.records import Evaluation, Sample
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
-NetworkOutput = Tensor | tuple[Tensor, Tensor | None]
+NetworkPair = tuple[Tensor, Tensor | None]
 
 
 class LogStd(nn.Module):
@@ -185,7 +185,12 @@ class ActorCritic(nn.Module):
     # ----------------------------------------------------------------------------------------------------- distributions
 
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """The head's parameters ``[*, P]`` and the value ``[*]``; the network itself sees one leading axis."""
+        """The head's parameters ``[*, P]`` and the value ``[*]``."""
+        parameters, value = self._outputs(inputs)
+        return parameters if self.spread is None else self._with_log_std(parameters), self._restored(value)
+
+    def _outputs(self, inputs: Inputs) -> NetworkPair:
+        """What the network says, which itself sees one leading axis."""
         lead: tuple[int, ...] = ()
         flat: dict[str, Tensor] = {}
         for name, axes in self._axes.items():
@@ -193,21 +198,20 @@ class ActorCritic(nn.Module):
             split = tensor.dim() - axes
             lead = tuple(tensor.shape[:split])
             flat[name] = tensor if split == 1 else tensor.reshape(-1, *tensor.shape[split:])
-        output: NetworkOutput = self.network(flat if self._input is None else flat[self._input])
+        output: Tensor | NetworkPair = self.network(flat if self._input is None else flat[self._input])
         parameters, value = output if isinstance(output, tuple) else (output, None)
         if len(lead) != 1:
             parameters = parameters.reshape(*lead, parameters.shape[-1])
             value = None if value is None else value.reshape(lead)
-        return self._with_log_std(parameters), self._restored(value)
+        return parameters, value
 
     def _restored(self, value: Tensor | None) -> Tensor | None:
         """The value in the units of the rewards from the network's."""
         return value if value is None or self.value_scale is None else self.value_scale(value)
 
     def _with_log_std(self, parameters: Tensor) -> Tensor:
-        if self.spread is None:
-            return parameters
-        return torch.cat([parameters, self.spread.log_std.expand_as(parameters)], -1)
+        """A Gaussian's means with the log standard deviations beside them; the parameters of other heads as they are."""
+        return parameters if self.spread is None else torch.cat([parameters, self.spread.log_std.expand_as(parameters)], -1)
 
     def _actor(self, inputs: Inputs) -> Tensor:
         """The head's parameters alone."""
@@ -221,17 +225,11 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def sample(self, inputs: Inputs, *, generator: torch.Generator | None = None) -> Sample:
         """Draw an action for each row, with its log-probability and the state's value; no gradient."""
-        parameters, value = self._run(inputs)
-        mask = inputs.get("action_mask")
-        action = self._draw(parameters, generator, mask)
+        (parameters, value), mask = self._run(inputs), inputs.get("action_mask")
+        there = parameters.device if generator is None else generator.device  # so that policies on every device draw the same actions
+        drawn = self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there))
+        action = drawn.to(parameters.device)
         return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value)
-
-    def _draw(self, parameters: Tensor, generator: torch.Generator | None, mask: Tensor | None) -> Tensor:
-        """Draw where the generator lives, so that a policy on another device draws the same actions."""
-        if generator is None or generator.device == parameters.device:
-            return self.head.sample(parameters, generator, mask)
-        there = generator.device
-        return self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there)).to(parameters.device)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
         """Score recorded actions: inputs as :meth:`inputs` made them, plus ``action``; each with the same leading axes."""
@@ -260,11 +258,7 @@ class ActorCritic(nn.Module):
     def follow_returns(self, returns: Tensor) -> None:
         """The critic's units follow the returns ``[N]`` that it is about to learn; every update calls this first."""
         if self.value_scale is not None:
-            self.value_scale.follow(returns, self._last_of_critic())
-
-    def _last_of_critic(self) -> nn.Linear | None:
-        """The layer that gives the critic's output, where it is known."""
-        return None
+            self.value_scale.follow(returns)
 
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that only the critic has, which an update clips by themselves; none where it shares some with the actor.
@@ -292,23 +286,26 @@ class ActorCritic(nn.Module):
         in ``observation["action_mask"]``, where the space has one. Raises :class:`UsageError` for wrong shapes, :class:`RunFault`
         for a state without a legal action.
         """
-        if action_mask is None and self._masked_by_observation:
-            action_mask = np.asarray(observation["action_mask"]) != 0
-            action_mask[~ActionMasks(self.action_space, 1).has_legal(action_mask)] = True  # behind an end, where nothing is asked
-        normalizer = self.observation_normalizer
-        if normalizer is None:
-            encoded = self.encoder(observation)
-        else:
-            encoded = self.encoder(observation, np.float64)
+        encoded = self.encoder(observation) if self.observation_normalizer is None else self._normalized(observation, update)
+        if action_mask is not None or self._masked_by_observation:
+            given = self._observed_mask(observation) if action_mask is None else action_mask
+            encoded["action_mask"] = self._legal(given, len(next(iter(encoded.values()))))
+        tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
+        return tensors if self._device.type == "cpu" else {name: tensor.to(self._device) for name, tensor in tensors.items()}
+
+    def _normalized(self, observation: Any, update: bool | Array) -> dict[str, Array]:
+        """Encoded, and the vector part in standard deviations."""
+        encoded, normalizer = self.encoder(observation, np.float64), self.observation_normalizer
+        if normalizer is not None:
             if update is not False:
                 normalizer.update(encoded["observation"] if update is True else encoded["observation"][update])
             encoded["observation"] = normalizer(encoded["observation"])
-        tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
-        if action_mask is not None:
-            tensors["action_mask"] = torch.from_numpy(self._legal(action_mask, len(next(iter(encoded.values())))))
-        if self._device.type == "cpu":
-            return tensors
-        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        return encoded
+
+    def _observed_mask(self, observation: Any) -> Array:
+        mask = np.asarray(observation["action_mask"]) != 0
+        mask[~ActionMasks(self.action_space, 1).has_legal(mask)] = True  # behind an end, where nothing is asked
+        return mask
 
     def _legal(self, action_mask: Any, num_rows: int) -> Array:
         head = self.head
@@ -353,8 +350,9 @@ class ActorCritic(nn.Module):
         vector = inputs.get("observation")
         if vector is not None and not bool(vector.isfinite().all()):
             raise UsageError("observation: it holds a number that is not finite")
-        parameters, mask = self._actor(inputs), inputs.get("action_mask")
-        action = self.head.mode(parameters, mask) if greedy else self._draw(parameters, generator, mask)
+        action = (
+            self.head.mode(self._actor(inputs), inputs.get("action_mask")) if greedy else self.sample(inputs, generator=generator).action
+        )
         array = self.head.to_env(action)
         if not single:
             return array, state

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from upslope.control.envs import Envs, Step
-from upslope.control.recording import Recording, check_spaces, method
+from upslope.control.recording import Player, Recording, TapedRecording, check_spaces
 from upslope.control.starts import alike
 from upslope.control.trees import Array
 from upslope.errors import RunFault, require
@@ -61,9 +61,11 @@ class Steps(Collector):
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         if self.envs.observation is None:
             self._start(policy)
-        make_tape = method(policy, "tape")
-        tape = make_tape(self.num_envs, self.num_steps) if make_tape is not None and self.envs.action_mask is None else None
-        recording = Recording(self.envs, policy, self.generator, tape)
+        player = Player(policy, self.envs)
+        recording = Recording(player, self.generator, self.envs.first_step)
+        if "tape" in player.methods and self.envs.action_mask is None:
+            tape = player.methods["tape"](self.num_envs, self.num_steps)
+            recording = TapedRecording(player, self.generator, self.envs.first_step, tape=tape)
         for _ in range(self.num_steps):
             recording.add(self.envs.step(recording.act()))
         return recording.rollout()
@@ -95,7 +97,7 @@ class Episodes(Collector):
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         self._start(policy)
-        recording = Recording(self.envs, policy, self.generator)
+        recording = Recording(Player(policy, self.envs), self.generator, self.envs.first_step)
         share, rest = divmod(self.num_episodes, self.num_envs)
         play(recording, np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest), self.max_episode_steps)
         return recording.rollout()
@@ -146,7 +148,7 @@ class GroupedEpisodes(Collector):
             f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, so a group has no common start; "
             "let its reset draw from self.np_random only",
         )
-        recording = Recording(envs, policy, self.generator)
+        recording = Recording(Player(policy, envs), self.generator, envs.first_step)
         play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
         rollout = recording.rollout()
         tensors = {item.name: tensor for item in fields(rollout) if isinstance(tensor := getattr(rollout, item.name), torch.Tensor)}
@@ -161,13 +163,14 @@ class GroupedEpisodes(Collector):
 
 def play(recording: Recording, left: Array, most: int) -> None:
     """Record until every environment has played the episodes that it has ``left [N]``; who is through is masked."""
-    envs, normalizes = recording.envs, getattr(recording.policy, "observation_normalizer", None) is not None
+    envs, normalizes = recording.player.envs, getattr(recording.player.policy, "observation_normalizer", None) is not None
     while left.any():
         live = left > 0
         if normalizes and not live.all():
             recording.live = live
-        recording.add(mask_finished(live, envs.step(recording.act())))
-        left = left - (recording.terminated[-1] | recording.truncated[-1])
+        step = mask_finished(live, envs.step(recording.act()))
+        recording.add(step)
+        left = left - (step.terminated | step.truncated)
         if int(envs.first_step[live].max()) >= most:
             raise RunFault(
                 f"environment {envs.env_id!r}: an episode did not end within {most} steps; "

@@ -98,8 +98,8 @@ class Envs:
         )
         self._all = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
-        self._clock = 0
-        self._start = np.zeros(self.num_envs, dtype=np.int64)
+        self.first_step = np.zeros(self.num_envs, dtype=np.int64)
+        """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step"""
         self._resetting: Array | None = None
 
     def _guard(self) -> tuple[str | None, bool]:
@@ -128,20 +128,15 @@ class Envs:
         with self._faults("reset"):
             observation, info = reset_each(self.vector, seed) if isinstance(seed, Sequence) else self.vector.reset(seed=seed)
         self._returns[:] = 0.0
-        self._start[:] = self._clock
+        self.first_step = np.zeros_like(self.first_step)
         self._resetting = None
         self.observation = self._checked(observation, "reset")
         self._read_action_mask(info, "reset")
         return self.observation
 
-    @property
-    def first_step(self) -> Array:
-        """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step."""
-        return self._clock - self._start
-
     def running(self, index: int) -> tuple[float, int]:
         """``(return, length)`` of an environment's running episode so far."""
-        return float(self._returns[index]), int(self._clock - self._start[index])
+        return float(self._returns[index]), int(self.first_step[index])
 
     def step(self, action: Array) -> Step:
         """One step everywhere; ``action [N, …]`` as the environment takes it."""
@@ -149,19 +144,18 @@ class Envs:
             observation, reward, terminated, truncated, info = self.vector.step(action)
         except (Exception, SystemExit) as error:
             self._raise("step", error)
-        observation = self._checked(observation, "step")
-        reward = self._checked_reward(reward)
+        observation, reward = self._checked(observation, "step"), self._checked_reward(reward)
         if self._copies:
             terminated, truncated = np.array(terminated), np.array(truncated)
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_ or not terminated.shape == truncated.shape == reward.shape:
             self._fault("step", f"terminated and truncated should be bool arrays of shape {reward.shape}")
-        self._clock += 1
+        self.first_step = self.first_step + 1  # a new array, for recordings keep the old one
         mask, resetting = self._all, self._resetting
         if resetting is not None:
             mask = ~resetting
             # what a reset step reports belongs to no decision
             reward, terminated, truncated = np.where(mask, reward, 0.0), terminated & mask, truncated & mask
-            self._start[resetting] = self._clock
+            self.first_step[resetting] = 0
             self._resetting = None
         self._returns += reward
         ended = terminated | truncated
@@ -188,10 +182,8 @@ class Envs:
 
     def _finish(self, ended: Array) -> list[tuple[float, int]]:
         indices = np.flatnonzero(ended)
-        lengths = self._clock - self._start[indices]
-        finished = list(zip(self._returns[indices].tolist(), lengths.tolist(), strict=True))
-        self._returns[indices] = 0.0
-        self._start[indices] = self._clock
+        finished = list(zip(self._returns[indices].tolist(), self.first_step[indices].tolist(), strict=True))
+        self._returns[indices], self.first_step[indices] = 0.0, 0
         return finished
 
     def _final_observations(self, ended: Array, info: dict[str, Any]) -> tuple[Array, Any]:

@@ -14,7 +14,7 @@ from gymnasium.vector import SyncVectorEnv
 from upslope import intervals
 from upslope.control.envs import Envs
 from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, vector_envs
-from upslope.control.recording import check_spaces, counts_from_0, encode, method, takes_observations_as_they_are, to_env
+from upslope.control.recording import Player, check_spaces, counts_from_0, takes_observations_as_they_are
 from upslope.control.trees import Array
 from upslope.errors import UsageError, require
 from upslope.records import SamplingPolicy
@@ -161,16 +161,16 @@ class Evaluator:
 
     def _batch(self, policy: SamplingPolicy, seed: int, wanted: int) -> list[Played]:
         """The first episode of the first ``wanted`` environments after a reset, in row order."""
-        envs = self.envs
+        envs, player = self.envs, Player(policy, self.envs)
         envs.reset(None if envs.seeded else seed)
         for single in self._single[wanted:]:
             single.over = True
-        make_tape = method(policy, "tape") if self.greedy else None
+        make_tape = player.methods.get("tape") if self.greedy else None
         tape = make_tape(envs.num_envs, 1) if make_tape is not None and takes_observations_as_they_are(policy, envs) else None
         first: dict[int, Played] = {}
         for _ in range(envs.max_episode_steps or self.cut_after):
             self.steps += 1
-            step = envs.step(self._act(policy) if tape is None or envs.action_mask is not None else self._act_on_tape(policy, tape))
+            step = envs.step(self._act(player) if tape is None or envs.action_mask is not None else self._act_on_tape(player, tape))
             if step.finished:
                 for index, item in zip(np.flatnonzero(step.terminated | step.truncated).tolist(), step.finished, strict=True):
                     if index < wanted:
@@ -179,24 +179,24 @@ class Evaluator:
                     break
         return [first.get(index) or Played(*envs.running(index), ended=False) for index in range(wanted)]
 
-    def _act_on_tape(self, policy: SamplingPolicy, tape: Any) -> Array:
+    def _act_on_tape(self, player: Player, tape: Any) -> Array:
         """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.tape`)."""
         tape.rows[0][:] = self.envs.observation.reshape(self.envs.num_envs, -1)
         action = tape.greedy()
-        return action if counts_from_0(self.envs) else to_env(policy, self.envs, torch.from_numpy(action))
+        return action if counts_from_0(self.envs) else player.to_env(torch.from_numpy(action))
 
-    def _act(self, policy: SamplingPolicy) -> Array:
-        envs = self.envs
-        if self.greedy and (act := method(policy, "act")) is not None:
+    def _act(self, player: Player) -> Array:
+        envs, policy = self.envs, player.policy
+        if self.greedy and (act := player.methods.get("act")) is not None:
             return act(envs.observation, greedy=True, action_mask=envs.action_mask)[0]
-        inputs = encode(policy, envs, envs.observation, action_mask=envs.action_mask)
+        inputs = player.encode(envs.observation, action_mask=envs.action_mask)
         if not self.greedy:
-            return to_env(policy, envs, policy.sample(inputs, generator=self.generator).action)
-        if (distribution := method(policy, "distribution")) is None:
+            return player.to_env(policy.sample(inputs, generator=self.generator).action)
+        if (distribution := player.methods.get("distribution")) is None:
             raise UsageError(f"policy: {type(policy).__name__} has neither act() nor distribution(), so evaluate with greedy=False")
         mode: Any = distribution(**inputs).mode
         action: Any = mode() if callable(mode) else mode  # torch.distributions have it as a property
-        return to_env(policy, envs, action)
+        return player.to_env(action)
 
     def close(self) -> None:
         """Release the environments, unless they were given."""

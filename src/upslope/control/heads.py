@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -56,26 +56,19 @@ class Categorical(Head):
     def stored_shape(self) -> tuple[int, ...]:
         return ()
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
-        return F.categorical_sample(parameters, generator, mask)
+    sample: ClassVar[Any] = staticmethod(F.categorical_sample)
+    log_prob: ClassVar[Any] = staticmethod(F.categorical_log_prob)
+    entropy: ClassVar[Any] = staticmethod(F.categorical_entropy)
+    kl: ClassVar[Any] = staticmethod(F.categorical_kl)
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters if mask is None else parameters.masked_fill(~mask, -math.inf)).argmax(-1)
-
-    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.categorical_log_prob(parameters, action, mask)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.categorical_entropy(parameters, mask)
 
     def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if mask is not None:
             return super().score(parameters, action, mask)
         log_p = parameters.log_softmax(-1)  # once for both
         return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -plogp(log_p).sum(-1)
-
-    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.categorical_kl(p, q, mask)
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         return action.cpu().numpy() + self.start

@@ -114,10 +114,7 @@ class MLP(nn.Module):
         self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, critic_gain, generator) if critic else None
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.actor(observation), self.value(observation)
-
-    def value(self, observation: Tensor) -> Tensor | None:
-        return None if self.critic is None else self.critic(observation).squeeze(-1)
+        return self.actor(observation), None if self.critic is None else self.critic(observation).squeeze(-1)
 
 
 def image_trunk(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Sequential:

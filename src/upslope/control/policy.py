@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upslope.control.actor_critic import ActorCritic, Inputs
+from upslope.control.actor_critic import ActorCritic, Inputs, NetworkPair
 from upslope.control.heads import Categorical
 from upslope.control.images import ImageChoice
 from upslope.control.linear import LinearPolicy
@@ -30,6 +30,8 @@ class MLPPolicy(ActorCritic):
     ``normalize_value=False``: then its output has gain 1.
     ``parameters()`` lists the actor's weights and biases, the critic's, then ``log_std``.
     """
+
+    network: Any
 
     def __init__(
         self,
@@ -74,29 +76,29 @@ class MLPPolicy(ActorCritic):
     @property
     def actor(self) -> nn.Sequential:
         """``Linear, activation, …, Linear``: observation to the head's parameters (a Gaussian's mean)."""
-        return self.network.actor  # pyright: ignore[reportReturnType]
+        return self.network.actor
 
     @property
     def critic(self) -> nn.Sequential | None:
         """``Linear, activation, …, Linear(·, 1)``: observation to value; None for a policy without a critic."""
-        return self.network.critic  # pyright: ignore[reportReturnType]
+        return self.network.critic
 
-    def _last_of_critic(self) -> nn.Linear | None:
-        return None if self.critic is None else affine(self.critic[-1])
+    def follow_returns(self, returns: Tensor) -> None:
+        if self.value_scale is not None:
+            self.value_scale.follow(returns, self.network.critic[-1])
 
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
         return () if self.critic is None or self.value_scale is None else tuple(self.critic.parameters())
 
-    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        parameters, value = self.network(inputs["observation"])
-        return self._with_log_std(parameters), self._restored(value)
+    def _outputs(self, inputs: Inputs) -> NetworkPair:
+        return self.network(inputs["observation"])
 
     def _actor(self, inputs: Inputs) -> Tensor:
         return self._with_log_std(self.actor(inputs["observation"]))
 
     @torch.no_grad()
     def value(self, inputs: Inputs) -> Tensor | None:
-        critic = self.critic
+        critic = self.network.critic
         return None if critic is None else self._restored(critic(inputs["observation"]).squeeze(-1))
 
 
@@ -140,6 +142,8 @@ class CNNPolicy(ActorCritic):
     Everything else in the observation joins the trunk's output as a vector, ahead of the ReLU layers of ``hidden_sizes``.
     """
 
+    network: Any
+
     def __init__(
         self,
         envs: Any,
@@ -168,20 +172,15 @@ class CNNPolicy(ActorCritic):
     def _check_network(self, num_parameters: int) -> None:
         """Right by construction."""
 
-    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        parameters, value = self.network(inputs if self._input is None else inputs[self._input])
-        return self._with_log_std(parameters), self._restored(value)
+    def _outputs(self, inputs: Inputs) -> NetworkPair:
+        return self.network(inputs if self._input is None else inputs[self._input])
 
-    def _last_of_critic(self) -> nn.Linear | None:
-        return affine(self.network.critic)
+    def follow_returns(self, returns: Tensor) -> None:
+        if self.value_scale is not None:
+            self.value_scale.follow(returns, self.network.critic)
 
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
         return ()  # the trunk is the actor's as well
-
-
-def affine(layer: Any) -> nn.Linear | None:
-    """The layer if it is a plain affine one, which can be changed so that its output is what it was."""
-    return layer if type(layer) is nn.Linear and layer.bias is not None else None
 
 
 POLICIES: dict[str, type[ActorCritic]] = {

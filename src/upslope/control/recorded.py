@@ -16,7 +16,7 @@ from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
 from upslope.control.head import Head
 from upslope.control.heads import Gaussian, head_for
-from upslope.control.recording import Recording, check_spaces, encode, values_and_next
+from upslope.control.recording import Player, Recording, Replaced, check_spaces, values_and_next
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
 from upslope.records import Rollout, Sample, SamplingPolicy
@@ -62,7 +62,7 @@ def record(
     require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
     check_spaces(policy, envs)
     envs.reset()
-    recording = Recording(envs, policy, torch.Generator().manual_seed(seed))
+    recording = Recording(Player(policy, envs), torch.Generator().manual_seed(seed), envs.first_step)
     observations, legal = [trees.tree_map(np.copy, envs.observation)], [envs.action_mask]
     for _ in range(num_steps):
         recording.add(envs.step(recording.act()))
@@ -70,15 +70,16 @@ def record(
         legal.append(envs.action_mask)
     seen = [dict(trees.named_leaves(tree)) for tree in observations]
     tensors = {f"observation{path}": torch.from_numpy(np.stack([parts[path] for parts in seen], 1)) for path in seen[0]}
-    tensors |= {"action": torch.stack(recording.action, 1).cpu(), "behavior_log_prob": torch.stack(recording.log_prob, 1).cpu()}
+    inputs, log_prob = recording.acted()
+    tensors |= {"action": inputs["action"].cpu(), "behavior_log_prob": log_prob.cpu()}
     for name in ("reward", "terminated", "truncated", "mask"):
-        tensors[name] = torch.from_numpy(np.stack(getattr(recording, name), 1))
+        tensors[name] = torch.from_numpy(np.stack([getattr(step, name) for step in recording.steps], 1))
     tensors["reward"] = tensors["reward"].float()
     tensors["first_step"] = torch.from_numpy(recording.first_step)
-    if recording.successors:
-        at = [(int(index), t) for t, indices, _ in recording.successors for index in indices]
-        tensors["successor_at"] = torch.tensor(at)
-        parts = [dict(trees.named_leaves(after)) for *_, after in recording.successors]
+    replaced = [(t, *step.successors) for t, step in enumerate(recording.steps) if step.successors is not None]
+    if replaced:
+        tensors["successor_at"] = torch.tensor([(int(index), t) for t, indices, _ in replaced for index in indices])
+        parts = [dict(trees.named_leaves(after)) for *_, after in replaced]
         tensors |= {f"successor{path}": torch.from_numpy(np.concatenate([part[path] for part in parts])) for path in parts[0]}
     if any(mask is not None for mask in legal):  # before the first one that was given, all was legal
         like = next(mask for mask in legal if mask is not None)
@@ -125,17 +126,17 @@ class Recorded:
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
         self._fill_moments(policy)
-        data, rows = self.data, self._rows()
+        data, rows, player = self.data, self._rows(), Player(policy, self)
         tensors = {name: tensor[rows] for name, tensor in data.tensors.items() if not name.startswith("successor")}
         shape = tensors["reward"].shape
         legal = None if (mask := tensors.get("action_mask")) is None else mask.flatten(0, 1).numpy()
-        encoded = self._encode(policy, data.tree("observation", rows), legal)
+        encoded = player.encode(data.tree("observation", rows), action_mask=legal)
         extended = {name: tensor.reshape(shape[0], shape[1] + 1, *tensor.shape[1:]) for name, tensor in encoded.items()}
         device = next(iter(extended.values())).device
         action, behavior_log_prob = (x.to(device) for x in self._in_units_of(policy, tensors["action"], tensors["behavior_log_prob"]))
         inputs = {name: tensor[:, :-1].contiguous() for name, tensor in extended.items()} | {"action": action}
         extended["action"] = torch.cat([action, action[:, -1:]], 1)
-        value, next_value = values_and_next(policy, extended, *self._successors(policy, rows, legal))
+        value, next_value = values_and_next(player, extended, self._successors(player, rows, legal))
         return Rollout(
             inputs=inputs,
             reward=tensors["reward"].to(device) * self.reward_scale,
@@ -171,20 +172,14 @@ class Recorded:
         rows, self.left = self.left[: self.num_rows], self.left[self.num_rows :]
         return rows
 
-    def _successors(self, policy: SamplingPolicy, rows: Tensor, legal: Any) -> tuple[Any, Any]:
-        """Where in these rows a true successor was replaced, and its inputs; see :func:`values_and_next`."""
-        if "successor_at" not in self.data.tensors:
-            return None, None
-        at = self.data.tensors["successor_at"]
+    def _successors(self, player: Player, rows: Tensor, legal: Any) -> Replaced | None:
+        """Where in these rows a true successor was replaced, and its inputs."""
+        at = self.data.tensors.get("successor_at", torch.zeros(0, 2, dtype=torch.int64))
         here, which = (rows.unsqueeze(1) == at[:, 0]).nonzero(as_tuple=True)
         if len(which) == 0:
-            return None, None
+            return None
         mask = None if legal is None else np.ones((len(which), legal.shape[-1]), np.bool_)
-        after = self._encode(policy, self.data.tree("successor", which), mask)
-        return (here, at[which, 1]), after
-
-    def _encode(self, policy: SamplingPolicy, observation: Any, legal: Any) -> dict[str, Tensor]:
-        return encode(policy, self, observation, action_mask=legal)
+        return (here, at[which, 1]), player.encode(self.data.tree("successor", which), action_mask=mask)
 
     @property
     def observation_space(self) -> Any:
@@ -208,4 +203,4 @@ class Recorded:
     def _fill_moments(self, policy: SamplingPolicy) -> None:
         normalizer = getattr(policy, "observation_normalizer", None)
         if normalizer is not None and float(normalizer.moments.count) == 0:
-            encode(policy, self, self.data.tree("observation"), update=True)
+            Player(policy, self).encode(self.data.tree("observation"), update=True)

@@ -182,11 +182,13 @@ class Encoder:
         """
         if self._plain_size:  # the common case, and the one that has to be quick
             array = np.array(observation, dtype=dtype, order="C")
-            self._check(self.leaves[0], array)
+            if array.shape[1:] != self.space.shape or array.ndim == 0:
+                raise misfit(self.leaves[0], array)
             return {"observation": array.reshape(len(array), self._plain_size)}
         arrays = [np.asarray(leaf.of(observation)) for leaf in self.leaves]
         for leaf, array in zip(self.leaves, arrays, strict=True):
-            self._check(leaf, array)
+            if array.shape[1:] != leaf.space.shape or array.ndim == 0:
+                raise misfit(leaf, array)
         vector = np.empty((len(arrays[0]), self.size), dtype)
         encoded: dict[str, NDArray[Any]] = {"observation": vector} if self.size else {}
         stop = 0
@@ -218,13 +220,12 @@ class Encoder:
                 images.append(found / leaf.image.scale)
         return max(numbers), max(images)
 
-    @staticmethod
-    def _check(leaf: Leaf, array: NDArray[Any]) -> None:
-        wanted = leaf.space.shape
-        if array.ndim == 0 or array.shape[1:] != wanted:
-            where = "".join(f"[{key!r}]" for key in leaf.path)
-            found = f"found {array.shape}, want {('N', *(wanted or ()))}".replace("'", "")
-            raise UsageError(f"observation{where}: shape is not a batch of {short(leaf.space)}: {found}")
+
+def misfit(leaf: Leaf, array: NDArray[Any]) -> UsageError:
+    """The error for an array that is no batch of the leaf's observations."""
+    where = "".join(f"[{key!r}]" for key in leaf.path)
+    found = f"found {array.shape}, want {('N', *(leaf.space.shape or ()))}".replace("'", "")
+    return UsageError(f"observation{where}: shape is not a batch of {short(leaf.space)}: {found}")
 
 
 def _map(space: Space, observation: Any, change: Callable[[Any], Any]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upslope.control.collect import Collector
 from upslope.control.envs import Envs
-from upslope.control.recording import encode, episode_metrics, to_env
+from upslope.control.recording import Player, episode_metrics
 from upslope.control.trees import Array
 from upslope.errors import require
 from upslope.records import Metrics, SamplingPolicy, Transition
@@ -31,6 +31,7 @@ class Stream(Collector):
         require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
         require(envs.num_envs == 1, f"num_envs: a method that learns at every step plays in 1 environment, found {envs.num_envs}")
         self.num_steps = num_steps
+        self._player: Player | None = None
         self._inputs: dict[str, Tensor] | None = None
         self._finished: list[tuple[float, int]] = []
         self._rewards: list[float] = []
@@ -41,7 +42,7 @@ class Stream(Collector):
             self._start(policy)
             self._inputs = None
         if self._inputs is None:
-            self._inputs = self._encoded(policy)
+            self._inputs = self._encoded(self._as_player(policy))
         return self._inputs
 
     def act(self, policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -50,23 +51,23 @@ class Stream(Collector):
 
     def step(self, policy: SamplingPolicy, action: Tensor) -> Transition:
         """One step of the environment; the reward as the learner sees it."""
-        envs = self.envs
-        answer = envs.step(to_env(policy, envs, action))
+        envs, player = self.envs, self._as_player(policy)
+        answer = envs.step(player.to_env(action))
         terminated, truncated = bool(answer.terminated[0]), bool(answer.truncated[0])
         self._finished += answer.finished
         self._rewards.append(float(answer.reward[0]) / envs.reward_scale)
         if not (terminated or truncated):
-            next_inputs = self._inputs = self._encoded(policy)
+            next_inputs = self._inputs = self._encoded(player)
         else:
             successor, mask = (
                 (answer.observation, envs.action_mask)
                 if answer.successors is None
                 else self._replaced(answer.successors[1], answer.successor_masks)
             )
-            next_inputs = encode(policy, envs, successor, action_mask=mask)
+            next_inputs = player.encode(successor, action_mask=mask)
             self._inputs = None
             if answer.successors is None:
-                envs.step(to_env(policy, envs, action))  # the reset step, which ignores its action
+                envs.step(player.to_env(action))  # the reset step, which ignores its action
         return Transition(reward=self._seen(policy, answer), next_inputs=next_inputs, terminated=terminated, truncated=truncated)
 
     def _replaced(self, successor: Any, given: Array | None) -> tuple[Any, Array | None]:
@@ -74,8 +75,13 @@ class Stream(Collector):
         everything = None if self.envs.action_mask is None else np.ones_like(self.envs.action_mask)
         return successor, everything if given is None else given
 
-    def _encoded(self, policy: SamplingPolicy) -> dict[str, Tensor]:
-        return encode(policy, self.envs, self.envs.observation, action_mask=self.envs.action_mask, update=True)
+    def _as_player(self, policy: SamplingPolicy) -> Player:
+        if self._player is None or self._player.policy is not policy:
+            self._player = Player(policy, self.envs)
+        return self._player
+
+    def _encoded(self, player: Player) -> dict[str, Tensor]:
+        return player.encode(self.envs.observation, action_mask=self.envs.action_mask, update=True)
 
     @staticmethod
     def _seen(policy: SamplingPolicy, answer: Any) -> float:

@@ -46,16 +46,16 @@ class ValueScale(nn.Module):
         return float(self.count) > 0
 
     def forward(self, y: Tensor) -> Tensor:
-        """V from the network's output."""
-        return y * self.std + self.mean if self.started else y
+        """V from the network's output; y itself at first, when ``mean`` is 0 and ``std`` 1."""
+        return y * self.std + self.mean
 
     def normalized(self, value: Tensor) -> Tensor:
         """Values or returns as the network says them."""
-        return (value - self.mean) / self.std if self.started else value
+        return (value - self.mean) / self.std
 
     @torch.no_grad()
-    def follow(self, returns: Tensor, last: nn.Linear | None) -> None:
-        """Fold in what the critic is about to learn, ``[N]``; ``last`` is its last layer."""
+    def follow(self, returns: Tensor, last: nn.Module | None = None) -> None:
+        """Fold in what the critic is about to learn, ``[N]``; ``last`` is its last layer, kept to what it says if it is affine."""
         returns = returns.double()
         if not bool(returns.isfinite().all()):  # the update says so, and nothing has moved
             return
@@ -67,7 +67,7 @@ class ValueScale(nn.Module):
         std = max(var**0.5, MIN_STD * abs(mean))
         if std == 0.0:  # nothing but zeros so far
             return
-        if last is not None and (self.started or bool(last.weight.any())):
+        if type(last) is nn.Linear and last.bias is not None and (self.started or bool(last.weight.any())):
             last.weight.mul_(float(self.std) / std)
             last.bias.copy_((last.bias.double() * float(self.std) + float(self.mean) - mean) / std)
         self.count.fill_(count)

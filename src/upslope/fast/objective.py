@@ -97,8 +97,7 @@ def same(algorithm: HasObjective, other: Any) -> bool:
 
 def kind_of(policy: Policy) -> Any:
     """What a trace depends on of a policy."""
-    scale = getattr(policy, "value_scale", None)
-    return id(policy), scale is None or scale.started
+    return id(policy), getattr(policy, "value_scale", None) is None
 
 
 def kind_of_batch(batch: Batch) -> Any:

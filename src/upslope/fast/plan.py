@@ -79,7 +79,9 @@ def match_mlp_policy(policy: object) -> MLPLayout | None:
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-METHODS = frozenset(("forward", "evaluate", "sample", "value", "act", "inputs", "distribution", "_run", "_actor", "_with_log_std"))
+METHODS = frozenset(
+    ("forward", "evaluate", "sample", "value", "act", "inputs", "distribution", "_run", "_outputs", "_actor", "_with_log_std")
+)
 
 
 def changed(module: nn.Module) -> bool:

@@ -26,7 +26,6 @@ from upslope.fast.rows import Rows, split
 from upslope.records import Algorithm, Batch, Metrics, Policy, map_tensors
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
-from upslope.updates.critic import follow_returns
 from upslope.updates.state import BETAS
 from upslope.updates.trust_region import NaturalState
 
@@ -53,7 +52,8 @@ class CompiledUpdate:
             rows = Rows(batch, self.parts, objective.columns)
         except NotLowered:
             return algorithm.update(algorithm, policy, batch, state)
-        follow_returns(policy, batch)
+        if batch.returns is not None:
+            cast(Any, policy).follow_returns(batch.returns[batch.mask])
         objective = self.objective(algorithm, policy, batch)  # the units of the critic have moved
         minibatches = min(ascent.num_minibatches, rows.num_units)
         bounds = rows.size * split(rows.num_units, minibatches)

@@ -21,7 +21,7 @@ from torch import Tensor
 from upslope.errors import Diverged, require
 from upslope.records import Batch, HasObjective, Metrics, Policy
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
-from upslope.updates.critic import follow_returns, of_critic
+from upslope.updates.critic import of_critic
 from upslope.updates.flat import FlatParameters
 from upslope.updates.mismatch import at_old_policy
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
@@ -79,7 +79,8 @@ class Ascent:
         batch = batch.by_unit()
         if batch.num_units == 0:  # nothing but reset steps was recorded
             return {"num_minibatches": 0.0}
-        follow_returns(policy, batch)
+        if batch.returns is not None and (follow := getattr(policy, "follow_returns", None)) is not None:
+            follow(batch.returns[batch.mask])  # the critic's units, before it learns; its values stay what they are
         if batch.sampler_log_prob is not None and not self.makes_one_step:
             batch = self.with_old_policy(policy, batch)
         count, device, before = min(self.num_minibatches, batch.num_units), batch.mask.device, sample(state.targets)

@@ -8,20 +8,12 @@ that a critic descends is in standard deviations of the returns. Without the two
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import UsageError
 from upslope.records import Batch, HasReturnScale, Policy, ReturnScale, offers
-
-
-def follow_returns(policy: Policy, batch: Batch) -> None:
-    """Before an update: the critic's units follow what it is about to learn; the values stay what they are."""
-    scaled: Any = policy
-    if batch.returns is not None and getattr(policy, "value_scale", None) is not None:
-        scaled.follow_returns(batch.returns[batch.mask])
 
 
 def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: float | None = None) -> Tensor:
