@@ -139,26 +139,17 @@ def policy_metrics(
     *,
     clip_range: F.ClipRange = (1.0, math.inf),
     dual_clip: float | None = None,
-    ratio: F.Ratio = F.token_ratio,
 ) -> dict[str, Tensor]:
     """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``, which is 0 at first.
 
-    :func:`~upslope.functional.surrogate_metrics` (of the ``ratio`` that is clipped, but for ``approx_kl``), entropy, value error, and
-    ``mismatch``, the mean ``|log π_old − log π_sampler|`` where both are kept.
+    :func:`~upslope.functional.surrogate_metrics`, entropy, value error, and ``mismatch``, the mean ``|log π_old − log π_sampler|``.
     """
-    behavior, advantage, mask = batch.behavior_log_prob, batch.need("advantage"), batch.mask
-    metrics = F.surrogate_metrics(new.log_prob, behavior, advantage, mask, clip_range, dual_clip=dual_clip)
-    if ratio is not F.token_ratio:
-        moved = behavior + ratio(new.log_prob, behavior, mask).log()
-        clipped = F.surrogate_metrics(moved, behavior, advantage, mask, clip_range, dual_clip=dual_clip)
-        metrics |= {name: clipped[name] for name in ("clip_fraction", "dead_fraction")}
-    metrics["entropy"] = masked_mean(new.entropy, mask)
-    if value_error is not None:
-        metrics["value_error"] = masked_mean(value_error, mask)
-    metrics["log_ratio"] = new.log_prob - behavior
-    if batch.sampler_log_prob is not None:
-        metrics["mismatch"] = masked_mean((behavior - batch.sampler_log_prob).abs(), mask)
-    return metrics
+    behavior, mask = batch.behavior_log_prob, batch.mask
+    metrics = F.surrogate_metrics(new.log_prob, behavior, batch.need("advantage"), mask, clip_range, dual_clip=dual_clip)
+    mismatch = None if batch.sampler_log_prob is None else (behavior - batch.sampler_log_prob).abs()
+    means = {"entropy": new.entropy, "value_error": value_error, "mismatch": mismatch}
+    metrics |= {name: masked_mean(x, mask) for name, x in means.items() if x is not None}
+    return {**metrics, "log_ratio": new.log_prob - behavior}
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -153,7 +153,9 @@ class GRPO:
         total = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         if self.surrogate not in SURROGATES.values():
             check_surrogate_value(total, new.log_prob)
-        metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip, ratio=self.ratio)
+        metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip)
+        if self.ratio is not F.token_ratio:
+            metrics |= self.clip_metrics(new.log_prob.detach(), batch)
         if self.kl_in_objective:
             divergence = kl_term(self.kl_estimator, new.log_prob, batch)
             total = total - self.kl_coef * divergence
@@ -161,3 +163,10 @@ class GRPO:
         if self.entropy_coef > 0:
             total = total + self.entropy_coef * new.entropy
         return F.weighted_sum(total, batch.weight), metrics
+
+    def clip_metrics(self, log_prob: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """How many steps are clipped, by the ratio that is clipped."""
+        old = batch.behavior_log_prob
+        moved = old + self.ratio(log_prob, old, batch.mask).log()
+        found = F.surrogate_metrics(moved, old, batch.need("advantage"), batch.mask, self.clip_range, dual_clip=self.dual_clip)
+        return {name: found[name] for name in ("clip_fraction", "dead_fraction")}

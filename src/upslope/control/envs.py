@@ -164,13 +164,8 @@ class Envs:
             finished = self._finish(ended)
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
                 self._resetting = ended
-            elif self.autoreset_mode is AutoresetMode.SAME_STEP:
-                successors = self._final_observations(ended, info)
-                legal = self._successor_masks(info.get("final_info"), terminated, successors)
             else:
-                successors = (np.flatnonzero(ended), trees.rows(observation, np.flatnonzero(ended)))
-                legal = self._successor_masks(info, terminated, successors)
-                observation, info = self._reset_ended(ended, info)
+                observation, info, successors, legal = self._replaced(observation, info, ended, terminated)
         self.observation = observation
         if self.action_mask is not None or "action_mask" in info or self._asks:
             self._read_action_mask(info, "step", terminated)
@@ -179,6 +174,15 @@ class Envs:
         if self.reward_scale != 1.0:
             reward = reward * self.reward_scale
         return Step(observation, reward, terminated, truncated, mask, successors, finished, legal)
+
+    def _replaced(self, observation: Any, info: dict[str, Any], ended: Array, terminated: Array) -> Any:
+        """Where an end is followed by the next start at once: ``(observation, info, successors, successor_masks)``."""
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            successors = self._final_observations(ended, info)
+            return observation, info, successors, self._successor_masks(info.get("final_info"), terminated, successors)
+        successors = (np.flatnonzero(ended), trees.rows(observation, np.flatnonzero(ended)))
+        legal = self._successor_masks(info, terminated, successors)
+        return *self._reset_ended(ended, info), successors, legal
 
     def _finish(self, ended: Array) -> list[tuple[float, int]]:
         indices = np.flatnonzero(ended)

@@ -185,6 +185,10 @@ class Encoder:
             if array.shape[1:] != self.space.shape or array.ndim == 0:
                 raise misfit(self.leaves[0], array)
             return {"observation": array.reshape(len(array), self._plain_size)}
+        return self._parts(observation, dtype)
+
+    def _parts(self, observation: Any, dtype: Any) -> dict[str, NDArray[Any]]:
+        """The same for what has several leaves, or one that is no plain vector."""
         arrays = [np.asarray(leaf.of(observation)) for leaf in self.leaves]
         for leaf, array in zip(self.leaves, arrays, strict=True):
             if array.shape[1:] != leaf.space.shape or array.ndim == 0:

@@ -28,6 +28,9 @@ from upslope.updates.schedules import SCHEDULES, Schedule, constant
 from upslope.updates.state import AscentState, trainable
 from upslope.updates.watch import sample, weights_moved
 
+Gradients = tuple[list[Tensor], dict[str, Tensor]]
+"""Of each target, and what the objective reports."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent:
@@ -77,15 +80,16 @@ class Ascent:
         """One update on one batch; means over its minibatches of what the objective reports."""
         state.check()
         batch = batch.by_unit()
-        if batch.num_units == 0:  # nothing but reset steps was recorded
+        num_units, device = len(batch.mask), batch.mask.device
+        if num_units == 0:  # nothing but reset steps was recorded
             return {"num_minibatches": 0.0}
         if batch.returns is not None and (follow := getattr(policy, "follow_returns", None)) is not None:
             follow(batch.returns[batch.mask])  # the critic's units, before it learns; its values stay what they are
         if batch.sampler_log_prob is not None and not self.makes_one_step:
             batch = self.with_old_policy(policy, batch)
-        count, device, before = min(self.num_minibatches, batch.num_units), batch.mask.device, sample(state.targets)
+        count, before = min(self.num_minibatches, num_units), sample(state.targets)
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
-        shuffles = (torch.randperm(batch.num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
+        shuffles = (torch.randperm(num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
         for part in itertools.chain.from_iterable(batch.minibatches(shuffle, count) for shuffle in shuffles):
             gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
             for name, value in metrics.items():
@@ -107,20 +111,16 @@ class Ascent:
         pieces = micro_batches(batch, self.micro_batch_size)
         return batch.with_old_policy(torch.cat([policy.evaluate(**piece.inputs).log_prob for piece in pieces]))
 
-    def accumulate(
-        self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Gradients of minus the objective on one minibatch, one per target, and what it reports."""
-        for p in state.parameters:
-            p.grad = None
-        if self.micro_batch_size is not None:
+    def accumulate(self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool) -> Gradients:
+        """Gradients of minus the objective on one minibatch, and what it reports."""
+        if self.micro_batch_size is not None and self.micro_batch_size < part.num_units:
             return self.accumulate_micro_batches(algorithm, policy, part, state, first=first)
         metrics = self.backward(algorithm, policy, part, state, first=first)
         return state.take_gradients(), metrics
 
     def accumulate_micro_batches(
         self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    ) -> Gradients:
         """The same in micro-batches, whose sums are the whole."""
         totals: dict[str, Tensor] = {}
         gradients: list[Tensor] = []

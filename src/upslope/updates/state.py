@@ -31,9 +31,11 @@ class Trained:
     flat: FlatParameters | None
 
     def check(self) -> None:
-        """Before an update: what was trainable at the start still is, and lies where it is expected."""
+        """Before an update: what was trainable at the start still is, lies where it is expected, and has no gradient left over."""
         if not all(p.requires_grad for p in self.parameters):
             raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
+        for p in self.parameters:
+            p.grad = None
         if self.flat is not None:
             self.flat.rebind()
 
