@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -316,7 +316,6 @@ class Algorithm(HasObjective, Protocol):
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch: ...
 
 
-@runtime_checkable
 class Adaptive(Protocol):
     """An algorithm that says what it is in the next iteration, an adaptive penalty for one."""
 
@@ -342,7 +341,6 @@ class Update(Protocol):
     def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: Any) -> Metrics: ...
 
 
-@runtime_checkable
 class Scheduled(Protocol):
     """An update that follows the run: ``fraction`` of it is done."""
 

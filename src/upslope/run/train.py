@@ -158,11 +158,11 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> tupl
     rollout = state.rollout = collect(actor)
     batch = algorithm.estimate(state.policy, rollout)
     check_finite(batch, state.iteration)
-    if isinstance(algorithm.update, Scheduled):
-        algorithm.update.set_fraction(state.update_state, state.fraction)
+    if hasattr(algorithm.update, "set_fraction"):
+        cast(Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
     metrics = update(algorithm, state.policy, batch, state.update_state)
-    if isinstance(algorithm, Adaptive):
-        state.algorithm = algorithm.adapted(state.policy, batch)
+    if hasattr(algorithm, "adapted"):
+        state.algorithm = cast(Adaptive, algorithm).adapted(state.policy, batch)
     return rollout.num_steps, {**rollout.metrics, **batch.metrics, **metrics}
 
 
