@@ -133,7 +133,7 @@ class Batch:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
         flat = map_tensors(self, lambda t: t.reshape(-1, *t.shape[dims - keep :]))
         alive = flat.mask.reshape(len(flat.mask), -1).any(1)
-        return flat if bool(alive.all()) else flat.map(lambda t: t[alive])
+        return flat if bool(alive.all()) else map_tensors(flat, lambda t: t[alive])
 
     def select(self, units: Tensor) -> Batch:
         """The units with these indices (along the first axis)."""
