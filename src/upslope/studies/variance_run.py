@@ -64,29 +64,21 @@ class VarianceRun:
         chosen = [estimator_of(name)[0] for name in self.estimators]
         twice = [name for name in self.estimators if self.estimators.count(name) > 1]
         require(not twice, f"--estimators: {twice[0] if twice else ''} is named twice")
-        require(2 <= self.samples <= MAX_EPISODES, f"--samples: expected an integer from 2 to {MAX_EPISODES}, found {self.samples}")
+        grouped = any(item.grouped for item in chosen)
+        least = {"samples": 2, "critic_samples": 0, "reference_samples": 2, **({"group_size": 2} if grouped else {})}
+        for name, low in least.items():
+            count, flag = getattr(self, name), name.replace("_", "-")
+            if name != "reference_samples" or count is not None:
+                require(low <= count <= MAX_EPISODES, f"--{flag}: expected an integer from {low} to {MAX_EPISODES}, found {count}")
         require(0.0 <= self.gamma <= 1.0, f"--gamma: expected a number in [0, 1], found {self.gamma}")
         require(self.objective in ("discounted", "undiscounted"), f"--objective: discounted or undiscounted, found {self.objective!r}")
-        require(
-            0 <= self.critic_samples <= MAX_EPISODES,
-            f"--critic-samples: expected an integer from 0 to {MAX_EPISODES}, found {self.critic_samples}",
-        )
-        count = self.reference_samples
-        require(
-            count is None or 2 <= count <= MAX_EPISODES, f"--reference-samples: expected an integer from 2 to {MAX_EPISODES}, found {count}"
-        )
         require(0 <= self.seed < 2**32, f"--seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
-        if any(item.grouped for item in chosen):
-            size = self.group_size
-            require(2 <= size <= MAX_EPISODES, f"--group-size: expected an integer from 2 to {MAX_EPISODES}, found {size}")
-            require(
-                self.samples % size == 0 and self.samples >= 2 * size,
-                f"--samples: expected a multiple of the group size {size}, at least {2 * size}, found {self.samples}",
-            )
-        require(
-            self.behavior is None or any(item.weighted for item in chosen),
-            "--behavior: it takes the samples of estimators with importance weights, and none is among them; add off-policy-per-decision",
-        )
+        if grouped and (self.samples % self.group_size or self.samples < 2 * self.group_size):
+            expected = f"a multiple of the group size {self.group_size}, at least {2 * self.group_size}"
+            raise UsageError(f"--samples: expected {expected}, found {self.samples}")
+        if self.behavior is not None and not any(item.weighted for item in chosen):
+            reason = "it takes the samples of estimators with importance weights, and none is among them"
+            raise UsageError(f"--behavior: {reason}; add off-policy-per-decision")
 
     def run(self) -> Comparison:
         """Sample, fit the critic, find the reference, measure.

@@ -94,9 +94,8 @@ def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, horizon: int = 1) -
 
 def check_one_class(mdp: MDP, transition: Tensor) -> None:
     """Refuse ends, and chains whose long run depends on where they begin."""
-    require(
-        not bool(mdp.terminal.any()), "mdp: it has terminal states, and an average reward is of what never ends; take upslope.tabular.exact"
-    )
+    if bool(mdp.terminal.any()):
+        raise UsageError("mdp: it has terminal states, and an average reward is of what never ends; take upslope.tabular.exact")
     paths = reachable(transition)
     closed = ~(paths & ~paths.T).any(-1)  # everything that such a state leads to leads back
     classes = len(paths[closed].unique(dim=0))

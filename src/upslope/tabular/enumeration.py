@@ -70,10 +70,8 @@ def trajectories(mdp: MDP, horizon: int | None, start: Tensor | None = None) -> 
         done, origin = (~alive).nonzero().squeeze(-1), alive.nonzero().squeeze(-1)[row]
         here = states[origin, -1]
         source = torch.cat([done, origin])
-        require(
-            len(source) <= MAX_TRAJECTORIES,
-            f"horizon: more than {MAX_TRAJECTORIES} trajectories within {actions.shape[1] + 1} steps; give a shorter one",
-        )
+        within = f"{MAX_TRAJECTORIES} trajectories within {actions.shape[1] + 1} steps"
+        require(len(source) <= MAX_TRAJECTORIES, f"horizon: more than {within}; give a shorter one")
         states = torch.cat([states[source], torch.cat([states[done, -1], successor]).unsqueeze(-1)], -1)
         actions = torch.cat([actions[source], torch.cat([torch.zeros_like(done), action]).unsqueeze(-1)], -1)
         probability = torch.cat([probability[done], probability[origin] * mdp.transition[here, action, successor]])
@@ -92,11 +90,9 @@ def expected_gradient(estimator: Any, policy: Policy, rollouts: Rollout, probabi
         UsageError: advantages that are normalized over the batch, or a function that raises or does not return one number a row.
     """
     if hasattr(estimator, "estimate"):
-        whole = getattr(estimator, "normalize_advantage", False)
-        require(
-            not whole,
-            "normalize_advantage: it looks at all episodes of a batch together; switch it off for an expectation over single ones",
-        )
+        if getattr(estimator, "normalize_advantage", False):
+            reason = "it looks at all episodes of a batch together; switch it off for an expectation over single ones"
+            raise UsageError(f"normalize_advantage: {reason}")
         batch = estimator.estimate(policy, rollouts)
         weight = probability.unsqueeze(-1) * batch.mask
         total, _ = estimator.objective(policy, replace(batch, weight=weight))

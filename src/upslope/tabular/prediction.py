@@ -123,9 +123,8 @@ def begin(num_observations: int, gamma: float, value: Any) -> np.ndarray[Any, An
     if value is None:
         return np.zeros(num_observations)
     v = as_tensor("value", value)
-    require(
-        list(v.shape) == [num_observations], f"value: expected shape [{num_observations}], a number by observation, found {list(v.shape)}"
-    )
+    expected, shape = [num_observations], list(v.shape)
+    require(shape == expected, f"value: expected shape {expected}, a number by observation, found {shape}")
     require(bool(v.isfinite().all()), f"value: expected finite numbers, found {v.tolist()}")
     return v.numpy()
 

@@ -43,10 +43,8 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
     """
     require(not isinstance(algorithm, type), f"algorithm: found {describe(algorithm)}")
     for name in ("estimate", "objective", "update"):
-        expect(
-            hasattr(algorithm, name),
-            f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update",
-        )
+        message = f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update"
+        expect(hasattr(algorithm, name), message)
     group = isinstance(algorithm, GRPO | RLOO) if group is None else group
     with one_line(type(algorithm).__name__):
         p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
@@ -56,11 +54,11 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
         check_objective(run, p, batch)
         check_weights(run, p, batch.by_unit())
         run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
+        message = (
+            "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated"
+        )
         for other in masked_otherwise(rollout):
-            expect(
-                same(run(p.policy, other).gradient, run(p.policy, rollout).gradient),
-                "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated",
-            )
+            expect(same(run(p.policy, other).gradient, run(p.policy, rollout).gradient), message)
         alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
         run(p.policy, alike)
         expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")

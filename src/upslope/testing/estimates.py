@@ -107,10 +107,8 @@ class Estimator:
         pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)  # pyright: ignore[reportUnknownArgumentType]
         require(pair, f"{self.name}.objective: expected (value, metrics), found {describe(found)}")
         value: Tensor = found[0]
-        require(
-            value.dim() == 0,
-            f"{self.name}.objective: expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)",
-        )
+        expected = f"expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)"
+        require(value.dim() == 0, f"{self.name}.objective: {expected}")
         return value
 
     def _found(self, policy: Policy, rollout: Rollout) -> Any:
@@ -119,17 +117,14 @@ class Estimator:
                 return online_update(self.given, policy, rollout)
             return self.given(policy, rollout, gamma=self.gamma) if self.takes_gamma else self.given(policy, rollout)
         batch = self.given.estimate(policy, rollout)
-        require(
-            isinstance(batch, Batch), f"{self.name}.estimate: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)"
-        )
+        where = f"{self.name}.estimate"
+        require(isinstance(batch, Batch), f"{where}: expected a Batch, found {type(batch).__name__}; return Batch.of(rollout, …)")
         for item in ("advantage", "weight", "behavior_log_prob", "returns"):
             x: Tensor | None = getattr(batch, item)
             if x is None:
                 continue
-            require(
-                x.shape[: batch.mask.dim()] == rollout.mask.shape,
-                f"{self.name}.estimate: batch.{item}: expected shape {list(rollout.mask.shape)}, like the rollout's, found {list(x.shape)}",
-            )
+            shapes = f"expected shape {list(rollout.mask.shape)}, like the rollout's, found {list(x.shape)}"
+            require(x.shape[: batch.mask.dim()] == rollout.mask.shape, f"{where}: batch.{item}: {shapes}")
             if x.requires_grad and item != "behavior_log_prob":
                 self.leak = item
         batch = batch.by_unit()
@@ -147,10 +142,8 @@ class Estimator:
             raise UsageError(f"{self.name}: {expected}, found {describe(found)}")
         if found.requires_grad or found.shape != (count,):
             require(found.shape in (torch.Size(), batch, batch[-1:]), f"{self.name}: {expected}, found {describe(found)}")
-            require(
-                found.requires_grad,
-                f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate",
-            )
+            message = f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate"
+            require(found.requires_grad, message)
             found = flat_gradient(found.mean(), policy)
         return found.double()
 

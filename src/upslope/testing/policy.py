@@ -97,10 +97,8 @@ def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: to
     """Property 1."""
     randomness = torch.get_rng_state()
     sample = drawn(policy, inputs, seed)
-    expect(
-        isinstance(sample, Sample),
-        f"policy: sample returned an object of type {type(sample).__name__}; return Sample(action=…, log_prob=…)",
-    )
+    kind = type(sample).__name__
+    expect(isinstance(sample, Sample), f"policy: sample returned an object of type {kind}; return Sample(action=…, log_prob=…)")
     for name in ("log_prob", "value"):
         x = getattr(sample, name)
         if x is not None:
@@ -110,10 +108,8 @@ def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: to
     expect(leading, f"policy: sample's action has shape {list(sample.action.shape)}; it begins with {list(shape)}")
     expect(bool(sample.log_prob.isfinite().all()), "policy: a sampled action has a log_prob that is not finite")
     again = drawn(policy, inputs, seed)
-    expect(
-        torch.equal(sample.action, again.action),
-        "policy: the same generator gave other actions; draw from the generator that sample is given",
-    )
+    repeated = torch.equal(sample.action, again.action)
+    expect(repeated, "policy: the same generator gave other actions; draw from the generator that sample is given")
     expect(torch.equal(randomness, torch.get_rng_state()), "policy: sample moved torch's global random state; draw from the generator only")
     return sample
 
@@ -165,10 +161,8 @@ def check_table(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: tor
     weight = probability.detach()
     score = torch.autograd.grad((weight * log_prob.where(weight > 0, 0.0)).sum(), parameters, allow_unused=True)
     size = max((float(g.abs().max()) for g in score if g is not None), default=0.0)
-    expect(
-        size <= 1e3 * tolerance,
-        f"policy: the mean of ∇log π is {size:.3g}, not 0; log_prob is not that of a distribution, or is detached in part",
-    )
+    message = f"policy: the mean of ∇log π is {size:.3g}, not 0; log_prob is not that of a distribution, or is detached in part"
+    expect(size <= 1e3 * tolerance, message)
 
 
 def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> None:
@@ -185,7 +179,5 @@ def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed:
     score = torch.stack(found).double()
     error = score.std(0) / math.sqrt(GROUPS)
     far = score.mean(0).abs() > SIGMAS * error + 1e-6
-    expect(
-        not bool(far.any()),
-        f"policy: the mean of ∇log π over {GROUPS * PER_GROUP} samples is not 0; sample and log_prob are of different distributions",
-    )
+    samples = f"{GROUPS * PER_GROUP} samples"
+    expect(not bool(far.any()), f"policy: the mean of ∇log π over {samples} is not 0; sample and log_prob are of different distributions")
