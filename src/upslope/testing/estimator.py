@@ -41,12 +41,14 @@ ALWAYS = {
     "entropy bonus": bonus_of_the_action,
     "reference policy": other_policies.reference,
 }
+"""What is tried on every estimator; micro-batches on algorithms only."""
 ON_OTHER_EPISODES = {
     "lengths": batches.lengths,
     "truncation": cut_short,
     "episodes in a row": batches.several_in_a_row,
     "episodes under way": batches.started_before,
 }
+"""What is tried where the expectation and the lengths of rows are as they should be."""
 
 
 def check_estimator(
