@@ -66,23 +66,19 @@ def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
         with quiet(), torch.no_grad():
             copied = reduced(model, shorter=False)
             inputs = drawn(copied, [size - 8, size // 3], [[8, 5], [size // 4, 1]])  # so that few tokens need be decoded
-            truth = Truth.of(copied, inputs, gradients=False)
             when = f"on texts of {size} tokens"
-            because = fault(lambda: truth.difference_of_pass(probe(policy, copied, PACKED)), when) or fault(
-                lambda: truth.difference_of_samples(probe(policy, copied, PACKED)), f"while decoding {when}"
-            )
+            because = Truth.of(copied, inputs, gradients=False).fault_of(policy.around(copied), when, f"while decoding {when}")
             FOUND[key] = PACKED if because is None else Attention(because, cached=False)
     return FOUND[key]
 
 
 def of_small_copy(policy: LanguagePolicy) -> Attention:
     """What a small copy shows beyond every window; remembered for models of the same class and settings."""
-    model = policy.model
-    kind = type(model)
+    model, kind = policy.model, type(policy.model)
     try:
         key = kind, json.dumps(small_settings(model.config.to_dict()), default=str, sort_keys=True)
         if key not in FOUND:
-            FOUND[key] = compared(policy, reduced(model), kind.__name__, lengths_for(model))
+            FOUND[key] = compared(policy, reduced(model), kind.__name__)
         return FOUND[key]
     except UsageError:
         raise
@@ -90,26 +86,21 @@ def of_small_copy(policy: LanguagePolicy) -> Attention:
         return Attention(f"no small copy can be made on which to compare it beyond its windows ({short(error)})", cached=False)
 
 
-def lengths_for(model: PreTrainedModel) -> tuple[list[int], list[list[int]]]:
-    """Lengths of prompts and completions: rows of 8 to 34 tokens; to 22 where rotary frequencies change with the length of a text."""
-    return ([3, 14], [[20, 5], [16, 1]]) if changes_with_length(model) is None else ([3, 8], [[14, 5], [12, 1]])
-
-
-def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str, lengths: tuple[list[int], list[list[int]]]) -> Attention:
+def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Attention:
     """The way of a small copy; raises :class:`UsageError` where it is not causal."""
-    inputs, packed = drawn(model, *lengths), probe(policy, model, PACKED)
+    changes = changes_with_length(model) is not None  # rows of 8 to 34 tokens; to 22 where rotary frequencies change with the length
+    inputs = drawn(model, [3, 8], [[14, 5], [12, 1]]) if changes else drawn(model, [3, 14], [[20, 5], [16, 1]])
+    packed = policy.around(model)  # which makes padding a token like any other, also for the truth
     try:
         truth = Truth.of(model, inputs)
     except Exception as error:
         raise UsageError(f"model: {kind} cannot be used, its own forward pass fails on one row ({short(error)})") from error
-    because = fault(lambda: truth.difference_of_pass(packed), "in training") or fault(
-        lambda: truth.difference_of_samples(packed), "while decoding"
-    )
+    because = truth.fault_of(packed, "in training", "while decoding")
     if because is None:
         return PACKED
     check_causal(model, inputs, kind)
     found = Attention(because)
-    return found if fault(lambda: truth.difference_of_samples(probe(policy, model, found)), "") is None else replace(found, cached=False)
+    return found if fault(lambda: truth.difference_of_samples(policy.around(model, found)), "") is None else replace(found, cached=False)
 
 
 @torch.no_grad()
@@ -122,7 +113,7 @@ def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     except Exception as error:
         raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({short(error)})") from error
     if attention.packed:
-        because = fault(lambda: truth.difference_of_pass(probe(policy, model, PACKED)), "on a short text", tolerance_for(model))
+        because = fault(lambda: truth.difference_of_pass(policy.around(model)), "on a short text", tolerance_for(model))
         attention = PACKED if because is None else Attention(because, cached=False)
     if not attention.packed:
         check_causal(model, inputs, type(model).__name__)
@@ -149,16 +140,13 @@ def short(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def probe(policy: LanguagePolicy, model: PreTrainedModel, attention: Attention) -> LanguagePolicy:
-    """A policy of the same kind around a model without a tokenizer, in the precision of its parameters."""
-    return policy.around(model, attention=attention, compute_dtype=next(model.parameters()).dtype)
-
-
 def drawn(
     model: PreTrainedModel, prompts: Sequence[int], completions: Sequence[Sequence[int]], vocabulary: int | None = None
 ) -> dict[str, Tensor]:
     """Random texts of these lengths, in the shapes of :meth:`LanguagePolicy.evaluate`."""
-    size, generator = vocabulary or vocabulary_of(model), torch.Generator().manual_seed(0)
+    layers: Any = model.get_output_embeddings(), model.get_input_embeddings()
+    known = layers[0].weight.shape[0], getattr(layers[1], "num_embeddings", None)
+    size, generator = vocabulary or min(n for n in known if n), torch.Generator().manual_seed(0)
     prompt_length, length = torch.tensor(prompts), torch.tensor(completions)
     shapes = (len(prompts), max(prompts)), (*length.shape, int(length.max()))
     ids = [torch.randint(size, shape, generator=generator) for shape in shapes]
@@ -167,14 +155,6 @@ def drawn(
         ids[0][:, 1] = min(padding, size - 1)
     found = {"prompt_ids": ids[0], "prompt_length": prompt_length, "completion_ids": ids[1], "completion_length": length}
     return {name: x.to(model.device) for name, x in found.items()}
-
-
-def vocabulary_of(model: PreTrainedModel) -> int:
-    """How many tokens a model knows."""
-    layer: Any = model.get_output_embeddings()
-    embedding: Any = model.get_input_embeddings()
-    known = getattr(embedding, "num_embeddings", None)
-    return min(int(layer.weight.shape[0]), int(known or layer.weight.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -195,6 +175,11 @@ class Truth:
         weight = torch.randn(said.shape, generator=torch.Generator().manual_seed(1)).to(said)
         gradient = slopes(model, (weight * said).sum()) if gradients else None
         return cls(model, inputs, said.detach(), weight, gradient)
+
+    def fault_of(self, policy: LanguagePolicy, training: str, decoding: str) -> str | None:
+        """Why a policy's training pass, or what its engine samples, speaks against it; None where neither does."""
+        found = fault(lambda: self.difference_of_pass(policy), training)
+        return found or fault(lambda: self.difference_of_samples(policy), decoding)
 
     def difference_of_pass(self, policy: LanguagePolicy) -> float:
         """The largest difference between a policy's training pass and this."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from upslope.errors import UsageError, require
 from upslope.language.attention import NEVER, AttentionOptions, Layout, Mask, Packed, group_attention
@@ -99,21 +100,19 @@ class EmbeddedEngine:
 
     def one_by_one(self, prompt_ids: Sequence[Sequence[int]], group_size: int, max_tokens: int, seed: int, greedy: bool) -> Generated:
         """The plain way; the same random numbers choose."""
-        policy = self.policy
-        decoding = PlainDecoding(policy, self.weights, cached=policy.attention.cached)
-        uniform = None if greedy else uniforms((len(prompt_ids), group_size, max_tokens), seed, policy.device)
-        made = [
-            decoding.completions(ids, None if uniform is None else uniform[i], group_size, max_tokens) for i, ids in enumerate(prompt_ids)
-        ]
-        length = torch.tensor([[len(tokens) for tokens, _ in lanes] for lanes in made], device=policy.device)
-        shape = (*length.shape, int(length.max()))
-        ids, log_prob = torch.zeros(shape, dtype=torch.long, device=policy.device), torch.zeros(shape, device=policy.device)
-        for i, lanes in enumerate(made):
-            for lane, (tokens, said) in enumerate(lanes):
-                ids[i, lane, : len(tokens)], log_prob[i, lane, : len(tokens)] = torch.tensor(tokens), torch.tensor(said)
-        last = ids.gather(-1, length[..., None] - 1).squeeze(-1)
-        stopped = torch.isin(last, torch.tensor(sorted(policy.stop_ids), device=policy.device, dtype=torch.long))
-        return Generated(completion_ids=ids, log_prob=log_prob, length=length, finished=stopped, policy_version=self.version)
+        policy, device, shape = self.policy, self.policy.device, (len(prompt_ids), group_size)
+        decoding, uniform = PlainDecoding(policy, self.weights), None if greedy else uniforms((*shape, max_tokens), seed, device)
+        numbers = [None] * len(prompt_ids) if uniform is None else list(uniform)
+        made = [row for ids, u in zip(prompt_ids, numbers, strict=True) for row in decoding.completions(ids, u, group_size, max_tokens)]
+        ids, length = padded([tokens for tokens, _ in made], device)
+        finished = torch.tensor([tokens[-1] in policy.stop_ids for tokens, _ in made], device=device)
+        return Generated(
+            completion_ids=ids.view(*shape, -1),
+            log_prob=pad_sequence([torch.tensor(said, device=device) for _, said in made], batch_first=True).view(*shape, -1),
+            length=length.view(shape),
+            finished=finished.view(shape),
+            policy_version=self.version,
+        )
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:

@@ -100,11 +100,12 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
     return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
 
 
+@dataclass
 class PlainDecoding:
     """Sampling one completion after the other, with the cache that the model itself keeps, or without where that is not exact."""
 
-    def __init__(self, policy: LanguagePolicy, weights: dict[str, Tensor] | None, *, cached: bool) -> None:
-        self.policy, self.weights, self.cached = policy, weights, cached
+    policy: LanguagePolicy
+    weights: dict[str, Tensor] | None
 
     def completions(
         self, prompt: Sequence[int], uniform: Tensor | None, group_size: int, max_tokens: int
@@ -112,15 +113,14 @@ class PlainDecoding:
         """Token ids and their log-probabilities for each lane; ``uniform [G, T]`` are the random numbers, None is greedy."""
         ids = torch.tensor(prompt, device=self.policy.device)
         state, first = self.read(ids, {})
-        return [
-            self.one(ids, copy.deepcopy(state), first, None if uniform is None else uniform[lane], max_tokens) for lane in range(group_size)
-        ]
+        lanes = [None] * group_size if uniform is None else uniform
+        return [self.one(ids, copy.deepcopy(state), first, numbers, max_tokens) for numbers in lanes]
 
     def read(self, ids: Tensor, state: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """What is remembered after these tokens, and log-probabilities of the next one ``[1, vocabulary]``."""
-        row = Row(ids, state, keeps=self.cached)
+        row = Row(ids, state, keeps=self.policy.attention.cached)
         logits, _ = self.policy.run(row, self.weights)
-        if self.cached and not row.state:
+        if row.keeps and not row.state:
             raise UsageError("model: it keeps no cache")
         return row.state, log_probs(logits[-1:], self.policy.temperature)
 
@@ -137,4 +137,4 @@ class PlainDecoding:
             if tokens[-1] in self.policy.stop_ids or len(tokens) == max_tokens:
                 return tokens, said
             ids = torch.cat([ids, token])
-            state, log_p = self.read(token if self.cached else ids, state)
+            state, log_p = self.read(token if self.policy.attention.cached else ids, state)

@@ -126,10 +126,10 @@ class LanguagePolicy(nn.Module):
         self.logit_scale, self.logit_cap, self.has_value = logit_scale(model), logit_cap(model), value_head
 
     @classmethod
-    def around(cls, model: PreTrainedModel, *, attention: Attention, compute_dtype: torch.dtype) -> Self:
-        """A policy without a tokenizer, whose attention is known: what :mod:`~upslope.language.architecture` compares with."""
+    def around(cls, model: PreTrainedModel, attention: Attention = PACKED) -> Self:
+        """A policy without a tokenizer, in its parameters' precision: what :mod:`~upslope.language.architecture` compares with."""
         policy = cls.__new__(cls)
-        policy.assemble(model, 1.0, False, compute_dtype)
+        policy.assemble(model, 1.0, False, next(model.parameters()).dtype)
         policy.attention, policy.inspected = attention, 1 << 60
         return policy
 
