@@ -21,7 +21,7 @@ from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_pro
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
 from upslope.language.rewards import Rewards, Scores
-from upslope.records import Metrics, Rollout
+from upslope.records import Metrics, Rollout, concatenate, map_tensors
 
 Sampled = dict[str, Any]
 """One completion as the run folder keeps it: prompt, completion, the score that is trained on, what it is made of, length, its end."""
@@ -269,21 +269,19 @@ def check_reference(reference: LanguagePolicy, policy: LanguagePolicy) -> None:
     require(sizes[0] == sizes[1], "reference: it has {} tokens, the policy {}; take one of the same vocabulary".format(*sizes))
 
 
+def widened(x: Tensor, size: int) -> Tensor:
+    """Rows padded with zeros, or cut, to this length."""
+    return torch.nn.functional.pad(x, (0, size - x.shape[-1]))
+
+
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
     """Several rounds as one rollout, padded to the longest prompt and completion."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-    longest = {name: max(r.inputs[name].shape[-1] for r in rollouts) for name in ("prompt_ids", "completion_ids")}
-    steps = longest["completion_ids"]
-
-    def cat(tensors: list[Tensor], size: int | None) -> Tensor:
-        wide = tensors if size is None else [torch.nn.functional.pad(x, (0, size - x.shape[-1])) for x in tensors]
-        return torch.cat(wide)
-
-    inputs = {name: cat([r.inputs[name] for r in rollouts], longest.get(name)) for name in rollouts[0].inputs}
-    names = ("reward", "terminated", "truncated", "mask", "behavior_log_prob", "sampler_log_prob")
-    tensors = {n: cat([getattr(r, n) for r in rollouts], steps) for n in names if getattr(rollouts[0], n) is not None}
-    return replace(rollouts[0], inputs=inputs, **tensors)
+    prompt_size, steps = (max(r.inputs[name].shape[-1] for r in rollouts) for name in ("prompt_ids", "completion_ids"))
+    wide: list[Rollout] = []
+    for rollout in rollouts:
+        found = map_tensors(rollout, lambda x: widened(x, steps) if x.dim() == 3 else x)  # [prompts, G, T]
+        wide.append(replace(found, inputs={**found.inputs, "prompt_ids": widened(found.inputs["prompt_ids"], prompt_size)}))
+    return concatenate(wide)
 
 
 @torch.no_grad()

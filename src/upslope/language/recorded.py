@@ -12,7 +12,7 @@ from torch import Tensor
 
 from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt
-from upslope.language.collect import Order, check_reference, log_probs, recorded
+from upslope.language.collect import Order, check_reference, log_probs, recorded, widened
 from upslope.language.engine import padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
@@ -98,11 +98,7 @@ class Recorded:
             part = {name: x[torch.tensor(new, device=x.device)] for name, x in rollout.inputs.items()}
             for n, row in zip(new, log_probs(reference, part), strict=True):
                 self.remembered[indices[n]] = row
-        steps = rollout.mask.shape[-1]
-        rows = [
-            torch.nn.functional.pad(self.remembered[i][..., :steps], (0, max(0, steps - self.remembered[i].shape[-1]))) for i in indices
-        ]
-        return torch.stack(rows).where(rollout.mask, 0.0)
+        return torch.stack([widened(self.remembered[i], rollout.mask.shape[-1]) for i in indices]).where(rollout.mask, 0.0)
 
 
 def num_shared(group: Sequence[Row]) -> int:

@@ -165,7 +165,7 @@ class Rewards:
             scores.append(math.fsum(weight * value for weight, value in spoken) if known else None)
         missing = [(name, i) for name, values in parts.items() for i, value in enumerate(values) if value is None]
         found = Scores(scores=scores, parts=parts, num_retried=num_retried, **(_counted(missing, lost) if missing else {}))
-        if count and found.num_missing == count:
+        if count and all(score is None for score in scores):
             raise RunFault(f"none of {count} completions got a score: {found.first_error}")
         return found
 
