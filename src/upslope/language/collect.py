@@ -16,7 +16,7 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.errors import UsageError, require
 from upslope.language.asked import ALSO_KNOWN, TrainerState
-from upslope.language.checks import Prompt, Reward, completion_for
+from upslope.language.checks import Prompt, Reward, completion_for, text_of
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
@@ -31,13 +31,13 @@ Sampled = dict[str, Any]
 class Round:
     """Some prompts with their completions: as a rollout, and how they were scored, ``[prompts, G]`` or row by row.
 
-    ``score`` is the one that is trained on, where it is ``known``; ``problems`` has one entry for each completion.
+    ``score`` is the one that is trained on, where it is ``known``; ``problems`` and what rewards are ``told`` have an entry for each row.
     """
 
     rollout: Rollout
     generated: Generated
     problems: list[Problem]
-    texts: list[str]
+    told: dict[str, Any]
     scores: Scores
     score: Tensor
     known: Tensor
@@ -142,17 +142,9 @@ class Completions:
     def scored(self, policy: LanguagePolicy, problems: list[Problem], prompt_ids: list[list[int]], generated: Generated) -> Round:
         """One round as a rollout, and how it was scored."""
         problems = [problem for problem in problems for _ in range(self.group_size)]
-        rows = zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)
-        said = [ids[:length] for ids, length in rows]
-        texts = [policy.rendering.decode(ids, problem.prompt) for ids, problem in zip(said, problems, strict=True)]
-        scores = self.rewards(
-            prompts=[problem.prompt for problem in problems],
-            completions=[completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)],
-            completion_ids=said,
-            finish_reason=["stop" if done else "length" for done in generated.finished.flatten().tolist()],
-            trainer_state=self.trainer_state,
-            **{name: [problem.columns[name] for problem in problems] for name in self.columns},
-        )
+        told = spoken(policy, problems, generated)
+        columns = {name: [problem.columns[name] for problem in problems] for name in self.columns}
+        scores = self.rewards(**told, trainer_state=self.trainer_state, **columns)
         values = [float("nan") if score is None else score for score in scores.scores]
         rewarded = torch.tensor(values, device=generated.length.device).view_as(generated.length)
         known, penalty = ~rewarded.isnan(), self.overlong(generated.length) if self.overlong_buffer else torch.zeros_like(rewarded)
@@ -170,7 +162,7 @@ class Completions:
         )
         if policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine):  # other numerics than the policy's
             rollout = replace(rollout, sampler_log_prob=rollout.behavior_log_prob)
-        return Round(rollout, generated, problems, texts, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
+        return Round(rollout, generated, problems, told, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
 
     def overlong(self, length: Tensor) -> Tensor:
         """``min(0, max(−1, (L_max − L_c − |y|) / L_c))`` for each completion."""
@@ -203,13 +195,13 @@ class Completions:
         """What was said in the last iteration, for people; the score is the one that is trained on."""
         found: list[Sampled] = []
         for r in self.rounds:
-            lengths, finished, lost = (x.flatten().tolist() for x in (r.generated.length, r.generated.finished, r.penalty))
+            lengths, lost = r.generated.length.flatten().tolist(), r.penalty.flatten().tolist()
             for i, (problem, score) in enumerate(zip(r.problems, r.scores.scores, strict=True)):
-                sample: Sampled = {"iteration": self.iteration, "prompt": problem.prompt, **problem.columns, "completion": r.texts[i]}
-                sample["score"] = None if score is None else score + lost[i]
+                sample: Sampled = {"iteration": self.iteration, "prompt": problem.prompt, **problem.columns}
+                sample |= {"completion": text_of(r.told["completions"][i]), "score": None if score is None else score + lost[i]}
                 sample["rewards"] = {name: values[i] for name, values in r.scores.parts.items()}
                 sample |= {"overlong_penalty": lost[i]} if self.overlong_buffer else {}
-                found.append({**sample, "tokens": lengths[i], "finish_reason": "stop" if finished[i] else "length"})
+                found.append({**sample, "tokens": lengths[i], "finish_reason": r.told["finish_reason"][i]})
         return found
 
 
@@ -227,6 +219,20 @@ class Order:
             self.random.shuffle(more)
             self.left = [*more, *self.left]  # they are taken from the end
         return [self.left.pop() for _ in range(number)]
+
+
+def spoken(policy: LanguagePolicy, problems: Sequence[Problem], generated: Generated) -> dict[str, Any]:
+    """What rewards are told of completions, one for each of ``problems``, besides columns."""
+    rows = zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)
+    said = [ids[:length] for ids, length in rows]
+    prompts = [problem.prompt for problem in problems]
+    texts = [policy.rendering.decode(ids, prompt) for ids, prompt in zip(said, prompts, strict=True)]
+    return {
+        "prompts": prompts,
+        "completions": [completion_for(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        "completion_ids": said,
+        "finish_reason": ["stop" if done else "length" for done in generated.finished.flatten().tolist()],
+    }
 
 
 def recorded(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ import torch
 from upslope.errors import require
 from upslope.intervals import wilson
 from upslope.language.asked import TrainerState
-from upslope.language.checks import Reward, completion_for
+from upslope.language.checks import Reward
+from upslope.language.collect import spoken
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Pair, Problem, Task, columns_of
@@ -61,24 +61,19 @@ def evaluate(
     found = found[:episodes]
     prompts = policy.encode_all([problem.prompt for problem in found], [problem.place for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
-    lengths = made.length[:, 0].tolist()
-    said = [ids[:n] for ids, n in zip(made.completion_ids[:, 0].tolist(), lengths, strict=True)]
-    texts = [policy.decode(ids, problem.prompt) for ids, problem in zip(said, found, strict=True)]
-    correct = checked(task.correct, found, texts)
-    known: dict[str, Any] = {
-        "completion_ids": said,
-        "finish_reason": ["stop" if finished else "length" for finished in made.finished[:, 0].tolist()],
-        "trainer_state": trainer_state or TrainerState(fraction=1.0),
-    }
-    by = rewards or (None if task.reward is None else Rewards.of(task.reward))
-    scores = [] if by is None else [s for s in scored(by, found, texts, **known) if s is not None]
-    form = checked(task.format, found, texts)
+    told = {**spoken(policy, found, made), **columns_of(found), "trainer_state": trainer_state or TrainerState(fraction=1.0)}
+
+    def scores(by: Reward | Rewards | None) -> list[float | None]:
+        return [] if by is None else Rewards.of(by)(**told).scores
+
+    correct, form = ([score or 0.0 for score in scores(check)] for check in (task.correct, task.format))
+    rewarded = [score for score in scores(rewards or task.reward) if score is not None]
     return LanguageResult(
-        accuracy=None if correct is None else float(np.mean(correct)),
-        accuracy_interval=None if correct is None else wilson(correct),
-        reward_mean=float(np.mean(scores)) if scores else None,
-        format_rate=None if form is None else float(np.mean(form)),
-        length_mean=float(np.mean(lengths)),
+        accuracy=float(np.mean(correct)) if correct else None,
+        accuracy_interval=wilson(correct) if correct else None,
+        reward_mean=float(np.mean(rewarded)) if rewarded else None,
+        format_rate=float(np.mean(form)) if form else None,
+        length_mean=float(np.mean(made.length.tolist())),
         episodes=len(found),
     )
 
@@ -117,14 +112,3 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
         pairs=len(wins),
         ranked_by="score" if by_score else "log_prob",
     )
-
-
-def scored(rewards: Rewards, problems: list[Problem], texts: list[str], **known: Any) -> list[float | None]:
-    """Scores of one completion per problem; ``known`` is what rewards may ask for besides."""
-    completions = [completion_for(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
-    return rewards(prompts=[p.prompt for p in problems], completions=completions, **columns_of(problems), **known).scores
-
-
-def checked(check: Reward | None, problems: list[Problem], texts: list[str]) -> list[float] | None:
-    """A task's own check as 0 or 1 for each problem; None where it has none."""
-    return None if check is None else [0.0 if s is None else s for s in scored(Rewards.of(check), problems, texts)]
