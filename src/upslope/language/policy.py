@@ -123,7 +123,9 @@ class LanguagePolicy(nn.Module):
         self.context = longest_text(model)
         """The longest text that the model can see, in tokens."""
         self.beyond = "" if changes_with_length(model) is None else ", beyond which its rotary scaling changes for the whole text"
-        self.logit_scale, self.logit_cap, self.has_value = logit_scale(model), logit_cap(model), value_head
+        self.logit_scale, self.logit_cap = logit_scale(model), logit_cap(model)
+        self.has_value = value_head
+        """Whether there is a value head."""
 
     @classmethod
     def around(cls, model: PreTrainedModel, attention: Attention = PACKED) -> Self:
@@ -231,7 +233,7 @@ class LanguagePolicy(nn.Module):
         the padding is never looked at. ``value`` at a token is that of the text before it.
         """
         texts = prompt_ids, prompt_length, completion_ids, completion_length
-        self.check_context(int((prompt_length[:, None] + completion_length).max()))
+        self.check_context(prompt_length, completion_length)
         if not self.attention.packed:
             return plain.evaluate(self, *texts)
         row, weights = Packed.of(*texts), self.weights()
@@ -248,14 +250,15 @@ class LanguagePolicy(nn.Module):
         if self.body.value_head is None:
             raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
         texts = prompt_ids, prompt_length, completion_ids, completion_length
-        self.check_context(int((prompt_length[:, None] + completion_length).max()))
+        self.check_context(prompt_length, completion_length)
         if not self.attention.packed:
             return plain.score(self, *texts)
         row = Packed.of(*texts, whole=True)
         return self.values(self.run(row, self.weights())[row.last])
 
-    def check_context(self, longest: int) -> None:
+    def check_context(self, prompt_length: Tensor, completion_length: Tensor) -> None:
         """Refuse texts that the model cannot see, or not as it sees shorter ones."""
+        longest = int((prompt_length[:, None] + completion_length).max())
         require(longest <= self.context, f"texts: {longest} tokens exceed the model's context of {self.context}{self.beyond}; shorten them")
 
     def values(self, hidden: Tensor) -> Tensor:
