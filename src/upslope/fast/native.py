@@ -15,47 +15,57 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from upslope.fast import kernels, policy_kernels
 
 TRANSLATOR = ("layout", "registers", "translate")
 SOURCES = (*TRANSLATOR, "networks", "formulas", "kernels", "policy_kernels")
 ENTRY_POINTS: tuple[Callable[..., Any], ...] = (kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step)
-"""The kernels that Python calls, in the order of :class:`Library`."""
+"""The kernels that Python calls."""
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32
 """Bytes of the hash that the file begins with."""
 
 
-class Library(NamedTuple):
-    """The compiled entry points; arguments are addresses and integers. ``engine`` owns the memory that they stand in."""
+class Library:
+    """The compiled entry points; calls release the interpreter lock. ``step`` takes addresses, the others also what has one."""
 
-    update: Callable[..., None]
-    differentiate: Callable[..., None]
-    clip_and_step: Callable[..., None]
-    step: Callable[..., None]
-    engine: Any
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine  # owns the memory that they stand in
+        *others, self.step = map(self.entry, ENTRY_POINTS)
+        self.update, self.differentiate, self.clip_and_step = map(taking_addresses, others)
+
+    def entry(self, kernel: Callable[..., Any]) -> Callable[..., None]:
+        types = [CTYPES.get(kind, ctypes.c_void_p) for name, kind in kernel.__annotations__.items() if name != "return"]
+        return ctypes.CFUNCTYPE(None, *types)(self.engine.get_function_address(kernel.__name__))
+
+
+def taking_addresses(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of addresses and numbers, to which tensors, arrays and None may be given."""
+
+    def address(x: Any) -> Any:
+        return x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data if isinstance(x, np.ndarray) else x
+
+    return lambda *arguments: function(*map(address, arguments))
 
 
 @cache
 def library() -> Library | None:
-    """The compiled kernels, or None where LLVM is not installed or cannot serve this machine; calls release the interpreter lock."""
+    """The compiled kernels, or None where LLVM is not installed or cannot serve this machine."""
 
     def text() -> str:
         from upslope.fast.translate import Module
 
         return str(Module(*ENTRY_POINTS))
 
-    def entry(kernel: Callable[..., Any]) -> Callable[..., None]:
-        types = [CTYPES.get(kind, ctypes.c_void_p) for name, kind in kernel.__annotations__.items() if name != "return"]
-        return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(kernel.__name__))
-
     try:
-        engine = loaded("kernels", source_of(*SOURCES), text)
+        return Library(loaded("kernels", source_of(*SOURCES), text))
     except (ImportError, RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
         return None
-    return Library(*map(entry, ENTRY_POINTS), engine=engine)
 
 
 @cache

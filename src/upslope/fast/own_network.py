@@ -44,11 +44,11 @@ class HeadPlan:
         self.scratch = np.zeros(used, np.float32)
         self.options, self.order = np.zeros(at.NUM_OPTIONS), np.arange(0)
 
-    def rows(self, count: int) -> int:
-        """The address of ``0, 1, 2, …``."""
+    def rows(self, count: int) -> Any:
+        """``0, 1, 2, …``."""
         if len(self.order) < count:
             self.order = np.arange(count)
-        return self.order.ctypes.data
+        return self.order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,7 @@ class HeadAscent(Ascent):
         networks, options, results = self.plan.networks.copy(), options_of(self, state, masked=False), np.zeros(at.NUM_RESULTS)
         networks[at.NUM_PARAMETERS], (networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]) = flat.data.numel(), critic
         gradient, (exp_avg, exp_avg_sq) = -gradients[0], state.moments[0]  # of the objective itself, which the kernel ascends
-        self.library.clip_and_step(
-            *(networks.ctypes.data, options.ctypes.data, flat.data.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
-            *(gradient.data_ptr(), results.ctypes.data),
-        )
+        self.library.clip_and_step(networks, options, flat.data, exp_avg, exp_avg_sq, gradient, results)
         if not math.isfinite(results[at.GRADIENT_NORM]):
             raise gradient_not_finite(state)
         state.num_updates += 1
@@ -99,16 +96,22 @@ class HeadAscent(Ascent):
 
     def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
         """∂objective/∂outputs and, where it has a part, ∂objective/∂values."""
-        plan, networks, addresses = self.plan, objective.written_into(self.plan.networks), columns.addresses()
+        plan, rows = self.plan, columns.tensors["mask"].numel()
         plan.options[at.MASKED] = columns.masked
         given = [end.detach().contiguous() for end in ends]
         slopes = [torch.empty_like(end) for end in given]
-        values, value_slopes = (given[1].data_ptr(), slopes[1].data_ptr()) if len(ends) > 1 else (0, 0)
-        log_std, rows = policy.log_std, columns.tensors["mask"].numel()
+        (outputs, values), (output_slopes, value_slopes) = ([*some, None][:2] for some in (given, slopes))
         self.library.differentiate(
-            *(plan.scratch.ctypes.data, networks.ctypes.data, plan.options.ctypes.data, 0 if log_std is None else log_std.data_ptr()),
-            *(addresses.ctypes.data, plan.rows(rows), rows, given[0].data_ptr(), given[0].shape[-1], values, slopes[0].data_ptr()),
-            *(value_slopes, objective.table.ctypes.data),
+            *(
+                plan.scratch,
+                objective.written_into(plan.networks),
+                plan.options,
+                policy.log_std,
+                columns.addresses(),
+                plan.rows(rows),
+                rows,
+            ),
+            *(outputs, given[0].shape[-1], values, output_slopes, value_slopes, objective.table),
         )
         return slopes
 

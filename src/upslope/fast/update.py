@@ -68,10 +68,8 @@ class CompiledUpdate:
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
             run = partial(
-                self.library.update,
-                *(base, exp_avg.data_ptr(), exp_avg_sq.data_ptr(), scratch, networks.ctypes.data),
-                *(options.ctypes.data, addresses.ctypes.data, objective.table.ctypes.data, order.ctypes.data, bounds.ctypes.data),
-                *(len(chunk), minibatches, results.ctypes.data),
+                *(self.library.update, base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table, order, bounds),
+                *(len(chunk), minibatches, results),
             )
             run()
             if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
