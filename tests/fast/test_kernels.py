@@ -1,6 +1,6 @@
 """The kernels run twice: compiled, and as the ordinary Python that they are."""
 
-import ctypes
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +8,9 @@ import pytest
 
 from tests.fast.cases import make_batch, make_policy
 from upslope import PPO, Ascent
-from upslope.fast import kernels, policy_kernels
+from upslope.fast import kernels, policy_kernels, registers
 from upslope.fast import layout as at
+from upslope.fast.lower import FUNCTIONS
 from upslope.fast.native import library
 from upslope.fast.networks import tanh
 from upslope.fast.plan import Plan, match_mlp_policy
@@ -25,18 +26,10 @@ def address(argument):
 
 
 def as_python(compiled):
-    """The table of an objective for kernels that run as Python: its functions stay machine code, called with arrays."""
-
-    def call(address_of_function):
-        function = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 6)(int(address_of_function))
-
-        def run(rows, order, columns, *memory):
-            table = np.array([column.ctypes.data for column in columns])
-            function(rows, *map(address, (order, table, *memory)))
-
-        return run
-
-    return [*map(call, compiled.table[: at.NUMBERS]), *compiled.memory]
+    """The table of an objective for kernels that run as Python: its functions, which are Python too, and their memory."""
+    names = {**vars(registers), "math": math, "inf": math.inf, "nan": math.nan}
+    exec(compiled.source, names)
+    return [*(names[name] for name in FUNCTIONS), *compiled.memory]
 
 
 CASES = {

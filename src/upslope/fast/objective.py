@@ -27,7 +27,8 @@ class CompiledObjective:
     """The functions of an objective and the memory that they work in; ``table`` is the address of both for the kernels."""
 
     def __init__(self, lowered: Lowered) -> None:
-        self.engine, addresses = functions(lowered.text, *FUNCTIONS)
+        self.source = lowered.text
+        self.engine, addresses = functions(self.source, *FUNCTIONS)
         self.metrics, self.columns, self.uses = ("objective", *lowered.metrics), lowered.columns, lowered.uses
         self.constants = [x.value for x in lowered.constants]
         sizes = lowered.num_numbers, at.NUM_EACH * at.BLOCK, lowered.num_sums, len(self.metrics)
