@@ -36,23 +36,15 @@ class FastLinear(PolicyProxy):
         self.views: dict[int, Array] = {}
 
     @property
-    def actor(self) -> Array:
-        """Θ ``[size, n]``, where it lies."""
-        return self.view(self.policy.network.actor)
+    def arrays(self) -> tuple[Array, Array | None, Array | None]:
+        """Θ ``[size, n]``, w ``[size]`` and a Gaussian's ``log σ [n]`` where they lie; None for what there is not."""
+        network = self.policy.network
+        return self.view(network.actor), self.view(network.critic), self.view(self.policy.log_std)
 
-    @property
-    def critic(self) -> Array | None:
-        """w ``[size]``, where it lies."""
-        critic = self.policy.network.critic
-        return None if critic is None else self.view(critic)
-
-    @property
-    def log_std(self) -> Array | None:
-        """``log σ [n]`` of a Gaussian head, where it lies; None for the others."""
-        return None if self.policy.log_std is None else self.view(self.policy.log_std)
-
-    def view(self, parameter: nn.Parameter) -> Array:
+    def view(self, parameter: nn.Parameter | None) -> Any:
         """The parameter's own memory as an array."""
+        if parameter is None:
+            return None
         where = parameter.data_ptr()
         if where not in self.views:
             self.views[where] = parameter.detach().numpy()
@@ -75,13 +67,13 @@ class FastLinear(PolicyProxy):
         """The twin of ``LinearPolicy.sample``: the same draw from the same random number."""
         if not single(inputs):
             return self.policy.sample(inputs, generator=generator)
-        x, critic = inputs["observation"].numpy()[0], self.critic
+        x, (actor, critic, log_std) = inputs["observation"].numpy()[0], self.arrays
         value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
-        if self.log_std is not None:
-            mean, noise = product(x, self.actor), torch.randn(1, self.actor.shape[1], generator=generator).numpy()
-            action, log_prob = mean + np.exp(self.log_std) * noise, -0.5 * noise * noise - self.log_std - HALF_LOG_TWO_PI
+        if log_std is not None:
+            mean, noise = product(x, actor), torch.randn(1, actor.shape[1], generator=generator).numpy()
+            action, log_prob = mean + np.exp(log_std) * noise, -0.5 * noise * noise - log_std - HALF_LOG_TWO_PI
             return Sample(action=torch.from_numpy(action), log_prob=torch.from_numpy(log_prob.sum(1)), value=value)
-        p = self.probabilities(product(x, self.actor))
+        p = self.probabilities(product(x, actor))
         cumulative = p.cumsum()
         u = torch.rand(1, generator=generator).numpy()
         drawn = min(np.count_nonzero(cumulative <= u), np.count_nonzero(cumulative < cumulative[-1]))
@@ -89,18 +81,18 @@ class FastLinear(PolicyProxy):
 
     def value(self, inputs: Inputs) -> Tensor | None:
         """The twin of ``LinearPolicy.value``."""
-        critic = self.critic
+        critic = self.view(self.policy.network.critic)
         if critic is None or not single(inputs):
             return self.policy.value(inputs)
         return torch.from_numpy(product(inputs["observation"].numpy()[0], critic).reshape(1))
 
     def gradients(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
         """The twin of ``LinearPolicy.gradients``: ``(v̂, ∇v̂, ∇log π)``."""
-        critic, log_std = self.critic, self.log_std
+        actor, critic, log_std = self.arrays
         count = 2 if log_std is None else 3
         if critic is None or len(parameters) != count or not single(inputs) or self.epsilon is not None:
             return self.policy.gradients(inputs, action, parameters)
-        x, actor = inputs["observation"].numpy()[0], self.actor
+        x = inputs["observation"].numpy()[0]
         value, by_critic = float(product(x, critic)), outer(x, np.ones((), np.float32), critic)
         if log_std is None:
             direction = -self.probabilities(product(x, actor))
@@ -114,13 +106,13 @@ class FastLinear(PolicyProxy):
         """The twin of ``LinearPolicy.action_values``, as a constant."""
         if not single(inputs) or self.epsilon is None:
             return self.policy.action_values(**inputs)
-        return torch.from_numpy(product(inputs["observation"].numpy()[0], self.actor)[None])
+        return torch.from_numpy(product(inputs["observation"].numpy()[0], self.arrays[0])[None])
 
     def action_gradient(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
         """``(q̂(S, A), ∇q̂(S, A))``; None where autograd has to say it."""
         if len(parameters) != 1 or not single(inputs) or self.epsilon is None:
             return None
-        x, actor, chosen = inputs["observation"].numpy()[0], self.actor, int(action)
+        x, actor, chosen = inputs["observation"].numpy()[0], self.arrays[0], int(action)
         direction = np.zeros(actor.shape[1], np.float32)
         direction[chosen] = 1
         return float(product(x, actor)[chosen]), (outer(x, direction, actor),)
