@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from upslope.algorithms.online import Rows
 from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
-from upslope.fast.policy_proxy import PolicyProxy
+from upslope.fast.step import PolicyProxy
 from upslope.records import Sample
 
 if TYPE_CHECKING:

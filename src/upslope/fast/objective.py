@@ -82,7 +82,7 @@ class Objectives:
 
 
 def lowered(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
-    """An objective in LLVM's language; raises :class:`NotLowered`."""
+    """An objective in the kernels' subset of Python; raises :class:`NotLowered`."""
     try:
         return Lowered(trace(algorithm, policy, batch, restored))
     except RecursionError as error:

@@ -7,7 +7,7 @@ normal per dimension (Gaussian), so that both draw the same actions; only roundi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,24 @@ from torch import Tensor
 from upslope.fast import layout as at
 from upslope.fast.native import Library
 from upslope.fast.plan import MLPLayout, Plan, kernel_can_read
-from upslope.fast.policy_proxy import PolicyProxy
 from upslope.fast.tape import Tape
 from upslope.records import Sample
+
+
+class PolicyProxy:
+    """What the fast twins of policies are: whatever is asked of one that it does not have, the policy itself answers."""
+
+    def __init__(self, policy: object) -> None:
+        self.policy = cast(Any, policy)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by copy and pickle before there is a policy to answer
+            raise AttributeError(name)
+        return getattr(self.policy, name)
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """The policy's ``evaluate``, which nothing here makes faster."""
+        return self.policy(**inputs)
 
 
 class CompiledPolicy(PolicyProxy):
