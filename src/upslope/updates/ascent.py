@@ -1,7 +1,8 @@
 """Gradient ascent on an algorithm's objective: epochs of shuffled minibatches, norm clip, Adam.
 
 Adam minimises, so it is handed **minus** the objective's gradient: the one minus sign of the library stands here.
-The compiled twin for MLP policies is ``upslope.fast``; a test holds both to the same parameters.
+The compiled twin for MLP policies is ``upslope.fast``; a test holds both to the same parameters. It does not see an edit of this file:
+train with ``--no-fast`` then.
 
 Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixed precision, several update ranks.
 """
