@@ -262,14 +262,14 @@ def test_when_a_policy_is_saved(monkeypatch: pytest.MonkeyPatch, iteration: floa
 
 def test_saved_after_the_first_iteration_and_with_its_steps(cli: Command, monkeypatch: pytest.MonkeyPatch):
     """What a killed process leaves behind, looked at from inside: the folder after the second iteration."""
-    append = RunFolder.append_metrics
+    append = RunFolder.append
 
-    def killed(self: RunFolder, row: dict[str, float]) -> None:
-        append(self, row)
-        if row["iteration"] == 3:
+    def killed(self: RunFolder, name: str, rows: list[dict[str, float]]) -> None:
+        append(self, name, rows)
+        if rows[0]["iteration"] == 3:
             shutil.copytree(self.path, "killed")
 
-    monkeypatch.setattr(RunFolder, "append_metrics", killed)
+    monkeypatch.setattr(RunFolder, "append", killed)
     assert cli("train", "ppo", "CartPole-v1", "--out", "run", "--total-steps", "128", *SHORT).code == 0
     run = Run.load("killed")
     assert run.summary is None and len(run.metrics()) == 3
@@ -287,9 +287,9 @@ def test_saved_after_the_first_iteration_and_with_its_steps(cli: Command, monkey
 
 
 def test_killed_before_the_first_iteration(cli: Command, monkeypatch: pytest.MonkeyPatch):
-    append = RunFolder.append_metrics
+    append = RunFolder.append
     monkeypatch.setattr(
-        RunFolder, "append_metrics", lambda self, row: (Path("killed").exists() or shutil.copytree(self.path, "killed"), append(self, row))
+        RunFolder, "append", lambda self, *rows: (Path("killed").exists() or shutil.copytree(self.path, "killed"), append(self, *rows))
     )
     cli("train", "ppo", "CartPole-v1", "--out", "run", "--total-steps", "32", *SHORT)
     assert Run.load("killed").caution() == "untrained policy (the run was killed, or is still going on before the first iteration ended)"

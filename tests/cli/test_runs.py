@@ -99,8 +99,8 @@ def test_files_are_written_whole(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", tmp_path)
     folder.write_json("a.json", {"x": float("nan"), "y": [1.0, float("inf")], "z": {"w": 2}})
     assert json.loads((tmp_path / "run/a.json").read_text()) == {"x": None, "y": [1.0, None], "z": {"w": 2}}
-    folder.append_metrics({"x": 1})
-    folder.append_metrics({"x": -math.inf})
+    folder.append("metrics.jsonl", [{"x": 1}])
+    folder.append("metrics.jsonl", [{"x": -math.inf}])
     folder.close()
     assert (tmp_path / "run/metrics.jsonl").read_text() == '{"x": 1}\n{"x": null}\n'
     assert finite((1, "a", math.nan)) == [1, "a", None]

@@ -10,7 +10,6 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
 from upslope.errors import require
-from upslope.run.config import WORLDS
 from upslope.run.load import Run, is_model_folder
 from upslope.run.report import plural
 
@@ -59,7 +58,9 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     """Play fresh episodes and report."""
     env = run.environment(given["env"])
     options = {name: given[name] for name in ("seed", "max_episode_steps")} | {"episodes": given["episodes"] or 20}
-    result = WORLDS["control"].alive.evaluate_run(run, env, which=given["policy"], greedy=not given["sample"], **options)
+    from upslope.run.control import evaluate_run  # loads PyTorch
+
+    result = evaluate_run(run, env, which=given["policy"], greedy=not given["sample"], **options)
     low, high = result.return_interval
     if given["json"]:
         fields = {"return_mean": result.return_mean, "return_std": result.return_std, "return_interval": [low, high]}
@@ -81,14 +82,15 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
 
 def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
     """Which policy was measured, and how far it was trained."""
-    progress = run.progress("best_policy" if given["policy"] == "best" else "policy") or {}
-    finished = run.summary is not None and run.summary.get("status") == "finished"
-    return {"policy": given["policy"], **{k: n for k, n in progress.items() if k != "format_version"}, "finished": finished}
+    progress = run.progress(given["policy"]) or {}
+    return {"policy": given["policy"], **{k: n for k, n in progress.items() if k != "format_version"}, "finished": run.finished}
 
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
-    result = WORLDS["language"].alive.evaluate_model(
+    from upslope.run.language_evaluate import evaluate_model  # loads Transformers
+
+    result = evaluate_model(
         run,
         task=given["task"],
         reward=given["reward"],

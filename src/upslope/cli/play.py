@@ -9,7 +9,6 @@ from upslope.cli.caution import print_caution
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag
 from upslope.errors import UsageError
-from upslope.run.config import WORLDS
 from upslope.run.load import Run
 
 FLAGS = (
@@ -36,10 +35,12 @@ def play(plain: list[str], given: dict[str, Any]) -> int:
     run = Run.load(plain[0])
     if run.world == "language":
         raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
+    from upslope.run.play import record  # loads PyTorch
+
     print_caution(run, given["policy"])
     path: Path = given["out"] or run.path / "play.gif"
     options = {name: given[name] for name in ("episodes", "seed", "max_steps", "policy", "sample", "env")}
-    print(WORLDS[run.world].alive.record(run, path, **options))
+    print(record(run, path, **options))
     return 0
 
 

@@ -259,13 +259,14 @@ def run(config: RunConfig, output: dict[str, Any], given: Mapping[str, Any]) -> 
             f"step_timeout: an environment in this process cannot be interrupted (--vectorization {config.problem.vectorization}); "
             "add --vectorization async, or leave --step-timeout out"
         )
-    world = WORLDS[config.world].alive
     if play:
-        world.check_plays(config)
+        from upslope.run.play import check_renders, record  # loads Gymnasium
+
+        check_renders(config.env_id or "", config.problem.env_kwargs)
     session = config.session(Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
-        words = world.play(finished, config)
+        words = record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
         if not session.output.quiet:
             print(f"\n{words}")
     return session.exit_code

@@ -30,27 +30,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorldParts:
-    """A world's dataclasses of settings besides the algorithm's and the collector's, and the module that brings it to life.
-
-    The module has ``prepare(config) -> World``, ``preset(config) -> settings`` and ``imports(name, text)``, whether a text among the
-    settings names something to import. It loads the world's packages, so it is imported when it is first needed.
-    """
+    """A world's dataclasses of settings besides the algorithm's and the collector's, and the class that brings it to life."""
 
     policy: type
     problem: type
     settings: type
     problem_key: str
-    module: str
+    path: str
+    """``module:Class``, which loads the world's packages, so it is imported when it is first needed"""
 
     @property
-    def alive(self) -> Any:
-        """The module."""
-        return importlib.import_module(self.module)
+    def alive(self) -> type[World[Any]]:
+        """The class."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 WORLDS = {
-    "control": WorldParts(PolicySettings, EnvSettings, RunSettings, "env", "upslope.run.control"),
-    "language": WorldParts(ModelSettings, TaskSettings, LanguageRunSettings, "task", "upslope.run.language"),
+    "control": WorldParts(PolicySettings, EnvSettings, RunSettings, "env", "upslope.run.control:Control"),
+    "language": WorldParts(ModelSettings, TaskSettings, LanguageRunSettings, "task", "upslope.run.language:Language"),
 }
 
 
@@ -164,10 +162,6 @@ class RunConfig:
             raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
         return replace(self, algorithm=algorithm, collector=collector, policy=policy, problem=problem, settings=settings)
 
-    def with_policy(self, policy: object) -> Self:
-        """A copy with the settings of a policy that was made before."""
-        return replace(self, policy=policy)
-
     def config(self) -> dict[str, Any]:
         """Everything as JSON values, for ``config.json``."""
         return {
@@ -181,19 +175,15 @@ class RunConfig:
             "settings": to_json(self.settings),
         }
 
-    def prepare(self) -> World:
-        """Make what the run needs (:class:`~upslope.run.world.World`), and check all that can be known before the first step.
-
-        Raises:
-            UsageError: whatever cannot work, in one line.
-        """
+    def prepare(self) -> World[Any]:
+        """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""
         return WORLDS[self.world].alive.prepare(self)
 
     def session(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Session:
         """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
         from upslope.run.session import Session  # loads PyTorch, which no help page needs
 
-        return Session(self, output or Output(), callbacks=callbacks, loggers=loggers)
+        return Session(self, output or Output(), callbacks, loggers)
 
     def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 
@@ -15,12 +15,12 @@ from upslope import control
 from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
-from upslope.records import Collector, Policy, Stream
+from upslope.records import Collector, Stream
 from upslope.run import control_report as report
+from upslope.run.config import RunConfig
 from upslope.run.control_make import (
     by_action_values,
-    check_minibatches,
-    check_one_environment,
+    check_collector,
     continued,
     make_collector,
     make_policy,
@@ -28,86 +28,28 @@ from upslope.run.control_make import (
     recorded_steps,
     saved_policy,
 )
+from upslope.run.control_settings import EnvSettings, RunSettings
 from upslope.run.curve import draw_curve
 from upslope.run.device import check_device, one_thread
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.load import Run
-from upslope.run.play import check_renders, record
 from upslope.run.report import FIELDS
+from upslope.run.session import Session
 from upslope.run.train import RunState, compiled
-from upslope.run.world import Config, Evaluated, Watch
+from upslope.run.world import Evaluated, World
 
 SLOW_TO_MAKE = 0.5
 """Seconds for one environment from which on an evaluation makes a single one."""
 
 
-def preset(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuned settings of a method on a task, flat."""
-    found = preset_for(config.family, config.env_id or "")
-    return {"eval_sample": config.env_id in SAMPLED} | ({} if found is None else dict(found.settings))
-
-
-def imports(name: str, text: str) -> bool:
-    """Whether a text among the settings names something to import: whatever has a colon."""
-    return True
-
-
-def prepare(config: Config) -> Control:
-    """Make environments, policy and collector, and check all that can be known before the first step.
-
-    Raises:
-        UsageError: whatever cannot work, in one line.
-    """
-    check_minibatches(config.algorithm, config.collector)
-    check_one_environment(config)
-    settings, env = config.settings, config.problem
-    device = check_device(settings.device)
-    saved = None if settings.init is None else saved_policy(settings.init)
-    data = recorded_steps(config)
-    started = time.perf_counter()
-    envs = control.make(
-        config.env_id or "",
-        config.collector.num_envs if data is None else 1,
-        settings.seed,
-        vectorization=env.vectorization,
-        env_kwargs=env.env_kwargs,
-        reward_scale=env.reward_scale,
-        max_episode_steps=env.max_episode_steps,
-        step_timeout=env.step_timeout,
-    )
-    seconds = (time.perf_counter() - started) / envs.num_envs
-    try:
-        if settings.until_solved:
-            known_goal(envs.env_id, otherwise="until_solved")
-        policy = (make_policy(config, envs) if saved is None else continued(saved, envs, settings.init)).to(device)
-        envs.reset()
-        inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
-        if by_action_values(config.algorithm):
-            policy.action_values(**inputs)
-        collect = make_collector(config, envs) if data is None else data
-        if data is not None:
-            data.check(policy)
-    except RunFault as fault:  # a first observation that is already wrong is no fault of the run
-        envs.close()
-        raise UsageError(str(fault)) from fault
-    except BaseException:
-        envs.close()
-        raise
-    if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
-        config = config.replaced({"eval_every": UNTIL_EVERY})
-    if saved is not None:
-        config = config.with_policy(recorded_policy(saved))
-    return Control(config=config, envs=envs, policy=policy, collect=collect, make_seconds=seconds)
-
-
 @dataclass(kw_only=True)
-class Control:
+class Control(World[control.ActorCritic]):
     """Environments, a policy and a collector, as the :class:`~upslope.run.world.World` of a session."""
 
-    config: Config
+    config: RunConfig
     envs: control.Envs
-    policy: Policy
+    policy: control.ActorCritic
     collect: Collector | Stream
     make_seconds: float = 0.0
     """how long it took to make one of the environments"""
@@ -117,19 +59,60 @@ class Control:
     kept = ("total_steps", "evaluation_return", "evaluation_reward_per_step")
 
     def __post_init__(self) -> None:
-        self.schedule = Schedule(self.config.settings)
+        self.settings: RunSettings = self.config.settings
+        self.schedule = Schedule(self.settings)
+
+    @classmethod
+    def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The tuned settings of a method on a task, flat."""
+        found = preset_for(config.family, config.env_id or "")
+        return {"eval_sample": config.env_id in SAMPLED} | ({} if found is None else dict(found.settings))
+
+    @classmethod
+    def prepare(cls, config: RunConfig) -> Self:
+        """Make environments, policy and collector, and check all that can be known before the first step."""
+        check_collector(config)
+        settings: RunSettings = config.settings
+        device = check_device(settings.device)
+        saved = None if settings.init is None else saved_policy(settings.init)
+        data = recorded_steps(config)
+        started = time.perf_counter()
+        num_envs, scale = config.collector.num_envs if data is None else 1, config.problem.reward_scale
+        envs = control.make(config.env_id or "", num_envs, settings.seed, reward_scale=scale, **env_options(config))
+        seconds = (time.perf_counter() - started) / envs.num_envs
+        try:
+            if settings.until_solved:
+                known_goal(envs.env_id, otherwise="until_solved")
+            policy = (make_policy(config, envs) if saved is None else continued(saved, envs, settings.init)).to(device)
+            envs.reset()
+            inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
+            if by_action_values(config.algorithm):
+                policy.action_values(**inputs)
+            collect = make_collector(config, envs) if data is None else data
+            if data is not None:
+                data.check(policy)
+        except RunFault as fault:  # a first observation that is already wrong is no fault of the run
+            envs.close()
+            raise UsageError(str(fault)) from fault
+        except BaseException:
+            envs.close()
+            raise
+        if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
+            config = config.replaced({"eval_every": UNTIL_EVERY})
+        if saved is not None:
+            config = replace(config, policy=recorded_policy(saved))
+        return cls(config=config, envs=envs, policy=policy, collect=collect, make_seconds=seconds)
 
     @property
     def solved_at(self) -> float | None:
         """The return that counts as solved: ``until_return``, else the task's own goal, else unknown."""
-        until = self.config.settings.until_return
+        until = self.settings.until_return
         return known_goal(self.envs.env_id) if until is None else until
 
     @property
     def stop_at(self) -> float | None:
         """The return that ends the run, where one does."""
-        settings = self.config.settings
-        return self.solved_at if settings.until_solved or settings.until_return is not None else None
+        return self.solved_at if self.settings.until_solved or self.settings.until_return is not None else None
 
     @property
     def target(self) -> str:
@@ -139,7 +122,7 @@ class Control:
     @property
     def budget(self) -> dict[str, int]:
         """Environment steps."""
-        return {"total_steps": self.config.settings.total_steps}
+        return {"total_steps": self.settings.total_steps}
 
     @property
     def good(self) -> float | None:
@@ -152,6 +135,11 @@ class Control:
         space = self.envs.action_space
         return math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
 
+    @property
+    def may_be_best(self) -> bool:
+        """Where the policy may be evaluated on the way."""
+        return bool(self.schedule.every)
+
     # ----------------------------------------------------------------------------------------------------------- the folder
 
     def recorded(self) -> dict[str, Any]:
@@ -161,25 +149,13 @@ class Control:
 
     def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
         """``<name>.safetensors``, and before the first one ``policy.json``, which says how to build the policy."""
-        policy: Any = self.policy
         if not (folder.path / "policy.json").exists():
-            folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **policy.describe()})
-        folder.save_policy(policy, name, progress)
+            folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.policy.describe()})
+        folder.save_policy(self.policy, name, progress)
 
     def plan(self) -> list[str]:
         """The whole run in words, before it starts."""
-        return report.plan(self.config, self.envs, self.policy, self.collect, self.stop_at)
-
-    def begin(self, watch: Watch) -> list[Point]:
-        """Training begins with the first step."""
-        return []
-
-    def follow(self, state: RunState, folder: RunFolder, watch: Watch) -> None:
-        """Nothing more."""
-
-    def samples(self) -> list[str]:
-        """Numbers say it all."""
-        return []
+        return report.plan(self.config, self.envs, self.policy, self.stop_at)
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 
@@ -191,53 +167,47 @@ class Control:
     def evaluate(self, episodes: int | None = None) -> Evaluated:
         """The policy on fresh episodes, in environments of their own."""
         try:
-            found, evaluator = self._played(episodes)
+            found = self._played(episodes)
         except (RunFault, UsageError):
             self._close_evaluator()
             raise
-        self.schedule.played(found, evaluator)
-        return evaluated(found, may_be_best=bool(self.schedule.every))
+        self.schedule.played(found, self.evaluator)
+        return evaluated(found)
 
-    def evaluate_last(self) -> Evaluated:
+    def evaluate_last(self, session: Session) -> Evaluated:
         """The final policy; where other environments cannot be made or fail, in those of the training, which is over."""
-        may_be_best = bool(self.schedule.every)
         try:
-            return evaluated(self._played()[0], may_be_best=may_be_best)
+            return evaluated(self._played())
         except (RunFault, UsageError) as fault:
             self._close_evaluator()
             try:
                 require(not self.envs.clip_reward, "its training environments play lives, not games")
                 self.evaluator = self.make_evaluator(in_training=True)
-                note = f"no environments for an evaluation ({fault}): the final policy plays in those of the training"
-                return evaluated(self._played()[0], may_be_best=may_be_best, note=note)
+                result = evaluated(self._played())
             except (RunFault, UsageError) as again:
                 raise RunFault(f"{fault}; then: {again}") from again
+            if not session.failures.faults:
+                session.note(f"no environments for an evaluation ({fault}): the final policy plays in those of the training")
+            return result
 
-    def _played(self, episodes: int | None = None) -> tuple[EvaluationResult, Evaluator]:
+    def _played(self, episodes: int | None = None) -> EvaluationResult:
         if self.evaluator is None:
             self.evaluator = self.make_evaluator()
         self.evaluator.cut_after = self.schedule.cut_after
-        policy: Any = self.policy
-        if self.config.settings.fast:
-            policy = compiled().fast_policy(policy)
-        return self.evaluator(policy, episodes), self.evaluator
+        return self.evaluator(compiled().fast_policy(self.policy) if self.settings.fast else self.policy, episodes)
 
     def make_evaluator(self, *, in_training: bool = False) -> Evaluator:
         """Plays fresh episodes, each call others; its seeds lie far from those of the training environments.
 
         It makes no more environments than training did, and one where they are slow to make; none if it plays ``in_training``'s.
         """
-        settings, env = self.config.settings, self.config.problem
         return Evaluator(
             self.envs if in_training else self.config.env_id or "",
-            episodes=settings.eval_episodes,
-            seed=1_000_000 * (settings.seed + 1),
-            greedy=not settings.eval_sample,
+            episodes=self.settings.eval_episodes,
+            seed=1_000_000 * (self.settings.seed + 1),
+            greedy=not self.settings.eval_sample,
             num_envs=1 if self.make_seconds > SLOW_TO_MAKE else self.config.collector.num_envs,
-            vectorization=env.vectorization,
-            env_kwargs=env.env_kwargs,
-            max_episode_steps=env.max_episode_steps,
-            step_timeout=env.step_timeout,
+            **env_options(self.config),
         )
 
     def reached(self, points: Sequence[Point]) -> bool:
@@ -260,7 +230,7 @@ class Control:
         return {
             "env_id": self.recorded()["env_id"],
             **dict.fromkeys(NOTHING_PLAYED),
-            "evaluated": "sampled" if self.config.settings.eval_sample else "greedy",
+            "evaluated": "sampled" if self.settings.eval_sample else "greedy",
             "episodes": 0,
             "episodes_ended": 0,
             **({} if result is None else result.headline),
@@ -280,9 +250,13 @@ class Control:
         title = f"{type(self.config.algorithm).__name__} on {summary['env_id']}, seed {summary['seed']}"
         draw_curve(path, [*rows, *end], title=title, solved_at=summary["solved_at"])
 
-    def closing(self, summary: Mapping[str, Any], folder: Path) -> str:
-        """The result in words, and what to try next."""
-        return f"{report.result_words(summary, folder)}\n\n{report.next_commands(summary, folder, self.envs)}"
+    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+        """The result in words."""
+        return report.outcome(summary)
+
+    def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+        """Commands to try next."""
+        return report.next_commands(summary, folder, self.envs)
 
     def close(self) -> None:
         """Close the environments."""
@@ -294,22 +268,20 @@ NOTHING_PLAYED = ("return_mean", "return_std", "return_interval", "length_mean",
 """What is None in a summary without a final evaluation."""
 
 
-def evaluated(result: EvaluationResult, *, may_be_best: bool, note: str = "") -> Evaluated:
+def evaluated(result: EvaluationResult) -> Evaluated:
     """Episodes as an evaluation; where some were cut off, the row says how many were not."""
-    row = {"evaluation_return": result.return_mean}
-    if result.episodes_ended < result.episodes:
+    complete, row = result.episodes_ended == result.episodes, {"evaluation_return": result.return_mean}
+    if not complete:
         row |= {"evaluation_episodes_ended": float(result.episodes_ended), "evaluation_reward_per_step": result.reward_per_step}
-    return Evaluated(
-        mean=result.return_mean,
-        std=result.return_std,
-        episodes=result.episodes,
-        complete=result.episodes_ended == result.episodes,
-        row=row,
-        headline={name: getattr(result, name) for name in (*NOTHING_PLAYED, "episodes", "episodes_ended")}
-        | {"return_interval": list(result.return_interval)},
-        note=note,
-        may_be_best=may_be_best,
-    )
+    said = {name: getattr(result, name) for name in (*NOTHING_PLAYED, "episodes", "episodes_ended")}
+    said["return_interval"] = list(result.return_interval)
+    return Evaluated(mean=result.return_mean, std=result.return_std, episodes=result.episodes, complete=complete, row=row, headline=said)
+
+
+def env_options(config: RunConfig) -> dict[str, Any]:
+    """What the environments of a run are made with, for training and for evaluation alike."""
+    env: EnvSettings = config.problem
+    return {name: getattr(env, name) for name in ("vectorization", "env_kwargs", "max_episode_steps", "step_timeout")}
 
 
 def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
@@ -323,16 +295,6 @@ def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
     if goal is None and otherwise is not None:
         raise UsageError(f"{otherwise}: no return is known at which {env_id!r} counts as solved; say it with until_return")
     return goal
-
-
-def check_plays(config: Config) -> None:
-    """Raise :class:`UsageError` where the environment cannot be shown, before training."""
-    check_renders(config.env_id or "", config.problem.env_kwargs)
-
-
-def play(run: Run, config: Config) -> str:
-    """Record the final policy in the run folder; a sentence that says what was recorded."""
-    return record(run, run.path / "play.gif", env=config.env_id, seed=config.settings.seed)
 
 
 def evaluate_run(

@@ -11,13 +11,13 @@ from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, polic
 from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.records import EitherAlgorithm
+from upslope.run.config import RunConfig
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
 from upslope.run.load import Run, load_state
 from upslope.run.settings import plain_value
-from upslope.run.world import Config
 
 
-def make_policy(config: Config, envs: control.Envs) -> Any:
+def make_policy(config: RunConfig, envs: control.Envs) -> Any:
     """A fresh policy for these environments."""
     chosen, by_values = config.policy, getattr(config.algorithm, "action_values", False)  # in place of preferences
     require(by_values or chosen.epsilon is None, f"epsilon: {config.name} learns no action values; leave it out, or take sarsa")
@@ -47,7 +47,7 @@ def make_policy(config: Config, envs: control.Envs) -> Any:
     return policy_for(envs, **sizes, activation=chosen.activation, **options, **values)
 
 
-def make_collector(config: Config, envs: control.Envs) -> Any:
+def make_collector(config: RunConfig, envs: control.Envs) -> Any:
     """What plays in these environments."""
     settings, seed = config.collector, config.settings.seed
     if hasattr(config.algorithm, "learn"):
@@ -61,7 +61,7 @@ def make_collector(config: Config, envs: control.Envs) -> Any:
     return collect
 
 
-def recorded_steps(config: Config) -> control.Recorded | None:
+def recorded_steps(config: RunConfig) -> control.Recorded | None:
     """The recorded steps to learn from, where the collector names a file of them."""
     if not isinstance(config.collector, DataSettings) or config.collector.data is None:
         return None
@@ -72,6 +72,14 @@ def recorded_steps(config: Config) -> control.Recorded | None:
 def by_action_values(algorithm: EitherAlgorithm) -> bool:
     """Whether the policy must have action values: SARSA acts by them, AllActions learns from them."""
     return getattr(algorithm, "action_values", False) or getattr(algorithm, "action_critic", False)
+
+
+def check_collector(config: RunConfig) -> None:
+    """What a method asks of its collector: minibatches of one size; one environment where it learns at every step, with one trace."""
+    check_minibatches(config.algorithm, config.collector)
+    count = config.collector.num_envs
+    if hasattr(config.algorithm, "learn") and count != 1:
+        raise UsageError(f"num_envs: {config.name} learns at every step of 1 environment, found {count}; leave the flag out")
 
 
 def check_minibatches(algorithm: Any, collector: Any) -> None:
@@ -86,13 +94,6 @@ def check_minibatches(algorithm: Any, collector: Any) -> None:
             near = min(divisors, key=lambda d: abs(d - count))
             product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
             raise UsageError(f"{name}: {count} does not divide {product}; {near} does")
-
-
-def check_one_environment(config: Config) -> None:
-    """A method that learns at every step has one trace, and so one environment."""
-    count = config.collector.num_envs
-    if hasattr(config.algorithm, "learn") and count != 1:
-        raise UsageError(f"num_envs: {config.name} learns at every step of 1 environment, found {count}; leave the flag out")
 
 
 def check_groups(algorithm: EitherAlgorithm, collect: Any) -> None:
@@ -110,7 +111,7 @@ def saved_policy(path: Path) -> Any:
     """The policy of a run of this world."""
     run = Run.load(path)
     require(run.world == "control", f"init: {path} holds a language model; expected a run that was trained on an environment")
-    return run.load_policy("policy")
+    return run.policy
 
 
 def continued(saved: Any, envs: Any, path: Path | None) -> Any:

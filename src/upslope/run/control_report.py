@@ -5,35 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from upslope.control import ActorCritic, Envs
-from upslope.records import Policy
+from upslope.run.config import RunConfig
+from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
-from upslope.run.report import climbing, next_words, passes, plural
-from upslope.run.train import compiled
-from upslope.run.world import Config
+from upslope.run.report import STOPPED, climbing, passes, plural
 
 LARGE = 100.0
 """A number of the observation beyond this saturates a network's first layer."""
 LARGE_PIXEL = 10.0
 
 
-def plan(config: Config, envs: Envs, policy: Policy, collect: Any, stop_at: float | None) -> list[str]:
+def plan(config: RunConfig, envs: Envs, policy: ActorCritic, stop_at: float | None) -> list[str]:
     """The whole run in words, before it starts."""
     settings = config.settings
     title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {settings.seed}"
     watched = stopping(settings, stop_at)
-    lines = [title, collecting(config), watched, *observing(envs, cast(ActorCritic, policy)), policy_words(policy, config.policy, settings)]
-    return [*lines, f"update: {update_words(config.algorithm, policy, collect, settings.fast)}"]
-
-
-def update_words(algorithm: Any, policy: Policy, collect: Any, fast: bool) -> str:
-    """What of an update is compiled, and why not the rest."""
-    if not fast:
-        return "in PyTorch, as --no-fast says"
-    return compiled().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
+    return [title, collecting(config), watched, *observing(envs, policy), policy_words(policy, config.policy, settings)]
 
 
 def observing(envs: Envs, policy: ActorCritic) -> list[str]:
@@ -56,27 +47,23 @@ def observing(envs: Envs, policy: ActorCritic) -> list[str]:
     return lines
 
 
-def collecting(config: Config) -> str:
+def collecting(config: RunConfig) -> str:
     """``8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64 …``."""
     collector, update = config.collector, getattr(config.algorithm, "update", None)
     if update is None:
         rate, critic = (getattr(config.algorithm, name, None) for name in ("learning_rate", "value_learning_rate"))
         rates = "" if rate is None else f", learning rate {rate:g}" + ("" if critic is None else f" (critic {critic:g})")
         return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}{rates}"
-    environments = plural(collector.num_envs, "environment")
+    environments, transitions = plural(collector.num_envs, "environment"), None
     if getattr(collector, "data", None) is not None:
-        transitions = None
         words = f"{'all' if collector.num_rows is None else collector.num_rows} rows of {collector.data} per iteration"
     elif hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps
         words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
     elif hasattr(collector, "group_size"):
-        transitions = None
         words = f"{plural(collector.num_groups, 'group')} of {collector.group_size} whole episodes, each from one start, per iteration"
     else:
-        transitions = None
-        episodes = collector.num_episodes or collector.num_envs
-        words = f"{environments}, {plural(episodes, 'whole episode')} per iteration"
+        words = f"{environments}, {plural(collector.num_episodes or collector.num_envs, 'whole episode')} per iteration"
     return f"{words}, {(natural if hasattr(update, 'num_value_epochs') else climbing)(update, transitions)}"
 
 
@@ -93,13 +80,13 @@ def natural(update: Any, transitions: int | None) -> str:
     return f"{step}; critic: {critic}, learning rate {update.value_learning_rate:g}"
 
 
-def stopping(settings: Any, stop_at: float | None) -> str:
+def stopping(settings: RunSettings, stop_at: float | None) -> str:
     """When the run ends, and what is watched on the way."""
     words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
     every, how, episodes = settings.eval_every, "sampled" if settings.eval_sample else "greedy", settings.eval_episodes
     if stop_at is not None:
         goal = f"returns {stop_at:g} or more over {plural(episodes, 'fresh episode')}, twice in a row"
-        return f"{words}; ends once the {how} policy {goal} (checked every {plural(every, 'step')})"
+        return f"{words}; ends once the {how} policy {goal} (checked every {plural(every or 0, 'step')})"
     if every == 0:
         return f"{words}; no evaluation before the end"
     when = f"every {plural(every, 'step')}" if every else f"at about {POINTS} points"
@@ -107,36 +94,28 @@ def stopping(settings: Any, stop_at: float | None) -> str:
     return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
 
 
-def policy_words(policy: Any, chosen: Any, settings: Any) -> str:
+def policy_words(policy: Any, chosen: PolicySettings, settings: RunSettings) -> str:
     """What the policy is, where it starts from and where it lives."""
-    size = sum(p.numel() for p in policy.parameters())
-    options = policy.describe()
+    options, init = policy.describe(), "" if settings.init is None else f", continued from {settings.init}"
     if options["class"] == "LinearPolicy":
         tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"
         kind = {"tiles": tiles, "fourier": basis}.get(chosen.features, "the observation")
-        words = f"policy linear in {kind}, {policy.features.size:,} features"
-        return words if settings.init is None else f"{words}, continued from {settings.init}"
+        return f"policy linear in {kind}, {policy.features.size:,} features{init}"
     layers = " × ".join(map(str, options.get("hidden_sizes", ()))) or "linear"
     kind = "convolutional policy" if "CNN" in options["class"] else f"{chosen.activation} policy"
-    words = f"{kind} with hidden layers {layers}, {size:,} parameters"
-    if settings.init is not None:
-        words += f", continued from {settings.init}"
+    words = f"{kind} with hidden layers {layers}, {sum(p.numel() for p in policy.parameters()):,} parameters{init}"
     normalized = [w for w, on in (("observations", chosen.normalize_observation), ("rewards", chosen.normalize_reward)) if on]
     words += f", normalized {' and '.join(normalized)}" if normalized else ""
     return words if settings.device == "cpu" else f"{words}, on {settings.device}"
 
 
-def result_words(summary: Mapping[str, Any], folder: Path) -> str:
-    """What happened, in plain words, and what to try next."""
+def outcome(summary: Mapping[str, Any]) -> list[str]:
+    """What happened, in plain words."""
     lines = [verdict(summary)]
     if summary.get("return_mean") is not None:
         lines.append(f"the {summary['evaluated']} policy {returned(summary)}")
-    lines.append(
-        f"{plural(summary['total_steps'], 'step')} in {summary['train_seconds']:.2f} s of training "
-        f"({summary['steps_per_second']:,.0f} steps/s), {summary['wall_seconds']:.2f} s with evaluation and files"
-    )
-    lines.append(f"learning curve: {folder / 'curve.png'}")
-    return "\n".join(lines)
+    speed, seconds = f"{summary['steps_per_second']:,.0f} steps/s", f"{summary['wall_seconds']:.2f} s with evaluation and files"
+    return [*lines, f"{plural(summary['total_steps'], 'step')} in {summary['train_seconds']:.2f} s of training ({speed}), {seconds}"]
 
 
 def returned(result: Mapping[str, Any]) -> str:
@@ -154,7 +133,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """``solved: …``, ``not solved: …``, ``stopped: …`` or ``finished``."""
     goal = summary.get("solved_at")
     if summary["status"] == "interrupted":
-        return "stopped on request: everything up to the last iteration is saved"
+        return STOPPED
     if summary["solved"]:
         return f"solved: the return reached {goal:g}"
     if goal is not None:
@@ -162,13 +141,12 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return "finished"
 
 
-def next_commands(summary: Mapping[str, Any], folder: Path, envs: Envs) -> str:
+def next_commands(summary: Mapping[str, Any], folder: Path, envs: Envs) -> dict[str, str]:
     """Commands to try next; watching only where there is something to see, help only of what the command line can name."""
     run, name = shlex.quote(str(folder)), shlex.quote(summary["env_id"])
     env = f" --env {name}" if ":" in summary["env_id"] else ""  # a module is never imported because a file says so
-    rows = {f"upslope play {run}{env} --out policy.gif": "watch the policy"} if can_render(envs) else {}
-    rows |= {f"upslope evaluate {run}{env} --episodes 100": "measure it again, on other episodes"}
-    method = summary["algorithm"]
-    if not method.startswith("__main__:"):
-        rows |= {f"upslope train {method} {name} --help": "every setting, with its default"}
-    return next_words(rows)
+    commands = {f"upslope play {run}{env} --out policy.gif": "watch the policy"} if can_render(envs) else {}
+    commands[f"upslope evaluate {run}{env} --episodes 100"] = "measure it again, on other episodes"
+    if not summary["algorithm"].startswith("__main__:"):
+        commands[f"upslope train {summary['algorithm']} {name} --help"] = "every setting, with its default"
+    return commands

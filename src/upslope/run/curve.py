@@ -37,24 +37,24 @@ def smoothed(values: Array, share: float = 0.05) -> Array:
     return (total[last] - total[first]) / (last - first)
 
 
+def curve_lines(rows: Rows, shown: str, label: str, evaluated: str, evaluated_label: str) -> list[Line]:
+    """The curves of one run: a metric of each iteration, its running mean, and where there are any its evaluations."""
+    (x, y), points = series(rows, shown), series(rows, evaluated)
+    lines = [Line(x, y, PALETTE[0], label, width=1.2, faint=True), Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4)]
+    return [*lines, *([Line(*points, PALETTE[1], evaluated_label, width=1.4, marks=True)] if len(points[0]) else [])]
+
+
 def draw_curve(path: Path, rows: Rows, *, title: str, solved_at: float | None = None) -> None:
     """Write the learning curve of one run: returns of training episodes, their running mean, evaluations.
 
     Where no episode of training ended, what a step was paid stands in for the return.
     """
-    endless = not len(series(rows, "episode_return")[0]) and len(series(rows, "reward_per_step")[0])
-    shown, evaluated, axis = (
-        ("reward_per_step", "evaluation_reward_per_step", PER_STEP) if endless else ("episode_return", "evaluation_return", RETURN)
-    )
-    x, y = series(rows, shown)
-    lines = [
-        Line(x, y, PALETTE[0], "training" if endless else "training episodes", width=1.2, faint=True),
-        Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4),
-    ]
-    points = series(rows, evaluated)
-    if len(points[0]):
-        lines.append(Line(*points, PALETTE[1], "evaluation", width=1.4, marks=True))
-    levels = [] if solved_at is None or endless else [(solved_at, f"solved: {solved_at:g}")]
+    if len(series(rows, "reward_per_step")[0]) and not len(series(rows, "episode_return")[0]):
+        axis, levels = PER_STEP, []
+        lines = curve_lines(rows, "reward_per_step", "training", "evaluation_reward_per_step", "evaluation")
+    else:
+        axis, levels = RETURN, [] if solved_at is None else [(solved_at, f"solved: {solved_at:g}")]
+        lines = curve_lines(rows, "episode_return", "training episodes", "evaluation_return", "evaluation")
     save(draw([Panel(title, STEPS, axis, lines, levels)]), path)
 
 

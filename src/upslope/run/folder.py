@@ -113,10 +113,6 @@ class RunFolder:
         """Write a whole file under a temporary name and rename it."""
         files.write_bytes(self.path / name, content)
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl`` and flush it."""
-        self.append("metrics.jsonl", [row])
-
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to a JSONL file and flush it."""
         try:

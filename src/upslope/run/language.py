@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -21,10 +21,11 @@ from upslope.language.layers import Attention
 from upslope.language.precision import preferred
 from upslope.language.presets import preset_for
 from upslope.run import language_report as report
+from upslope.run.config import RunConfig
 from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
-from upslope.run.language_evaluate import HELD_OUT_PAIRS, evaluate_model, held_out_file
+from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_make import (
     FrozenAtStart,
     examples_of,
@@ -34,10 +35,12 @@ from upslope.run.language_make import (
     make_reference,
     make_task,
 )
+from upslope.run.language_settings import LanguageRunSettings
 from upslope.run.load import PROGRESS
+from upslope.run.session import Session
 from upslope.run.settings import settings_of
 from upslope.run.train import RunState, train
-from upslope.run.world import Config, Evaluated, Watch
+from upslope.run.world import Evaluated, World
 from upslope.updates import Ascent
 
 EVALUATE_EVERY = 10
@@ -47,52 +50,12 @@ GOOD = 0.95
 PAIRS_IN_A_PASS = 16
 """Pairs that are measured at once."""
 
-__all__ = ["Language", "evaluate_model", "imports", "prepare", "preset"]
-
-
-def preset(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuned settings of a method on a model and a task, flat."""
-    known = set(settings_of(*config.parts()))
-    model, recorded = str(settings.get("model", "tiny")), settings.get("pairs") is not None
-    return preset_for(config.family, model, settings.get("task"), known, recorded=recorded)
-
-
-def imports(name: str, text: str) -> bool:
-    """Whether a text among the settings names something to import: a built-in reward may have an argument, ``contains:word``."""
-    return name != "reward" or text.partition(":")[0] not in BUILTIN
-
-
-def prepare(config: Config) -> Language:
-    """Make task, policy and collector, and check all that can be known before the first step.
-
-    Raises:
-        UsageError: whatever cannot work, in one line.
-    """
-    settings = config.settings
-    device = check_device(settings.device)
-    task = make_task(config)
-    if settings.until_accuracy is not None and (task is None or not task.held_out):
-        raise UsageError("until_accuracy: nothing is held out, so accuracy is never measured; leave it out, or give a FILE.test.jsonl")
-    if settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
-        raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
-    policy = make_policy(config.policy, task, value_head=config.needs.needs_critic, seed=settings.seed).to(device)
-    if config.policy.compute_dtype == "auto" and config.policy.model != "tiny" and device.type != "cpu":
-        policy.compute_dtype = preferred(device)
-    if not settings.fast:
-        policy.attention = Attention("--no-fast says so")
-    reference = make_reference(config, policy)
-    task, num_long = fitted(config, policy, task)
-    collect, others = make_collector(config, policy, task, reference)
-    if settings.eval_every is None:
-        config = config.replaced({"eval_every": EVALUATE_EVERY})
-    return Language(config=config, task=task, policy=policy, collect=collect, num_long=num_long + others)
-
 
 @dataclass(kw_only=True)
-class Language:
+class Language(World[LanguagePolicy]):
     """A task, a model and a collector, as the :class:`~upslope.run.world.World` of a session."""
 
-    config: Config
+    config: RunConfig
     task: Task | None
     policy: LanguagePolicy
     collect: Any
@@ -106,7 +69,43 @@ class Language:
 
     fields = report.FIELDS
     kept = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
-    action_dims = 0
+
+    def __post_init__(self) -> None:
+        self.settings: LanguageRunSettings = self.settings
+
+    @classmethod
+    def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The tuned settings of a method on a model and a task, flat."""
+        known = set(settings_of(*config.parts()))
+        model, recorded = str(settings.get("model", "tiny")), settings.get("pairs") is not None
+        return preset_for(config.family, model, settings.get("task"), known, recorded=recorded)
+
+    @classmethod
+    def imports(cls, name: str, text: str) -> bool:
+        """Whether a text names something to import: a built-in reward may have an argument, ``contains:word``."""
+        return name != "reward" or text.partition(":")[0] not in BUILTIN
+
+    @classmethod
+    def prepare(cls, config: RunConfig) -> Self:
+        """Make task, policy and collector, and check all that can be known before the first step."""
+        settings: LanguageRunSettings = config.settings
+        device = check_device(settings.device)
+        task = make_task(config)
+        if settings.until_accuracy is not None and (task is None or not task.held_out):
+            raise UsageError("until_accuracy: nothing is held out, so accuracy is never measured; leave it out, or give a FILE.test.jsonl")
+        if settings.warm_start > 0 and (task is None or task.solution is None or task.correct is None):
+            raise UsageError("warm_start: the task has no answers to imitate; set --warm-start 0, or give the file a column answer")
+        policy = make_policy(config.policy, task, value_head=config.needs.needs_critic, seed=settings.seed).to(device)
+        if config.policy.compute_dtype == "auto" and config.policy.model != "tiny" and device.type != "cpu":
+            policy.compute_dtype = preferred(device)
+        if not settings.fast:
+            policy.attention = Attention("--no-fast says so")
+        reference = make_reference(config, policy)
+        task, num_long = fitted(config, policy, task)
+        collect, others = make_collector(config, policy, task, reference)
+        if settings.eval_every is None:
+            config = config.replaced({"eval_every": EVALUATE_EVERY})
+        return cls(config=config, task=task, policy=policy, collect=collect, num_long=num_long + others)
 
     @property
     def target(self) -> str:
@@ -118,19 +117,18 @@ class Language:
     @property
     def budget(self) -> dict[str, int]:
         """Iterations."""
-        return {"iterations": self.config.settings.iterations}
+        return {"iterations": self.settings.iterations}
 
     @property
     def good(self) -> float:
         """The goal, or an accuracy that is good in any task."""
-        goal = self.config.settings.until_accuracy
-        return GOOD if goal is None else goal
+        return GOOD if self.settings.until_accuracy is None else self.settings.until_accuracy
 
     # ----------------------------------------------------------------------------------------------------------- the folder
 
     def recorded(self) -> dict[str, Any]:
         """``config.json``; with the precision that ``auto`` stands for here, which is another one on another processor."""
-        config = self.config.config()
+        config = super().recorded()
         used = str(self.policy.compute_dtype).removeprefix("torch.")
         return config | {"policy": config["policy"] | {"compute_dtype": used}}
 
@@ -152,25 +150,24 @@ class Language:
 
     # --------------------------------------------------------------------------------------------------------- the training
 
-    def begin(self, watch: Watch) -> list[Point]:
+    def begin(self, session: Session) -> list[Point]:
         """The warm start; then the reference is the model as it is, and its accuracy the one before training."""
-        settings = self.config.settings
-        if settings.warm_start > 0:
-            self._warm_start(watch)
+        if self.settings.warm_start > 0:
+            self._warm_start(session)
         if isinstance(getattr(self.collect, "reference", None), FrozenAtStart):
             self.collect.reference = self.policy.frozen()
-        if settings.eval_every and not watch.stopped and (result := self._answers()) is not None:
+        if self.settings.eval_every and not session.stopped and (result := self._answers()) is not None:
             self.before = result.accuracy
         if self.before is None:
             return []
-        return [Point(0, self.before, math.sqrt(self.before * (1 - self.before)), settings.eval_episodes)]
+        return [Point(0, self.before, math.sqrt(self.before * (1 - self.before)), self.settings.eval_episodes)]
 
-    def _warm_start(self, watch: Watch) -> None:
+    def _warm_start(self, session: Session) -> None:
         """Imitate right answers until enough training problems are answered right; held-out problems are not looked at.
 
         Not a step is made where they are already, by a model that was trained before.
         """
-        settings, task, policy = self.config.settings, self.task, self.policy
+        settings, task, policy = self.settings, self.task, self.policy
         if task is None:
             return
         watched, found, started = task.train[: settings.eval_episodes], {"accuracy": 0.0}, time.perf_counter()
@@ -181,12 +178,12 @@ class Language:
 
         def enough(state: RunState) -> bool:
             self.warm_start_iterations = state.iteration
-            watch.save_in_time()
-            return watch.stopped or (state.iteration % 10 == 0 and reached())
+            session.save_in_time()
+            return session.stopped or (state.iteration % 10 == 0 and reached())
 
         fresh = self.config.policy.model == "tiny"  # whose answers nobody need look at
         if not fresh and reached():
-            watch.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
+            session.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
             return
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
         update = Ascent(learning_rate=settings.warm_start_rate, max_grad_norm=1.0, schedule=lambda done: min(1.0, 0.05 + done * rise))
@@ -195,54 +192,49 @@ class Language:
         train(SFT(update=update), policy, data, callbacks=enough, progress=False, **options)
         self.warm_start_seconds = time.perf_counter() - started
         words = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
-        short = found["accuracy"] < settings.warm_start and not watch.stopped
+        short = found["accuracy"] < settings.warm_start and not session.stopped
         missed = f"; it ended after {settings.warm_start_iterations:,} steps, short of {settings.warm_start:.0%}"
-        watch.note(words + (missed if short else ""))
+        session.note(words + (missed if short else ""))
 
-    def follow(self, state: RunState, folder: RunFolder, watch: Watch) -> None:
+    def follow(self, state: RunState, session: Session) -> None:
         """Keep what was said; warn once where steps are too small for the weights."""
         moved = state.metrics.get("weights_moved")
         if moved is not None and not self.said_that_weights_stand_still:
             self.said_that_weights_stand_still = True
-            watch.note(
+            session.note(
                 f"warning: this update moved {moved:.1%} of the weights: its steps are smaller than the distance between "
                 f"neighboring numbers; raise the learning rate ({self.config.algorithm.update.learning_rate:g})"
             )
-        folder.append("completions.jsonl", getattr(self.collect, "samples", []))
+        session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 
     def due(self, before: int, state: RunState) -> int:
         """Every so many iterations, where any are wanted; the last one is evaluated anyway."""
-        settings = self.config.settings
-        every = settings.eval_every
-        return settings.eval_episodes if every and state.iteration % every == 0 and state.iteration < settings.iterations else 0
+        every, now = self.settings.eval_every, state.iteration
+        return self.settings.eval_episodes if every and now % every == 0 and now < self.settings.iterations else 0
 
     def evaluate(self, episodes: int | None = None) -> Evaluated | None:
         """Answers to held-out problems."""
         result = self._answers()
         return None if result is None else evaluated(result)
 
-    def evaluate_last(self) -> Evaluated | None:
-        """The final policy's."""
-        return self.evaluate()
-
     def _answers(self) -> LanguageResult | None:
         if self.task is None or not self.task.held_out or self.config.needs.scores_texts:
             return None
         options: dict[str, Any] = {name: getattr(self.collect, name, None) for name in ("max_tokens", "trainer_state")}
-        return evaluate(self.policy, self.task, episodes=self.config.settings.eval_episodes, **options)
+        return evaluate(self.policy, self.task, episodes=self.settings.eval_episodes, **options)
 
     def reached(self, points: Sequence[Point]) -> bool:
         """Once; where answers are not right or wrong, never."""
-        goal, measured = self.config.settings.until_accuracy, self.task is not None and self.task.correct is not None
+        goal, measured = self.settings.until_accuracy, self.task is not None and self.task.correct is not None
         return goal is not None and measured and bool(points) and points[-1].mean >= goal
 
     # -------------------------------------------------------------------------------------------------------------- the end
 
     def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
         """What ``summary.json`` says of model and answers."""
-        goal = self.config.settings.until_accuracy
+        goal = self.settings.until_accuracy
         found: Mapping[str, Any] = {} if result is None else result.headline
         accuracy = found.get("accuracy")
         return {
@@ -294,12 +286,13 @@ class Language:
         if rows:
             report.draw_curve(path, [*start, *rows, *end], title=f"{self.config.name} on {self.target}, seed {summary['seed']}")
 
-    def closing(self, summary: Mapping[str, Any], folder: Path) -> str:
-        """The result in words, and what to try next."""
-        return f"{report.result_words(summary, folder)}\n\n{report.next_commands(summary, folder, self.config)}"
+    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+        """The result in words."""
+        return report.outcome(summary)
 
-    def close(self) -> None:
-        """Nothing is held open."""
+    def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+        """Commands to try next."""
+        return report.next_commands(summary, folder, self.config)
 
 
 NOTHING_ANSWERED = ("accuracy", "accuracy_interval", "reward_mean", "format_rate", "length_mean")

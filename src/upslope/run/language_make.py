@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from upslope.language.rewards import Part, parse_weight, reward_from
 from upslope.language.scoring import score_with
 from upslope.language.tasks import NO_REWARD
 from upslope.records import EitherAlgorithm
+from upslope.run.config import RunConfig
 from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings
 from upslope.run.load import Run
 from upslope.run.settings import load_object
-from upslope.run.world import Config
 
 NO_TASK = "task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition"
 
 
-def fitted(config: Config, policy: LanguagePolicy, task: Task | None) -> tuple[Task | None, int]:
+def fitted(config: RunConfig, policy: LanguagePolicy, task: Task | None) -> tuple[Task | None, int]:
     """The task with prompts that leave room for a completion, and how many were dropped or cut for it."""
     how = config.problem.long_prompts
     if task is None or (config.needs.scores_texts and how == "error"):  # a model that scores is asked no prompt
@@ -36,7 +36,7 @@ def fitted(config: Config, policy: LanguagePolicy, task: Task | None) -> tuple[T
     return fit_task(policy, task, max_tokens, how, recorded=recorded)
 
 
-def make_task(config: Config) -> Task | None:
+def make_task(config: RunConfig) -> Task | None:
     """The task with the rewards that were asked for; None for recorded data that brings its own prompts."""
     chosen: TaskSettings = config.problem
     if chosen.task is None:
@@ -47,7 +47,7 @@ def make_task(config: Config) -> Task | None:
     return language.task(chosen.task, seed=0, reward=reward, **chosen.task_kwargs)
 
 
-def make_reference(config: Config, policy: LanguagePolicy) -> Any:
+def make_reference(config: RunConfig, policy: LanguagePolicy) -> Any:
     """The frozen policy that a KL term or a preference is measured against, where one is needed."""
     folder = config.collector.reference
     if config.needs.scores_texts or not (folder or config.needs.needs_reference or reference_kl(config.algorithm) > 0):
@@ -62,13 +62,13 @@ def reference_kl(algorithm: EitherAlgorithm) -> float:
     return getattr(algorithm, "reference_kl_coef", getattr(algorithm, "kl_coef", 0.0))
 
 
-def make_collector(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+def make_collector(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
     """What gathers the texts, and how many of a file's prompts were dropped or cut to fit."""
     gather = GATHER[config.needs.learns_from]
     return gather(config, policy, task, reference)
 
 
-def completions(config: Config, policy: LanguagePolicy, task: Task, reference: Any) -> tuple[Any, int]:
+def completions(config: RunConfig, policy: LanguagePolicy, task: Task, reference: Any) -> tuple[Any, int]:
     """Sampled completions."""
     settings: CompletionsSettings = config.collector
     algorithm, chosen = config.algorithm, config.problem
@@ -96,7 +96,7 @@ def completions(config: Config, policy: LanguagePolicy, task: Task, reference: A
     return collect, 0
 
 
-def demonstrations(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+def demonstrations(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
     """Right answers to imitate."""
     settings: RecordedSettings = config.collector
     require(settings.pairs is None, "pairs: sft imitates the task's answers; give --task FILE.jsonl with prompt and answer or completion")
@@ -104,14 +104,14 @@ def demonstrations(config: Config, policy: LanguagePolicy, task: Task | None, re
     return collect, 0
 
 
-def labels(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+def labels(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
     """Single completions, each labeled as wanted or not."""
     file = config.collector.pairs
     examples = language.read_labeled(file) if file else labeled_from(made_pairs(task))
     return recorded(config, policy, examples, [[example.completion] for example in examples], language.labeled, reference)
 
 
-def pairs(config: Config, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+def pairs(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
     """Pairs of completions, one preferred to the other."""
     file = config.collector.pairs
     examples = language.read_pairs(file) if file else made_pairs(task)
@@ -126,7 +126,7 @@ def made_pairs(task: Task | None) -> list[Pair]:
 
 
 def recorded(
-    config: Config, policy: LanguagePolicy, examples: list[Any], texts: list[list[str]], collector: Callable[..., Any], reference: Any
+    config: RunConfig, policy: LanguagePolicy, examples: list[Any], texts: list[list[str]], collector: Callable[..., Any], reference: Any
 ) -> tuple[Any, int]:
     """The collector of recorded texts, those that fit, and how many did not."""
     num_long, how = 0, config.problem.long_prompts
@@ -136,7 +136,7 @@ def recorded(
     return collector(policy, examples, **options), num_long
 
 
-GATHER: dict[str, Callable[[Config, LanguagePolicy, Any, Any], tuple[Any, int]]] = {
+GATHER: dict[str, Callable[[RunConfig, LanguagePolicy, Any, Any], tuple[Any, int]]] = {
     **dict.fromkeys(("steps", "episodes", "groups"), completions),
     "demonstrations": demonstrations,
     "labels": labels,
@@ -169,6 +169,19 @@ def make_policy(settings: ModelSettings, task: Task | None, *, value_head: bool,
             lora_rank=settings.lora_rank,
             compute_dtype=dtype,
         )
+
+
+def saved_policy(folder: Path, recorded: Mapping[str, Any]) -> LanguagePolicy:
+    """A Transformers folder as a policy that is not trained any more, with the ``recorded`` temperature and precision of passes.
+
+    Raises:
+        UsageError: the folder is missing or damaged.
+    """
+    has_head = (folder / "value_head.safetensors").exists()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(recorded.get("compute_dtype")))
+    temperature = float(recorded.get("temperature", 1.0))
+    policy = LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
+    return policy.requires_grad_(False)
 
 
 def policy_folder(text: str) -> str:

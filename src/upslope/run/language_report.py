@@ -9,12 +9,12 @@ from typing import Any
 
 from upslope.language import LanguagePolicy, Task
 from upslope.language.masters import dropout_of
-from upslope.run.curve import series, smoothed
-from upslope.run.drawing import PALETTE, Line, Panel, draw, save
+from upslope.run.config import RunConfig
+from upslope.run.curve import curve_lines
+from upslope.run.drawing import Panel, draw, save
 from upslope.run.language_evaluate import is_foreign
 from upslope.run.language_settings import CompletionsSettings
-from upslope.run.report import Field, climbing, next_words, plural
-from upslope.run.world import Config
+from upslope.run.report import STOPPED, Field, climbing, plural
 
 FIELDS = (
     *(
@@ -42,7 +42,7 @@ CURVES = {"reward": "reward of training completions", "accuracy": "share of pair
 """What is drawn, the first that a run has."""
 
 
-def plan(config: Config, target: str, task: Task | None, policy: LanguagePolicy, collect: Any, num_long: int) -> list[str]:
+def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePolicy, collect: Any, num_long: int) -> list[str]:
     """The whole run in words, before it starts."""
     settings, collector = config.settings, config.collector
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -98,12 +98,11 @@ def shortened(text: str, width: int, *, tail: bool = False) -> str:
     return repr(flat[-width:] if tail else flat[: width - 1] + "…")
 
 
-def result_words(summary: Mapping[str, Any], folder: Path) -> str:
+def outcome(summary: Mapping[str, Any]) -> list[str]:
     """What happened, in plain words."""
-    status = "stopped on request: everything up to the last iteration is saved" if summary["status"] == "interrupted" else "finished"
+    lines = [STOPPED if summary["status"] == "interrupted" else "finished"]
     if summary["solved"]:
-        status = f"solved: accuracy reached {summary['solved_at']:g}"
-    lines = [status]
+        lines = [f"solved: accuracy reached {summary['solved_at']:g}"]
     if summary.get("accuracy") is not None:
         low, high = summary["accuracy_interval"]
         before = summary.get("accuracy_before")
@@ -115,15 +114,11 @@ def result_words(summary: Mapping[str, Any], folder: Path) -> str:
     if summary.get("preference_accuracy") is not None:
         lines.append(f"{summary['preference_accuracy']:.1%} of {plural(summary['held_out_pairs'], 'held-out pair')} ranked right")
     warm = f", {summary['warm_start_seconds']:.1f} s of warm start" if summary.get("warm_start_seconds") else ""
-    lines.append(
-        f"{plural(summary['iterations'], 'iteration')} in {summary['train_seconds']:.1f} s of training{warm}, "
-        f"{summary['wall_seconds']:.1f} s with evaluation and files"
-    )
-    lines.append(f"learning curve: {folder / 'curve.png'}")
-    return "\n".join(lines)
+    seconds = f"{summary['train_seconds']:.1f} s of training{warm}, {summary['wall_seconds']:.1f} s with evaluation and files"
+    return [*lines, f"{plural(summary['iterations'], 'iteration')} in {seconds}"]
 
 
-def next_commands(summary: Mapping[str, Any], folder: Path, config: Config) -> str:
+def next_commands(summary: Mapping[str, Any], folder: Path, config: RunConfig) -> dict[str, str]:
     """Commands that make sense after this run, and work as they stand, with what each is for."""
     task = [] if config.problem.task is None else ["--task", config.problem.task]
     rows: dict[tuple[str, ...], str] = {}
@@ -139,16 +134,12 @@ def next_commands(summary: Mapping[str, Any], folder: Path, config: Config) -> s
     if scores and task:
         rows["train", "grpo", "--model", config.policy.model, *task, "--reward", str(folder)] = "train with it as the reward"
     rows["export", str(folder), "--out", f"{folder}-model"] = "an ordinary Transformers folder, for vLLM for one"
-    return next_words({shlex.join(["upslope", *words]): why for words, why in rows.items()})
+    return {shlex.join(["upslope", *words]): why for words, why in rows.items()}
 
 
 def draw_curve(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """Reward of training completions with their running mean, and the accuracy on held-out problems, over iterations."""
     by_iteration = [{**row, "total_steps": row["iteration"]} for row in rows]
     name, label = next(((n, w) for n, w in CURVES.items() if any(n in row for row in rows)), ("objective", "objective"))
-    x, y = series(by_iteration, name)
-    lines = [Line(x, y, PALETTE[0], label, width=1.2, faint=True), Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4)]
-    points = series(by_iteration, "evaluation_accuracy")
-    if len(points[0]):
-        lines.append(Line(*points, PALETTE[1], "accuracy on held-out problems", width=1.4, marks=True))
+    lines = curve_lines(by_iteration, name, label, "evaluation_accuracy", "accuracy on held-out problems")
     save(draw([Panel(title, "iteration", label, lines)]), path)

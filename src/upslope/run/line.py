@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from upslope.run.report import FIELDS, SECONDS_BETWEEN_LINES, Field, Meter
+
+if TYPE_CHECKING:
+    from upslope.run.train import RunState
 
 SHOWN = (*FIELDS[:3], Field("reward", "reward {:.3f}"), *FIELDS[3:])
 """Return and speed first, then what the method reports."""
@@ -26,19 +28,6 @@ def watched() -> bool:
     return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 
-class Reported(Protocol):
-    """What is shown of a run: :class:`~upslope.run.train.RunState` has it."""
-
-    iteration: int
-    total_steps: int
-
-    @property
-    def fraction(self) -> float: ...
-
-    @property
-    def metrics(self) -> Mapping[str, Any]: ...
-
-
 class Line:
     """One line, drawn over itself; where nobody sees it drawn, a new one every two seconds.
 
@@ -49,26 +38,25 @@ class Line:
     def __init__(self, stream: TextIO | None = None, *, drawn: bool | None = None) -> None:
         self.stream = stream or (sys.stdout if in_notebook() else sys.stderr)
         self.drawn = watched() if drawn is None else drawn
-        self.meter = Recent({"iterations": 1}, SHOWN)
+        self.meter = Meter({"iterations": 1}, SHOWN)
         self.next, self.length = time.perf_counter() + (0.0 if self.drawn else SECONDS_BETWEEN_LINES), 0
 
-    def update(self, state: Reported) -> None:
+    def update(self, state: RunState) -> None:
         """After an iteration."""
-        self.meter.share = state.fraction
-        self.meter.update(state.metrics)
+        self.meter.update(state.metrics, state.fraction)
         now = time.perf_counter()
         if now >= self.next:
             self.next = now + (SECONDS_BETWEEN_DRAWINGS if self.drawn else SECONDS_BETWEEN_LINES)
             self._show(state)
 
-    def close(self, state: Reported) -> None:
+    def close(self, state: RunState) -> None:
         """The last words, which stay."""
         if state.iteration:
             self._show(state)
         if self.drawn and self.length:
             self._write("\n")
 
-    def _show(self, state: Reported) -> None:
+    def _show(self, state: RunState) -> None:
         left = self.meter.left()
         head = f"{state.iteration:,} iterations, {state.total_steps:,} steps ({state.fraction:.0%})" + (f" · {left}" if left else "")
         width = shutil.get_terminal_size((120, 24)).columns - 1 if self.drawn else 1000
@@ -83,14 +71,3 @@ class Line:
             self.stream.flush()
         except (OSError, ValueError):  # nobody reads it any more; the training matters more
             self.drawn, self.next = False, float("inf")
-
-
-class Recent(Meter):
-    """A meter that is told how much of the run is done."""
-
-    share = 0.0
-
-    @property
-    def fraction(self) -> float:
-        """How much of the run is done."""
-        return self.share

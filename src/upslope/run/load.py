@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.files import survivor
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.methods import METHODS, Needs
@@ -34,25 +34,14 @@ class Run:
     def load(cls, path: str | Path) -> Run:
         """Open a run folder; raises :class:`UsageError` where it is none, is damaged or comes from a newer version."""
         folder = Path(path)
-        if not str(path):
-            raise UsageError("run folder: expected a path, found ''")
-        if not folder.exists():
-            raise UsageError(f"run folder {folder}: there is no such folder")
-        if not folder.is_dir():
-            raise UsageError(f"run folder {folder}: this is a file; name the folder that holds config.json")
-        if not (folder / "config.json").exists():
-            raise UsageError(f"run folder {folder}: it has no config.json, so it is not the folder of a run")
-        config = read_json(folder / "config.json")
-        check_format(folder / "config.json", config)
-        for name in ("algorithm", "task" if config.get("world") == "language" else "env_id", "settings"):
-            if name not in config:
-                raise damaged(folder / "config.json", f"{name!r} is missing")
-        check_config(folder / "config.json", config)
-        summary = None
-        if (folder / "summary.json").exists():
-            summary = read_json(folder / "summary.json")
-            check_format(folder / "summary.json", summary)
-        return cls(folder, config, summary)
+        require(bool(str(path)), "run folder: expected a path, found ''")
+        require(folder.exists(), f"run folder {folder}: there is no such folder")
+        require(folder.is_dir(), f"run folder {folder}: this is a file; name the folder that holds config.json")
+        config, summary = folder / "config.json", folder / "summary.json"
+        require(config.exists(), f"run folder {folder}: it has no config.json, so it is not the folder of a run")
+        found = read_json(config, versioned=True)
+        check_config(config, found)
+        return cls(folder, found, read_json(summary, versioned=True) if summary.exists() else None)
 
     @property
     def algorithm(self) -> str:
@@ -97,15 +86,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        check_inside(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise damaged(path, str(error)) from error
         rows: list[dict[str, Any]] = []
-        lines = text.split("\n")  # a complete file ends with a newline, so the last piece is empty
+        lines = read_text(path).split("\n") if path.exists() else []  # a complete file ends with a newline, so the last piece is empty
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
@@ -118,73 +100,73 @@ class Run:
             if not isinstance(row, dict):
                 raise damaged(path, f"line {number} is not an object")
             rows.append(cast("dict[str, Any]", row))
-            wrong = next((name for name, value in rows[-1].items() if not isinstance(value, int | float | None)), None)
-            if wrong is not None:
-                raise damaged(path, f"line {number}: {wrong!r} is no number")
+            for name, value in rows[-1].items():
+                if not isinstance(value, int | float | None):
+                    raise damaged(path, f"line {number}: {name!r} is no number")
         return rows
 
     @cached_property
     def policy(self) -> Any:
         """The final policy, ready to act: ``run.policy.act(observation, greedy=True) -> (action, state)``."""
-        return self.load_policy("policy")
+        return self._load_policy("policy")
 
     @cached_property
     def best_policy(self) -> Any:
         """The policy of the best evaluation, the final one included."""
         if not (self.path / "best_policy.safetensors").exists() and not survivor(self.path / "best_policy").is_dir():
             raise UsageError(f"run folder {self.path}: it has no best policy, for nothing was evaluated on the way; take the final one")
-        return self.load_policy("best_policy")
+        return self._load_policy("best_policy")
 
     def chosen_policy(self, which: str) -> Any:
         """``final`` or ``best``."""
         return self.best_policy if which == "best" else self.policy
 
-    def progress(self, name: str = "policy") -> dict[str, int] | None:
+    def progress(self, which: str = "final") -> dict[str, int] | None:
         """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
+        name = "best_policy" if which == "best" else "policy"
         if self.world == "language":
             path = survivor(self.path / name) / PROGRESS
             found: Any = read_json(path) if path.exists() else {}
         else:
-            path = self.path / f"{name}.safetensors"
-            found = read_header(path)
+            found = read_header(self.path / f"{name}.safetensors")
         numbers = {key: value for key, value in found.items() if isinstance(value, int) and value >= 0}
         return numbers if {"iteration", "total_steps"} <= numbers.keys() else None
 
-    def caution(self, name: str = "policy") -> str:
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary is not None and self.summary.get("status") == "finished"
+
+    def caution(self, which: str = "final") -> str:
         """What to know of a policy that is not the end of its run: ``policy after 12,288 of 100,000 steps (…)``; else ''."""
-        progress = self.progress(name)
-        if progress is None or (self.summary is not None and self.summary.get("status") == "finished"):
-            return ""
-        return progress_words(progress, self.summary)
+        progress = None if self.finished else self.progress(which)
+        return "" if progress is None else progress_words(progress, self.summary)
 
     def policy_words(self, which: str) -> str:
         """``final policy after 100,096 of 100,000 steps``; how the run ended, where it did not come to its end."""
-        progress = self.progress("best_policy" if which == "best" else "policy")
+        progress = self.progress(which)
         return f"{which} {'policy' if progress is None else progress_words(progress, self.summary)}"
 
-    def load_policy(self, name: str) -> Any:
-        """Build the policy that ``policy.json`` describes and fill it with ``<name>.safetensors``; in eval mode.
-
-        In the language world: the policy in the Transformers folder ``<name>``.
-        """
+    def _load_policy(self, name: str) -> Any:
+        """What ``policy.json`` describes, with ``<name>.safetensors``, or the Transformers folder ``<name>``; not trained any more."""
         if self.world == "language":
-            from upslope.run.language_load import load_language_policy  # loads Transformers
+            from upslope.run.language_make import saved_policy  # loads Transformers
 
             folder = survivor(self.path / name)
             for path in (folder, *folder.rglob("*")):
                 check_inside(path, self.path)
-            return load_language_policy(folder, self.config["policy"])
-        description = read_json(self.path / "policy.json")
-        check_format(self.path / "policy.json", description)
-        state = read_safetensors(self.path / f"{name}.safetensors")
+            return saved_policy(folder, self.config["policy"])
+        path, weights = self.path / "policy.json", self.path / f"{name}.safetensors"
+        description = read_json(path, versioned=True)
+        state = read_safetensors(weights)
         from upslope.control.policy import policy_from_description  # loads Gymnasium
 
         del description["format_version"]
         try:
             policy = policy_from_description(description)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # UsageError is a ValueError
-            raise damaged(self.path / "policy.json", f"it does not describe a policy ({error})") from error
-        load_state(policy, state, self.path / f"{name}.safetensors")
+            raise damaged(path, f"it does not describe a policy ({error})") from error
+        load_state(policy, state, weights)
         return policy.eval().requires_grad_(False)
 
 
@@ -215,12 +197,10 @@ def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:
     """Copy a state into a policy; raises :class:`UsageError` that names the first tensor which does not fit."""
     expected = policy.state_dict()
     for key in sorted(expected.keys() | state.keys()):
-        found, wanted = state.get(key), expected.get(key)
-        if found is None or wanted is None or found.shape != wanted.shape:
-            shape_found = "nothing" if found is None else f"shape {list(found.shape)}"
-            shape_wanted = "nothing" if wanted is None else f"shape {list(wanted.shape)}"
-            raise UsageError(f"{path}: {key}: expected {shape_wanted}, found {shape_found}; it belongs to another policy")
-        if found.is_floating_point() and not bool(found.isfinite().all()):
+        found, wanted = ("nothing" if t is None else f"shape {list(t.shape)}" for t in (state.get(key), expected.get(key)))
+        if found != wanted:
+            raise UsageError(f"{path}: {key}: expected {wanted}, found {found}; it belongs to another policy")
+        if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
             raise damaged(path, f"{key} holds a number that is not finite")
     policy.load_state_dict(state)
 
@@ -262,27 +242,40 @@ def read_header(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises :class:`UsageError` that names the file."""
+def read_text(path: Path) -> str:
+    """The text in a file; raises :class:`UsageError` that names the file."""
     try:
         check_inside(path)
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_json(path: Path, *, versioned: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; raises :class:`UsageError` that names the file, also for a version that is missing or not known here."""
+    text = read_text(path)
+    try:
+        value: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise damaged(path, f"not JSON (line {error.lineno}: {error.msg})") from error
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
     if not isinstance(value, dict):
         raise damaged(path, "not a JSON object")
-    return cast("dict[str, Any]", value)
+    content = cast("dict[str, Any]", value)
+    if versioned:
+        check_format(path, content)
+    return content
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
     """What everybody relies on: a name, an environment, and settings as objects."""
-    algorithm, world = config["algorithm"], config.get("world")
+    algorithm, world = config.get("algorithm"), config.get("world")
+    for name in ("algorithm", "task" if world == "language" else "env_id", "settings"):
+        if name not in config:
+            raise damaged(path, f"{name!r} is missing")
     if not isinstance(algorithm, dict) or not isinstance(cast("dict[str, Any]", algorithm).get("name"), str):
         raise damaged(path, "'algorithm' is not an object with a name")
     if world not in ("control", "language"):
@@ -290,11 +283,9 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     for name in ("collector", "policy", "env" if world == "control" else "task", "settings"):
         if not isinstance(config.get(name), dict):
             raise damaged(path, f"{name!r} is not an object")
-    if world == "language":
-        return
-    if not isinstance(config["env_id"], str) or not config["env_id"]:
+    if world == "control" and not (isinstance(config["env_id"], str) and config["env_id"]):
         raise damaged(path, "'env_id' is not the name of an environment")
-    if not isinstance(config["env"].get("env_kwargs"), dict):
+    if world == "control" and not isinstance(config["env"].get("env_kwargs"), dict):
         raise damaged(path, "'env_kwargs' is not an object")
 
 

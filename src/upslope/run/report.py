@@ -10,11 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from upslope.terminal import drawn_on, printable
 
 Row = Mapping[str, Any]
+Samples = Callable[[], Sequence[str]]
 SECONDS_BETWEEN_LINES = 2.0
 RECENT = 10
 """Iterations over which the shown return is averaged."""
@@ -63,12 +65,13 @@ class Meter:
         self.recent: dict[str, deque[tuple[float, float]]] = {field.name: deque(maxlen=RECENT) for field in fields if field.recent}
         self.newest: dict[str, Any] = {}
         self.started: float | None = None
-        self.done_then = 0.0
+        self.fraction, self.done_then = 0.0, 0.0
         self.row: Row = {}
 
-    def update(self, row: Row) -> None:
-        """Take an iteration's row."""
+    def update(self, row: Row, fraction: float | None = None) -> None:
+        """Take an iteration's row, and how much of the run is done where the budget does not say it."""
         self.row = row
+        self.fraction = min(1.0, self.done / self.total) if fraction is None else fraction
         if self.started is None:  # the first iteration also compiled, and is no measure of the others
             self.started, self.done_then = time.perf_counter(), self.fraction
         for name, values in self.recent.items():
@@ -80,11 +83,6 @@ class Meter:
     def done(self) -> int:
         """Steps or iterations so far."""
         return self.row.get(self.counter, 0)
-
-    @property
-    def fraction(self) -> float:
-        """How much of the run is done."""
-        return min(1.0, self.done / self.total)
 
     def value(self, field: Field) -> float | None:
         """What a field shows now."""
@@ -128,77 +126,59 @@ class Meter:
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
-class Progress(Protocol):
-    """Shows how far a run is."""
+class Progress:
+    """Shows how far a run is; this one shows nothing."""
 
-    def update(self, row: Row) -> None: ...
+    def update(self, row: Row) -> None:
+        """Take an iteration's row."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Say something beside it."""
 
-    def close(self) -> None: ...
-
-
-def no_samples() -> list[str]:
-    """Nothing to show beside the numbers."""
-    return []
+    def close(self) -> None:
+        """The last words, where they were not said yet."""
 
 
-def progress_for(meter: Meter, quiet: bool, stream: TextIO | None = None, *, samples: Callable[[], Sequence[str]] = no_samples) -> Progress:
+def progress_for(meter: Meter, quiet: bool, stream: TextIO | None = None, *, samples: Samples = list[str]) -> Progress:
     """A live line on a terminal, plain lines elsewhere, nothing where quiet is asked for; ``samples`` are lines beside them."""
     target: TextIO = sys.stdout if stream is None else stream
     if quiet:
-        return Silent()
+        return Progress()
     return Live(meter, drawn_on(target), samples) if target.isatty() else Plain(meter, target, samples)
 
 
-class Silent:
-    """Says nothing."""
-
-    def update(self, row: Row) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Plain:
+class Plain(Progress):
     """A line every two seconds, and one at the end."""
 
-    def __init__(self, meter: Meter, stream: TextIO, samples: Callable[[], Sequence[str]] = no_samples) -> None:
+    def __init__(self, meter: Meter, stream: TextIO, samples: Samples = list[str]) -> None:
         self.meter, self.stream, self.samples = meter, stream, samples
         self.last, self.shown = time.perf_counter(), -1
 
     def update(self, row: Row) -> None:
-        """Take an iteration's row."""
         self.meter.update(row)
         if time.perf_counter() - self.last >= SECONDS_BETWEEN_LINES:
             self._print()
 
     def _print(self) -> None:
-        row = self.meter.row
-        if row.get("iteration", -1) == self.shown:
+        iteration: int = self.meter.row["iteration"]
+        if iteration == self.shown:
             return
-        self.shown, self.last = row["iteration"], time.perf_counter()
+        self.shown, self.last = iteration, time.perf_counter()
         parts = (self.meter.head(), self.meter.words(), self.meter.left())
         self.note("\n".join([" · ".join(part for part in parts if part), *self.samples()]))
 
     def note(self, text: str) -> None:
-        """Print a line."""
         print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
-        """The last line, where it was not shown yet."""
         if self.meter.row:
             self._print()
 
 
-class Live:
-    """rich's progress bar with the same numbers; samples scroll by above it."""
+class Live(Progress):
+    """rich's progress bar with the same numbers; notes and samples scroll by above it."""
 
-    def __init__(self, meter: Meter, stream: TextIO, samples: Callable[[], Sequence[str]] = no_samples) -> None:
+    def __init__(self, meter: Meter, stream: TextIO, samples: Samples = list[str]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -214,7 +194,6 @@ class Live:
         self.bar.start()
 
     def update(self, row: Row) -> None:
-        """Take an iteration's row."""
         self.meter.update(row)
         now = time.perf_counter()
         if now >= self.next:  # the text costs more than a small iteration
@@ -222,8 +201,7 @@ class Live:
             self._show(now)
 
     def _show(self, now: float) -> None:
-        wide = self.width >= WIDE
-        left = self.meter.left()
+        wide, left = self.width >= WIDE, self.meter.left()
         words = self.meter.words(self.width - 21 - 15 * wide - len(left) - 4, short=not wide)
         self.bar.update(self.task, completed=self.meter.done, words=f"{left} · {words}" if left else words)
         if now >= self.next_samples and (lines := self.samples()):
@@ -231,11 +209,9 @@ class Live:
             self.note("\n".join(lines))
 
     def note(self, text: str) -> None:
-        """Print a line above the bar."""
         self.bar.console.print(printable(text), highlight=False, markup=False)
 
     def close(self) -> None:
-        """Replace the bar by its last words."""
         self.bar.stop()
         if self.meter.row:
             unit = "" if self.meter.counter == "total_steps" else " iterations"
@@ -246,14 +222,14 @@ class Live:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 epoch``, ``1,024 steps``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """``1 epoch``, ``1,024 steps``, ``4 minibatches``."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('batch') else 's'}"
 
 
 def passes(epochs: int, minibatches: int, transitions: int | None = None) -> str:
     """``10 epochs of 4 minibatches of 64``; the size only where it is known."""
-    parts = "1 minibatch" if minibatches == 1 else f"{minibatches:,} minibatches"
-    return f"{plural(epochs, 'epoch')} of {parts}{'' if transitions is None else f' of {transitions // minibatches:,}'}"
+    size = "" if transitions is None else f" of {transitions // minibatches:,}"
+    return f"{plural(epochs, 'epoch')} of {plural(minibatches, 'minibatch')}{size}"
 
 
 def climbing(update: Any, transitions: int | None = None) -> str:
@@ -264,12 +240,12 @@ def climbing(update: Any, transitions: int | None = None) -> str:
     return f"{words}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
 
 
-def warning_words(summary: Mapping[str, Any]) -> str:
-    """What did not go well, at the very end, where it is seen; empty where nothing is to be said."""
-    return "".join(f"\n\nwarning: {words}" for words in summary["warnings"])
+STOPPED = "stopped on request: everything up to the last iteration is saved"
 
 
-def next_words(commands: Mapping[str, str]) -> str:
-    """Commands to try next, each with what it is for."""
+def closing_words(outcome: Sequence[str], warnings: Sequence[str], commands: Mapping[str, str], folder: Path) -> str:
+    """What happened, what to try next, each with what it is for, and at the very end, where it is seen, what did not go well."""
     width = max(map(len, commands)) + 4
-    return "\n".join(["try next:", *(f"  {command:<{width}}{why}" for command, why in commands.items())])
+    lines = [*outcome, f"learning curve: {folder / 'curve.png'}", "", "try next:"]
+    lines += [f"  {command:<{width}}{why}" for command, why in commands.items()]
+    return "\n".join(lines) + "".join(f"\n\nwarning: {words}" for words in warnings)

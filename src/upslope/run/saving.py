@@ -39,11 +39,6 @@ class SavePace:
         self.cost = self.saved_at - started
 
 
-def progress_of(row: Mapping[str, Any], **planned: int) -> dict[str, int]:
-    """What is written beside the weights: ``iteration``, ``total_steps`` and what is planned of one of them."""
-    return {"iteration": int(row.get("iteration", 0)), "total_steps": int(row.get("total_steps", 0)), **planned}
-
-
 def progress_words(progress: Mapping[str, int], summary: Mapping[str, Any] | None) -> str:
     """``policy after 12,288 of 100,000 steps (the run was interrupted)``."""
     unit = "iterations" if "planned_iterations" in progress else "steps"

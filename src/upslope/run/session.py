@@ -6,44 +6,24 @@ import contextlib
 import signal
 import time
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
+from upslope.run.config import RunConfig
 from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened_loggers
-from upslope.run.report import Meter, progress_for, warning_words
-from upslope.run.saving import SavePace, progress_of
-from upslope.run.train import Callback, RunState, train
-from upslope.run.world import Config, Evaluated
+from upslope.run.report import Meter, Progress, closing_words, progress_for
+from upslope.run.saving import SavePace
+from upslope.run.train import Callback, RunState, compiled, train
+from upslope.run.world import Evaluated, World
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
-
-
-@dataclass
-class Record:
-    """What a run remembers of itself besides its :class:`~upslope.run.train.RunState`."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """of each iteration what the learning curve and the last look at the run need"""
-    row: dict[str, Any] = field(default_factory=dict[str, Any])
-    """the last one, whole"""
-    trained: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """what the policy has been through, where its iteration is not written down yet"""
-    start: list[Point] = field(default_factory=list[Point])
-    """the evaluation of the policy that training began with, where there was one"""
-    points: list[Point] = field(default_factory=list[Point])
-    """the evaluations"""
-    faults: list[str] = field(default_factory=list[str])
-    """what failed and did not end the run"""
-    reached: bool = False
-    """the goal that ends the run"""
 
 
 class Session:
@@ -53,10 +33,27 @@ class Session:
     (:class:`~upslope.run.world.World`).
     """
 
-    def __init__(self, config: Config, output: Output, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> None:
+    def __init__(self, config: RunConfig, output: Output, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> None:
         self.config, self.output = config, output
         self.callbacks, self.given_loggers = tuple(callbacks), tuple(loggers)
         self.signal: int | None = None
+        self.world: World[Any]
+        self.folder: RunFolder
+        self.progress: Progress
+        self.failures = Failures(config.settings)
+        self.pace, self.training = SavePace(), True
+        # of each iteration what the learning curve and the last look at the run need; the last one, whole
+        self.rows: list[dict[str, Any]] = []
+        self.row: dict[str, Any] = {}
+        # what the policy has been through, where its iteration is not written down yet
+        self.trained: Mapping[str, Any] = {}
+        # evaluations: of the policy that training began with, where there was one, and all others
+        self.start: list[Point] = []
+        self.points: list[Point] = []
+        # what failed and did not end the run
+        self.faults: list[str] = []
+        # whether the goal that ends the run is reached
+        self.reached = False
 
     # ------------------------------------------------------------------------------------------------- from start to end
 
@@ -89,7 +86,7 @@ class Session:
                         self.training = False
                         result = self._last_evaluation()
             except UsageError as mistake:
-                if not self.record.rows:  # nothing was computed, so nothing is kept
+                if not self.rows:  # nothing was computed, so nothing is kept
                     self.folder.discard()
                     raise
                 error = RunFault(str(mistake))
@@ -107,12 +104,11 @@ class Session:
         if error is not None:
             raise error
         if not self.output.quiet:
-            print(self.world.closing(summary, self.folder.path) + warning_words(summary), flush=True)
+            outcome, commands = self.world.outcome(summary), self.world.next_commands(summary, self.folder.path)
+            print(closing_words(outcome, summary["warnings"], commands, self.folder.path), flush=True)
         return summary
 
     def _open(self) -> None:
-        self.record, self.pace, self.training = Record(), SavePace(), True
-        self.failures = Failures(self.config.settings)
         self.recorded_config = self.world.recorded()
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
         self._save()
@@ -122,14 +118,21 @@ class Session:
             self.folder.discard()
             raise
         if not self.output.quiet:
-            title, *lines = self.world.plan()
+            title, *lines = [*self.world.plan(), f"update: {self._update_words()}"]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.path}"])]), flush=True)
         meter = Meter(self.world.budget, self.world.fields)
         self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
 
+    def _update_words(self) -> str:
+        """What of an update is compiled, and why not the rest."""
+        if not self.config.settings.fast:
+            return "in PyTorch, as --no-fast says"
+        unit = "group" if hasattr(self.world.collect, "group_size") else "step"
+        return compiled().explain(self.config.algorithm, self.world.policy, unit)
+
     def _train(self) -> None:
         settings = self.config.settings
-        self.record.start = self.world.begin(self)
+        self.start = self.world.begin(self)
         if self.signal is not None:
             return
         train(
@@ -147,57 +150,52 @@ class Session:
 
     def _after_iteration(self, state: RunState) -> bool:
         """Evaluate where it is time, write the iteration down wherever it is wanted, save in time; True ends the run."""
-        record, before = self.record, self.record.trained.get("total_steps", 0)
-        record.trained = row = dict(state.metrics)
+        before = self.trained.get("total_steps", 0)
+        self.trained = row = dict(state.metrics)
         episodes = self.world.due(before, state)
         if episodes and not self.failures.gave_up:
             row |= self._evaluate(episodes)
-        self.world.follow(state, self.folder, self)
-        record.row = row
-        record.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
-        self.folder.append_metrics(row)
+        self.world.follow(state, self)
+        self.row = row
+        self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        self.folder.append("metrics.jsonl", [row])
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
         self.save_in_time()
-        return record.reached or self.stopped
+        return self.reached or self.stopped
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
-        record = self.record
         try:
             result = self.world.evaluate(episodes)
         except (RunFault, UsageError) as fault:  # the training itself is well
-            self.note(self.failures.failed(record.trained["total_steps"], fault))
+            self.note(self.failures.failed(self.trained["total_steps"], fault))
             return {}
         self.failures.in_a_row = 0
         if result is None:
             return {}
         self._keep_best(result)
-        record.reached = self.world.reached(record.points)
+        self.reached = self.world.reached(self.points)
         return result.row
 
     def _keep_best(self, result: Evaluated) -> None:
         """Remember an evaluation, and the policy where none was better."""
-        point, points = result.point(self.record.trained.get("total_steps", 0)), self.record.points
+        point = result.point(self.trained.get("total_steps", 0))
         if point is None:
             return
-        if not points or point.mean > max(earlier.mean for earlier in points):
+        if not self.points or point.mean > max(earlier.mean for earlier in self.points):
             self._save("best_policy")
-        points.append(point)
+        self.points.append(point)
 
     def _last_evaluation(self) -> Evaluated | None:
         """The final policy on fresh episodes; kept as the best where it is."""
         try:
-            result = self.world.evaluate_last()
+            result = self.world.evaluate_last(self)
         except (RunFault, UsageError) as fault:
-            self.record.faults.append(f"the final policy was not evaluated: {fault}")
+            self.faults.append(f"the final policy was not evaluated: {fault}")
             return None
-        if result is None:
-            return None
-        if result.note and not self.failures.faults:
-            self.note(result.note)
-        if self.record.points or result.may_be_best:
+        if result is not None and (self.points or self.world.may_be_best):
             self._keep_best(result)
         return result
 
@@ -219,8 +217,9 @@ class Session:
                 self._save()
 
     def _save(self, name: str = "policy") -> None:
+        progress = {counted: int(self.trained.get(counted, 0)) for counted in ("iteration", "total_steps")}
         planned = {f"planned_{counted.removeprefix('total_')}": count for counted, count in self.world.budget.items()}
-        self.world.save(self.folder, name, progress_of(self.record.trained, **planned))
+        self.world.save(self.folder, name, progress | planned)
 
     @contextlib.contextmanager
     def _signals(self) -> Generator[None]:
@@ -254,14 +253,13 @@ class Session:
         if not isinstance(error, Diverged):  # the parameters may be what diverged; the last saved ones stay
             self._save()
         summary = self._summary(error, result)
-        self.world.draw(self.folder.path / "curve.png", self.record.rows, summary)
+        self.world.draw(self.folder.path / "curve.png", self.rows, summary)
         summary["wall_seconds"] = time.perf_counter() - self.started
         self.folder.write_json("summary.json", summary)
         return summary
 
     def _summary(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
-        record = self.record
-        row, seconds = record.row, record.row.get("train_seconds", 0.0)
+        row, seconds = self.row, self.row.get("train_seconds", 0.0)
         return {
             "format_version": FORMAT_VERSION,
             "status": "failed" if error is not None else "interrupted" if self.stopped else "finished",
@@ -273,18 +271,18 @@ class Session:
             "train_seconds": seconds,
             "wall_seconds": 0.0,
             "steps_per_second": row["total_steps"] / seconds if seconds > 0 else 0.0,
-            **self.world.headline(result, record.points, reached=record.reached, failed=error is not None),
+            **self.world.headline(result, self.points, reached=self.reached, failed=error is not None),
             "warnings": self._warnings(result),
         }
 
     def _warnings(self, result: Evaluated | None) -> list[str]:
         """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""
-        record, goal = self.record, self.world.good
-        final = record.points[-1] if record.points and result is not None else None
-        if record.reached and final is not None:  # as the evaluations before it have said
+        goal = self.world.good
+        final = self.points[-1] if self.points and result is not None else None
+        if self.reached and final is not None:  # as the evaluations before it have said
             goal = final.mean
-        history = History(record.rows, [*record.start, *record.points], final, goal, self.world.action_dims)
-        return [*self.failures.warnings(), *record.faults, *warnings_of(history)]
+        history = History(self.rows, [*self.start, *self.points], final, goal, self.world.action_dims)
+        return [*self.failures.warnings(), *self.faults, *warnings_of(history)]
 
     @property
     def exit_code(self) -> int:

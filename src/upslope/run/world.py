@@ -1,67 +1,30 @@
-"""What a run and its world ask of each other: the protocols between the session and control, language, or a world of tomorrow."""
+"""What a run asks of its world: control, language, or one of tomorrow. The session is the same for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from upslope.records import Collector, Policy, Stream
+from upslope.records import Policy
+from upslope.run.config import RunConfig
 from upslope.run.evaluations import Point
 from upslope.run.folder import RunFolder
-from upslope.run.methods import Needs
 from upslope.run.report import Field
 from upslope.run.train import RunState
 
+if TYPE_CHECKING:
+    from upslope.run.session import Session
 
-class Config(Protocol):
-    """Everything that decides a run's result: :class:`~upslope.run.config.RunConfig`, as worlds and sessions read it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def env_id(self) -> str | None: ...
-
-    @property
-    def algorithm(self) -> Any: ...
-
-    @property
-    def collector(self) -> Any: ...
-
-    @property
-    def policy(self) -> Any: ...
-
-    @property
-    def problem(self) -> Any: ...
-
-    @property
-    def settings(self) -> Any: ...
-
-    @property
-    def needs(self) -> Needs: ...
-
-    @property
-    def family(self) -> str: ...
-
-    def parts(self) -> tuple[Any, ...]: ...
-
-    def replaced(self, values: Mapping[str, Any]) -> Self: ...
-
-    def with_policy(self, policy: object) -> Self: ...
-
-    def config(self) -> dict[str, Any]: ...
-
-    def prepare(self) -> World: ...
+PolicyT = TypeVar("PolicyT", bound=Policy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """An evaluation: the ``mean`` that policies are compared by (None: there is none), its spread, and what is written of it.
 
-    ``row`` goes into ``metrics.jsonl``, ``headline`` into ``summary.json``; ``note`` says what was unusual about it;
-    ``may_be_best``: also where it is the only one.
+    ``row`` goes into ``metrics.jsonl``, ``headline`` into ``summary.json``.
     """
 
     mean: float | None
@@ -70,44 +33,43 @@ class Evaluated:
     complete: bool = True
     row: Mapping[str, float] = field(default_factory=dict[str, float])
     headline: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    note: str = ""
-    may_be_best: bool = False
 
     def point(self, total_steps: int) -> Point | None:
         """What is remembered of it."""
         return None if self.mean is None else Point(total_steps, self.mean, self.std, self.episodes, self.complete)
 
 
-class Watch(Protocol):
-    """The session as its world sees it, before training and after each iteration."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal has asked for the end."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Say something beside the progress."""
-        ...
-
-    def save_in_time(self) -> None:
-        """Save the policy if it is time to."""
-        ...
-
-
-class World(Protocol):
+class World(Protocol[PolicyT]):
     """The living parts of a run, and everything about it that another world would do otherwise."""
 
-    @property
-    def config(self) -> Config:
-        """The configuration as it is carried out, with all that preparing it has decided."""
+    config: RunConfig
+    """as it is carried out, with all that preparing it has decided"""
+    policy: PolicyT
+    collect: Any
+    """:class:`~upslope.records.Collector` or :class:`~upslope.records.Stream`"""
+    fields: Sequence[Field]
+    """what progress shows of an iteration"""
+    kept: Sequence[str]
+    """what of each row the learning curve needs"""
+
+    @classmethod
+    def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The tuned settings of a method on a task, flat; ``settings`` are those that the caller gives."""
         ...
 
-    @property
-    def policy(self) -> Policy: ...
+    @classmethod
+    def imports(cls, name: str, text: str) -> bool:
+        """Whether a text with a colon among the settings names something to import."""
+        return True
 
-    @property
-    def collect(self) -> Collector | Stream: ...
+    @classmethod
+    def prepare(cls, config: RunConfig) -> Self:
+        """Make what the run needs, and check all that can be known before the first step.
+
+        Raises:
+            UsageError: whatever cannot work, in one line.
+        """
+        ...
 
     @property
     def target(self) -> str:
@@ -115,18 +77,8 @@ class World(Protocol):
         ...
 
     @property
-    def budget(self) -> Mapping[str, int]:
+    def budget(self) -> dict[str, int]:
         """``{"total_steps": 100_000}`` or ``{"iterations": 20}``."""
-        ...
-
-    @property
-    def fields(self) -> Sequence[Field]:
-        """What progress shows of an iteration."""
-        ...
-
-    @property
-    def kept(self) -> Sequence[str]:
-        """What of each row the learning curve needs."""
         ...
 
     @property
@@ -137,11 +89,16 @@ class World(Protocol):
     @property
     def action_dims(self) -> int:
         """Continuous actions, 0 where they are discrete."""
-        ...
+        return 0
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether the final policy is kept as the best where its evaluation is the only one."""
+        return False
 
     def recorded(self) -> dict[str, Any]:
         """``config.json``."""
-        ...
+        return self.config.config()
 
     def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
         """Write the policy, with how far it is."""
@@ -151,17 +108,16 @@ class World(Protocol):
         """The run in words before it starts: a title, and lines of detail."""
         ...
 
-    def begin(self, watch: Watch) -> list[Point]:
+    def begin(self, session: Session) -> list[Point]:
         """What comes before the first iteration; the evaluation of the policy that training begins with, where there is one."""
-        ...
+        return []
 
-    def follow(self, state: RunState, folder: RunFolder, watch: Watch) -> None:
+    def follow(self, state: RunState, session: Session) -> None:
         """What the world does after each iteration."""
-        ...
 
     def samples(self) -> list[str]:
         """Lines to show with progress."""
-        ...
+        return []
 
     def due(self, before: int, state: RunState) -> int:
         """Episodes to evaluate on after an iteration that began at ``before`` steps; 0 where it is not time."""
@@ -171,9 +127,9 @@ class World(Protocol):
         """The policy as it is now on fresh episodes; None where there is nothing to measure it on."""
         ...
 
-    def evaluate_last(self) -> Evaluated | None:
+    def evaluate_last(self, session: Session) -> Evaluated | None:
         """The final policy."""
-        ...
+        return self.evaluate()
 
     def reached(self, points: Sequence[Point]) -> bool:
         """Whether these evaluations reach the goal that ends the run."""
@@ -187,10 +143,13 @@ class World(Protocol):
         """The learning curve."""
         ...
 
-    def closing(self, summary: Mapping[str, Any], folder: Path) -> str:
-        """The result in words, and what to try next."""
+    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+        """The result in words, a line each."""
+        ...
+
+    def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+        """Commands to try next, each with what it is for."""
         ...
 
     def close(self) -> None:
         """Let go of everything."""
-        ...
