@@ -63,12 +63,12 @@ def raised(at: int, path: Path) -> bool:
         return True
 
 
-def killed(at: int, path: Path) -> bool:
+def killed(at: int, path: Path, work: Callable[[Path, str], None] = write) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of forks beside threads
         child = os.fork()
     if child == 0:
-        struck = strike(at, lambda: os._exit(1), lambda: write(path, "new"))
+        struck = strike(at, lambda: os._exit(1), lambda: work(path, "new"))
         os._exit(2 if struck else 0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
@@ -127,3 +127,40 @@ def test_the_newest_of_what_was_moved_aside_survives(tmp_path: Path):
     assert read(tmp_path / "policy") == {"newest"} and files.survivor(tmp_path / "none") == tmp_path / "none"
     write(tmp_path / "policy", "there")
     assert read(tmp_path / "policy") == {"there"}
+
+
+def fill(path: Path, content: str) -> None:
+    """As a model is saved: of the three files the second is the same for all models."""
+    with files.filled_folder(path) as folder:
+        for name in MODEL:
+            (folder / name).write_text("same" if name == "generation_config.json" else content)
+
+
+MODEL = ("config.json", "generation_config.json", "model.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are forked")
+def test_a_model_that_is_saved_over_another_is_never_a_mixture(tmp_path: Path):
+    found, at = set[str](), 1
+    while True:
+        path = tmp_path / str(at)
+        fill(path, "old")
+        (path / "notes").write_text("mine")
+        struck = killed(at, path, fill)
+        whole = (path / "config.json").exists()
+        contents = {(path / name).read_text() for name in MODEL if (path / name).exists()} - {"same"}
+        assert (len(contents) == 1 or not whole) and (path / "notes").read_text() == "mine"
+        found.add(contents.pop() if whole else "none")
+        if not struck:
+            break
+        at += 1
+    assert found == {"old", "none", "new"} and {file.name for file in path.iterdir()} == {*MODEL, "notes"}
+
+
+def test_where_one_file_of_a_model_changes_there_is_always_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path / "model", "old")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("the configuration was removed"))
+    with files.filled_folder(tmp_path / "model") as folder:
+        (folder / "config.json").write_text("old")
+        (folder / "model.safetensors").write_text("new")
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "new"

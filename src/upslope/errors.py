@@ -85,6 +85,14 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def require_counts(owner: object, *names: str, least: int = 1) -> None:
+    """Raise :class:`UsageError` for the first of these attributes that is below ``least``; one whose default is None may be None."""
+    for name in names:
+        value, optional = getattr(owner, name), getattr(type(owner), name, 0) is None
+        or_none = " or none" if optional else ""
+        require(value is None or value >= least, f"{name}: expected an integer ≥ {least}{or_none}, found {value}")
+
+
 class MissingExtra(UsageError, ImportError):
     """A package that an optional feature needs is not installed."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import filecmp
 import glob
 import os
 import secrets
@@ -23,6 +24,8 @@ from upslope.errors import RunFault
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 PARTIAL = ".partial"
 """How the name of everything ends that is not finished yet."""
+KEYS = ("config.json", "adapter_config.json")
+"""Files without which no reader takes a folder for a model."""
 ASIDE = ".replaced"
 """How the name of a folder ends that is moved aside for the one that takes its place."""
 
@@ -69,9 +72,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()  # exclusive
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                on_disk(file)
+        on_disk(*(file for file in temporary.rglob("*") if file.is_file()))
         replace_folder(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -84,6 +85,8 @@ def filled_folder(path: Path) -> Iterator[Path]:
     """A new folder to write into; what it holds is moved into ``path`` once the block has ended without an exception.
 
     ``path`` may exist and hold other files, which stay; it is made if it does not. A link inside it in a file's place is replaced.
+    Old files and new ones never pass for one model: where more than one changes, its configuration (one of the :data:`KEYS`) is removed
+    first and written last.
 
     Raises:
         RunFault: it cannot be written, and why.
@@ -94,11 +97,16 @@ def filled_folder(path: Path) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()  # exclusive
         yield temporary
-        for new in sorted(temporary.iterdir()):
+        on_disk(*(file for file in temporary.rglob("*") if file.is_file()))
+        found = sorted(temporary.iterdir())
+        changed = [new for new in found if not is_same_file(new, path / new.name)]
+        keys = [new for new in found if new.name in KEYS and len(changed) > 1]
+        for new in keys:
+            (path / new.name).unlink(missing_ok=True)
+        for new in [*(new for new in changed if new not in keys), *keys]:
             if new.is_dir():
                 replace_folder(new, path / new.name)
             else:
-                on_disk(new)
                 os.replace(new, path / new.name)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -107,6 +115,11 @@ def filled_folder(path: Path) -> Iterator[Path]:
         if not existed:
             with contextlib.suppress(OSError):  # it holds what was written
                 path.rmdir()
+
+
+def is_same_file(new: Path, old: Path) -> bool:
+    """Whether two plain files hold the same."""
+    return new.is_file() and old.is_file() and not old.is_symlink() and filecmp.cmp(new, old, shallow=False)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -165,13 +178,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def on_disk(path: Path) -> None:
-    """Wait until a file's content has left the system's cache."""
-    descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def on_disk(*paths: Path) -> None:
+    """Wait until the contents of files have left the system's cache."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def open_to_append(path: Path) -> TextIO:

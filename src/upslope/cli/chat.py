@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import upslope
-from upslope.cli.caution import print_caution
-from upslope.cli.command import Command
+from upslope.cli.command import Command, print_caution
 from upslope.cli.flags import SWITCH, Flag, between
-from upslope.errors import UsageError
+from upslope.errors import require
 from upslope.run.load import Run, is_model_folder
 
 if TYPE_CHECKING:
@@ -42,9 +41,8 @@ def chat(plain: list[str], given: dict[str, Any]) -> int:
     for turn, line in enumerate(lines()):
         talk.append({"role": "user", "content": line})
         prompt: Any = talk if policy.tokenizer.chat_template else line
-        made = engine.generate(
-            [policy.encode(prompt)], group_size=1, max_tokens=given["max_tokens"], seed=given["seed"] + turn, greedy=given["greedy"]
-        )
+        options = {"max_tokens": given["max_tokens"], "seed": given["seed"] + turn, "greedy": given["greedy"]}
+        made = engine.generate([policy.encode(prompt)], group_size=1, **options)
         answer = policy.decode(made.completion_ids[0, 0, : int(made.length[0, 0])].tolist(), after=prompt)
         talk.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
@@ -56,10 +54,9 @@ def policy_of(text: str) -> LanguagePolicy:
     if is_model_folder(text):
         return upslope.language.LanguagePolicy.from_pretrained(text).requires_grad_(False)
     run = Run.load(text)
-    if run.world != "language":
-        raise UsageError(f"chat: {text} holds a control policy; expected the run of a language model")
-    if run.needs.scores_texts:
-        raise UsageError(f"chat: {text} holds a reward model, which scores and does not talk; expected the run of another algorithm")
+    require(run.world == "language", f"chat: {text} holds a control policy; expected the run of a language model")
+    what = "a reward model, which scores and does not talk; expected the run of another algorithm"
+    require(not run.needs.scores_texts, f"chat: {text} holds {what}")
     print_caution(run, "final")
     return run.policy
 
@@ -67,13 +64,10 @@ def policy_of(text: str) -> LanguagePolicy:
 def lines() -> Iterator[str]:
     """What is typed or piped in, up to an empty line or the end."""
     while True:
-        if sys.stdin.isatty():
-            try:
-                line = input("> ")
-            except EOFError:
-                return
-        else:
-            line = sys.stdin.readline()
+        try:
+            line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()
+        except EOFError:
+            return
         if not line.strip():
             return
         yield line.rstrip("\n")

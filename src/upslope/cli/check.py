@@ -9,7 +9,7 @@ from typing import Any
 import upslope
 from upslope.cli.command import Command
 from upslope.cli.flags import REAL, SWITCH, TEXT, Flag, one_of, several
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.run.settings import load_object
 
 KINDS = ("estimator", "surrogate", "algorithm", "policy")
@@ -39,11 +39,10 @@ Exit code 0: no mistake is found, 1: one is, 2: it cannot be checked.
 
 def check_named(plain: list[str], values: dict[str, Any]) -> int:
     """Load, check, print."""
-    if ":" not in plain[0]:
-        raise UsageError(f"check: expected module:name, found {plain[0]}; try: upslope check my_module:estimator")
+    require(":" in plain[0], f"check: expected module:name, found {plain[0]}; try: upslope check my_module:estimator")
     target = load_object(plain[0], "check")
-    as_json = values.pop("json", False)
-    kind = values.pop("kind", None) or kind_of(target)
+    as_json = values.pop("json")
+    kind = values.pop("kind") or kind_of(target)
     result, text = check(target, kind, values)
     print(json.dumps({"check": plain[0], "kind": kind, **result}, ensure_ascii=False) if as_json else text)
     return 1 if result["mistake"] else 0
@@ -68,23 +67,21 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
         target = made(target)
     name = getattr(target, "__name__", type(target).__name__)
     if kind in ("surrogate", "policy"):
-        for option in options:
-            raise UsageError(f"--{option.replace('_', '-')}: a {kind} has no such setting")
+        for flag in FLAGS:
+            require(options.get(flag.name) in (None, ()), f"{flag.option}: a {kind} has no such setting")
         arguments = policy_and_inputs(target, name) if kind == "policy" else (target,)
         broken = contract(upslope.testing.check_policy if kind == "policy" else upslope.testing.check_surrogate, *arguments)
         if broken is None:
             return {"mistake": None, "contract": None}, f"{name}: this {kind} has none of the known mistakes"
         return {"mistake": broken.mistake, "contract": str(broken)}, f"{name}: breaks its contract\n  BROKEN       {broken}"
     report = upslope.testing.check_estimator(target, **options)
-    broken = contract(upslope.testing.check_algorithm, target, group=options.get("group")) if kind == "algorithm" else None
-    fields, text = report.as_dict(), str(report)
-    if broken is None:
-        return {**fields, "contract": None}, text
-    first, *rest = text.splitlines()
-    first = f"{first}, and breaks its contract" if report.mistake else f"{name}: breaks its contract"
-    return {**fields, "mistake": report.mistake or broken.mistake, "contract": str(broken)}, "\n".join(
-        [first, *rest, f"  BROKEN       {broken}"]
-    )
+    broken = contract(upslope.testing.check_algorithm, target, group=options["group"]) if kind == "algorithm" else None
+    fields, (first, *rest) = {**report.as_dict(), "contract": None}, str(report).splitlines()
+    if broken is not None:
+        first = f"{first}, and breaks its contract" if report.mistake else f"{name}: breaks its contract"
+        rest.append(f"  BROKEN       {broken}")
+        fields |= {"mistake": report.mistake or broken.mistake, "contract": str(broken)}
+    return fields, "\n".join([first, *rest])
 
 
 def contract(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -112,21 +109,13 @@ def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
 
     makes = callable(target) and not hasattr(target, "sample")
     with one_line(name):
-        found = target() if makes else target
-    if not (isinstance(found, tuple) and len(found) == 2):
-        raise UsageError(
-            "check: a policy is checked on its inputs; name a function that returns (policy, inputs), such as (policy, {'observation': …})"
-        )
-    missing = [member for member in ("sample", "evaluate", "parameters") if not hasattr(found[0], member)]
-    if missing:
-        raise UsageError(f"{name}: expected (policy, inputs), found {type(found[0]).__name__} as policy: it has no {missing[0]}")
+        found: Any = target() if makes else target
+    what = "name a function that returns (policy, inputs), such as (policy, {'observation': …})"
+    require(isinstance(found, tuple) and len(found) == 2, f"check: a policy is checked on its inputs; {what}")
+    for member in ("sample", "evaluate", "parameters"):
+        there = f"{type(found[0]).__name__} as policy: it has no {member}"
+        require(hasattr(found[0], member), f"{name}: expected (policy, inputs), found {there}")
     return found
 
 
-COMMAND = Command(
-    check_named,
-    HELP,
-    FLAGS,
-    "check: expected module:name, found nothing; try: upslope check my_module:estimator",
-    fills=False,
-)
+COMMAND = Command(check_named, HELP, FLAGS, "check: expected module:name, found nothing; try: upslope check my_module:estimator")

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from upslope.cli.flags import Flag, parse
-from upslope.cli.help import section
+from upslope.cli.flags import Flag, documented, parse, shown
 from upslope.errors import UsageError
 
+if TYPE_CHECKING:
+    from upslope.run.load import Run
+
 HELP_FLAGS = ("--help", "-h")
-
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether a page is wanted instead of the work."""
-    return any(word in HELP_FLAGS for word in argv)
-
-
-def without_help(argv: Sequence[str]) -> list[str]:
-    """The words that say what the page is to be about."""
-    return [word for word in argv if word not in HELP_FLAGS]
+COLUMN = 30
+"""Where the help of a flag begins."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +25,52 @@ class Command:
     """``upslope NAME WORD… [flags]``, called with the words behind the name; returns the exit code."""
 
     work: Callable[[list[str], dict[str, Any]], int]
-    """called with the plain words and the values of the flags, those that were not given at their defaults"""
+    """called with the plain words and the values of all flags, those that were not given at their defaults"""
     usage: str | Callable[[], str]
     """the page, without the flags"""
     flags: tuple[Flag, ...] = ()
     missing: str = ""
     """the error where no plain word is given; empty: it needs none"""
     most_words: int | None = 1
-    fills: bool = True
-    """whether flags that were not given are at their defaults in the values, or not in them"""
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Show the page, or parse and work."""
         if asks_for_help(argv):
-            print(self.page())
+            usage = self.usage if isinstance(self.usage, str) else self.usage()
+            print(f"{usage}\n{section('Flags:', self.flags)}" if self.flags else usage)
             return 0
         plain, given = parse(argv, self.flags, self.most_words)
         if self.missing and not plain:
             raise UsageError(self.missing)
-        defaults = {flag.name: flag.default for flag in self.flags} if self.fills else {}
-        return self.work(plain, defaults | given)
+        return self.work(plain, {flag.name: flag.default for flag in self.flags} | given)
 
-    def page(self) -> str:
-        """Usage, then every flag."""
-        usage = self.usage if isinstance(self.usage, str) else self.usage()
-        return f"{usage}\n{section('Flags:', self.flags)}" if self.flags else usage
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether a page is wanted instead of the work."""
+    return any(word in HELP_FLAGS for word in argv)
+
+
+def section(title: str, flags: Iterable[Flag]) -> str:
+    """A title, and ``--num-envs N    environments played side by side (default 8)``, one flag after the other."""
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    return "\n".join([title, *(line for flag in map(documented, flags) for line in entry(flag, width))])
+
+
+def entry(flag: Flag, width: int) -> list[str]:
+    """The lines of one flag, wrapped to the terminal."""
+    head, text = f"  {flag.option} {flag.kind.metavar}".rstrip(), flag.help
+    if flag.is_switch and flag.default:
+        head = f"  --no-{flag.option[2:]}"
+        text = f"do not {text}" if text.startswith(("use ", "give ", "subtract ", "stop ")) else f"off: {text}"
+    elif not flag.is_switch and (flag.default is not None or ("none" in flag.kind.metavar and "(none:" not in text)):
+        text = f"{text} (default {shown(flag)})"
+    first, *rest = textwrap.wrap(text, width - COLUMN) or [""]
+    start = [f"{head:<{COLUMN}}{first}"] if len(head) + 2 <= COLUMN else [head, " " * COLUMN + first]
+    return [*start, *(" " * COLUMN + line for line in rest)]
+
+
+def print_caution(run: Run, which: str) -> None:
+    """Say in one line on stderr that the ``final`` or ``best`` policy of a run is not the end of its run, where it is not."""
+    words = run.caution(which)
+    if words:
+        print(f"upslope: note: {which} {words}", file=sys.stderr)

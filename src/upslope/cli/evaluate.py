@@ -57,15 +57,14 @@ def measure(plain: list[str], given: dict[str, Any]) -> int:
 def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     """Play fresh episodes and report."""
     env = run.environment(given["env"])
-    options = {name: given[name] for name in ("seed", "max_episode_steps")} | {"episodes": given["episodes"] or 20}
     from upslope.run.control import evaluate_run  # loads PyTorch
 
+    options = {name: given[name] for name in ("seed", "max_episode_steps")} | {"episodes": given["episodes"] or 20}
     result = evaluate_run(run, env, which=given["policy"], greedy=not given["sample"], **options)
     low, high = result.return_interval
     if given["json"]:
-        fields = {"return_mean": result.return_mean, "return_std": result.return_std, "return_interval": [low, high]}
-        fields |= {"length_mean": result.length_mean, "reward_per_step": result.reward_per_step}
-        print(json.dumps({**fields, "episodes": result.episodes, "episodes_ended": result.episodes_ended, **which_policy(run, given)}))
+        fields = {name: value for name, value in asdict(result).items() if name not in ("returns", "ended")}
+        print(json.dumps(fields | which_policy(run, given)))
         return 0
     how = "with sampled actions" if given["sample"] else "greedy"
     print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
@@ -88,29 +87,22 @@ def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
-    from upslope.run.language_evaluate import evaluate_model  # loads Transformers
+    from upslope.language import PairsResult  # loads Transformers
+    from upslope.run.language_evaluate import evaluate_model
 
-    result = evaluate_model(
-        run,
-        task=given["task"],
-        reward=given["reward"],
-        pairs=given["pairs"],
-        episodes=given["episodes"],
-        max_tokens=given["max_tokens"],
-        seed=given["seed"],
-        greedy=not given["sample"],
-        best=given["policy"] == "best",
-        long_prompts=given["long_prompts"],
-    )
+    options = {name: given[name] for name in ("task", "reward", "pairs", "episodes", "max_tokens", "seed", "long_prompts")}
+    result = evaluate_model(run, greedy=not given["sample"], best=given["policy"] == "best", **options)
     if given["json"]:
         print(json.dumps(asdict(result) | (which_policy(run, given) if isinstance(run, Run) else {})))
         return 0
     name, task = (run.algorithm, run.env_id) if isinstance(run, Run) else (str(run), "")
-    if hasattr(result, "preference_accuracy"):
-        head, *lines = pair_lines(name, result)
+    if isinstance(result, PairsResult):
+        (low, high), by = result.preference_interval, {"score": "score", "log_prob": "log-probability"}[result.ranked_by]
+        head = f"{name}: {plural(result.pairs, 'pair')} ranked by {by}"
+        lines = [f"ranked right {result.preference_accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})"]
     else:
         how = "sampled" if given["sample"] else "greedy"
-        head, *lines = answer_lines(f"{name} on {given['task'] or task}, {how}", result)
+        head, lines = f"{name} on {given['task'] or task}, {how}: {plural(result.episodes, 'held-out problem')}", answer_lines(result)
     print(head)
     if isinstance(run, Run):
         print(f"  {run.policy_words(given['policy'])}")
@@ -118,22 +110,12 @@ def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     return 0
 
 
-def pair_lines(name: str, result: Any) -> list[str]:
-    """How many pairs were ranked right, in words."""
-    low, high = result.preference_interval
-    by = {"score": "score", "log_prob": "log-probability"}[result.ranked_by]
-    return [
-        f"{name}: {plural(result.pairs, 'pair')} ranked by {by}",
-        f"ranked right {result.preference_accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})",
-    ]
-
-
-def answer_lines(what: str, result: Any) -> list[str]:
+def answer_lines(result: Any) -> list[str]:
     """How problems were answered, in words."""
-    lines = [f"{what}: {plural(result.episodes, 'held-out problem')}"]
+    lines: list[str] = []
     if result.accuracy is not None and result.accuracy_interval is not None:
         low, high = result.accuracy_interval
-        lines.append(f"accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
+        lines = [f"accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})"]
     values = {"reward": result.reward_mean, "format rate": result.format_rate, "length in tokens": result.length_mean}
     return lines + [f"{label} {value:.3f}" for label, value in values.items() if value is not None]
 

@@ -12,6 +12,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upslope.errors import UsageError, unknown
+from upslope.errors import UsageError, require, unknown
 from upslope.run.settings import Setting, choices, function_name, load_function
 
 Values = Sequence[str]
@@ -66,9 +67,9 @@ def integer(words: Values) -> int:
         found = int(text)
     except ValueError:
         number = real([text], "an integer")
-        if number != int(number):
-            raise ValueError(f"expected an integer, found {words[0]!r}") from None
         found = int(number)
+        if number != found:
+            raise ValueError(f"expected an integer, found {words[0]!r}") from None
     if abs(found) > MAX_INTEGER:
         raise ValueError(f"expected an integer of at most {MAX_INTEGER:.0e}, found {words[0]!r}")
     return found
@@ -96,8 +97,8 @@ def real(words: Values, what: str = "a number") -> float:
     try:
         number = float(words[0])
     except ValueError:
-        raise ValueError(f"expected {what}, found {words[0]!r}") from None
-    if number != number or number in (float("inf"), float("-inf")):
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError(f"expected {what}, found {words[0]!r}")
     if abs(number) > MAX_REAL:
         raise ValueError(f"expected {what} of at most {MAX_REAL:g}, found {words[0]!r}")
@@ -118,14 +119,15 @@ def not_json(text: str) -> Any:
 
 def json_object(words: Values) -> dict[str, Any]:
     """``{"continuous": true}``."""
+    expected = "expected a JSON object such as '{\"continuous\": true}', found"
     try:
         value = json.loads(words[0], parse_constant=not_json)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected a JSON object such as '{{\"continuous\": true}}', found {words[0]!r} ({error.msg})") from None
+        raise ValueError(f"{expected} {words[0]!r} ({error.msg})") from None
     except RecursionError:
         raise ValueError("expected a JSON object, found one that is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object such as '{{\"continuous\": true}}', found {words[0]!r}")
+        raise ValueError(f"{expected} {words[0]!r}")
     return value
 
 
@@ -228,11 +230,10 @@ def field_docs(owner: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):
             continue
         body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef)), [])
-        for node, after in itertools.pairwise(body):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-                value = after.value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    docs[node.target.id] = " ".join(value.value.split())
+        for pair in itertools.pairwise(body):
+            match pair:
+                case (ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text)))):
+                    docs[name] = " ".join(text.split())
     return docs
 
 
@@ -249,12 +250,10 @@ def shown(flag: Flag) -> str:
     if callable(value) and flag.owner is not None:
         return function_name(value, flag.owner, flag.name)
     if isinstance(value, tuple):
-        return " ".join(str(v) for v in value) or "none"
+        return " ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------- parsing
@@ -280,17 +279,14 @@ def parse(words: Sequence[str], flags: Iterable[Flag], positionals: int | None =
             plain.append(word)
             continue
         option, equals, attached = word.partition("=")
-        if option in switches or (option in table and table[option].is_switch):
-            flag = switches.get(option) or table[option]
-            if equals:
-                raise UsageError(f"{option}: it takes no value, found {attached!r}")
+        flag = table.get(option) or switches.get(option)
+        if flag is None:
+            raise unknown("flag", option, [*table, *switches])
+        if flag.is_switch:
+            require(not equals, f"{option}: it takes no value, found {attached!r}")
             values[flag.name] = option in table
             continue
-        if option not in table:
-            raise unknown("flag", option, [*table, *switches])
-        flag = table[option]
-        found = [attached] if equals else take(rest, flag)
-        value = value_of(flag, found)
+        value = value_of(flag, [attached] if equals else take(rest, flag))
         repeats = flag.kind.most is None and isinstance(values.get(flag.name), tuple)
         values[flag.name] = (*values[flag.name], *value) if repeats else value  # --reward a --reward b is --reward a b
     if positionals is not None and len(plain) > positionals:
@@ -316,8 +312,7 @@ def take(rest: list[str], flag: Flag) -> list[str]:
 
 def value_of(flag: Flag, words: list[str]) -> Any:
     """The value that the words stand for; raises :class:`UsageError` that names the flag."""
-    if len(words) < flag.kind.least:
-        raise UsageError(f"{flag.option}: expected {flag.kind.metavar}, found nothing")
+    require(len(words) >= flag.kind.least, f"{flag.option}: expected {flag.kind.metavar}, found nothing")
     try:
         return flag.kind.parse(words)
     except ValueError as error:

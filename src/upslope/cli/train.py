@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.command import asks_for_help, without_help
+from upslope.cli.command import HELP_FLAGS, asks_for_help, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
-from upslope.cli.help import section
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
@@ -40,10 +39,7 @@ or `module:factory` for a function that makes an environment; modules in the cur
 Well-known tasks start from tuned presets (`upslope list`); every flag overrides.
 
 {language}
-see `upslope train grpo --model tiny --help`.
-
-Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
-SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
+see `upslope train grpo --model tiny --help`."""
 
 LANGUAGE_HELP = """\
 usage: upslope train ALGORITHM --model MODEL --task TASK [flags]
@@ -58,7 +54,9 @@ Train a language model and write a run folder: settings, metrics, every completi
 
 ALGORITHM is {algorithms}.
 MODEL is tiny, the folder of a Transformers model, or of a run. TASK is addition, copy, sums, FILE.jsonl (prompt, answer,
-further columns) or reasoning-gym:NAME; its own check of the answer is the reward unless --reward names others.
+further columns) or reasoning-gym:NAME; its own check of the answer is the reward unless --reward names others."""
+
+ENDING = """
 
 Ctrl-C ends the run after the iteration and saves everything (exit code 130); once more ends it at once. So do
 SIGTERM (143) and a closed terminal (129; under nohup the run goes on)."""
@@ -114,18 +112,25 @@ PAGES = {
 
 def main(argv: list[str]) -> int:
     """Parse, check, run."""
-    helps, rest = asks_for_help(argv), without_help(argv)
+    helps, rest = asks_for_help(argv), [word for word in argv if word not in HELP_FLAGS]
     if not helps:
         check_alone(os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
     name = method_in(rest, page)
+    if (helps and name is None) or not rest:
+        return show_overview(page)
+    known = ", ".join(methods_in(page.world))
     if name is None:
-        return without_method(rest, page, helps)
+        raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
     flags, outputs = page.flags(name), page.outputs
     check_owners(name, rest, flags | {flag.name: flag for flag in outputs}, page)
     plain, given = parse(rest, [*flags.values(), *outputs])
     if not plain:  # the name was a flag's value
-        return without_method(rest, page, helps, instead_of=name)
+        if helps:
+            return show_overview(page)
+        if page.world == "language":
+            raise UsageError(f"train: {name!r} is a flag's value here; name the algorithm first, one of {known}")
+        raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
     if plain[0] != name:
         raise unknown("algorithm", plain[0], methods_in(page.world))
     output = {flag.name: given.pop(flag.name) for flag in outputs if flag.name in given}
@@ -137,7 +142,7 @@ def main(argv: list[str]) -> int:
         check_free(output["out"])
     if "init" in given and (shape := [flags[key].option for key in given if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {given['init']}; leave out {', '.join(shape)}")
-    return run(RunConfig.of(name, env_id, **settings), output, given)
+    return run(RunConfig.of(name, env_id, **settings), output)
 
 
 def method_in(argv: list[str], page: Page) -> str | None:
@@ -182,26 +187,21 @@ def concerns_language(argv: list[str]) -> bool:
 def introduction(page: Page) -> str:
     """The help page's first half."""
     if page.world == "language":
-        return LANGUAGE_HELP.format(algorithms=textwrap.fill(", ".join(LANGUAGE), 100))
+        return LANGUAGE_HELP.format(algorithms=textwrap.fill(", ".join(LANGUAGE), 100)) + ENDING
     algorithms = f"ALGORITHM is {', '.join(CONTROL)}."
     language = f"Language models are trained by {', '.join(BOTH)} with --model and --task, and by {', '.join(ONLY_LANGUAGE)};"
-    return CONTROL_HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110))
+    return CONTROL_HELP.format(algorithms=textwrap.fill(algorithms, 110), language=textwrap.fill(language, 110)) + ENDING
 
 
-def without_method(argv: list[str], page: Page, helps: bool, instead_of: str = "") -> int:
-    """Help, or the error for a command line that names no method."""
-    if helps or not argv:
-        print(introduction(page))
-        if page.world == "control":
-            print("\n" + section("The run:", flags_of(settings_of(RunSettings())).values()))
-            print("\n" + section("What it writes:", page.outputs))
-            print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
-            print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
-        return 0
-    known = ", ".join(methods_in(page.world))
-    if instead_of and page.world == "language":
-        raise UsageError(f"train: {instead_of!r} is a flag's value here; name the algorithm first, one of {known}")
-    raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {argv[0]!r}")
+def show_overview(page: Page) -> int:
+    """Help for a command line that names no method."""
+    print(introduction(page))
+    if page.world == "control":
+        print("\n" + section("The run:", flags_of(settings_of(RunSettings())).values()))
+        print("\n" + section("What it writes:", page.outputs))
+        print("\n`upslope train ppo --help` adds the settings of an algorithm, of collecting and of the policy;")
+        print("`upslope train ppo CartPole-v1 --help` shows the task's preset as the defaults.")
+    return 0
 
 
 def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Page) -> None:
@@ -250,20 +250,17 @@ def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: P
     return None
 
 
-def run(config: RunConfig, output: dict[str, Any], given: Mapping[str, Any]) -> int:
+def run(config: RunConfig, output: dict[str, Any]) -> int:
     """Carry the run out; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     play = output.pop("play", False)
-    if given.get("step_timeout") is not None and config.problem.vectorization != "async":
-        raise UsageError(
-            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {config.problem.vectorization}); "
-            "add --vectorization async, or leave --step-timeout out"
-        )
     if play:
         from upslope.run.play import check_renders, record  # loads Gymnasium
 
         check_renders(config.env_id or "", config.problem.env_kwargs)
-    session = config.session(Output(**output))
+    from upslope.run.session import Session  # loads PyTorch
+
+    session = Session(config, Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
         words = record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
@@ -290,26 +287,13 @@ def from_file(path: Path | None, flags: Mapping[str, Flag], given: Mapping[str, 
 
 
 def from_json(flag: Flag, value: Any) -> Any:
-    """A JSON value as the flag would read it."""
-    return switch(flag.name, value) if flag.is_switch else value_of(flag, as_words(value))
-
-
-def switch(key: str, value: Any) -> bool:
-    """A JSON true or false."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{key}: expected true or false, found {json.dumps(value)}")
-    return value
-
-
-def as_words(value: Any) -> list[str]:
-    """A JSON value as one would type it."""
-    if value is None:
-        return ["none"]
+    """A JSON value as the flag would read it from the words that one would type."""
+    if flag.is_switch:
+        require(isinstance(value, bool), f"{flag.name}: expected true or false, found {json.dumps(value)}")
+        return value
     if isinstance(value, list):
-        return [str(item) for item in value] or ["none"]
-    if isinstance(value, dict | bool):
-        return [json.dumps(value)]
-    return [str(value)]
+        return value_of(flag, list(map(str, value)) or ["none"])
+    return value_of(flag, ["none" if value is None else json.dumps(value) if isinstance(value, dict | bool) else str(value)])
 
 
 COMMAND = main

@@ -48,10 +48,10 @@ def usage() -> str:
 
 def measure(plain: list[str], values: dict[str, Any]) -> int:
     """Measure, report."""
-    out, as_json = values.pop("out", None), values.pop("json", False)
+    out, as_json = values.pop("out"), values.pop("json")
     if out is not None:
         check_free(out)
-    comparison = VarianceRun(env_id=plain[0], **values).run()
+    comparison = VarianceRun(env_id=plain[0], **{name: value for name, value in values.items() if value is not None}).run()
     folder = comparison.write(out)
     if as_json:
         print(json.dumps(finite(comparison.fields()), ensure_ascii=False))
@@ -60,4 +60,4 @@ def measure(plain: list[str], values: dict[str, Any]) -> int:
     return 0
 
 
-COMMAND = Command(measure, usage, FLAGS, "variance: expected ENV_ID; try: upslope variance CartPole-v1", fills=False)
+COMMAND = Command(measure, usage, FLAGS, "variance: expected ENV_ID; try: upslope variance CartPole-v1")

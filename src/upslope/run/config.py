@@ -23,7 +23,6 @@ from upslope.run.settings import check_imports_nothing, check_names, plain_value
 
 if TYPE_CHECKING:
     from upslope.run.loggers import GivenLogger
-    from upslope.run.session import Session
     from upslope.run.train import Callback
     from upslope.run.world import World
 
@@ -99,22 +98,20 @@ class RunConfig:
         """
         world = "language" if env_id is None else "control"
         config = cls.started(algorithm, world, env_id)
-        known = settings_of(*config.parts()[0 if isinstance(algorithm, str | type) else 1 :])
         preset = WORLDS[world].alive.preset(config, settings) | relative(config.name)
-        return config.replaced({name: value for name, value in preset.items() if name in known}).replaced(settings)
+        if not isinstance(algorithm, str | type):
+            preset = {name: value for name, value in preset.items() if name not in settings_of(algorithm)}
+        return config.replaced_where_known(preset).replaced(settings)
 
     @classmethod
     def started(cls, algorithm: Any, world: str, env_id: str | None = None) -> Self:
         """A method with what it starts from in a world, before any preset."""
-        if isinstance(algorithm, str):
-            config = cls(algorithm=algorithm_named(algorithm, world), env_id=env_id, name=algorithm, world=world)
-        else:
-            config = cls(algorithm=made(algorithm, getattr(algorithm, "__name__", type(algorithm).__name__)), env_id=env_id, world=world)
+        named = isinstance(algorithm, str)
+        found = algorithm_named(algorithm, world) if named else made(algorithm, getattr(algorithm, "__name__", type(algorithm).__name__))
+        config = cls(algorithm=found, env_id=env_id, name=algorithm if named else "", world=world)
         if not isinstance(algorithm, str | type):  # it is taken as it is
             return config
-        known = settings_of(*config.parts())
-        asked = start_of(config.name, config.algorithm, world).settings
-        return config.replaced({name: value for name, value in asked.items() if name in known})
+        return config.replaced_where_known(start_of(config.name, config.algorithm, world).settings)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, algorithm: Any = None, env_id: str | None = None, **settings: Any) -> Self:
@@ -162,6 +159,11 @@ class RunConfig:
             raise UsageError(f"settings: a value of {', '.join(clean)} has the wrong type ({error})") from error
         return replace(self, algorithm=algorithm, collector=collector, policy=policy, problem=problem, settings=settings)
 
+    def replaced_where_known(self, values: Mapping[str, Any]) -> Self:
+        """The same with those of the values that are settings of this run."""
+        known = settings_of(*self.parts())
+        return self.replaced({name: value for name, value in values.items() if name in known})
+
     def config(self) -> dict[str, Any]:
         """Everything as JSON values, for ``config.json``."""
         return {
@@ -179,12 +181,6 @@ class RunConfig:
         """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""
         return WORLDS[self.world].alive.prepare(self)
 
-    def session(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Session:
-        """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
-        from upslope.run.session import Session  # loads PyTorch, which no help page needs
-
-        return Session(self, output or Output(), callbacks, loggers)
-
     def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.
 
@@ -197,7 +193,9 @@ class RunConfig:
             UsageError: before anything was written.
             RunFault: while running; the folder holds everything up to the last iteration.
         """
-        return self.session(output, callbacks=callbacks, loggers=loggers).run()
+        from upslope.run.session import Session  # loads PyTorch, which no help page needs
+
+        return Session(self, output or Output(), callbacks, loggers).run()
 
 
 # ------------------------------------------------------------------------------------------------------------- configs
@@ -207,11 +205,9 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key in ("format_version", "versions", "world", "env_id", "name", "needs"):
-            continue
         if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
             flat |= flat_config(cast("Mapping[str, Any]", value))
-        else:
+        elif key not in ("format_version", "versions", "world", "env_id", "name", "needs"):
             flat[key] = value
     return flat
 

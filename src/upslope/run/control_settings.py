@@ -9,15 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from upslope.errors import require
+from upslope.errors import require, require_counts
 
 MAX_ENVS, MAX_ROWS, MAX_UNITS, MAX_STEPS, MAX_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
 """Upper bounds that catch typing errors."""
+STEP_TIMEOUT = 120.0
+"""Seconds that a step may take in a process of its own unless told otherwise."""
 
 
 def check_num_envs(count: int) -> None:
     """Raise :class:`UsageError` for a number of environments out of bounds."""
     require(1 <= count <= MAX_ENVS, f"num_envs: expected an integer from 1 to {MAX_ENVS}, found {count}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise :class:`UsageError` for a seed that a generator does not take."""
+    require(0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed}")
+
+
+def check_eval_every(every: int | None, until: bool, goal: str) -> None:
+    """Raise :class:`UsageError` for a pace that cannot be, or for never where ``until`` a goal is reached is asked for."""
+    require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
+    require(every != 0 or not until, f"eval_every: found 0, which is never; whether the {goal} is reached is then unknown")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +45,18 @@ class EnvSettings:
     """the learner sees rewards times this; reported returns are unscaled"""
     max_episode_steps: int | None = None
     """episodes are truncated after so many steps, in training and evaluation (none: the environment's own time limit)"""
-    step_timeout: float | None = 120.0
+    step_timeout: float | None = STEP_TIMEOUT
     """seconds that a step or a reset may take in a process of its own (--vectorization async) before the run fails; none: any time"""
 
     def __post_init__(self) -> None:
-        limit, timeout = self.max_episode_steps, self.step_timeout
-        require(limit is None or limit >= 1, f"max_episode_steps: expected an integer ≥ 1 or none, found {limit}")
+        require_counts(self, "max_episode_steps")
+        timeout = self.step_timeout
         require(timeout is None or timeout > 0, f"step_timeout: expected a number > 0 or none, found {timeout}")
+        require(
+            timeout in (None, STEP_TIMEOUT) or self.vectorization == "async",
+            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {self.vectorization}); "
+            "add --vectorization async, or leave --step-timeout out",
+        )
         require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
 
 
@@ -53,11 +71,9 @@ class StepsSettings:
 
     def __post_init__(self) -> None:
         check_num_envs(self.num_envs)
-        require(self.num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {self.num_steps}")
-        rows = self.num_envs * self.num_steps
-        require(
-            rows <= MAX_ROWS, f"num_steps: {self.num_envs} environments × {self.num_steps} steps are more than {MAX_ROWS:,} transitions"
-        )
+        require_counts(self, "num_steps")
+        product = f"{self.num_envs} environments × {self.num_steps} steps"
+        require(self.num_envs * self.num_steps <= MAX_ROWS, f"num_steps: {product} are more than {MAX_ROWS:,} transitions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +88,7 @@ class DataSettings(StepsSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_rows is None or self.data is not None, "num_rows: it counts rows of a file; say which with --data FILE")
-        require(self.num_rows is None or self.num_rows >= 1, f"num_rows: expected an integer ≥ 1 or none, found {self.num_rows}")
+        require_counts(self, "num_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +102,8 @@ class EpisodesSettings:
 
     def __post_init__(self) -> None:
         check_num_envs(self.num_envs)
-        count = self.num_episodes
-        require(
-            count is None or count >= self.num_envs, f"num_episodes: expected none or at least num_envs ({self.num_envs}), found {count}"
-        )
+        count, least = self.num_episodes, self.num_envs
+        require(count is None or count >= least, f"num_episodes: expected none or at least num_envs ({least}), found {count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +120,8 @@ class GroupedEpisodesSettings:
     def __post_init__(self) -> None:
         size, groups = self.group_size, self.num_groups
         require(size >= 2, f"group_size: expected an integer ≥ 2, found {size}; there is nothing to compare an episode with")
-        require(groups >= 1, f"num_groups: expected an integer ≥ 1, found {groups}")
+        require_counts(self, "num_groups", "max_steps")
         require(size * groups <= MAX_ENVS, f"num_groups: {groups} groups of {size} are more than {MAX_ENVS:,} environments")
-        require(self.max_steps is None or self.max_steps >= 1, f"max_steps: expected an integer ≥ 1 or none, found {self.max_steps}")
 
     @property
     def num_envs(self) -> int:
@@ -160,20 +173,18 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         for name in ("feature_low", "feature_high"):
-            require(
-                getattr(self, name) is None or self.features in ("tiles", "fourier"),
-                f"{name}: --features {self.features} knows no limits; leave it out, or say --features tiles or fourier",
-            )
+            what = f"--features {self.features} knows no limits; leave it out, or say --features tiles or fourier"
+            require(getattr(self, name) is None or self.features in ("tiles", "fourier"), f"{name}: {what}")
         sizes = self.hidden_sizes or ()
-        require(
-            all(1 <= size <= MAX_UNITS for size in sizes),
-            f"hidden_sizes: expected integers from 1 to {MAX_UNITS}, found {' '.join(map(str, sizes))}",
-        )
+        found = " ".join(map(str, sizes))
+        require(all(1 <= size <= MAX_UNITS for size in sizes), f"hidden_sizes: expected integers from 1 to {MAX_UNITS}, found {found}")
         for name in ("num_tilings", "num_tiles", "fourier_order"):
             count = getattr(self, name)
             require(1 <= count <= MAX_UNITS, f"{name}: expected an integer from 1 to {MAX_UNITS}, found {count}")
-        linear = self.features != "network"
-        require(not (linear and sizes), "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network")
+        require(
+            self.features == "network" or not sizes,
+            "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network",
+        )
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
 
 
@@ -204,15 +215,10 @@ class RunSettings:
     """use the compiled twins where the objects allow it; they compute the same"""
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
-        steps = self.total_steps
+        check_seed(self.seed)
+        steps, episodes = self.total_steps, self.eval_episodes
         require(1 <= steps <= MAX_STEPS, f"total_steps: expected an integer ≥ 1 and at most {MAX_STEPS:.0e}, found {steps}")
-        every, until = self.eval_every, self.until_return is not None
-        require(every is None or every >= 0, f"eval_every: expected an integer ≥ 0, found {every}")
+        until = self.until_return is not None
+        check_eval_every(self.eval_every, until or self.until_solved, "goal")
         require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
-        require(
-            every != 0 or not (until or self.until_solved),
-            "eval_every: found 0, which is never; whether the goal is reached is then unknown",
-        )
-        episodes = self.eval_episodes
         require(1 <= episodes <= MAX_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MAX_EPISODES:,}, found {episodes}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from upslope.errors import UsageError
 from upslope.intervals import bootstrap_band
 from upslope.run.drawing import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
+from upslope.run.settings import flattened
 
 Rows = Sequence[Mapping[str, Any]]
 STEPS, RETURN, PER_STEP = "environment steps", "episode return", "reward per step"
@@ -139,18 +140,9 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """A run's configuration, flat: ``{"algorithm.update.learning_rate": 0.003, …}``, without what does not change what is learned."""
-    found: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, item in cast("Mapping[str, Any]", value).items():
-                add(f"{prefix}.{name}" if prefix else str(name), item)
-        elif not prefix.startswith(UNNAMED) and prefix not in WITHOUT_EFFECT:
-            found[prefix] = value
-
-    add("", run.config)
-    return found
+    """A run's configuration by flat names, without what does not change what is learned."""
+    known = flattened(run.config).items()
+    return {name: value for name, value in known if not name.startswith(UNNAMED) and name not in WITHOUT_EFFECT}
 
 
 def shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import torch
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.records import Policy
 
 SMALL = 500_000
@@ -37,11 +37,10 @@ def check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}") from None
+        device = torch.device("meta")  # which is none of those below
+    require(device.type in ("cpu", "cuda", "mps"), f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device: {name!r} is not available, {torch.cuda.device_count()} CUDA devices are; use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device: 'mps' is not available here; use --device cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
+    here = device.type != "mps" or torch.backends.mps.is_available()
+    require(here, "device: 'mps' is not available here; use --device cpu")
     return device

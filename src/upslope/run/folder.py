@@ -28,7 +28,7 @@ from typing import Any, TextIO, cast
 
 from upslope import files
 from upslope._version import __version__
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 
 FORMAT_VERSION = 1
 """Raised when an older upslope could no longer read what a newer one writes."""
@@ -66,16 +66,12 @@ def default_path(algorithm: str, env_id: str, seed: int) -> Path:
 def check_free(path: Path) -> None:
     """Raise :class:`UsageError` unless a run may be written to ``path``: absent, or an empty folder."""
     if path.is_dir():
-        if any(path.iterdir()):
-            raise UsageError(f"--out: {path} exists and is not empty; name another folder or remove it")
+        require(not any(path.iterdir()), f"--out: {path} exists and is not empty; name another folder or remove it")
         return
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"--out: {path} is a file, not a folder; name another folder")
+    require(not (path.exists() or path.is_symlink()), f"--out: {path} is a file, not a folder; name another folder")
     parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise UsageError(f"--out: {parent} is a file, so {path} cannot be made in it; name another folder")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"--out: no permission to write in {parent}; name another folder")
+    require(parent.is_dir(), f"--out: {parent} is a file, so {path} cannot be made in it; name another folder")
+    require(os.access(parent, os.W_OK), f"--out: no permission to write in {parent}; name another folder")
 
 
 class RunFolder:
@@ -94,14 +90,14 @@ class RunFolder:
                 out.mkdir(parents=True, exist_ok=True)
                 return cls(out)
             default.parent.mkdir(parents=True, exist_ok=True)
-            number = 1
+            path, number = default, 1
             while True:
-                path = default if number == 1 else default.with_name(f"{default.name}-{number}")
                 try:
                     path.mkdir()  # exclusive: two runs that start together get two folders
                     return cls(path)
                 except FileExistsError:
                     number += 1
+                    path = default.with_name(f"{default.name}-{number}")
         except OSError as error:
             raise UsageError(f"--out: cannot make {out or default}: {error.strerror or error}") from error
 

@@ -71,7 +71,7 @@ class Language(World[LanguagePolicy]):
     kept = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
 
     def __post_init__(self) -> None:
-        self.settings: LanguageRunSettings = self.settings
+        self.settings: LanguageRunSettings = self.config.settings
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

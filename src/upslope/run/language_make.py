@@ -64,27 +64,33 @@ def reference_kl(algorithm: EitherAlgorithm) -> float:
 
 def make_collector(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
     """What gathers the texts, and how many of a file's prompts were dropped or cut to fit."""
-    gather = GATHER[config.needs.learns_from]
-    return gather(config, policy, task, reference)
+    kind = config.needs.learns_from
+    if kind in ("labels", "pairs"):
+        return recorded(config, policy, task, reference)
+    if kind != "demonstrations":
+        return completions(config, task, reference), 0
+    settings: RecordedSettings = config.collector
+    hint = "give --task FILE.jsonl with prompt and answer or completion"
+    require(settings.pairs is None, f"pairs: sft imitates the task's answers; {hint}")
+    return language.demonstrations(policy, examples_of(task), batch_size=settings.batch_size, seed=config.settings.seed), 0
 
 
-def completions(config: RunConfig, policy: LanguagePolicy, task: Task, reference: Any) -> tuple[Any, int]:
+def completions(config: RunConfig, task: Task | None, reference: Any) -> language.Completions:
     """Sampled completions."""
     settings: CompletionsSettings = config.collector
-    algorithm, chosen = config.algorithm, config.problem
-    kl = getattr(algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
-    require(
-        settings.refill == 0 or not (kl or getattr(algorithm, "zero_variance_groups_have_gradient", True)),
-        "refill: with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0",
-    )
+    kl = getattr(config.algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
+    dead = not kl and not getattr(config.algorithm, "zero_variance_groups_have_gradient", True)
+    what = "with this objective (a KL or entropy term, or no groups) equal scores carry gradient too; set it to 0"
+    require(settings.refill == 0 or dead, f"refill: {what}")
     compares = config.needs.learns_from == "groups"
     require(not compares or settings.group_size > 1, "group_size: this algorithm compares the completions of a prompt; take 2 or more")
+    if task is None:
+        raise UsageError(NO_TASK)
     if task.reward is None:
         raise UsageError(f"task {task.name}: {NO_REWARD}")
-    timed = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **chosen.reward_limits)
-    collect = language.Completions(
+    return language.Completions(
         task.train,
-        timed,
+        task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **config.problem.reward_limits),
         group_size=settings.group_size,
         max_tokens=settings.max_tokens or task.max_tokens,
         num_prompts=settings.num_prompts,
@@ -93,56 +99,24 @@ def completions(config: RunConfig, policy: LanguagePolicy, task: Task, reference
         refill=settings.refill,
         seed=config.settings.seed,
     )
-    return collect, 0
 
 
-def demonstrations(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
-    """Right answers to imitate."""
+def recorded(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
+    """Pairs of completions, one preferred to the other, or single ones, each labeled as wanted or not; and how many did not fit."""
     settings: RecordedSettings = config.collector
-    require(settings.pairs is None, "pairs: sft imitates the task's answers; give --task FILE.jsonl with prompt and answer or completion")
-    collect = language.demonstrations(policy, examples_of(task), batch_size=settings.batch_size, seed=config.settings.seed)
-    return collect, 0
-
-
-def labels(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
-    """Single completions, each labeled as wanted or not."""
-    file = config.collector.pairs
-    examples = language.read_labeled(file) if file else labeled_from(made_pairs(task))
-    return recorded(config, policy, examples, [[example.completion] for example in examples], language.labeled, reference)
-
-
-def pairs(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
-    """Pairs of completions, one preferred to the other."""
-    file = config.collector.pairs
-    examples = language.read_pairs(file) if file else made_pairs(task)
-    return recorded(config, policy, examples, [[pair.chosen, pair.rejected] for pair in examples], language.preference_pairs, reference)
-
-
-def made_pairs(task: Task | None) -> list[Pair]:
-    """Pairs of a task's right answers and wrong ones."""
-    if task is None:
+    labels, how, num_long = config.needs.learns_from == "labels", config.problem.long_prompts, 0
+    if settings.pairs is not None:
+        examples: list[Any] = (language.read_labeled if labels else language.read_pairs)(settings.pairs)
+    elif task is None:
         raise UsageError(NO_TASK)
-    return language.pairs_from(task, count=2048)
-
-
-def recorded(
-    config: RunConfig, policy: LanguagePolicy, examples: list[Any], texts: list[list[str]], collector: Callable[..., Any], reference: Any
-) -> tuple[Any, int]:
-    """The collector of recorded texts, those that fit, and how many did not."""
-    num_long, how = 0, config.problem.long_prompts
+    else:
+        made = language.pairs_from(task, count=2048)
+        examples = labeled_from(made) if labels else made
     if how != "error":  # the collector knows exactly what is too long
+        texts = [[each.completion] if labels else [each.chosen, each.rejected] for each in examples]
         examples, num_long = fit(policy, examples, lengths(policy, texts), how, "data")
-    options = {"batch_size": config.collector.batch_size, "reference": reference, "seed": config.settings.seed}
-    return collector(policy, examples, **options), num_long
-
-
-GATHER: dict[str, Callable[[RunConfig, LanguagePolicy, Any, Any], tuple[Any, int]]] = {
-    **dict.fromkeys(("steps", "episodes", "groups"), completions),
-    "demonstrations": demonstrations,
-    "labels": labels,
-    "pairs": pairs,
-}
-"""By what an algorithm learns from."""
+    collector = language.labeled if labels else language.preference_pairs
+    return collector(policy, examples, batch_size=settings.batch_size, reference=reference, seed=config.settings.seed), num_long
 
 
 @dataclass(frozen=True)

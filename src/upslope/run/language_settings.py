@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from upslope.errors import require
+from upslope.errors import require, require_counts
+from upslope.run.control_settings import check_eval_every, check_seed
 from upslope.temperature import check_temperature
 
 
@@ -29,7 +30,7 @@ class ModelSettings:
     def __post_init__(self) -> None:
         require(bool(self.model), "model: expected tiny or a folder, found ''")
         check_temperature(self.temperature)
-        require(self.lora_rank is None or self.lora_rank >= 1, f"lora_rank: expected an integer ≥ 1 or none, found {self.lora_rank}")
+        require_counts(self, "lora_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,8 @@ class CompletionsSettings:
     """further rounds of prompts, at most, for groups whose completions all scored the same"""
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "group_size"):
-            require(getattr(self, name) >= 1, f"{name}: expected an integer ≥ 1, found {getattr(self, name)}")
-        require(self.max_tokens is None or self.max_tokens >= 1, f"max_tokens: expected an integer ≥ 1 or none, found {self.max_tokens}")
-        require(self.overlong_buffer >= 0, f"overlong_buffer: expected an integer ≥ 0, found {self.overlong_buffer}")
-        require(self.refill >= 0, f"refill: expected an integer ≥ 0, found {self.refill}")
+        require_counts(self, "num_prompts", "group_size", "max_tokens")
+        require_counts(self, "overlong_buffer", "refill", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class RecordedSettings:
     """folder of the reference (none: the model as it is when training starts)"""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size: expected an integer ≥ 1, found {self.batch_size}")
+        require_counts(self, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +128,10 @@ class LanguageRunSettings:
     """use the compiled update and the attention that shares a prompt among its completions; they compute the same"""
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
-        for name in ("iterations", "eval_episodes", "warm_start_batch", "warm_start_iterations"):
-            require(getattr(self, name) >= 1, f"{name}: expected an integer ≥ 1, found {getattr(self, name)}")
+        check_seed(self.seed)
+        require_counts(self, "iterations", "eval_episodes", "warm_start_batch", "warm_start_iterations")
         for name in ("warm_start", "until_accuracy"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")
         require(self.warm_start_rate > 0, f"warm_start_rate: expected a number > 0, found {self.warm_start_rate}")
-        require(self.eval_every is None or self.eval_every >= 0, f"eval_every: expected an integer ≥ 0, found {self.eval_every}")
-        require(
-            self.eval_every != 0 or self.until_accuracy is None,
-            "eval_every: found 0, which is never; whether the accuracy is reached is then unknown",
-        )
+        check_eval_every(self.eval_every, self.until_accuracy is not None, "accuracy")

@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from upslope.errors import UsageError, missing_extra
-from upslope.run.settings import load_object
+from upslope.run.settings import flattened, load_object
 
 Row = Mapping[str, Any]
 
 
 class Logger(Protocol):
-    """Takes one row per iteration."""
+    """Takes one row per iteration; its ``close()``, where it has one, is called at the end."""
 
-    def __call__(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
+    def __call__(self, row: Row) -> object: ...
 
 
 MakesLogger = Callable[[Path, Mapping[str, Any]], Logger]
 """A logger's class: called with the run folder and the configuration."""
-GivenLogger = Logger | MakesLogger | Callable[[Row], object]
+GivenLogger = Logger | MakesLogger
 """What a run takes: a logger, its class, or a function that is called with each row."""
 
 
@@ -44,17 +42,12 @@ def check_loggers(names: Iterable[str]) -> None:
             raise missing_extra(name, name)
 
 
-def opened_loggers(wanted: Iterable[str | GivenLogger], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """The loggers of a run, open: shipped ones by name, classes as ``module:Class`` or as they are, and loggers that are made already.
+def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -> Logger:
+    """A logger of a run, open: a shipped one by name, a class as ``module:Class`` or as it is, or one that is made already.
 
     Raises:
         UsageError: a class that cannot be made.
     """
-    return [opened(each, folder, config) for each in wanted]
-
-
-def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -> Logger:
-    """One of them."""
     if isinstance(wanted, str) and wanted in LOGGERS:
         return LOGGERS[wanted](folder, config)
     made: Any = load_object(wanted, "logger") if isinstance(wanted, str) else wanted
@@ -66,21 +59,7 @@ def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -
             raise UsageError(f"logger: {name} cannot be made with (folder, config): {type(error).__name__}: {error}") from error
     if not callable(made):
         raise UsageError(f"logger: expected something to call with each row, found {name}, which is of type {type(made).__name__}")
-    ends: Any = made
-    return ends if hasattr(made, "close") else Called(made)
-
-
-class Called:
-    """A function as a logger, which has nothing to close."""
-
-    def __init__(self, function: Callable[[Row], object]) -> None:
-        self.function = function
-
-    def __call__(self, row: Row) -> None:
-        self.function(row)
-
-    def close(self) -> None:
-        """Nothing is open."""
+    return cast(Logger, made)
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -137,8 +116,8 @@ class MLflowLogger:
         experiment = client.get_experiment_by_name("upslope")
         number = client.create_experiment("upslope") if experiment is None else experiment.experiment_id
         self.client, self.run_id = client, client.create_run(number, run_name=folder.name).info.run_id
-        for name, value in parameters(config).items():
-            client.log_param(self.run_id, name, value)
+        for name, value in flattened(config).items():
+            client.log_param(self.run_id, name, str(value))
 
     def __call__(self, row: Row) -> None:
         for name, value in scalars(row).items():
@@ -148,20 +127,5 @@ class MLflowLogger:
         self.client.set_terminated(self.run_id)
 
 
-def parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``algorithm.update.learning_rate`` and their values as text."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= parameters(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = str(value)
-    return flat
-
-
-LOGGERS: dict[str, MakesLogger] = {
-    "tensorboard": TensorBoardLogger,
-    "wandb": WandbLogger,
-    "mlflow": MLflowLogger,
-}
+LOGGERS: dict[str, MakesLogger] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger, "mlflow": MLflowLogger}
 """Name of the flag, of the package and of the extra."""

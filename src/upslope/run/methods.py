@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from upslope.errors import UsageError, unknown
+from upslope.errors import UsageError, require, unknown
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.language_settings import CompletionsSettings, RecordedSettings
 from upslope.run.settings import load_object
@@ -37,18 +37,14 @@ class Method:
     language: Start | None = None
 
     @property
-    def module(self) -> str:
-        """The module's full name; importing it loads PyTorch."""
-        return f"upslope.algorithms.{self.path.partition(':')[0]}"
-
-    @property
-    def class_name(self) -> str:
-        """The class's name."""
-        return self.path.partition(":")[2]
+    def place(self) -> tuple[str, str]:
+        """The module's full name, importing which loads PyTorch, and the class's."""
+        module, _, name = self.path.partition(":")
+        return f"upslope.algorithms.{module}", name
 
     def load(self) -> type:
         """The class."""
-        return getattr(importlib.import_module(self.module), self.class_name)
+        return getattr(importlib.import_module(self.place[0]), self.place[1])
 
     def start_in(self, world: str) -> Start | None:
         """The start in a world, None where it does not train there."""
@@ -103,12 +99,8 @@ STARTS: dict[str, dict[str, Start]] = {
         "stream": ONE_STREAM,
     },
     "language": {
-        "steps": SAMPLED,
-        "episodes": SAMPLED,
-        "groups": SAMPLED,
-        "pairs": RECORDED,
-        "labels": RECORDED,
-        "demonstrations": RECORDED,
+        **dict.fromkeys(("steps", "episodes", "groups"), SAMPLED),
+        **dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
     },
 }
 """World → how a class of the user's own collects there, by what it learns from."""
@@ -143,23 +135,22 @@ def methods_in(world: str) -> dict[str, Method]:
 
 def relative(name: str) -> dict[str, Any]:
     """What makes a published relative of its class (``dapo`` of GRPO); nothing for the class itself, or for the user's own."""
-    return getattr(importlib.import_module(METHODS[name].module), "RELATIVES", {}).get(name, {}) if name in METHODS else {}
+    return getattr(importlib.import_module(METHODS[name].place[0]), "RELATIVES", {}).get(name, {}) if name in METHODS else {}
+
+
+def row_of(kind: type) -> str | None:
+    """The first row of a class."""
+    return next((name for name, method in METHODS.items() if method.place == (kind.__module__, kind.__name__)), None)
 
 
 def family_of(algorithm: EitherAlgorithm) -> str | None:
     """The first row whose class the algorithm is of, or comes from; None for one that has nothing to do with ours."""
-    for base in type(algorithm).__mro__:
-        for name, method in METHODS.items():
-            if (method.module, method.class_name) == (base.__module__, base.__name__):
-                return name
-    return None
+    return next((name for base in type(algorithm).__mro__ if (name := row_of(base)) is not None), None)
 
 
 def name_of(algorithm: EitherAlgorithm) -> str:
     """The name on the command line: that of its row, else ``module:Class``."""
-    kind = algorithm.__class__
-    rows = (name for name, method in METHODS.items() if (method.module, method.class_name) == (kind.__module__, kind.__name__))
-    return next(rows, f"{kind.__module__}:{kind.__qualname__}")
+    return row_of(type(algorithm)) or f"{type(algorithm).__module__}:{type(algorithm).__qualname__}"
 
 
 def start_of(name: str, algorithm: EitherAlgorithm, world: str) -> Start:
@@ -189,18 +180,13 @@ def algorithm_named(name: str, world: str) -> Any:
     """
     if ":" in name:
         return made(load_object(name, "algorithm"), name)
-    known = methods_in(world)
-    if name not in known:
+    if name not in (known := methods_in(world)):
         raise unknown("algorithm", name, known)
     return METHODS[name].load()(**relative(name))
 
 
 def made(found: Any, name: str) -> Any:
-    """The algorithm that a user's name stands for: an instance, or a class with a default for every field.
-
-    Raises:
-        UsageError: what it lacks.
-    """
+    """The algorithm that a user's name stands for: an instance, or a class with a default for every field; UsageError for what it lacks."""
     if isinstance(found, type):
         try:
             found = found()
@@ -218,7 +204,5 @@ def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
     missing = [member for member in wanted if not hasattr(algorithm, member)]
     if missing:
         raise UsageError(f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")
-    if not is_dataclass(algorithm):
-        raise UsageError(
-            f"algorithm: {name} is no dataclass, so nothing says what its settings are; write @dataclass(frozen=True) above it"
-        )
+    what = "no dataclass, so nothing says what its settings are; write @dataclass(frozen=True) above it"
+    require(is_dataclass(algorithm), f"algorithm: {name} is {what}")

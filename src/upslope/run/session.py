@@ -16,7 +16,7 @@ from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
-from upslope.run.loggers import GivenLogger, check_loggers, opened_loggers
+from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.saving import SavePace
 from upslope.run.train import Callback, RunState, compiled, train
@@ -100,7 +100,7 @@ class Session:
             summary = self._finish(error, result)
         finally:
             for logger in self.loggers:
-                logger.close()
+                getattr(logger, "close", lambda: None)()
         if error is not None:
             raise error
         if not self.output.quiet:
@@ -113,7 +113,8 @@ class Session:
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
         self._save()
         try:
-            self.loggers = opened_loggers([*self.output.loggers, *self.given_loggers], self.folder.path, self.recorded_config)
+            wanted = [*self.output.loggers, *self.given_loggers]
+            self.loggers = [opened(each, self.folder.path, self.recorded_config) for each in wanted]
         except UsageError:
             self.folder.discard()
             raise

@@ -39,31 +39,33 @@ def settings_of(*instances: Any) -> dict[str, Setting]:
     return found
 
 
+def _values(instance: Any) -> dict[str, Any]:
+    """The fields that its constructor takes."""
+    return {field.name: getattr(instance, field.name) for field in fields(instance) if field.init}
+
+
+def _is_settings(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
 def _walk(instance: Any) -> Iterator[Setting]:
-    for field in fields(instance):
-        if not field.init:
-            continue
-        value = getattr(instance, field.name)
-        if is_dataclass(value) and not isinstance(value, type):
+    for name, value in _values(instance).items():
+        if _is_settings(value):
             yield from _walk(value)
         else:
-            yield Setting(field.name, instance.__class__, value)
+            yield Setting(name, instance.__class__, value)
 
 
 def replaced(instance: T, values: Mapping[str, Any]) -> T:
     """A copy with the fields named in ``values`` changed, wherever they are nested; other names are not looked at."""
     changes: dict[str, Any] = {}
-    copied: Any = instance
-    for field in fields(copied):
-        if not field.init:
-            continue
-        current = getattr(instance, field.name)
-        if is_dataclass(current) and not isinstance(current, type):
+    for name, current in _values(instance).items():
+        if _is_settings(current):
             changed = replaced(current, values)
-            if changed is not current:
-                changes[field.name] = changed
-        elif field.name in values:
-            changes[field.name] = values[field.name]
+            changes |= {} if changed is current else {name: changed}
+        elif name in values:
+            changes[name] = values[name]
+    copied: Any = instance
     return replace(copied, **changes) if changes else instance
 
 
@@ -77,9 +79,9 @@ def check_names(values: Iterable[str], known: Iterable[str], kind: str = "settin
 
 def to_json(value: Any) -> Any:
     """Dataclasses become objects, tuples lists, paths strings, functions their names."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        return {n: function_name(v, type(value), n) if _is_function(v) else to_json(v) for n, v in found.items()}
+    if _is_settings(value):
+        owner: type = value.__class__
+        return {n: function_name(v, owner, n) if _is_function(v) else to_json(v) for n, v in _values(value).items()}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -89,6 +91,15 @@ def to_json(value: Any) -> Any:
 
 def _is_function(value: Any) -> bool:
     return callable(value) and not is_dataclass(value)
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``{"algorithm.update.learning_rate": 0.003, …}``."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping)
+        flat |= flattened(cast("Mapping[str, Any]", value), f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def choices(owner: type, name: str) -> dict[str, Any]:
