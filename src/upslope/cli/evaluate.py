@@ -87,16 +87,15 @@ def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
     """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
-    from upslope.language import PairsResult  # loads Transformers
-    from upslope.run.language_evaluate import evaluate_model
+    from upslope.run.language_evaluate import evaluate_model  # loads Transformers
 
     options = {name: given[name] for name in ("task", "reward", "pairs", "episodes", "max_tokens", "seed", "long_prompts")}
-    result = evaluate_model(run, greedy=not given["sample"], best=given["policy"] == "best", **options)
+    result: Any = evaluate_model(run, greedy=not given["sample"], best=given["policy"] == "best", **options)
     if given["json"]:
         print(json.dumps(asdict(result) | (which_policy(run, given) if isinstance(run, Run) else {})))
         return 0
     name, task = (run.algorithm, run.env_id) if isinstance(run, Run) else (str(run), "")
-    if isinstance(result, PairsResult):
+    if hasattr(result, "preference_accuracy"):
         (low, high), by = result.preference_interval, {"score": "score", "log_prob": "log-probability"}[result.ranked_by]
         head = f"{name}: {plural(result.pairs, 'pair')} ranked by {by}"
         lines = [f"ranked right {result.preference_accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})"]

@@ -258,9 +258,7 @@ def run(config: RunConfig, output: dict[str, Any]) -> int:
         from upslope.run.play import check_renders, record  # loads Gymnasium
 
         check_renders(config.env_id or "", config.problem.env_kwargs)
-    from upslope.run.session import Session  # loads PyTorch
-
-    session = Session(config, Output(**output))
+    session = config.session(Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
         words = record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)

@@ -23,6 +23,7 @@ from upslope.run.settings import check_imports_nothing, check_names, plain_value
 
 if TYPE_CHECKING:
     from upslope.run.loggers import GivenLogger
+    from upslope.run.session import Session
     from upslope.run.train import Callback
     from upslope.run.world import World
 
@@ -181,6 +182,12 @@ class RunConfig:
         """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""
         return WORLDS[self.world].alive.prepare(self)
 
+    def session(self, output: Output | None = None, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Session:
+        """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
+        from upslope.run.session import Session  # loads PyTorch, which no help page needs
+
+        return Session(self, output or Output(), callbacks, loggers)
+
     def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.
 
@@ -193,9 +200,7 @@ class RunConfig:
             UsageError: before anything was written.
             RunFault: while running; the folder holds everything up to the last iteration.
         """
-        from upslope.run.session import Session  # loads PyTorch, which no help page needs
-
-        return Session(self, output or Output(), callbacks, loggers).run()
+        return self.session(output, callbacks, loggers).run()
 
 
 # ------------------------------------------------------------------------------------------------------------- configs

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium
 
@@ -17,7 +17,6 @@ from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Collector, Stream
 from upslope.run import control_report as report
-from upslope.run.config import RunConfig
 from upslope.run.control_make import (
     by_action_values,
     check_collector,
@@ -38,6 +37,9 @@ from upslope.run.report import FIELDS
 from upslope.run.session import Session
 from upslope.run.train import RunState, compiled
 from upslope.run.world import Evaluated, World
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 SLOW_TO_MAKE = 0.5
 """Seconds for one environment from which on an evaluation makes a single one."""

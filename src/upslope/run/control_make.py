@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upslope import control
 from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, policy_for, policy_from_description
 from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.records import EitherAlgorithm
-from upslope.run.config import RunConfig
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
 from upslope.run.load import Run, load_state
 from upslope.run.settings import plain_value
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 
 def make_policy(config: RunConfig, envs: control.Envs) -> Any:

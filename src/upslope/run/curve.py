@@ -84,12 +84,13 @@ def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
 
 def measured(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
     """By world and environment, the metric to compare: the first that one of its runs has."""
-    found: dict[tuple[str, str], str] = {}
+    rows: dict[tuple[str, str], list[Rows]] = {}
     for run in runs:
-        where, usual = (run.world, run.env_id), RETURN_OF[run.world]
-        alike = [other.metrics() for other in runs if (other.world, other.env_id) == where] if where not in found else []
-        names = [usual, *(OTHERWISE if run.world == "control" else ())]
-        found.setdefault(where, next((name for name in names if any(len(series(rows, name)[0]) for rows in alike)), usual))
+        rows.setdefault((run.world, run.env_id), []).append(run.metrics())
+    found: dict[tuple[str, str], str] = {}
+    for (world, env_id), alike in rows.items():
+        names = [RETURN_OF[world], *(OTHERWISE if world == "control" else ())]
+        found[world, env_id] = next((name for name in names if any(len(series(each, name)[0]) for each in alike)), names[0])
     return found
 
 
@@ -123,13 +124,13 @@ def names(runs: Sequence[Run]) -> list[str]:
     Runs with one name have the same settings but for the seed. A setting that not all of them recorded does not count.
     """
     found: list[str] = []
-    flattened = [settings_of(run) for run in runs]
+    known = [(run.env_id, run.algorithm, settings_of(run)) for run in runs]
     unnamed: dict[str, list[list[str]]] = {}
-    for run, settings in zip(runs, flattened, strict=True):
-        alike = [other for r, other in zip(runs, flattened, strict=True) if (r.env_id, r.algorithm) == (run.env_id, run.algorithm)]
-        shared = [key for key in settings if all(key in other for other in alike)]
+    for env_id, algorithm, settings in known:
+        alike = [others for *where, others in known if where == [env_id, algorithm]]
+        shared = [key for key in settings if all(key in others for others in alike)]
         differ = [f"{key.rpartition('.')[2]} {shown(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
-        name = ", ".join([run.algorithm.upper(), *differ[:MAX_NAMED]])
+        name = ", ".join([algorithm.upper(), *differ[:MAX_NAMED]])
         if len(differ) > MAX_NAMED:
             others = unnamed.setdefault(name, [])
             others += [] if differ in others else [differ]
@@ -147,9 +148,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A setting as one would type it."""
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
@@ -169,20 +168,10 @@ def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
 def group_line(name: str, curves: Sequence[tuple[Array, Array]], color: str) -> Line:
     """Mean over runs on the steps that they share, with the interval of the mean."""
     start, end = max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves)
-    if len(curves) == 1 or end <= start:
-        x, y = curves[0] if len(curves) == 1 else longest(curves)
-        return Line(x, y, color, label(name, 1), width=2.4)
+    if len(curves) == 1 or end <= start:  # runs that share no steps cannot be averaged: the longest stands for them
+        x, y = max(curves, key=lambda curve: curve[0][-1])
+        return Line(x, y, color, f"{name}, 1 run", width=2.4)
     grid: Array = np.linspace(start, end, 300)
     table: Array = np.stack([np.interp(grid, x, y) for x, y in curves])
     low, high = bootstrap_band(table)
-    return Line(grid, table.mean(0), color, label(name, len(curves)), width=2.4, low=low, high=high)
-
-
-def longest(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """The curve with the most steps: runs that share none cannot be averaged."""
-    return max(curves, key=lambda curve: curve[0][-1])
-
-
-def label(name: str, count: int) -> str:
-    """``PPO, learning_rate 0.003, 3 runs``."""
-    return f"{name}, {count} run{'s' if count > 1 else ''}"
+    return Line(grid, table.mean(0), color, f"{name}, {len(curves)} runs", width=2.4, low=low, high=high)

@@ -68,16 +68,20 @@ class History:
     def rose(self) -> bool:
         """Whether training did clearly better in its last iterations than in its first."""
         name = next((name for name in MEASURES if any(name in row for row in self.rows)), MEASURES[0])
-        values = [row[name] for row in self.rows if row.get(name) is not None]
+        values = self.values(name)
         early, late = values[: max(MIN_ITERATIONS, len(values) // 20)], self.end(name)
         if len(values) < 2 * MIN_ITERATIONS:
             return False
         error = math.sqrt(statistics.variance(early) / len(early) + statistics.variance(late) / len(late))
         return statistics.mean(late) - statistics.mean(early) > STANDARD_ERRORS / 2 * error  # the first iterations already rise
 
+    def values(self, name: str) -> list[float]:
+        """A metric in the iterations that reported it."""
+        return [row[name] for row in self.rows if row.get(name) is not None]
+
     def end(self, name: str) -> list[float]:
-        """A metric in the last iterations that reported it."""
-        values = [row[name] for row in self.rows if row.get(name) is not None]
+        """The same in the last of them."""
+        values = self.values(name)
         return values[-max(MIN_ITERATIONS, math.ceil(LAST * len(values))) :]
 
 
@@ -130,7 +134,7 @@ def kl_of(row: Mapping[str, float]) -> float | None:
 
 def entropy_ran_away(history: History) -> str | None:
     """The policy explores nothing any more, or noise alone, and has not learned what it was for."""
-    values = [row["entropy"] for row in history.rows if row.get("entropy") is not None]
+    values = history.values("entropy")
     if len(values) < 2 * MIN_ITERATIONS or history.reached_goal:
         return None
     start, late = max(values[:MIN_ITERATIONS]), statistics.median(history.end("entropy"))
@@ -151,10 +155,16 @@ def entropy_ran_away(history: History) -> str | None:
     )
 
 
+def in_vain(history: History, name: str) -> list[float]:
+    """A metric in the last iterations of a run that neither reached its goal nor learned; empty of any other, or of too short a one."""
+    late = history.end(name)
+    return [] if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned else late
+
+
 def groups_died(history: History) -> str | None:
     """No group has had spread in the last iterations, so nothing is learned any more."""
-    late = history.end("dead_groups")
-    if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned or min(late) < 1.0:
+    late = in_vain(history, "dead_groups")
+    if min(late, default=0.0) < 1.0:
         return None
     return (
         f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0 and nothing "
@@ -164,8 +174,8 @@ def groups_died(history: History) -> str | None:
 
 def nothing_accepted(history: History) -> str | None:
     """The line search has found no step in the last iterations."""
-    late = history.end("accepted")
-    if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned or max(late) > 0.0:
+    late = in_vain(history, "accepted")
+    if max(late, default=1.0) > 0.0:
         return None
     return (
         f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -21,7 +21,6 @@ from upslope.language.layers import Attention
 from upslope.language.precision import preferred
 from upslope.language.presets import preset_for
 from upslope.run import language_report as report
-from upslope.run.config import RunConfig
 from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
@@ -42,6 +41,9 @@ from upslope.run.settings import settings_of
 from upslope.run.train import RunState, train
 from upslope.run.world import Evaluated, World
 from upslope.updates import Ascent
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 EVALUATE_EVERY = 10
 """Iterations between evaluations unless told otherwise."""

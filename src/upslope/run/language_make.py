@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,10 +18,12 @@ from upslope.language.rewards import Part, parse_weight, reward_from
 from upslope.language.scoring import score_with
 from upslope.language.tasks import NO_REWARD
 from upslope.records import EitherAlgorithm
-from upslope.run.config import RunConfig
 from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings
 from upslope.run.load import Run
 from upslope.run.settings import load_object
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 NO_TASK = "task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition"
 
@@ -143,19 +145,6 @@ def make_policy(settings: ModelSettings, task: Task | None, *, value_head: bool,
             lora_rank=settings.lora_rank,
             compute_dtype=dtype,
         )
-
-
-def saved_policy(folder: Path, recorded: Mapping[str, Any]) -> LanguagePolicy:
-    """A Transformers folder as a policy that is not trained any more, with the ``recorded`` temperature and precision of passes.
-
-    Raises:
-        UsageError: the folder is missing or damaged.
-    """
-    has_head = (folder / "value_head.safetensors").exists()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(recorded.get("compute_dtype")))
-    temperature = float(recorded.get("temperature", 1.0))
-    policy = LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
-    return policy.requires_grad_(False)
 
 
 def policy_folder(text: str) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upslope.language import LanguagePolicy, Task
 from upslope.language.masters import dropout_of
-from upslope.run.config import RunConfig
 from upslope.run.curve import curve_lines
 from upslope.run.drawing import Panel, draw, save
 from upslope.run.language_evaluate import is_foreign
 from upslope.run.language_settings import CompletionsSettings
 from upslope.run.report import STOPPED, Field, climbing, plural
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 FIELDS = (
     *(

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import upslope
 from upslope.errors import UsageError, require
 from upslope.files import survivor
 from upslope.run.folder import FORMAT_VERSION
@@ -150,12 +151,10 @@ class Run:
     def _load_policy(self, name: str) -> Any:
         """What ``policy.json`` describes, with ``<name>.safetensors``, or the Transformers folder ``<name>``; not trained any more."""
         if self.world == "language":
-            from upslope.run.language_make import saved_policy  # loads Transformers
-
             folder = survivor(self.path / name)
             for path in (folder, *folder.rglob("*")):
                 check_inside(path, self.path)
-            return saved_policy(folder, self.config["policy"])
+            return language_policy(folder, self.config["policy"])
         path, weights = self.path / "policy.json", self.path / f"{name}.safetensors"
         description = read_json(path, versioned=True)
         state = read_safetensors(weights)
@@ -168,6 +167,21 @@ class Run:
             raise damaged(path, f"it does not describe a policy ({error})") from error
         load_state(policy, state, weights)
         return policy.eval().requires_grad_(False)
+
+
+def language_policy(folder: Path, recorded: dict[str, Any]) -> Any:
+    """A Transformers folder as a policy that is not trained any more, with the ``recorded`` temperature and precision of passes.
+
+    Raises:
+        UsageError: the folder is missing or damaged.
+    """
+    import torch
+
+    has_head = (folder / "value_head.safetensors").exists()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(recorded.get("compute_dtype")))
+    temperature = float(recorded.get("temperature", 1.0))
+    policy = upslope.language.LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
+    return policy.requires_grad_(False)
 
 
 def is_model_folder(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upslope import control
-from upslope.errors import RunFault, UsageError, install
+from upslope.errors import RunFault, UsageError, install, require
 from upslope.files import whole_file
 from upslope.run.device import one_thread
 from upslope.run.load import Run
@@ -45,18 +45,15 @@ def record(
     Raises:
         UsageError: a file type that is not known, no ffmpeg for an mp4, an environment that cannot render.
     """
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise UsageError(f"--out: expected a name that ends in .gif or .mp4, found {path}")
-    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
-        raise UsageError(f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
-    player = run.chosen_policy(policy)
-    name = run.environment(env)
-    options = run.env_options(name)
+    kind = path.suffix.lower()
+    require(kind in (".gif", ".mp4"), f"--out: expected a name that ends in .gif or .mp4, found {path}")
+    can_write = kind == ".gif" or shutil.which("ffmpeg") is not None
+    require(can_write, f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
+    player, name = run.chosen_policy(policy), run.environment(env)
     with one_thread(player):
-        frames, returns, rate, whole = play(player, name, options, episodes, seed, max_steps, greedy=not sample)
+        frames, returns, rate, whole = play(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = write_gif if path.suffix.lower() == ".gif" else write_mp4
-    write(path, frames, rate)
+    (write_gif if kind == ".gif" else write_mp4)(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
     cut = "" if whole else f" (cut off after {len(frames) - len(returns)} steps)"
     return f"wrote {path}: {len(frames)} frames, return {played}{cut}\n{run.policy_words(policy)}"
@@ -93,9 +90,7 @@ def can_render(envs: Any) -> bool:
     module, _, name = envs.env_id.rpartition(":")
     entry: Any = spec.entry_point if spec is not None else getattr(sys.modules.get(module), name, None)
     if isinstance(entry, str):
-        if entry.startswith(DRAWN_BY_PYGAME):
-            return importlib.util.find_spec("pygame") is not None
-        return True
+        return not entry.startswith(DRAWN_BY_PYGAME) or importlib.util.find_spec("pygame") is not None
     try:
         parameters = inspect.signature(entry).parameters.values()
     except (TypeError, ValueError):

@@ -7,10 +7,9 @@ import signal
 import time
 from collections.abc import Generator, Iterable, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
-from upslope.run.config import RunConfig
 from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
@@ -21,6 +20,9 @@ from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.saving import SavePace
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.world import Evaluated, World
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from upslope.records import Policy
-from upslope.run.config import RunConfig
 from upslope.run.evaluations import Point
 from upslope.run.folder import RunFolder
 from upslope.run.report import Field
 from upslope.run.train import RunState
 
 if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
     from upslope.run.session import Session
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
