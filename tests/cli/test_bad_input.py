@@ -483,3 +483,24 @@ def test_how_to_install_what_is_missing(
     monkeypatch.setattr("shutil.which", lambda _: None if pip is None else str(tmp_path / pip))
     monkeypatch.setattr("upslope.errors.__file__", str(tmp_path / "src" / "upslope" / "errors.py"))
     assert install(requirement) == command
+
+
+def test_a_time_out_that_nothing_can_keep_is_refused_wherever_it_is_said(cli: Command, tmp_path: Path):
+    from upslope import RunConfig, UsageError
+
+    file = tmp_path / "settings.json"
+    for settings, refused in (
+        ({"step_timeout": 5.0}, True),
+        ({"step_timeout": 5.0, "vectorization": "sync"}, True),
+        ({"step_timeout": 120.0}, False),  # as every run records it
+        ({"step_timeout": None}, False),
+        ({"step_timeout": 5.0, "vectorization": "async"}, False),
+    ):
+        file.write_text(json.dumps(settings))
+        answer = cli(*PPO, "--config", file, "--total-steps", "0")
+        assert answer.code == 2 and ("cannot be interrupted" if refused else "total_steps") in one_line(answer.err), settings
+        if refused:
+            with pytest.raises(UsageError, match="step_timeout: an environment in this process cannot be interrupted"):
+                RunConfig.of("ppo", "CartPole-v1", **settings)
+        else:
+            RunConfig.of("ppo", "CartPole-v1", **settings)

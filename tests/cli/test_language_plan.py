@@ -43,6 +43,7 @@ def test_the_plan_says_how_passes_run_and_evaluate_takes_the_same_precision(cli:
 def test_the_tiny_model_is_packed_in_float32(cli: Command):
     answer = good(cli(*GRPO, *SHORT, "--out", "run"))
     assert "  attention: packed\n" in answer.out and "dropout" not in answer.out
+    assert "  update: GRPO.objective in PyTorch: nothing of this LanguagePolicy is compiled\n" in answer.out
     assert json.loads(Path("run/config.json").read_text())["policy"]["compute_dtype"] == "float32"
 
 

@@ -34,12 +34,12 @@ from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.load import Run
 from upslope.run.report import FIELDS
-from upslope.run.session import Session
 from upslope.run.train import RunState, compiled
 from upslope.run.world import Evaluated, World
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
+    from upslope.run.session import Session
 
 SLOW_TO_MAKE = 0.5
 """Seconds for one environment from which on an evaluation makes a single one."""

@@ -36,7 +36,6 @@ from upslope.run.language_make import (
 )
 from upslope.run.language_settings import LanguageRunSettings
 from upslope.run.load import PROGRESS
-from upslope.run.session import Session
 from upslope.run.settings import settings_of
 from upslope.run.train import RunState, train
 from upslope.run.world import Evaluated, World
@@ -44,6 +43,7 @@ from upslope.updates import Ascent
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
+    from upslope.run.session import Session
 
 EVALUATE_EVERY = 10
 """Iterations between evaluations unless told otherwise."""
