@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upslope.control import ActorCritic, Envs
+from upslope.control import ActorCritic, Envs, LinearPolicy
 from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
@@ -96,10 +96,10 @@ def stopping(settings: RunSettings, stop_at: float | None) -> str:
     return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
 
 
-def policy_words(policy: Any, chosen: PolicySettings, settings: RunSettings) -> str:
+def policy_words(policy: ActorCritic, chosen: PolicySettings, settings: RunSettings) -> str:
     """What the policy is, where it starts from and where it lives."""
     options, init = policy.describe(), "" if settings.init is None else f", continued from {settings.init}"
-    if options["class"] == "LinearPolicy":
+    if isinstance(policy, LinearPolicy):
         tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"
         kind = {"tiles": tiles, "fourier": basis}.get(chosen.features, "the observation")
         return f"policy linear in {kind}, {policy.features.size:,} features{init}"

@@ -123,7 +123,7 @@ def frame_of(env: Any, name: str) -> Frame:
 
 
 def play(
-    policy: Any, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
+    policy: control.ActorCritic, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
 ) -> tuple[list[Frame], list[float], float, bool]:
     """Frames, returns of the episodes, the environment's frames per second, and whether the last episode was seen to its end."""
     envs, env = rendered(name, options)
