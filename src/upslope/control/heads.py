@@ -1,4 +1,7 @@
-"""Heads for discrete actions, and the choice of a head for an action space; see :mod:`upslope.control.head`."""
+"""Heads for discrete actions, and the choice of a head for an action space; see :mod:`upslope.control.head`.
+
+The categorical head has a compiled twin (``upslope.fast.formulas``), which does not see an edit here: train with ``--no-fast`` then.
+"""
 
 from __future__ import annotations
 
