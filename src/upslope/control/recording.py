@@ -140,7 +140,7 @@ class Recording:
 
     def add(self, step: Step) -> None:
         """What the environments answered, apart from the observation, which is the next inputs."""
-        self.steps.append(step._replace(observation=None))
+        self.steps.append(Step(None, *step[1:]))
 
     def acted(self) -> tuple[dict[str, Tensor], Tensor]:
         """``(inputs, log_prob)``, each ``[N, T, …]``."""
@@ -162,7 +162,7 @@ class Recording:
         replaced = self.successors(inputs) if any(step.successors for step in steps) else None
         value, next_value = values_and_next(self.player, extended, replaced)
         names = ("reward", "terminated", "truncated", "mask")
-        columns = {name: np.stack([getattr(step, name) for step in steps], 1) for name in names}
+        columns = {name: np.array([getattr(step, name) for step in steps]).T.copy() for name in names}
         columns["reward"] = columns["reward"].astype(np.float32) if normalizer is None else self.normalized(normalizer)
         columns["first_step"] = self.first_step
         tensors: dict[str, Any] = {name: torch.from_numpy(column).to(log_prob.device) for name, column in columns.items()}
