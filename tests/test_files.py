@@ -164,3 +164,19 @@ def test_where_one_file_of_a_model_changes_there_is_always_one(tmp_path: Path, m
         (folder / "config.json").write_text("old")
         (folder / "model.safetensors").write_text("new")
     assert (tmp_path / "model" / "model.safetensors").read_text() == "new"
+
+
+def test_a_model_that_could_not_be_saved_over_another_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, replace, calls = tmp_path / "model", os.replace, []
+    fill(path, "old")
+
+    def full(old: Path, new: Path) -> None:
+        calls.append(new)
+        if len(calls) == 2:  # its configuration is moved aside, nothing is new yet
+            raise OSError(28, "No space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(files.RunFault, match="No space left"):
+        fill(path, "new")
+    assert {(path / name).read_text() for name in MODEL} == {"old", "same"}

@@ -193,7 +193,7 @@ def main() -> None:
     import torch
 
     from upslope.language import LanguagePolicy
-    from upslope.language.precision import fastest
+    from upslope.language.precision import preferred
 
     torch.set_num_threads(args.threads)
     chosen = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
@@ -217,7 +217,7 @@ def main() -> None:
         }  # fmt: skip
     record = {
         "system": "upslope", "task": args.task, "dtype": "bf16-compute" if policy.compute_dtype == torch.bfloat16 else "fp32",
-        "fast_bf16": fastest("cpu") == torch.bfloat16, "malloc": malloc, "threads": args.threads, "group": args.group,
+        "fast_bf16": preferred("cpu") == torch.bfloat16, "malloc": malloc, "threads": args.threads, "group": args.group,
         "prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens, **timed, "peak_rss_gb": work.peak_gb(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }  # fmt: skip

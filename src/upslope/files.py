@@ -86,7 +86,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
     ``path`` may exist and hold other files, which stay; it is made if it does not. A link inside it in a file's place is replaced.
     Old files and new ones never pass for one model: where more than one changes, its configuration (one of the :data:`KEYS`) is removed
-    first and written last.
+    first and written last; after a failure before anything is new, all is what it was.
 
     Raises:
         RunFault: it cannot be written, and why.
@@ -101,13 +101,22 @@ def filled_folder(path: Path) -> Iterator[Path]:
         found = sorted(temporary.iterdir())
         changed = [new for new in found if not is_same_file(new, path / new.name)]
         keys = [new for new in found if new.name in KEYS and len(changed) > 1]
-        for new in keys:
-            (path / new.name).unlink(missing_ok=True)
-        for new in [*(new for new in changed if new not in keys), *keys]:
-            if new.is_dir():
-                replace_folder(new, path / new.name)
-            else:
-                os.replace(new, path / new.name)
+        aside = [(path / new.name, temporary / f"{new.name}{ASIDE}") for new in keys if os.path.lexists(path / new.name)]
+        replaced = False
+        try:
+            for old, kept in aside:
+                os.replace(old, kept)
+            for new in [*(new for new in changed if new not in keys), *keys]:
+                if new.is_dir():
+                    replace_folder(new, path / new.name)
+                else:
+                    os.replace(new, path / new.name)
+                replaced = True
+        except BaseException:
+            for old, kept in aside if not replaced else ():  # nothing is new yet: all is again what it was
+                if os.path.lexists(kept):
+                    os.replace(kept, old)
+            raise
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:

@@ -543,3 +543,22 @@ def test_updates_with_an_objective_of_ones_own(head, algorithm, monkeypatch):
 )
 def test_a_plan_says_what_is_compiled_and_why_not(algorithm, reason):
     assert explain(algorithm, make_policy(), "group" if isinstance(algorithm, GRPO) else "step") == reason
+
+
+def test_a_profiler_goes_on_and_an_objective_is_compiled_under_it():
+    seen, policy = [], make_policy()
+    sys.setprofile(lambda *_: seen.append(1))
+    try:
+        found = explain(PPO(clip_range=0.123), policy, "step")
+        watching = sys.getprofile()
+    finally:
+        sys.setprofile(None)
+    assert found.startswith("PPO.objective compiled")
+    assert watching is not None and seen
+
+
+def test_functions_of_no_module_are_compiled():
+    space = {}
+    exec("def surrogate(log_prob, behavior_log_prob, advantage, mask, clip_range):\n    return log_prob * advantage", space)
+    del space["__builtins__"]
+    assert explain(PPO(surrogate=space["surrogate"]), make_policy(), "step").startswith("PPO.objective compiled")

@@ -187,7 +187,7 @@ def test_only_what_was_written_is_named(cli: Command, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("task", TASKS)
 def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     typed: list[Any] = []
-    monkeypatch.setattr(train, "run", lambda config, output, given: typed.append(config) or 0)
+    monkeypatch.setattr(train, "run", lambda config, output: typed.append(config) or 0)
     for rung in RUNGS:
         words = shlex.split(ladder.command(TASKS[task], rung, 1234))
         assert words[:2] == ["upslope", "train"] and train.main(words[2:]) == 0

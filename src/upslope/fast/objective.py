@@ -150,7 +150,7 @@ def watch_called(algorithm: HasObjective, called: dict[CodeType, dict[str, Any]]
 
     for code, names in called.items():
         classes = type(algorithm).__mro__[:-1]
-        for owner in classes if fixed(names["__name__"]) else (names, *classes):
+        for owner in classes if fixed(names.get("__name__", "")) else (names, *classes):
             yield from look_up(owner, code.co_names)
 
 

@@ -308,14 +308,16 @@ def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Calla
 
     try:
         one = recorded(algorithm, policy, batch, restored, SIZES[0])
-        sys.setprofile(note)
+        if profiler is None:  # else somebody measures, and what is noted here would be missing there
+            sys.setprofile(note)
         other = recorded(algorithm, policy, batch, restored, SIZES[1])
     except (NotLowered, KeyboardInterrupt):
         raise
     except Exception as error:  # the readable objective will say it, if it is the user's
         raise NotLowered(f"it raises {type(error).__name__} without real numbers") from error
     finally:
-        sys.setprofile(profiler)
+        if profiler is None:
+            sys.setprofile(None)
         torch.set_rng_state(before)
     if one.listing() != other.listing():
         raise NotLowered("it is not the same for minibatches of every size, or not the same each time")

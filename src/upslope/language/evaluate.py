@@ -10,7 +10,7 @@ import torch
 
 from upslope.errors import require
 from upslope.intervals import wilson
-from upslope.language.asked import TrainerState
+from upslope.language.asked import ALSO_KNOWN, TrainerState
 from upslope.language.checks import Reward
 from upslope.language.collect import spoken
 from upslope.language.engine import EmbeddedEngine
@@ -58,10 +58,12 @@ def evaluate(
     found = list(task.held_out if problems is None else problems)
     require(bool(found), f"task {task.name}: it holds no problem out, so nothing can be evaluated; give it a FILE.test.jsonl")
     require(episodes is None or episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes}")
-    found = found[:episodes]
+    found, columns = found[:episodes], columns_of(found[:episodes])
+    for name in ALSO_KNOWN:
+        require(name not in columns, f"task {task.name}: a column may not be called {name}, which means something else to rewards")
     prompts = policy.encode_all([problem.prompt for problem in found], [problem.place for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
-    told = {**spoken(policy, found, made), **columns_of(found), "trainer_state": trainer_state or TrainerState(fraction=1.0)}
+    told = {**spoken(policy, found, made), **columns, "trainer_state": trainer_state or TrainerState(fraction=1.0)}
 
     def scores(by: Reward | Rewards | None) -> list[float | None]:
         return [] if by is None else Rewards.of(by)(**told).scores

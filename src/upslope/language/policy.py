@@ -1,7 +1,7 @@
 """A language model as a policy: states are texts so far, actions are tokens, and one pass scores whole groups of completions.
 
 The module inside is an ordinary Transformers model; nothing of it is rewritten. Its parameters are the float32 masters that the
-update moves. Where the processor computes faster in another precision (:func:`~upslope.language.precision.fastest`), each pass
+update moves. Where the processor computes faster in another precision (:func:`~upslope.language.precision.preferred`), each pass
 casts them first, and their gradients come back in float32.
 """
 

@@ -120,11 +120,11 @@ class Run:
 
     def chosen_policy(self, which: str) -> Any:
         """``final`` or ``best``."""
-        return self.best_policy if which == "best" else self.policy
+        return self.best_policy if stem(which) == "best_policy" else self.policy
 
     def progress(self, which: str = "final") -> dict[str, int] | None:
         """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
-        name = "best_policy" if which == "best" else "policy"
+        name = stem(which)
         if self.world == "language":
             path = survivor(self.path / name) / PROGRESS
             found: Any = read_json(path) if path.exists() else {}
@@ -182,6 +182,12 @@ def language_policy(folder: Path, recorded: dict[str, Any]) -> Any:
     temperature = float(recorded.get("temperature", 1.0))
     policy = upslope.language.LanguagePolicy.from_pretrained(folder, temperature=temperature, value_head=has_head, compute_dtype=dtype)
     return policy.requires_grad_(False)
+
+
+def stem(which: str) -> str:
+    """The name of a policy's files: of the ``final`` one or the ``best``."""
+    require(which in ("final", "best"), f"policy: expected 'final' or 'best', found {which!r}")
+    return "best_policy" if which == "best" else "policy"
 
 
 def is_model_folder(path: str | Path) -> bool:

@@ -158,6 +158,7 @@ class Ascent:
             ends = list(itertools.accumulate(p.numel() for p in state.parameters[:-1]))
             pieces: Sequence[Tensor] = gradients if state.flat is None else gradients[0].tensor_split(ends)
             groups = [[g for g, of in zip(pieces, state.critic, strict=True) if of is critic] for critic in (False, True)]
+            groups = [group for group in groups if group]  # all of the actor may be frozen
         squares = [torch.stack([g.square().sum() for g in group]).sum() for group in groups]
         norm = torch.stack(squares).sum().sqrt()
         if not math.isfinite(norm.item()):
