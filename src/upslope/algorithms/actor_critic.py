@@ -4,22 +4,26 @@ The loops are the book's boxes, p. 332 and 333, line by line; plain steps, no Ad
 tile coding, networks.
 
 Left out: several environments (their traces would have to be kept apart, so each step would need the gradients of every
-environment alone), an entropy bonus, step-size schedules.
+environment alone), an entropy bonus.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import OnlineState, gradients, value_of
 from upslope.errors import require
 from upslope.records import Metrics, Policy, SamplingPolicy, Stream
+from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineActorCritic:
     """The episodic boxes of p. 332: with decays of 0 the one-step actor–critic, else the one with eligibility traces."""
+
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"schedule": SCHEDULES}
 
     gamma: float = 0.99
     """discount factor"""
@@ -33,6 +37,8 @@ class OnlineActorCritic:
     """λ of the critic's eligibility trace"""
     discount_weight: bool = True
     """weight the policy's steps by γ^t, as the box does; without it the gradient is of no objective, but late steps count"""
+    schedule: Schedule = constant
+    """how both step sizes move over the run: constant or linear (to zero)"""
 
     def __post_init__(self) -> None:
         for name in ("gamma", "trace_decay", "value_trace_decay"):
@@ -42,6 +48,10 @@ class OnlineActorCritic:
     def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``, ``I = 1``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
+
+    def set_fraction(self, state: OnlineState, fraction: float) -> None:
+        """Follow the schedule: ``fraction`` of the run is done."""
+        state.step_factor = self.schedule(fraction)
 
     def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ v̂(S′) − v̂(S)``, v̂(terminal) = 0; both traces; both steps. A truncation bootstraps, then resets."""
@@ -54,8 +64,8 @@ class OnlineActorCritic:
             td_error = state.checked(step.reward + self.gamma * next_value - value)
             state.value_trace.add(value_gradient, self.gamma * self.value_trace_decay)
             state.trace.add(score, self.gamma * self.trace_decay, state.weight)
-            state.value_trace.ascend(state.targets, self.value_learning_rate * td_error)
-            state.trace.ascend(state.targets, self.learning_rate * td_error)
+            state.value_trace.ascend(state.targets, state.step_factor * self.value_learning_rate * td_error)
+            state.trace.ascend(state.targets, state.step_factor * self.learning_rate * td_error)
             if self.discount_weight:
                 state.weight *= self.gamma  # I ← γ I
             if step.ended:

@@ -2,13 +2,15 @@
 
 The loop is the book's box, p. 244 (p. 305 with traces): ``w += α δ z``, ``δ = R + γ q̂(S′, A′) − q̂(S, A)``.
 
+``schedule`` lets α fall over the run, so that what was learned is not stirred by the last few updates.
+
 Left out: replacing and dutch traces, several environments, an ε that falls.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +19,14 @@ from upslope.algorithms.all_actions import valued
 from upslope.algorithms.common import check_fraction, check_not_negative
 from upslope.algorithms.online import Gradients, Inputs, OnlineState
 from upslope.records import HasActionGradient, Metrics, Policy, SamplingPolicy, Stream, offers
+from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 
 @dataclass(frozen=True, kw_only=True)
 class SARSA:
     """On-policy control by action values; the policy is ε-greedy in them, and owns ε."""
 
+    CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"schedule": SCHEDULES}
     action_values: ClassVar[bool] = True
 
     gamma: float = 0.99
@@ -31,6 +35,8 @@ class SARSA:
     """step size"""
     trace_decay: float = 0.0
     """λ of the eligibility trace (accumulating): 0 is one step"""
+    schedule: Schedule = constant
+    """how the step size moves over the run: constant or linear (to zero)"""
 
     def __post_init__(self) -> None:
         check_fraction("gamma", self.gamma)
@@ -40,6 +46,10 @@ class SARSA:
     def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``; nothing here is random, so the seed is not used."""
         return OnlineState.of(policy)
+
+    def set_fraction(self, state: OnlineState, fraction: float) -> None:
+        """Follow the schedule: ``fraction`` of the run is done."""
+        state.step_factor = self.schedule(fraction)
 
     def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R + γ q̂(S′, A′) − q̂(S, A)``, q̂(terminal) = 0. A truncation bootstraps, then resets."""
@@ -52,7 +62,7 @@ class SARSA:
             next_value = 0.0 if state.action is None else float(action_values(policy, step.next_inputs)[0, state.action])
             td_error = state.checked(step.reward + self.gamma * next_value - value)
             state.trace.add(gradient, self.gamma * self.trace_decay)
-            state.trace.ascend(state.targets, self.learning_rate * td_error)
+            state.trace.ascend(state.targets, state.step_factor * self.learning_rate * td_error)
             if step.ended:
                 state.action = None
                 state.start_episode()
