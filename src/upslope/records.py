@@ -28,6 +28,8 @@ MISMATCH_CAP = 2.0
 """Truncation of the importance weight between sampler and trainer; it is near 1 wherever both are sound."""
 
 Metrics = dict[str, float]
+State = dict[str, Any]
+"""What a part of a run remembers: tensors, arrays, numbers, texts, None, and lists and dictionaries of them (:class:`Stateful`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,9 +344,25 @@ class Update(Protocol):
 
 
 class Scheduled(Protocol):
-    """An update that follows the run: ``fraction`` of it is done."""
+    """An update, or a method that learns at every step, that follows the run: ``fraction`` of it is done."""
 
     def set_fraction(self, state: Any, fraction: float) -> None: ...
+
+
+class Stateful(Protocol):
+    """Collectors and the states of updates: what they remember, so that a run can go on where another one stopped, to the bit."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> Any: ...
+
+
+class RemembersEpisodes(Protocol):
+    """A policy's module that remembers something of the episodes under way, which is not saved with the policy."""
+
+    def episode_state(self) -> State: ...
+
+    def load_episode_state(self, state: State) -> None: ...
 
 
 class Collector(Protocol):

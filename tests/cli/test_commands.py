@@ -293,6 +293,10 @@ def test_until_return_ends_after_two_good_evaluations(cli: Command, monkeypatch:
             seen.append({name: tensor.clone() for name, tensor in policy.state_dict().items()})
             return EvaluationResult.of([Played(next(means), 1, ended=True)])
 
+        def state_dict(self) -> dict[str, Any]:
+            """Nothing is remembered."""
+            return {}
+
         def close(self) -> None:
             """Nothing is open."""
 

@@ -28,7 +28,8 @@ PROMISED = {
 def test_the_folder_holds_what_is_promised(trained: Path):
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "policy.json", "policy.safetensors", "best_policy.safetensors", "curve.png", "summary.json"
+        "config.json", "metrics.jsonl", "policy.json", "policy.safetensors", "best_policy.safetensors", "curve.png", "summary.json",
+        "checkpoints", ".lock",
     }  # fmt: skip
     summary = json.loads((trained / "summary.json").read_text())
     assert summary.keys() >= PROMISED

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.errors import Diverged, UsageError, require
-from upslope.records import HasGradients, HasValue, Policy, ReturnScale, offers
+from upslope.records import HasGradients, HasValue, Policy, ReturnScale, State, offers
 
 Inputs = Mapping[str, Tensor]
 
@@ -85,6 +85,8 @@ class OnlineState:
     weight: float = 1.0
     average_reward: float = 0.0
     action: Tensor | None = None
+    step_factor: float = 1.0
+    """the schedule's part of the step sizes"""
     num_updates: int = 0
     squared_errors: list[float] = field(default_factory=list[float])
 
@@ -100,6 +102,19 @@ class OnlineState:
             "start from a policy made with normalize_value=False",
         )
         return cls(parameters, parameters, Trace(len(parameters)), Trace(len(parameters)))
+
+    def state_dict(self) -> State:
+        """Everything but the parameters, which are the policy's."""
+        names = ("weight", "average_reward", "action", "num_updates", "squared_errors")
+        return {"trace": self.trace.z, "value_trace": self.value_trace.z, **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was that moves the same parameters."""
+        for name, value in state.items():
+            if name in ("trace", "value_trace"):
+                getattr(self, name).z = value
+            else:
+                setattr(self, name, value)
 
     def start_episode(self) -> None:
         """``z = 0``, ``I = 1``."""

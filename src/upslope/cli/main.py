@@ -25,6 +25,8 @@ from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
     "train": "train a policy: upslope train ppo CartPole-v1",
+    "resume": "go on with a run that was stopped or killed, to the bit",
+    "verify-resume": "kill and resume a run of yours, and compare it with the uninterrupted one",
     "evaluate": "measure a trained policy on fresh episodes or held-out problems",
     "play": "record what a policy does as a GIF or an mp4",
     "record": "write what a policy does into a file of steps, to learn from off-policy",
@@ -38,7 +40,7 @@ COMMANDS = {
     "variance": "measure gradient estimators on the same samples at a fixed policy",
     "list": "show algorithms, tuned presets and what they reach",
 }
-"""Name, which is also that of the module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
+"""Name, which is (with _ for -) also that of the module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 """What the system says of a file or folder that was named and cannot be used."""
@@ -102,7 +104,7 @@ def dispatch(argv: list[str]) -> int:
         raise unknown("flag", argv[0], ["--help", "--version"])
     if argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
-    return importlib.import_module(f"upslope.cli.{argv[0]}").COMMAND(argv[1:])
+    return importlib.import_module(f"upslope.cli.{argv[0].replace('-', '_')}").COMMAND(argv[1:])
 
 
 def failed(error: Exception, code: int) -> int:

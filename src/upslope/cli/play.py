@@ -29,15 +29,27 @@ Record the policy in a run folder while it plays: the final one, unless --policy
 """
 
 
+def check_plays(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    """Refuse an environment that cannot be shown, before training."""
+    from upslope.run.play import check_renders  # loads Gymnasium
+
+    check_renders(env_id, env_kwargs)
+
+
+def recorded(run: Run, path: Path, **options: Any) -> str:
+    """Record a policy of a run; a sentence that says what was recorded."""
+    from upslope.run.play import record  # loads PyTorch
+
+    return record(run, path, **options)
+
+
 def play(plain: list[str], given: dict[str, Any]) -> int:
     """Record, say where."""
     run = Run.load(plain[0])
     require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
-    from upslope.run.play import record  # loads PyTorch
-
     print_caution(run, given["policy"])
     path: Path = given.pop("out") or run.path / "play.gif"
-    print(record(run, path, **given))
+    print(recorded(run, path, **given))
     return 0
 
 

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from upslope.cli.command import HELP_FLAGS, asks_for_help, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
+from upslope.cli.play import check_plays, recorded
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
@@ -112,10 +113,17 @@ PAGES = {
 
 def main(argv: list[str]) -> int:
     """Parse, check, run."""
+    asked = requested(argv)
+    return asked if isinstance(asked, int) else run(*asked)
+
+
+def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, dict[str, Any]] | int:
+    """The run that the words ask for, and the values of the flags that change no result, ``extra`` among them; 0 once help is shown."""
     helps, rest = asks_for_help(argv), [word for word in argv if word not in HELP_FLAGS]
     if not helps:
         check_alone(os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
+    page = replace(page, extra=(*page.extra, *extra))
     name = method_in(rest, page)
     if (helps and name is None) or not rest:
         return show_overview(page)
@@ -142,7 +150,7 @@ def main(argv: list[str]) -> int:
         check_free(output["out"])
     if "init" in given and (shape := [flags[key].option for key in given if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {given['init']}; leave out {', '.join(shape)}")
-    return run(RunConfig.of(name, env_id, **settings), output)
+    return RunConfig.of(name, env_id, **settings), output
 
 
 def method_in(argv: list[str], page: Page) -> str | None:
@@ -255,13 +263,11 @@ def run(config: RunConfig, output: dict[str, Any]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     play = output.pop("play", False)
     if play:
-        from upslope.run.play import check_renders, record  # loads Gymnasium
-
-        check_renders(config.env_id or "", config.problem.env_kwargs)
+        check_plays(config.env_id or "", config.problem.env_kwargs)
     session = config.session(Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
-        words = record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
+        words = recorded(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
         if not session.output.quiet:
             print(f"\n{words}")
     return session.exit_code

@@ -13,7 +13,7 @@ from upslope.control.recording import Player, Recording, TapedRecording, check_s
 from upslope.control.starts import alike
 from upslope.control.trees import Array
 from upslope.errors import RunFault, require
-from upslope.records import Rollout, SamplingPolicy
+from upslope.records import Rollout, SamplingPolicy, State
 
 MAX_EPISODE_STEPS = 100_000
 """An episode of so many steps has no end."""
@@ -30,6 +30,15 @@ class Collector:
     @property
     def num_envs(self) -> int:
         return self.envs.num_envs
+
+    def state_dict(self) -> State:
+        """Everything that the next recording depends on, but for the policy."""
+        return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        self.generator.set_state(state["generator"])
+        self.envs.load_state_dict(state["envs"])
 
     def _start(self, policy: SamplingPolicy, seed: Sequence[int] | None = None) -> None:
         """New episodes everywhere."""

@@ -14,9 +14,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_source, masked_by_observation, raised
+from upslope.control.restore import like, restore_vector, vector_state
 from upslope.control.starts import reset_each, time_limit
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
+from upslope.records import State
 
 
 class Step(NamedTuple):
@@ -101,6 +103,8 @@ class Envs:
         self.first_step = np.zeros(self.num_envs, dtype=np.int64)
         """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step"""
         self._resetting: Array | None = None
+        self.begun_anew = ""
+        """why the episodes under way were not restored, in a sentence, after a :meth:`load_state_dict` that could not"""
 
     def _guard(self) -> tuple[str | None, bool]:
         """Put a guard around each sub-environment that can be reached; where masks come from, and whether guards bring them."""
@@ -137,6 +141,28 @@ class Envs:
     def running(self, index: int) -> tuple[float, int]:
         """``(return, length)`` of an environment's running episode so far."""
         return float(self._returns[index]), int(self.first_step[index])
+
+    def state_dict(self) -> State:
+        """Everything that the next step depends on."""
+        names = ("observation", "action_mask", "_returns", "first_step", "_resetting")
+        return {**{name: getattr(self, name) for name in names}, "vector": vector_state(self.vector)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was; where its environments cannot be brought there, ``begun_anew`` says why, and they are reset."""
+        if state["observation"] is None:
+            return
+        observation = like(self.observation_space, state["observation"])
+        try:
+            restore_vector(self.vector, state["vector"], state["_resetting"], observation)
+        except Exception as why:  # whatever it is, there is a way on
+            self.begun_anew = f"environment {self.env_id!r} cannot go on in the middle of its episodes, which begin anew: {why}"
+            self.seed = (self.seed + 7919 * (1 + int(state["first_step"].sum()))) % 2**31  # not the first episodes again
+            self.observation, self.action_mask, self._resetting = None, None, None
+            return
+        for name, value in state.items():
+            if name not in ("observation", "vector"):
+                setattr(self, name, value)
+        self.observation = observation
 
     def step(self, action: Array) -> Step:
         """One step everywhere; ``action [N, …]`` as the environment takes it."""

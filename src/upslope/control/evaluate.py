@@ -17,7 +17,7 @@ from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, 
 from upslope.control.recording import Player, check_spaces, counts_from_0, takes_observations_as_they_are
 from upslope.control.trees import Array
 from upslope.errors import UsageError, require
-from upslope.records import SamplingPolicy
+from upslope.records import SamplingPolicy, State
 
 MOST_ENVS, MOST_ROWS = 8, 32
 """Environments that an evaluation makes at most unless given, and rows of one that is natively vectorized."""
@@ -197,6 +197,15 @@ class Evaluator:
         mode: Any = distribution(**inputs).mode
         action: Any = mode() if callable(mode) else mode  # torch.distributions have it as a property
         return player.to_env(action)
+
+    def state_dict(self) -> State:
+        """Which episodes come next."""
+        return {"calls": self.calls, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with them."""
+        self.calls = state["calls"]
+        self.generator.set_state(state["generator"])
 
     def close(self) -> None:
         """Release the environments, unless they were given."""

@@ -18,7 +18,9 @@ from gymnasium import spaces
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
+from upslope.control.restore import Episode, replay
 from upslope.errors import UsageError
+from upslope.records import State
 
 STEP = "observation, reward, terminated, truncated, info"
 OLD = "(the old Gym's interface)"
@@ -55,6 +57,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._plain = (space.shape, space.dtype) if isinstance(space, spaces.Box) else None
         self._keys = space.spaces.keys() if isinstance(space, spaces.Dict) else None
         self._looks = apart or self._keys is not None
+        self._episode: Episode | None = None
 
     def __getattr__(self, name: str) -> Any:
         """What the environment itself has, as if nothing stood around it."""
@@ -63,6 +66,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return getattr(self.env, name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._episode = Episode(self.env, seed, options)
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
         except KeyboardInterrupt:
@@ -80,6 +84,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, self._info(info, observation, "reset")
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._episode is not None:
+            self._episode.note(action)
         try:
             answer: Any = self.env.step(action)
         except KeyboardInterrupt:
@@ -99,6 +105,14 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             return observation, reward, terminated, truncated, info if self.keep_info else {}
         info = self._info(info, observation, "step", terminated=terminated, truncated=truncated)
         return observation, reward, terminated, truncated, info
+
+    def saved_episode(self) -> State | None:
+        """What brings another environment of this kind to where this one is; None before the first reset."""
+        return None if self._episode is None else self._episode.state_dict(self.env, apart=self.apart)
+
+    def restore_episode(self, state: State, but_last: bool = False) -> Any:
+        """Go there (see :func:`~upslope.control.restore.replay`)."""
+        return replay(self, state, but_last=but_last)
 
     def close(self) -> None:
         """Close the environment; what it raises is a warning, for there is nothing left to lose."""

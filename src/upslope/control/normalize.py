@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.errors import UsageError
+from upslope.records import State
 
 Array = NDArray[Any]
 
@@ -105,6 +106,14 @@ class RewardNormalizer(nn.Module):
         self.gamma, self.clip, self.eps = gamma, clip, eps
         self.moments = RunningMoments()
         self.returns: Array | None = None
+
+    def episode_state(self) -> State:
+        """The returns under way."""
+        return {"returns": self.returns}
+
+    def load_episode_state(self, state: State) -> None:
+        """Go on with them."""
+        self.returns = state["returns"]
 
     def reset(self) -> None:
         """Forget the returns under way: the environments start anew."""

@@ -19,7 +19,7 @@ from upslope.control.heads import Gaussian, head_for
 from upslope.control.recording import Player, Recording, Replaced, check_spaces, values_and_next
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
-from upslope.records import Rollout, Sample, SamplingPolicy
+from upslope.records import Rollout, Sample, SamplingPolicy, State
 
 
 class RandomPolicy:
@@ -121,6 +121,15 @@ class Recorded:
         self.num_rows, self.reward_scale = num_rows or rows, reward_scale
         self.generator = torch.Generator().manual_seed(seed)
         self.left = torch.arange(0)
+
+    def state_dict(self) -> State:
+        """The order of the rows, and which of them are left of this pass."""
+        return {"generator": self.generator.get_state(), "left": self.left}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        self.generator.set_state(state["generator"])
+        self.left = state["left"]
 
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:

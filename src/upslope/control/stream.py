@@ -13,7 +13,7 @@ from upslope.control.envs import Envs
 from upslope.control.recording import Player, episode_metrics
 from upslope.control.trees import Array
 from upslope.errors import require
-from upslope.records import Metrics, SamplingPolicy, Transition
+from upslope.records import Metrics, SamplingPolicy, State, Transition
 
 
 class Stream(Collector):
@@ -35,6 +35,17 @@ class Stream(Collector):
         self._inputs: dict[str, Tensor] | None = None
         self._finished: list[tuple[float, int]] = []
         self._rewards: list[float] = []
+
+    def state_dict(self) -> State:
+        """With the state to act in, for encoding it again would count it twice."""
+        under_way = {"inputs": self._inputs, "finished": self._finished, "rewards": self._rewards}
+        return super().state_dict() | under_way
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        super().load_state_dict(state)
+        self._inputs = None if self.envs.observation is None else state["inputs"]
+        self._finished, self._rewards = [tuple(item) for item in state["finished"]], state["rewards"]
 
     def observe(self, policy: SamplingPolicy) -> dict[str, Tensor]:
         """The inputs ``[1, *]`` of the state to act in; running moments take it in."""

@@ -15,15 +15,18 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
+from upslope.control import trees
 from upslope.control.guard import Guard, Misbehaved, mask_source, raised
+from upslope.control.restore import unstacked
 from upslope.control.starts import limit_of
+from upslope.records import State
 
 CLOSING = 5.0
 """Seconds that workers have to close their environments before they are terminated."""
@@ -72,6 +75,26 @@ class Workers(AsyncVectorEnv):
         except queue.Empty:
             raise Misbehaved(": a worker failed and did not say why; try --vectorization sync") from None
         raise error
+
+    def saved_episodes(self) -> list[State | None]:
+        """Where each environment is."""
+        return list(self.call("saved_episode"))
+
+    def restore_episodes(self, episodes: Sequence[State], resetting: Sequence[bool]) -> list[Any]:
+        """Bring each environment there; its last observation.
+
+        A worker remembers by itself that its next step is a reset, so the last action of an episode that has ended is a step of its.
+        """
+        for line, episode, ended in zip(self.lines, episodes, resetting, strict=True):
+            line.send(("_call", ("restore_episode", (episode, bool(ended)), {})))
+        seen, well = map(list, zip(*[line.recv() for line in self.lines], strict=True))
+        self._raise_if_errors(well)
+        for index, (line, episode) in enumerate(zip(self.lines, episodes, strict=True)):
+            if resetting[index]:
+                line.send(("step", unstacked(self.single_action_space, episode["actions"], episode["num_actions"])[-1]))
+                self._raise_if_errors([line.recv()[1]])
+                seen[index] = trees.tree_map(lambda array, index=index: array[index].copy(), self.observations)
+        return seen
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ask the workers to close, wait for :data:`CLOSING` seconds at most, end those that are left."""

@@ -21,7 +21,7 @@ from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_pro
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
 from upslope.language.rewards import Rewards, Scores
-from upslope.records import Metrics, Rollout, concatenate, map_tensors
+from upslope.records import Metrics, Rollout, State, concatenate, map_tensors
 
 Sampled = dict[str, Any]
 """One completion as the run folder keeps it: prompt, completion, the score that is trained on, what it is made of, length, its end."""
@@ -103,6 +103,15 @@ class Completions:
         self.iteration = 0
         self.run: Any = None
         self.rounds: list[Round] = []
+
+    def state_dict(self) -> State:
+        """The order of the prompts, and how often this has collected, from which the seeds of sampling follow."""
+        return {"order": self.order.state_dict(), "iteration": self.iteration}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        self.order.load_state_dict(state["order"])
+        self.iteration = state["iteration"]
 
     def follow(self, run: Any) -> None:
         """Note which run this collects for: ``train`` hands its :class:`~upslope.run.train.RunState`, of which rewards may learn."""
@@ -211,6 +220,16 @@ class Order:
     def __init__(self, count: int, seed: int) -> None:
         self.random, self.count = random.Random(f"order/{seed}"), count
         self.left: list[int] = []
+
+    def state_dict(self) -> State:
+        """The generator, and which indices are left of this pass."""
+        return {"random": self.random.getstate(), "left": self.left}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        version, numbers, gauss = state["random"]
+        self.random.setstate((version, tuple(numbers), gauss))
+        self.left = list(state["left"])
 
     def take(self, number: int) -> list[int]:
         """The next ``number`` indices."""

@@ -17,7 +17,7 @@ from upslope.language.engine import padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
 from upslope.language.rendering import Row, and_more
-from upslope.records import Rollout
+from upslope.records import Rollout, State
 
 
 class Recorded:
@@ -66,6 +66,16 @@ class Recorded:
         self.batch_size, self.reference = min(batch_size, len(rows)), reference
         self.order = Order(len(rows), seed)
         self.remembered: dict[int, Tensor] = {}
+
+    def state_dict(self) -> State:
+        """The order of the units, and what is remembered of the reference: computed among other units it would be rounded otherwise."""
+        remembered = {str(i): row for i, row in self.remembered.items()}
+        return {"order": self.order.state_dict(), "remembered": remembered}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        self.order.load_state_dict(state["order"])
+        self.remembered = {int(i): row for i, row in state["remembered"].items()}
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
         """The next units."""

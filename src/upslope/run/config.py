@@ -182,11 +182,24 @@ class RunConfig:
         """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""
         return WORLDS[self.world].alive.prepare(self)
 
-    def session(self, output: Output | None = None, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Session:
-        """The run in progress (:class:`~upslope.run.session.Session`), not begun."""
+    def session(
+        self,
+        output: Output | None = None,
+        callbacks: Iterable[Callback] = (),
+        loggers: Iterable[GivenLogger] = (),
+        *,
+        resumed: str | Path | None = None,
+    ) -> Session:
+        """The run in progress (:class:`~upslope.run.session.Session`), not begun; or the stopped one in the folder ``resumed``.
+
+        That one goes on from its newest checkpoint as if nothing had happened.
+
+        Raises:
+            UsageError: the stopped run left no checkpoint, none that is whole, or has made all of its steps.
+        """
         from upslope.run.session import Session  # loads PyTorch, which no help page needs
 
-        return Session(self, output or Output(), callbacks, loggers)
+        return Session(self, output or Output(), callbacks, loggers, resumed)
 
     def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.

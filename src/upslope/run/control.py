@@ -15,7 +15,7 @@ from upslope import control
 from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
-from upslope.records import Collector, Stream
+from upslope.records import Collector, State, Stream
 from upslope.run import control_report as report
 from upslope.run.control_make import (
     by_action_values,
@@ -158,6 +158,22 @@ class Control(World[control.ActorCritic]):
     def plan(self) -> list[str]:
         """The whole run in words, before it starts."""
         return report.plan(self.config, self.envs, self.policy, self.stop_at)
+
+    @property
+    def lost(self) -> str:
+        """Episodes that had to begin anew."""
+        return self.envs.begun_anew
+
+    def state_dict(self) -> State:
+        """Which evaluations were made."""
+        return {"schedule": self.schedule.state_dict(), "evaluator": None if self.evaluator is None else self.evaluator.state_dict()}
+
+    def load_state_dict(self, state: State, folder: RunFolder) -> None:
+        """Go on with the next one."""
+        self.schedule.load_state_dict(state["schedule"])
+        if state["evaluator"] is not None:
+            self.evaluator = self.make_evaluator()
+            self.evaluator.load_state_dict(state["evaluator"])
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from upslope.errors import RunFault
+from upslope.records import State
+
 POINTS = 20
 """Evaluations of a run for which nothing was chosen."""
 SHARE = 0.2
@@ -71,6 +74,14 @@ class Schedule:
         self.length = 0.0 if native else result.length_mean
         self.spent += NATIVE_STEP * evaluator.steps if native else result.length_mean * result.episodes
 
+    def state_dict(self) -> State:
+        """What it has seen so far."""
+        return {"spent": self.spent, "length": self.length, "longest": self.longest}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with that."""
+        self.spent, self.length, self.longest = state["spent"], state["length"], state["longest"]
+
     @property
     def cut_after(self) -> int:
         """Steps after which an episode without a time limit is cut off: twice as long as training has seen them, at least 1,000."""
@@ -85,6 +96,16 @@ class Failures:
         self.cannot = "".join(f", so --{name.replace('_', '-')} cannot end this run early" for name in waits)
         self.faults: list[tuple[int, Exception]] = []
         self.in_a_row = 0
+
+    def state_dict(self) -> State:
+        """What has failed so far, as text."""
+        return {"faults": [[steps, str(fault)] for steps, fault in self.faults], "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with that."""
+        faults: list[tuple[int, str]] = state["faults"]
+        self.faults += [(steps, RunFault(text)) for steps, text in faults]
+        self.in_a_row = state["in_a_row"]
 
     @property
     def gave_up(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from safetensors.torch import load, save
 
+from upslope import files
 from upslope.algorithms import SFT
 from upslope.errors import UsageError
 from upslope.files import whole_folder
@@ -20,7 +23,9 @@ from upslope.language.checks import BUILTIN
 from upslope.language.layers import Attention
 from upslope.language.precision import preferred
 from upslope.language.presets import preset_for
+from upslope.records import State
 from upslope.run import language_report as report
+from upslope.run.checkpoints import FOLDER
 from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
@@ -35,9 +40,9 @@ from upslope.run.language_make import (
     make_task,
 )
 from upslope.run.language_settings import LanguageRunSettings
-from upslope.run.load import PROGRESS
+from upslope.run.load import PROGRESS, check_inside
 from upslope.run.settings import settings_of
-from upslope.run.train import RunState, train
+from upslope.run.train import RunState, load_policy_state, policy_state, train
 from upslope.run.world import Evaluated, World
 from upslope.updates import Ascent
 
@@ -68,6 +73,8 @@ class Language(World[LanguagePolicy]):
     warm_start_seconds: float = 0.0
     warm_start_iterations: int | None = None
     said_that_weights_stand_still: bool = False
+    reference: str | None = None
+    """SHA-256 of the model that the reference is frozen from"""
 
     fields = report.FIELDS
     kept = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)
@@ -158,6 +165,12 @@ class Language(World[LanguagePolicy]):
             self._warm_start(session)
         if isinstance(getattr(self.collect, "reference", None), FrozenAtStart):
             self.collect.reference = self.policy.frozen()
+            content = safetensors_of(self.policy)
+            self.reference = hashlib.sha256(content).hexdigest()
+            if self.warm_start_iterations is not None:  # else it is the model that the run is made with
+                file = reference_file(session.folder.path)
+                file.parent.mkdir(exist_ok=True)
+                files.write_bytes(file, content)
         if self.settings.eval_every and not session.stopped and (result := self._answers()) is not None:
             self.before = result.accuracy
         if self.before is None:
@@ -197,6 +210,31 @@ class Language(World[LanguagePolicy]):
         short = found["accuracy"] < settings.warm_start and not session.stopped
         missed = f"; it ended after {settings.warm_start_iterations:,} steps, short of {settings.warm_start:.0%}"
         session.note(words + (missed if short else ""))
+
+    def state_dict(self) -> State:
+        """What came before the first iteration; the reference by its SHA-256."""
+        return {name: getattr(self, name) for name in BEFORE}
+
+    def load_state_dict(self, state: State, folder: RunFolder) -> None:
+        """Go on: the reference is what it was when the run began.
+
+        Raises:
+            UsageError: the reference cannot be had again.
+        """
+        for name in BEFORE:
+            setattr(self, name, state[name])
+        if not isinstance(getattr(self.collect, "reference", None), FrozenAtStart):
+            return
+        self.collect.reference = reference = self.policy.frozen()
+        file, content = reference_file(folder.path), safetensors_of(self.policy)
+        if self.warm_start_iterations is not None:
+            check_inside(file)
+            content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != self.reference:
+            what = f"{self.config.policy.model} is no longer what it was" if self.warm_start_iterations is None else f"{file} is damaged"
+            raise UsageError(f"{what}, so the reference that this run began with is lost; train anew")
+        if self.warm_start_iterations is not None:
+            load_policy_state(reference, load(content))
 
     def follow(self, state: RunState, session: Session) -> None:
         """Keep what was said; warn once where steps are too small for the weights."""
@@ -295,6 +333,20 @@ class Language(World[LanguagePolicy]):
     def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         """Commands to try next."""
         return report.next_commands(summary, folder, self.config)
+
+
+BEFORE = ("before", "warm_start_seconds", "warm_start_iterations", "said_that_weights_stand_still", "reference")
+"""What a run remembers of its beginning."""
+
+
+def reference_file(run: Path) -> Path:
+    """Where the model is kept that a warm start has made and that the run is held to."""
+    return run / FOLDER / "reference.safetensors"
+
+
+def safetensors_of(policy: LanguagePolicy) -> bytes:
+    """All tensors of a policy as a file's content."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in policy_state(policy).items()})
 
 
 NOTHING_ANSWERED = ("accuracy", "accuracy_interval", "reward_mean", "format_rate", "length_mean")

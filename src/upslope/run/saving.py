@@ -11,24 +11,25 @@ from typing import Any
 SAVE_EVERY = 10.0
 """Seconds of finished iterations that a killed process may lose."""
 SAVE_SHARE = 0.05
-"""Share of the time that saving may take; a policy whose saving is dear is saved less often than every :data:`SAVE_EVERY` seconds."""
+"""Share of the time that saving may take; a policy whose saving is dear is saved less often than every ``every`` seconds."""
 
 
 class SavePace:
-    """Saved after the first iteration, then so that at most ``max(SAVE_EVERY, cost / SAVE_SHARE)`` seconds are lost.
+    """Saved after the first iteration, then so that at most ``max(every, cost / share)`` seconds are lost.
 
     The cost is that of the last save. What is lost is counted in finished iterations: one is saved if another as long as it would be
     too late.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = SAVE_SHARE, every: float = SAVE_EVERY) -> None:
+        self.share, self.every = share, every
         self.saved_at, self.cost, self.seen_at = -math.inf, 0.0, time.perf_counter()
 
     def due(self) -> bool:
         """Whether to save now; asked once after each iteration."""
         now = time.perf_counter()
         iteration, self.seen_at = now - self.seen_at, now
-        return now + iteration - self.saved_at > max(SAVE_EVERY, self.cost / SAVE_SHARE)
+        return now + iteration - self.saved_at > max(self.every, self.cost / self.share)
 
     @contextlib.contextmanager
     def saving(self) -> Generator[None]:

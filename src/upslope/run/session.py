@@ -6,18 +6,23 @@ import contextlib
 import signal
 import time
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
+from upslope.run.checkpoints import tidy, write
 from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
+from upslope.run.generators import seeded
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.report import Meter, Progress, closing_words, progress_for
-from upslope.run.saving import SavePace
+from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
+from upslope.run.saving import SAVE_SHARE, SavePace
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.world import Evaluated, World
 
@@ -35,15 +40,31 @@ class Session:
     (:class:`~upslope.run.world.World`).
     """
 
-    def __init__(self, config: RunConfig, output: Output, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Output,
+        callbacks: Iterable[Callback] = (),
+        loggers: Iterable[GivenLogger] = (),
+        resumed: str | Path | None = None,
+    ) -> None:
         self.config, self.output = config, output
+        self.resumed = None if resumed is None else Stopped.of(Run.load(resumed), config)
         self.callbacks, self.given_loggers = tuple(callbacks), tuple(loggers)
         self.signal: int | None = None
         self.world: World[Any]
         self.folder: RunFolder
         self.progress: Progress
         self.failures = Failures(config.settings)
-        self.pace, self.training = SavePace(), True
+        self.pace, self.checkpoints, self.training = SavePace(SAVE_SHARE), SavePace(CHECKPOINT_SHARE), True
+        self.state: RunState | None = None
+        # whether the folder is this session's to change: a stopped run stays what it was until there is something new to write
+        self.writes = resumed is None
+        # why this run can not be resumed, once that is known
+        self.not_resumable = ""
+        # the iterations from which it was resumed, and the seconds that it took before
+        self.resumed_at: list[int] = []
+        self.seconds_before = 0.0
         # of each iteration what the learning curve and the last look at the run need; the last one, whole
         self.rows: list[dict[str, Any]] = []
         self.row: dict[str, Any] = {}
@@ -61,15 +82,21 @@ class Session:
 
     def run(self) -> Run:
         """Check everything, then make the folder, train, evaluate and write the summary."""
-        self.started = time.perf_counter()
-        if self.output.out is not None:
+        self.started, self.surroundings = time.perf_counter(), surroundings()
+        if self.output.out is not None and self.resumed is None:
             check_free(self.output.out)
         check_loggers(self.output.loggers)
+        with seeded(self.config.settings.seed):
+            return self._prepared()
+
+    def _prepared(self) -> Run:
+        """Make what the run needs, carry it out, release it."""
         self.world = self.config.prepare()
         self.config = self.world.config
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
-            with RunFolder.create(self.output.out, default) as self.folder:
+            self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
+            with self.folder, locked(self.folder.path):
                 summary = self._recorded()
             return Run(self.folder.path, {"format_version": FORMAT_VERSION, **self.recorded_config}, summary)
         finally:
@@ -85,10 +112,16 @@ class Session:
                 with self._signals(), one_thread(self.world.policy):
                     self._train()
                     if self.signal is None:
+                        self._begin_writing()
+                    if self.writes:
+                        self._checkpoint()
+                    if self.signal is None:
                         self.training = False
                         result = self._last_evaluation()
             except UsageError as mistake:
-                if not self.rows:  # nothing was computed, so nothing is kept
+                if not self.writes:  # the stopped run is what it was
+                    raise
+                if not self.rows and self.resumed is None:  # nothing was computed, so nothing is kept
                     self.folder.discard()
                     raise
                 error = RunFault(str(mistake))
@@ -99,29 +132,33 @@ class Session:
             except Exception as fault:
                 error = fault
             self.progress.close()
-            summary = self._finish(error, result)
+            summary = self._finish(error, result) if self.writes else dict(Run.load(self.folder.path).summary or {})
         finally:
             for logger in self.loggers:
                 getattr(logger, "close", lambda: None)()
         if error is not None:
             raise error
-        if not self.output.quiet:
+        if not self.output.quiet and self.writes:
             outcome, commands = self.world.outcome(summary), self.world.next_commands(summary, self.folder.path)
             print(closing_words(outcome, summary["warnings"], commands, self.folder.path), flush=True)
         return summary
 
     def _open(self) -> None:
         self.recorded_config = self.world.recorded()
-        self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
-        self._save()
+        if self.resumed is None:
+            self._write_config()
+            self._save()
+        else:
+            self._take_up(self.resumed)
         try:
             wanted = [*self.output.loggers, *self.given_loggers]
             self.loggers = [opened(each, self.folder.path, self.recorded_config) for each in wanted]
         except UsageError:
-            self.folder.discard()
+            if self.resumed is None:
+                self.folder.discard()
             raise
         if not self.output.quiet:
-            title, *lines = [*self.world.plan(), f"update: {self._update_words()}"]
+            title, *lines = [*self.world.plan(), f"update: {self._update_words()}", *(self.resumed.words() if self.resumed else ())]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.path}"])]), flush=True)
         meter = Meter(self.world.budget, self.world.fields)
         self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
@@ -135,8 +172,9 @@ class Session:
 
     def _train(self) -> None:
         settings = self.config.settings
-        self.start = self.world.begin(self)
-        if self.signal is not None:
+        if self.resumed is None:
+            self.start = self.world.begin(self)
+        if self.signal is not None or self.reached:
             return
         train(
             self.config.algorithm,
@@ -144,6 +182,7 @@ class Session:
             self.world.collect,
             **self.world.budget,
             seed=settings.seed,
+            start=None if self.resumed is None else self.resumed.state["run"],
             callbacks=(self._after_iteration, *self.callbacks),
             fast=settings.fast,
             progress=False,
@@ -153,7 +192,8 @@ class Session:
 
     def _after_iteration(self, state: RunState) -> bool:
         """Evaluate where it is time, write the iteration down wherever it is wanted, save in time; True ends the run."""
-        before = self.trained.get("total_steps", 0)
+        self._begin_writing()
+        before, self.state = self.trained.get("total_steps", 0), state
         self.trained = row = dict(state.metrics)
         episodes = self.world.due(before, state)
         if episodes and not self.failures.gave_up:
@@ -166,6 +206,9 @@ class Session:
             logger(row)
         self.progress.update(row)
         self.save_in_time()
+        if self.checkpoints.due():
+            with self.checkpoints.saving():
+                self._checkpoint()
         return self.reached or self.stopped
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
@@ -224,6 +267,71 @@ class Session:
         planned = {f"planned_{counted.removeprefix('total_')}": count for counted, count in self.world.budget.items()}
         self.world.save(self.folder, name, progress | planned)
 
+    # ------------------------------------------------------------------------------------------------------- going on
+
+    def _checkpoint(self) -> None:
+        """Write down everything that the next iteration depends on; where that is not possible, say so once."""
+        if self.state is None or self.not_resumable:
+            return
+        try:
+            state = {
+                "run": self.state.state_dict(),
+                "session": {
+                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")},
+                    **{name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")},
+                    "failures": self.failures.state_dict(),
+                },
+                "world": self.world.state_dict(),
+                "seconds": self.seconds_before + time.perf_counter() - self.started,
+                "files": sizes(self.folder.path),
+                "surroundings": self.surroundings,
+            }
+            write(self.folder.path, self.state.iteration, state)
+        except (UsageError, TypeError) as why:
+            self.not_resumable = f"this run cannot be resumed: {why}"
+            self.faults.append(self.not_resumable)
+            self.note(self.not_resumable)
+
+    def _take_up(self, stopped: Stopped) -> None:
+        """Make this session what it was at the checkpoint, without a change to the folder.
+
+        Raises:
+            UsageError: the checkpoint does not hold what this run needs.
+        """
+        try:
+            self._remember(stopped)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UsageError(f"{stopped.path}: its checkpoint is not one of such a run ({describe_error(error)})") from error
+
+    def _remember(self, stopped: Stopped) -> None:
+        state = stopped.state
+        around = state["session"]
+        self.failures.load_state_dict(around["failures"])
+        self.start, self.points = ([Point(**point) for point in around[name]] for name in ("start", "points"))
+        self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
+        self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
+        self.seconds_before = state["seconds"]
+        for row in rows_until(self.folder.path, state["files"]):
+            self.row = row
+            self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        self.world.load_state_dict(state["world"], self.folder)
+
+    def _begin_writing(self) -> None:
+        """Before the first change to a stopped run's folder: rows behind its checkpoint are cut off, its summary is gone."""
+        if self.writes or self.resumed is None:
+            return
+        self.writes = True
+        cut(self.folder.path, self.resumed.state["files"])
+        tidy(self.folder.path, self.resumed.iteration)
+        (self.folder.path / "summary.json").unlink(missing_ok=True)
+        self._write_config()
+        if self.world.lost:
+            self.faults.append(self.world.lost)
+            self.note(f"warning: {self.world.lost}")
+
+    def _write_config(self) -> None:
+        self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
+
     @contextlib.contextmanager
     def _signals(self) -> Generator[None]:
         """The first Ctrl-C (or another of the :data:`SIGNALS`) ends the run after the iteration, the second one at once."""
@@ -257,7 +365,7 @@ class Session:
             self._save()
         summary = self._summary(error, result)
         self.world.draw(self.folder.path / "curve.png", self.rows, summary)
-        summary["wall_seconds"] = time.perf_counter() - self.started
+        summary["wall_seconds"] = self.seconds_before + time.perf_counter() - self.started
         self.folder.write_json("summary.json", summary)
         return summary
 
@@ -275,6 +383,7 @@ class Session:
             "wall_seconds": 0.0,
             "steps_per_second": row["total_steps"] / seconds if seconds > 0 else 0.0,
             **self.world.headline(result, self.points, reached=self.reached, failed=error is not None),
+            **({"resumed_at": self.resumed_at} if self.resumed_at else {}),
             "warnings": self._warnings(result),
         }
 

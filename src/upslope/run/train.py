@@ -9,13 +9,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from upslope.errors import Diverged, require
+from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import (
     Adaptive,
     Algorithm,
@@ -25,13 +26,17 @@ from upslope.records import (
     Metrics,
     OnlineAlgorithm,
     Policy,
+    RemembersEpisodes,
     Rollout,
     Scheduled,
+    State,
+    Stateful,
     Stream,
     Update,
     offers,
     require_members,
 )
+from upslope.run.generators import generators, set_generators
 from upslope.run.line import Line, watched
 from upslope.updates.checks import ADVICE
 
@@ -61,6 +66,60 @@ class RunState:
         names = ", ".join(type(part).__name__ for part in (self.algorithm, self.policy, self.collect))
         return f"RunState({names}, iteration={self.iteration:,}, total_steps={self.total_steps:,}, {self.fraction:.0%} done{returned})"
 
+    def state_dict(self) -> State:
+        """Everything that the next iteration depends on: hand it to another :func:`train` as ``start``, with parts that are made alike.
+
+        The tensors are the run's: write them to a file or copy them before training goes on. What is not in it: what callbacks, loggers,
+        rewards and an environment's other generators than ``np_random`` remember.
+
+        Raises:
+            UsageError: a part does not say what it remembers (:class:`~upslope.records.Stateful`).
+        """
+        collect, update = self.remembering()
+        return {
+            "algorithm": numbers_of(self.algorithm),
+            "policy": policy_state(self.policy),
+            "episodes": {name: module.episode_state() for name, module in modules_remembering(self.policy)},
+            "collect": collect.state_dict(),
+            "update": update.state_dict(),
+            "generators": generators(),
+            **{name: getattr(self, name) for name in COUNTED},
+        }
+
+    def remembering(self) -> tuple[Stateful, Stateful]:
+        """The collector and the update's state, which must say what they remember."""
+        for name, part in {"collect": self.collect, "update_state": self.update_state}.items():
+            require_members(name, part, Stateful)
+        return cast(Stateful, self.collect), cast(Stateful, self.update_state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another run was.
+
+        Raises:
+            UsageError: it is the state of another run, with other parts or other shapes.
+        """
+        try:
+            self._load(state)
+        except RunFault:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            raise UsageError(f"start: it is the state of another run ({type(error).__name__}: {why:.200})") from error
+
+    def _load(self, state: State) -> None:
+        changed = {name: value for name, value in state["algorithm"].items() if getattr(self.algorithm, name) != value}
+        if changed:
+            self.algorithm = replace(cast(Any, self.algorithm), **changed)
+        load_policy_state(self.policy, state["policy"])
+        for name, module in modules_remembering(self.policy):
+            module.load_episode_state(state["episodes"][name])
+        collect, update = self.remembering()
+        collect.load_state_dict(state["collect"])
+        update.load_state_dict(state["update"])
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        set_generators(state["generators"])  # last: environments that play their episodes again may draw from them
+
     @property
     def fraction(self) -> float:
         """How much of the planned run is done, in [0, 1]."""
@@ -79,6 +138,41 @@ class RunState:
         self.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
 
 
+COUNTED = ("iteration", "total_steps", "train_seconds", "metrics")
+
+
+def numbers_of(algorithm: object) -> State:
+    """The numbers among an algorithm's settings: those of an adaptive one change on the way."""
+    if not is_dataclass(algorithm):
+        return {}
+    found = {item.name: getattr(algorithm, item.name) for item in fields(algorithm) if item.init}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def policy_state(policy: Any) -> State:
+    """A module's tensors by name; of another policy its parameters in order."""
+    if isinstance(policy, nn.Module):
+        return dict(policy.state_dict())
+    return {str(i): parameter.detach() for i, parameter in enumerate(policy.parameters())}
+
+
+@torch.no_grad()
+def load_policy_state(policy: Any, state: State) -> None:
+    """Fill a policy in place."""
+    if isinstance(policy, nn.Module):
+        policy.load_state_dict(state)
+        return
+    for i, parameter in enumerate(policy.parameters()):
+        parameter.copy_(state[str(i)])
+
+
+def modules_remembering(policy: object) -> list[tuple[str, RemembersEpisodes]]:
+    """The parts of a policy that remember something of the episodes under way."""
+    module: Any = policy if isinstance(policy, nn.Module) else nn.Identity()
+    found: dict[str, object] = dict(module.named_modules())
+    return [(name, part) for name, part in found.items() if offers(part, RemembersEpisodes)]
+
+
 def train(
     algorithm: EitherAlgorithm,
     policy: Policy,
@@ -87,6 +181,7 @@ def train(
     iterations: int | None = None,
     total_steps: int | None = None,
     seed: int = 0,
+    start: State | None = None,
     callbacks: Callback | Iterable[Callback] = (),
     fast: bool = True,
     progress: bool | None = None,
@@ -100,6 +195,7 @@ def train(
             every step ``control.Stream(envs)``.
         iterations, total_steps: when to stop, whichever comes first; total_steps (unmasked steps) rounds up to whole iterations.
         seed: of the update's shuffling; environments, initialization and sampling have their own.
+        start: the :meth:`RunState.state_dict` of a run that stopped; this one goes on from there, to the bit.
         callbacks: one or several, called after each iteration with the state; a true answer stops.
         fast: False turns every fast path off, for debugging.
         progress: draw a line that says how far the run is (none: in a terminal and in a notebook, unless callbacks may print).
@@ -116,6 +212,8 @@ def train(
     learner = cast(OnlineAlgorithm, algorithm) if online else cast(Algorithm, algorithm).update
     update_state = learner.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
+    if start is not None:
+        state.load_state_dict(start)
     follow: Any = getattr(collect, "follow", None)
     if follow is not None:  # a collector that wants to know how far the run is
         follow(state)
@@ -168,8 +266,10 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> tupl
 
 def learn(state: RunState, actor: Any) -> tuple[int, Metrics]:
     """The same of a method that learns at every step."""
-    stream = cast(Stream, state.collect)
-    return stream.num_steps, cast(OnlineAlgorithm, state.algorithm).learn(actor, stream, state.update_state)
+    stream, algorithm = cast(Stream, state.collect), cast(OnlineAlgorithm, state.algorithm)
+    if hasattr(algorithm, "set_fraction"):
+        cast(Scheduled, algorithm).set_fraction(state.update_state, state.fraction)
+    return stream.num_steps, algorithm.learn(actor, stream, state.update_state)
 
 
 def check_parts(algorithm: object, policy: object, collect: object) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from upslope.records import Policy
+from upslope.records import Policy, State
 from upslope.run.evaluations import Point
 from upslope.run.folder import RunFolder
 from upslope.run.report import Field
@@ -111,6 +111,18 @@ class World(Protocol[PolicyT]):
     def begin(self, session: Session) -> list[Point]:
         """What comes before the first iteration; the evaluation of the policy that training begins with, where there is one."""
         return []
+
+    @property
+    def lost(self) -> str:
+        """What of a resumed run could not be brought back, in a sentence; empty where all was."""
+        return ""
+
+    def state_dict(self) -> State:
+        """What it remembers beside policy and collector."""
+        return {}
+
+    def load_state_dict(self, state: State, folder: RunFolder) -> None:
+        """Go on where the run in this folder was; there is no :meth:`begin` then."""
 
     def follow(self, state: RunState, session: Session) -> None:
         """What the world does after each iteration."""

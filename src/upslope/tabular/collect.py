@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import RunFault, UsageError
-from upslope.records import Rollout, Sample, SamplingPolicy, missing_member, offers
+from upslope.records import Rollout, Sample, SamplingPolicy, State, missing_member, offers
 from upslope.tabular.arguments import check_seed, check_whole
 from upslope.tabular.chains import HasProbabilities, chain, endless_start, leading_to, policy_table
 from upslope.tabular.mdp import MDP
@@ -42,6 +42,15 @@ class Collector:
         self.generator = torch.Generator().manual_seed(seed)
         self.state = torch.zeros(num_rows, dtype=torch.int64)
         self.time = torch.zeros(num_rows, dtype=torch.int64)
+
+    def state_dict(self) -> State:
+        """Where the rows are, and the generator."""
+        return {"generator": self.generator.get_state(), "state": self.state, "time": self.time}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was."""
+        self.generator.set_state(state["generator"])
+        self.state, self.time = state["state"], state["time"]
 
     def begin(self, rows: Tensor) -> None:
         """New episodes in these rows (bool ``[N]``)."""

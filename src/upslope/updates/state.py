@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope.errors import UsageError, require
-from upslope.records import Policy
+from upslope.records import Policy, State
 from upslope.updates.flat import FlatParameters
 from upslope.updates.rounding import stochastically_rounded
 
@@ -74,6 +74,34 @@ class AscentState(Trained):
         rounding = None if rounded is None else torch.Generator(rounded.device).manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         return cls(parameters, flat, targets, moments, generator, learning_rate, rounding=rounding, critic=critic)
+
+    def state_dict(self) -> State:
+        """Everything but the parameters, which are the policy's."""
+        rounding = None if self.rounding is None else self.rounding.get_state()
+        return {
+            "moments": [list(pair) for pair in self.moments],
+            "generator": self.generator.get_state(),
+            "rounding": rounding,
+            "learning_rate": self.learning_rate,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was that moves the same parameters.
+
+        Raises:
+            UsageError: it moved others.
+        """
+        shapes = [tuple(exp_avg.shape) for exp_avg, _ in self.moments]
+        found = [tuple(exp_avg.shape) for exp_avg, _ in state["moments"]]
+        require(shapes == found, f"update state: its moments have the shapes {found}, the policy's parameters {shapes}")
+        for pair, saved in zip(self.moments, state["moments"], strict=True):
+            for moment, value in zip(pair, saved, strict=True):
+                moment.copy_(value)
+        self.generator.set_state(state["generator"])
+        if self.rounding is not None:
+            self.rounding.set_state(state["rounding"])
+        self.learning_rate, self.num_updates = state["learning_rate"], state["num_updates"]
 
     def take_gradients(self) -> list[Tensor]:
         """What backward passes have left in ``p.grad``, one tensor per target, 0 where they did not reach; nothing stays there."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import Diverged, UsageError, require
-from upslope.records import Batch, HasObjective, Metrics, Policy, distribution_of
+from upslope.records import Batch, HasObjective, Metrics, Policy, State, distribution_of
 from upslope.updates.ascent import Ascent
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import value_error
@@ -40,6 +40,26 @@ class NaturalState(Trained):
     actor: tuple[nn.Parameter, ...] = ()
     critic: AscentState | None = None
     num_updates: int = 0
+
+    def state_dict(self) -> State:
+        """Everything but the parameters: which of them are the actor's, by their places, and how the critic's fit is."""
+        actor = [i for i, p in enumerate(self.parameters) if any(p is q for q in self.actor)]
+        fitted = None if self.critic is None else [i for i, p in enumerate(self.parameters) if any(p is q for q in self.critic.parameters)]
+        critic = None if self.critic is None else {"parameters": fitted, **self.critic.state_dict()}
+        return {"actor": actor, "critic": critic, "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another one was that moves the same parameters."""
+        actor: list[int] = state["actor"]
+        self.actor, self.num_updates = tuple(self.parameters[i] for i in actor), state["num_updates"]
+        if state["critic"] is not None:
+            fitted: list[int] = state["critic"]["parameters"]
+            self.critic = self.critic_state(tuple(self.parameters[i] for i in fitted), learning_rate=0.0)
+            self.critic.load_state_dict(state["critic"])
+
+    def critic_state(self, critic: tuple[nn.Parameter, ...], *, learning_rate: float) -> AscentState:
+        """Adam's state for the critic's parameters."""
+        return AscentState.of(critic, None if self.flat is None else self.flat.part(critic), seed=self.seed, learning_rate=learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +155,7 @@ class NaturalStep(ABC):
         value = evaluated_value(policy, batch)
         critic = tuple(p for p in reached(value, state.parameters) if not any(p is q for q in state.actor))
         require(bool(critic), "policy: its value has no trainable parameter that its distribution does not share; give the critic its own")
-        flat = None if state.flat is None else state.flat.part(critic)
-        return AscentState.of(critic, flat, seed=state.seed, learning_rate=self.value_learning_rate)
+        return state.critic_state(critic, learning_rate=self.value_learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,260 @@
+"""The state of environments, so that a run can go on in the middle of an episode.
+
+An environment that has ``get_state()`` and ``set_state(state)`` is asked. Every other one is brought back by playing the episode again:
+its generator is set to what it was before the last reset, it is reset as it was then, and takes the same actions. That is exact for
+whatever draws its randomness from ``self.np_random``; the last observation and the generator's state are compared to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector.utils import concatenate
+
+from upslope.control import trees
+from upslope.records import State
+
+MAX_ACTIONS = 100_000
+"""Actions of one episode that are remembered; a longer one cannot be played again."""
+STATELESS = {"Guard", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker"}
+"""Wrappers that remember nothing but the steps of the episode."""
+BIT_GENERATORS = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
+
+
+class Episode:
+    """What an environment was asked since its last reset."""
+
+    def __init__(self, env: Any, seed: int | None, options: dict[str, Any] | None) -> None:
+        self.seed, self.options = seed, options
+        self.generator = generator_state(env) if seed is None else None
+        self.actions: list[Any] | None = []
+
+    def note(self, action: Any) -> None:
+        """One more action; it is copied, for callers use their arrays again."""
+        actions = self.actions
+        if actions is None:
+            return
+        if type(action) is np.ndarray:
+            action = action.copy()
+        elif isinstance(action, (dict, tuple)):
+            action = trees.tree_map(np.array, action)
+        actions.append(action)
+        if len(actions) > MAX_ACTIONS:
+            self.actions = None
+
+    def state_dict(self, env: Any, *, apart: bool) -> State:
+        """All that :func:`replay` needs, and the generator's state now.
+
+        An environment ``apart``, in a process that remembers by itself that a reset is next, is always played again.
+        """
+        own = {} if apart else own_state(env)
+        actions = None if self.actions is None or own else stacked(self.actions)
+        recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
+        return {**recorded, "num_actions": 0 if actions is None else len(self.actions or ()), "generator_now": generator_state(env), **own}
+
+
+def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> Any:
+    """Bring an environment to a recorded state, or ``but_last`` to the one before; its last observation, None where it is not known.
+
+    Raises:
+        ValueError: it cannot be brought there.
+    """
+    check_forgetful(guard)
+    if state["generator"] is not None:
+        set_generator(guard, state["generator"])
+    observation, _ = guard.reset(seed=state["seed"], options=state["options"])
+    if "own" in state:
+        guard.get_wrapper_attr("set_state")(state["own"])
+        if state["generator_now"] is not None:
+            set_generator(guard, state["generator_now"])
+        for wrapper in time_limits(guard):
+            wrapper._elapsed_steps = state["elapsed_steps"]
+        guard._episode.actions = None
+        return None
+    if state["actions"] is None:
+        raise ValueError(f"its episode has more than {MAX_ACTIONS:,} steps")
+    actions = unstacked(guard.action_space, state["actions"], state["num_actions"])
+    for action in actions[:-1] if but_last else actions:
+        observation, *_ = guard.step(action)
+    if not but_last and generator_state(guard) != state["generator_now"]:
+        raise ValueError("played again, its episode leaves its generator in another state")
+    return observation
+
+
+def own_state(env: Any) -> State:
+    """What the environment says of its state itself, with the steps of its time limit.
+
+    Empty where it says nothing, or nothing that tensors and JSON can hold, and where a wrapper around it may remember more.
+    """
+    if not (env.has_wrapper_attr("get_state") and env.has_wrapper_attr("set_state")):
+        return {}
+    if any(type(wrapper).__name__ not in STATELESS for wrapper in wrappers(env)):
+        return {}
+    try:
+        found = env.get_wrapper_attr("get_state")()
+    except Exception:  # it has the name and not the method
+        return {}
+    return {"own": found, "elapsed_steps": next((w._elapsed_steps for w in time_limits(env)), None)} if storable(found) else {}
+
+
+def storable(value: Any) -> bool:
+    """Whether tensors and JSON can hold it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and storable(part) for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(storable, value))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return value is None or isinstance(value, (bool, int, float, str, np.generic))
+
+
+def wrappers(env: Any) -> list[Any]:
+    """The wrappers around an environment, from the outside."""
+    found: list[Any] = []
+    while isinstance(env, gymnasium.Wrapper):
+        found.append(env)
+        env = env.env
+    return found
+
+
+def time_limits(env: Any) -> list[Any]:
+    """The ``TimeLimit`` wrappers around an environment."""
+    return [wrapper for wrapper in wrappers(env) if isinstance(wrapper, gymnasium.wrappers.TimeLimit)]
+
+
+def check_forgetful(env: Any) -> None:
+    """``ValueError`` for a wrapper whose running moments outlast an episode, so that playing it again is not enough."""
+    for wrapper in wrappers(env):
+        if type(wrapper).__name__.startswith("Normalize"):
+            raise ValueError(f"its wrapper {type(wrapper).__name__} remembers more than an episode; normalize with the policy instead")
+
+
+# -------------------------------------------------------------------------------------------------- generators and actions
+
+
+def generator_state(env: Any) -> Any:
+    """The state of ``env.np_random``; None where it has not drawn yet, or is no generator of NumPy's."""
+    generator = getattr(env.unwrapped, "_np_random", None)
+    return plain(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
+
+
+def plain(state: Any) -> Any:
+    """With lists for arrays."""
+    if isinstance(state, Mapping):
+        return {name: plain(part) for name, part in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray) else state
+
+
+def set_generator(env: Any, state: Mapping[str, Any]) -> None:
+    """Give ``env.np_random`` a state."""
+    name = state["bit_generator"]
+    if name not in BIT_GENERATORS:
+        raise ValueError(f"its generator {name!r} is not known")
+    bits = getattr(np.random, name)()
+    bits.state = state
+    env.unwrapped.np_random = np.random.Generator(bits)
+
+
+def stacked(actions: Sequence[Any]) -> Any:
+    """Actions of one space as one tree, time first; a tuple becomes a list."""
+    if not actions:
+        return []
+    if isinstance(actions[0], dict):
+        return {name: stacked([action[name] for action in actions]) for name in actions[0]}
+    if isinstance(actions[0], tuple):
+        return [stacked(parts) for parts in zip(*actions, strict=True)]
+    return np.stack([np.asarray(action) for action in actions])
+
+
+def unstacked(space: Space[Any], tree: Any, count: int) -> list[Any]:
+    """The actions again, one by one."""
+    if count == 0:
+        return []
+    if isinstance(space, spaces.Dict):
+        parts = {name: unstacked(part, tree[name], count) for name, part in space.spaces.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(count)]
+    if isinstance(space, spaces.Tuple):
+        return list(zip(*(unstacked(part, item, count) for part, item in zip(space.spaces, tree, strict=True)), strict=True))
+    return list(tree)
+
+
+def like(space: Space[Any], tree: Any) -> Any:
+    """An observation that went through JSON: tuples are tuples again."""
+    if isinstance(space, spaces.Dict):
+        return {name: like(part, tree[name]) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(like(part, item) for part, item in zip(space.spaces, tree, strict=True))
+    return tree
+
+
+# ------------------------------------------------------------------------------------------------------- vector environments
+
+
+def vector_state(vector: Any) -> State:
+    """Where a vector environment is; empty where that cannot be known."""
+    inner: Any = vector.unwrapped
+    if vector is not inner:  # a wrapper, and nobody knows what it remembers
+        return {}
+    if isinstance(inner, SyncVectorEnv):
+        return {"episodes": [guard.saved_episode() for guard in guards(inner)]}
+    if hasattr(inner, "saved_episodes"):
+        return {"episodes": inner.saved_episodes()}
+    if hasattr(inner, "get_state") and hasattr(inner, "set_state"):
+        return {"own": inner.get_state()}
+    if type(inner).__module__.startswith("gymnasium."):  # natively vectorized: plain arrays
+        arrays = {name: value for name, value in vars(inner).items() if isinstance(value, np.ndarray)}
+        return {"arrays": arrays, "generator_now": generator_state(inner)}
+    return {}
+
+
+def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observation: Any) -> None:
+    """Bring a vector environment there; ``resetting [N]`` says whose next step is a reset, ``observation`` what it showed last.
+
+    Raises:
+        ValueError: it cannot be brought there, and why.
+    """
+    inner = vector.unwrapped
+    if "episodes" in state:
+        flags = np.zeros(vector.num_envs, np.bool_) if resetting is None else resetting
+        one_by_one, episodes = isinstance(inner, SyncVectorEnv), state["episodes"]
+        pairs = zip(guards(inner), episodes, strict=True) if one_by_one else ()
+        seen = [replay(*pair) for pair in pairs] if one_by_one else inner.restore_episodes(episodes, flags)
+        for i, found in enumerate(seen):
+            shown = trees.tree_map(lambda array, i=i: array[i], observation)
+            if found is not None and not same(found, shown):
+                raise ValueError(f"played again, the episode of environment {i} ends with another observation")
+        if one_by_one:
+            rows = [trees.tree_map(lambda array, i=i: array[i].copy(), observation) for i in range(vector.num_envs)]
+            inner._env_obs, inner._autoreset_envs = rows, flags.copy()
+            inner._observations = concatenate(inner.single_observation_space, rows, inner._observations)
+    elif "own" in state:
+        inner.set_state(state["own"])
+    elif "arrays" in state:
+        vector.reset(seed=0)
+        for name, array in state["arrays"].items():
+            if not isinstance(getattr(inner, name, None), np.ndarray):
+                raise ValueError(f"it has no array {name!r}")
+            setattr(inner, name, array.copy())
+        set_generator(inner, state["generator_now"])
+    else:
+        raise ValueError("it does not say where it is (it has no get_state and set_state)")
+
+
+def guards(inner: Any) -> list[Any]:
+    """The guards around the environments of a vector environment that plays one after the other."""
+    return inner.envs
+
+
+def same(found: Any, shown: Any) -> bool:
+    """Whether an environment's observation is to the bit the one that was ``shown``, which has the space's types."""
+    if isinstance(shown, dict):
+        return all(same(found[name], part) for name, part in shown.items())
+    if isinstance(shown, tuple):
+        return all(same(part, other) for part, other in zip(found, shown, strict=True))
+    array = np.asarray(found)
+    return array.shape == shown.shape and array.astype(shown.dtype).tobytes() == shown.tobytes()

@@ -1,0 +1,182 @@
+"""Going on with a run that was stopped or killed: what is around its loop, and how its folder is made ready again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import stat
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from upslope import files
+from upslope.errors import UsageError
+from upslope.records import State
+from upslope.run.checkpoints import damaged, newest
+from upslope.run.folder import versions
+from upslope.run.load import Run
+
+if TYPE_CHECKING:
+    from upslope.run.config import RunConfig
+
+CHECKPOINT_SHARE = 0.01
+"""Share of the time that checkpoints may take; dear ones are written less often than every ten seconds."""
+COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
+"""Packages on which numbers depend where they are there; without llvmlite PyTorch computes what would be compiled."""
+LOCK = ".lock"
+GROWING = ("metrics.jsonl", "completions.jsonl")
+"""Files of a run folder that only grow; what was written behind a checkpoint is computed again."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run that can go on: its folder, the state in its newest whole checkpoint, and what was wrong with newer ones."""
+
+    path: Path
+    state: State
+    passed_over: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: Run, config: RunConfig) -> Self:
+        """What a run has left, to go on with this configuration.
+
+        Raises:
+            UsageError: it has left nothing to go on from, and why; or it has made all of its steps.
+        """
+        found = newest(run.path)
+        if found is None:
+            raise UsageError(
+                f"run folder {run.path}: it was stopped before its first iteration ended, so there is no checkpoint; train anew"
+            )
+        unit = "iterations" if config.world == "language" else "total_steps"
+        try:
+            done, reached = found.state["run"]["iteration" if unit == "iterations" else unit], found.state["session"]["reached"]
+        except (KeyError, TypeError) as error:
+            raise damaged(found.path, f"it holds no {error}") from error
+        planned, finished = getattr(config.settings, unit), run.summary is not None and run.summary.get("status") == "finished"
+        if finished and reached:
+            raise UsageError(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
+        if finished and done >= planned:
+            flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
+            raise UsageError(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
+        return cls(run.path, found.state, found.passed_over)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are behind it."""
+        return self.state["run"]["iteration"]
+
+    def words(self) -> list[str]:
+        """Where it goes on, and what is no longer as it was."""
+        state = self.state["run"]
+        lines = [f"going on after iteration {state['iteration']:,}, step {state['total_steps']:,}", *self.passed_over]
+        changed = differences(self.state["surroundings"], surroundings())
+        return [*lines, f"warning: not to the bit what it would have been: {changed}"] if changed else lines
+
+
+# ------------------------------------------------------------------------------------------- what is around the loop
+
+
+def surroundings() -> dict[str, Any]:
+    """What a number depends on besides the run: versions, the processor's capabilities, threads."""
+    computing = {name: version_of(name) for name in COMPUTING}
+    return {
+        **versions(),
+        **{name: version for name, version in computing.items() if version is not None},
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Of a package that need not be there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is not as it was when the checkpoint was written, in a few words; '' where all is."""
+    return ", ".join(f"{name} {then.get(name)} → {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name))
+
+
+# ------------------------------------------------------------------------------------------------------- the run folder
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """How long the growing files are, with what they hold on the disk."""
+    found: dict[str, int] = {}
+    for path in (folder / name for name in GROWING):
+        if path.is_file():
+            try:
+                files.on_disk(path)
+                found[path.name] = path.stat().st_size
+            except OSError as error:
+                raise files.cannot_write(path, error) from error
+    return found
+
+
+def rows_until(folder: Path, lengths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The rows of metrics up to the checkpoint; nothing is changed.
+
+    Raises:
+        UsageError: a growing file is a link, or shorter than it was, so rows are lost.
+    """
+    for path in (folder / name for name in GROWING):
+        length, found = lengths.get(path.name, 0), path.stat().st_size if path.is_file() else 0
+        if path.is_symlink():
+            raise UsageError(f"{path}: this is a link, which is not followed; put the file itself there")
+        if found < length:
+            raise UsageError(f"{path} is damaged: it holds {found:,} bytes, the checkpoint was written behind {length:,}; rows are lost")
+    length = lengths.get(GROWING[0], 0)
+    if not length:
+        return []
+    with (folder / GROWING[0]).open("rb") as file:
+        return [json.loads(line) for line in file.read(length).splitlines()]
+
+
+def cut(folder: Path, lengths: Mapping[str, int]) -> None:
+    """Cut the growing files to what they held at the checkpoint: later rows, and a half line, are computed again.
+
+    Raises:
+        RunFault: it cannot be written.
+    """
+    for path in (folder / name for name in GROWING):
+        if path.is_file():
+            try:
+                os.truncate(path, lengths.get(path.name, 0))
+            except OSError as error:
+                raise files.cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold the folder for one run; it is free again when the process ends, however it ends.
+
+    Raises:
+        UsageError: another process holds it, or something else stands in the lock's place.
+    """
+    path = folder / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | files.NO_FOLLOW | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        raise UsageError(f"{path}: it cannot be opened ({error.strerror}); remove it") from error
+    with os.fdopen(descriptor, "r+b", buffering=0, closefd=True) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UsageError(f"{path}: this is no file; remove it")
+        try:
+            import fcntl  # not on Windows, where two runs in one folder are not noticed
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise UsageError(f"run folder {folder}: another process is writing there; wait for its end, or name another folder") from error
+        yield

@@ -1,0 +1,172 @@
+"""Whether a run that is killed and resumed is, to the bit, the run that was never interrupted: anyone's configuration, tried out.
+
+Three processes: one trains without interruption; one trains and kills itself (SIGKILL, so nothing is tidied up); one resumes what that
+one has left. Then every row of metrics and every number of the two last states are compared.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upslope.errors import RunFault, UsageError, describe_error
+from upslope.records import State
+from upslope.run.checkpoints import newest
+from upslope.run.config import RunConfig
+from upslope.run.folder import Output
+from upslope.run.load import Run
+from upslope.run.saving import SavePace
+from upslope.run.train import RunState
+
+NOT_COMPARED = ("_seconds", "_per_second")
+"""How the names of measured times end; they are the only numbers that may differ."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What differs, first things first; empty where nothing does. ``tensors`` and ``rows`` say how much was compared."""
+
+    differs: Sequence[str]
+    tensors: int
+    rows: int
+    resumed_at: int
+
+
+class StopAt:
+    """A callback that ends a run after so many iterations, or kills its process."""
+
+    def __init__(self, iteration: int, *, kill: bool = False) -> None:
+        self.iteration, self.kill = iteration, kill
+
+    def __call__(self, state: RunState) -> bool:
+        if self.kill and state.iteration == self.iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return state.iteration >= self.iteration
+
+
+def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_at: int = 3) -> Verdict:
+    """Train ``iterations``, the same killed after ``kill_at`` and resumed, in the new folders ``whole`` and ``killed`` of ``folder``.
+
+    Raises:
+        UsageError: the run cannot be, or is not long enough.
+        RunFault: a process failed by itself.
+    """
+    if not 1 <= kill_at < iterations:
+        raise UsageError(f"kill_at: expected 1 to {iterations - 1}, before the last of the {iterations} iterations, found {kill_at}")
+    whole, killed = folder / "whole", folder / "killed"
+    in_process("the uninterrupted run", fresh, config, whole, StopAt(iterations))
+    code = in_process("the run to be killed", fresh, config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
+    if code == 0:
+        raise UsageError(f"kill_at: the run was over before iteration {kill_at} ended; give it a larger budget")
+    found = newest(killed)
+    resumed_at = 0 if found is None else int(found.state["run"]["iteration"])
+    in_process("the resumed run", resumed, config, killed, StopAt(iterations))
+    return compared(whole, killed, resumed_at)
+
+
+def compared(whole: Path, killed: Path, resumed_at: int) -> Verdict:
+    """Rows and states of two run folders side by side."""
+    rows, others = (Run.load(path).metrics() for path in (whole, killed))
+    differs = [] if len(rows) == len(others) else [f"metrics.jsonl: {len(rows)} rows, resumed {len(others)}"]
+    for row, other in zip(rows, others, strict=False):
+        differs += [f"metrics.jsonl, iteration {row.get('iteration')}: {name[1:]}" for name in differences(row, other)]
+    states = [compared_parts(found.state) for path in (whole, killed) if (found := newest(path)) is not None]
+    if len(states) == 2:
+        differs += [f"state: {name[1:]}" for name in differences(*states)]
+    else:
+        differs += ["state: a run has left no checkpoint"]
+    count = sum(isinstance(leaf, torch.Tensor | np.ndarray) for state in states[:1] for _, leaf in leaves(state))
+    return Verdict(differs, count, len(rows), resumed_at)
+
+
+def compared_parts(state: State) -> State:
+    """What two runs must have in common: all but when and where they ran."""
+    session = {name: value for name, value in state["session"].items() if name != "resumed_at"}
+    return {"run": state["run"], "session": session, "world": state["world"]}
+
+
+# -------------------------------------------------------------------------------------------------------------- processes
+
+
+def in_process(name: str, work: Any, *arguments: Any, expected: int = 0) -> int:
+    """Call ``work`` in a process of its own and wait for it; the exit code, which is 0 or ``expected``."""
+    answers = multiprocessing.get_context("spawn")
+    received, sent = answers.Pipe(duplex=False)
+    process = answers.Process(target=reported, args=(sent, work, *arguments))
+    process.start()
+    sent.close()
+    process.join()
+    code = process.exitcode or 0
+    if code not in (0, expected):
+        why = received.recv() if received.poll() else f"its process ended with exit code {code}"
+        raise RunFault(f"verify-resume: {name} failed: {why}")
+    return code
+
+
+def reported(sent: Any, work: Any, *arguments: Any) -> None:
+    """In the process: call ``work``, and say in a line why it failed."""
+    try:
+        work(*arguments)
+    except Exception as error:
+        sent.send(describe_error(error))
+        raise SystemExit(1) from None
+
+
+def fresh(config: RunConfig, out: Path, stop: StopAt) -> None:
+    """A run from its beginning, with a checkpoint after each iteration."""
+    session = config.session(Output(out=out, quiet=True), [stop])
+    session.checkpoints = SavePace(share=math.inf, every=0.0)
+    session.run()
+
+
+def resumed(config: RunConfig, out: Path, stop: StopAt) -> None:
+    """The run in this folder, from where it was killed."""
+    config.session(Output(quiet=True), [stop], resumed=out).run()
+
+
+# -------------------------------------------------------------------------------------------------------------- comparison
+
+
+def differences(a: Any, b: Any) -> list[str]:
+    """The places at which two trees of state are not equal to the bit, measured times left out."""
+    one, other = dict(leaves(a)), dict(leaves(b))
+    places = [place for place in {**one, **other} if not place.endswith(NOT_COMPARED)]
+    return [place for place in places if place not in one or place not in other or not equal(one[place], other[place])]
+
+
+def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a tree of state holds, with the place of each: ``/update/moments/0/1``."""
+    if isinstance(state, Mapping):
+        parts = list(cast("Mapping[str, Any]", state).items())
+    elif isinstance(state, list | tuple):
+        parts = [(str(i), part) for i, part in enumerate(cast("list[Any]", state))]
+    else:
+        yield path, state
+        return
+    for key, part in parts:
+        yield from leaves(part, f"{path}/{key}")
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two leaves are the same, to the bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        one, other = cast("NDArray[Any]", a), cast("NDArray[Any]", b)
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return repr(cast("object", a)) == repr(cast("object", b))  # numbers, texts and None: whole digits, and NaN is NaN
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,255 @@
+"""Runs that stop and go on: killed, interrupted, damaged, finished; and the command that tries it out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from tests.children import python
+from tests.cli.conftest import Answer, Command, good
+from upslope import Run
+from upslope.run.checkpoints import STATE, listed, newest, write
+from upslope.run.config import RunConfig
+from upslope.run.folder import Output
+from upslope.run.resume import locked
+from upslope.run.verify import NOT_COMPARED, StopAt, differences, verify_resume
+
+SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 2}
+
+
+def config(**settings) -> RunConfig:
+    return RunConfig.of("ppo", "CartPole-v1", **{"total_steps": 320, "seed": 1, **SMALL, **settings})
+
+
+def rows(path: Path) -> list[dict]:
+    return [{name: value for name, value in row.items() if not name.endswith(NOT_COMPARED)} for row in Run.load(path).metrics()]
+
+
+def stopped(path: Path, iteration: int, **settings) -> RunConfig:
+    """A run that was killed: what its folder holds when its process is gone behind an iteration."""
+    chosen = config(**settings)
+    chosen.run(Output(out=path, quiet=True), callbacks=[StopAt(iteration)])
+    for name in ("summary.json", "curve.png"):
+        (path / name).unlink()
+    return chosen
+
+
+def bad(answer: Answer) -> str:
+    """The one line of an answer with exit code 2."""
+    assert answer.code == 2 and answer.err.count("\n") == 1, answer
+    return answer.err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "run"
+    config().run(Output(out=path, quiet=True))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_killed_run_goes_on_to_the_bit_in_other_processes(tmp_path: Path):
+    found = verify_resume(config(eval_every=64), tmp_path, iterations=6, kill_at=3)
+    assert (found.differs, found.rows, found.resumed_at) == ([], 6, 3)
+    assert found.tensors > 15
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_so_does_a_language_run_with_its_warm_start_and_its_reference(method: str, tmp_path: Path):
+    settings = {"warm_start_iterations": 3, "iterations": 6, "eval_episodes": 2}
+    settings |= {"kl_coef": 0.1, "group_size": 2, "num_prompts": 2, "max_tokens": 4} if method == "grpo" else {"batch_size": 2}
+    chosen = RunConfig.of(method, model="tiny", task="addition", **settings)
+    found = verify_resume(chosen, tmp_path, iterations=4, kill_at=2)
+    assert (found.differs, found.rows, found.resumed_at) == ([], 4, 2)
+
+
+def test_what_was_written_behind_the_checkpoint_is_computed_again(whole: Path, tmp_path: Path):
+    chosen = stopped(tmp_path / "run", 4)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "total_steps": 999}\n{"iteration": 6, "tot')
+    chosen.session(Output(quiet=True), resumed=tmp_path / "run").run()
+    assert rows(tmp_path / "run") == rows(whole)
+    assert (tmp_path / "run" / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (whole, tmp_path / "run")]
+    assert summaries[1].pop("resumed_at") == [4]
+    measured = {"train_seconds", "wall_seconds", "steps_per_second"}
+    assert {name: value for name, value in summaries[0].items() if name not in measured} == {
+        name: value for name, value in summaries[1].items() if name not in measured
+    }
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(whole: Path, tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    stopped(run, 4)
+    newer = listed(run)[0]
+    (newer / STATE).write_bytes((newer / STATE).read_bytes().replace(b"1", b"2", 1))
+    answer = good(cli("resume", run))
+    assert "going on after iteration 1, step 32" in answer.out
+    assert "iteration-00000004 is damaged: its files are not those that its manifest describes" in answer.out
+    assert rows(run) == rows(whole)
+
+
+def test_rows_that_are_lost_are_an_error(tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 4)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert "rows are lost" in bad(cli("resume", tmp_path / "run"))
+
+
+def test_a_signal_leaves_a_checkpoint_of_its_iteration(tmp_path: Path):
+    run, words = tmp_path / "run", ["-m", "upslope", "train", "ppo", "CartPole-v1", "--total-steps", "1e7", "--quiet", "--out"]
+    with python([*words, run]) as process:
+        limit = time.monotonic() + 60
+        while not (run / "metrics.jsonl").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    found = newest(run)
+    assert found is not None
+    assert found.state["run"]["iteration"] == Run.load(run).metrics()[-1]["iteration"]
+
+
+# ------------------------------------------------------------------------------------------------------------- what cannot
+
+
+def test_a_finished_run_goes_on_to_a_larger_budget_only(tmp_path: Path, cli: Command):
+    config().run(Output(out=tmp_path / "run", quiet=True))
+    done = len(rows(tmp_path / "run"))
+    assert "of its 320 steps; --total-steps N goes on to a larger budget" in bad(cli("resume", tmp_path / "run"))
+    good(cli("resume", tmp_path / "run", "--total-steps", "400"))
+    assert len(rows(tmp_path / "run")) > done
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["total_steps"] == 400
+
+
+def test_a_run_without_a_checkpoint_is_an_error(trained: Path, tmp_path: Path, cli: Command):
+    assert "there is no such folder" in bad(cli("resume", "nowhere"))
+    config().run(Output(out=tmp_path / "run", quiet=True))
+    for path in listed(tmp_path / "run"):
+        path.rename(tmp_path / path.name)
+    assert "stopped before its first iteration ended, so there is no checkpoint" in bad(cli("resume", tmp_path / "run"))
+
+
+def test_two_processes_never_write_to_one_folder(tmp_path: Path):
+    chosen = stopped(tmp_path / "run", 2)
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing there"):
+        chosen.session(Output(quiet=True), resumed=tmp_path / "run").run()
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_modules_are_named_again(tmp_path: Path, cli: Command):
+    good(cli("train", "ppo", "faulty:walk", "--out", "own", "--total-steps", "64", "--num-envs", "1", "--num-steps", "16"))
+    assert "to import that module" in bad(cli("resume", "own", "--total-steps", "128"))
+    good(cli("resume", "own", "--total-steps", "128", "--env", "faulty:walk"))
+
+
+def test_what_cannot_be_kept_is_said_once(tmp_path: Path, capsys):
+    chosen = config()
+    answers = []
+
+    def forget(state) -> None:
+        answers.append(state.iteration)
+        state.collect.state_dict = lambda: {"inside": object()}
+
+    chosen.run(Output(out=tmp_path / "run"), callbacks=[forget])
+    said = "this run cannot be resumed: /run/collect/inside: builtins.object"
+    assert capsys.readouterr().out.count(said) == 2  # when it is known, and at the end
+    assert said in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resume_that_fails_changes_nothing(tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    config(total_steps=640).run(Output(out=run, quiet=True), callbacks=[StopAt(4)])
+    before = contents(run)
+    assert "it is the state of another run" in bad(cli("resume", run, "--env", "Acrobot-v1", "--total-steps", "1280"))
+    assert contents(run) == before
+    state = newest(run).state
+    for name in ("session", "world", "files"):
+        write(run, 4, {key: value for key, value in state.items() if key != name})
+        before = contents(run)
+        assert "checkpoint" in bad(cli("resume", run, "--total-steps", "1280")).replace("damaged", "checkpoint")
+        assert contents(run) == before
+
+
+def test_episodes_that_begin_anew_are_a_warning(tmp_path: Path, cli: Command):
+    class Forgets(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.array([random.SystemRandom().random()], np.float32), {}
+
+        def step(self, action):
+            return np.array([random.SystemRandom().random()], np.float32), 1.0, False, False, {}
+
+    gymnasium.register("Forgets-v0", Forgets, max_episode_steps=9)
+    try:
+        chosen = RunConfig.of("ppo", "Forgets-v0", **{"total_steps": 320, **SMALL})
+        chosen.run(Output(out=tmp_path / "run", quiet=True), callbacks=[StopAt(4)])
+        (tmp_path / "run" / "summary.json").unlink()
+        answer = good(cli("resume", tmp_path / "run"))
+    finally:
+        del gymnasium.registry["Forgets-v0"]
+    assert "cannot go on in the middle of its episodes, which begin anew" in answer.out
+    assert "begin anew" in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"][0]
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_makes_it(whole: Path, tmp_path: Path, cli: Command):
+    config().run(Output(out=tmp_path / "run", quiet=True))
+    expected = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (tmp_path / "run" / "summary.json").unlink()
+    good(cli("resume", tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (found["status"], found["return_mean"], found["iterations"]) == ("finished", expected["return_mean"], expected["iterations"])
+
+
+def test_a_run_that_has_reached_its_goal_is_over(tmp_path: Path, cli: Command):
+    config(until_return=1.0, eval_every=32).run(Output(out=tmp_path / "run", quiet=True))
+    assert "ended at its goal" in bad(cli("resume", tmp_path / "run"))
+
+
+def test_links_and_pipes_in_a_run_folder_are_refused(tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 3)
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path / "elsewhere")
+    assert "this is a link" in bad(cli("resume", tmp_path / "run"))
+    assert contents(tmp_path / "elsewhere") == before
+    (tmp_path / "run" / "checkpoints").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "run" / "checkpoints")
+    lock = tmp_path / "run" / ".lock"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "made")
+    assert "cannot be opened" in bad(cli("resume", tmp_path / "run"))
+    assert not (tmp_path / "made").exists()
+    lock.unlink()
+    os.mkfifo(lock)
+    assert "this is no file" in bad(cli("resume", tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------------------------ the commands
+
+
+def test_verify_resume_says_what_differs_first(cli: Command):
+    small = ["--num-envs", "2", "--num-steps", "16", "--total-steps", "400", "--eval-episodes", "2", "--stop-after", "3", "--kill-at", "1"]
+    same = good(cli("verify-resume", "ppo", "CartPole-v1", *small))
+    assert "killed behind iteration 1, resumed after iteration 1, compared after 3: 3 rows of metrics" in same.out
+    assert "equal to the bit" in same.out
+    assert "kill_at: expected 1 to 2" in bad(cli("verify-resume", "ppo", "CartPole-v1", *small[:-1], "3"))
+
+
+def test_places_that_differ_are_named():
+    a = {"run": {"x": [1, 2.0], "train_seconds": 3.0}, "only": None}
+    b = {"run": {"x": [1, 2], "train_seconds": 4.0}, "other": None}
+    assert differences(a, b) == ["/run/x/1", "/only", "/other"]

@@ -1,0 +1,222 @@
+"""A run that stops anywhere goes on from its state as if nothing had happened: every number of it, to the bit."""
+
+import random
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from upslope import A2C, GRPO, NPG, PPO, REINFORCE, SARSA, TRPO, OnlineActorCritic, control
+from upslope.control.restore import stacked, unstacked
+from upslope.run.checkpoints import read, write
+from upslope.run.train import RunState, train
+from upslope.run.verify import differences
+
+ITERATIONS, STOP = 6, 3
+LOW, HIGH = (-2.4, -3.0, -0.21, -3.5), (2.4, 3.0, 0.21, 3.5)
+
+
+def parts(algorithm, env, collector, num_envs, vectorization, **shape):
+    envs = control.make(env, num_envs=num_envs, seed=3, vectorization=vectorization)
+    make = {"steps": control.Steps, "episodes": control.Episodes, "groups": control.GroupedEpisodes, "stream": control.Stream}[collector]
+    size = {"steps": {"num_steps": 24}, "groups": {"group_size": 2}, "stream": {"num_steps": 60}}.get(collector, {})
+    kind, shape = (control.LinearPolicy, shape) if collector == "stream" else (control.MLPPolicy, {"hidden_sizes": (8,), **shape})
+    policy = kind.for_envs(envs, seed=1, **shape)
+    return algorithm, policy, make(envs, **size, seed=5)
+
+
+def whole_and_resumed(make, tmp_path: Path, fast: bool) -> tuple[dict, dict, control.Envs]:
+    """The state after an uninterrupted run, and after one that stopped, went through files, and went on in new parts."""
+
+    def run(**options) -> tuple[dict, control.Envs]:
+        algorithm, policy, collect = make()
+        try:
+            state = train(algorithm, policy, collect, iterations=ITERATIONS, seed=2, fast=fast, **options).state_dict()
+            return state, collect.envs
+        finally:
+            collect.envs.close()
+
+    states = []
+
+    def stop(state: RunState) -> bool:
+        if state.iteration == STOP:
+            states.append(write(tmp_path, STOP, state.state_dict()))
+        return state.iteration == STOP
+
+    whole, _ = run()
+    run(callbacks=stop)
+    return whole, *run(start=read(states[0]))
+
+
+CASES = {
+    "ppo": (PPO(), "CartPole-v1", "steps", 8, "auto", {}),
+    "ppo adaptive": (PPO(kl_coef=0.5, adaptive_kl=0.01), "CartPole-v1", "steps", 3, "sync", {}),
+    "ppo normalized": (PPO(), "Pendulum-v1", "steps", 2, "sync", {"normalize_observation": True, "normalize_reward": True}),
+    "a2c apart": (A2C(), "Acrobot-v1", "steps", 2, "async", {}),
+    "a2c discrete": (A2C(), "FrozenLake-v1", "steps", 2, "sync", {}),
+    "reinforce": (REINFORCE(), "CartPole-v1", "episodes", 4, "sync", {}),
+    "reinforce native": (REINFORCE(), "CartPole-v1", "episodes", 6, "auto", {}),
+    "grpo": (GRPO(), "CartPole-v1", "groups", 4, "sync", {}),
+    "trpo": (TRPO(), "CartPole-v1", "steps", 3, "sync", {}),
+    "npg": (NPG(), "Pendulum-v1", "steps", 3, "sync", {}),
+    "actor-critic": (OnlineActorCritic(trace_decay=0.8), "CartPole-v1", "stream", 1, "sync", {"feature_low": LOW, "feature_high": HIGH}),
+    "sarsa": (SARSA(trace_decay=0.8), "MountainCar-v0", "stream", 1, "sync", {"epsilon": 0.1, "critic": False}),
+}
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "readable"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_to_the_bit(case: str, fast: bool, tmp_path: Path):
+    *arguments, shape = CASES[case]
+    whole, resumed, envs = whole_and_resumed(lambda: parts(*arguments, **shape), tmp_path, fast)
+    assert differences(whole, resumed) == []
+    assert resumed["iteration"] == ITERATIONS
+    assert envs.begun_anew == ""
+
+
+class Walk(gymnasium.Env):
+    """A random walk with everything in its observation and its actions that spaces can hold; it draws from ``source``."""
+
+    observation_space = spaces.Dict({"place": spaces.Box(-50, 50, (2,)), "pair": spaces.Tuple((spaces.Discrete(7), spaces.MultiBinary(2)))})
+    action_space = spaces.MultiDiscrete([2, 3])
+
+    def __init__(self, source: str = "np_random"):
+        self.source, self.place, self.count = source, np.zeros(2, np.float32), 0
+
+    def draw(self) -> float:
+        return random.random() if self.source == "random" else float(self.np_random.random())
+
+    def look(self):
+        return {"place": self.place.copy(), "pair": (self.count % 7, np.array([self.count % 2, 1], np.int8))}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.count = np.full(2, self.draw(), np.float32), 0
+        return self.look(), {}
+
+    def step(self, action):
+        self.count += 1
+        self.place = np.clip(self.place + np.float32(0.1) * (np.asarray(action, np.float32) - 1) + np.float32(0.01 * self.draw()), -50, 50)
+        return self.look(), float(self.place.sum()), bool(self.count >= 9), False, {}
+
+
+class Tells(Walk):
+    """The same, which says where it is."""
+
+    def __init__(self):
+        super().__init__("random")
+
+    def get_state(self):
+        return {"place": self.place, "count": self.count}
+
+    def set_state(self, state):
+        self.place, self.count = np.array(state["place"]), state["count"]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_of_ones_own_goes_on_in_the_middle_of_its_episode(vectorization: str, tmp_path: Path):
+    make = lambda: parts(PPO(), Walk, "steps", 3, vectorization)  # noqa: E731
+    whole, resumed, envs = whole_and_resumed(make, tmp_path, True)
+    assert differences(whole, resumed) == []
+    assert envs.begun_anew == ""
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_what_cannot_be_played_again_begins_anew_and_says_so(vectorization: str, tmp_path: Path):
+    _, resumed, envs = whole_and_resumed(lambda: parts(PPO(), lambda: Walk("random"), "steps", 3, vectorization), tmp_path, True)
+    assert "begin anew: played again, the episode of environment 0 ends with another observation" in envs.begun_anew
+    assert resumed["iteration"] == ITERATIONS
+
+
+def test_an_environment_that_says_where_it_is_is_asked():
+    one, other = control.make(Tells, 2, seed=1), control.make(Tells, 2, seed=9)
+    one.reset()
+    for _ in range(4):
+        one.step(np.array([[1, 2], [0, 1]]))
+    state = one.state_dict()
+    other.load_state_dict(state)
+    assert other.begun_anew == ""
+    random.seed(7)
+    expected = one.step(np.array([[1, 0], [1, 1]]))
+    random.seed(7)
+    found = other.step(np.array([[1, 0], [1, 1]]))
+    assert differences(list(expected), list(found)) == []
+
+
+class Promises(Walk):
+    """It has the names, and not the methods."""
+
+    def get_state(self):
+        raise NotImplementedError
+
+    def set_state(self, state):
+        raise NotImplementedError
+
+
+class SaysObjects(Promises):
+    """It says what no file can hold."""
+
+    def get_state(self):
+        return {"inside": object()}
+
+
+class TellsWithout(Walk):
+    """It says where it is, and nothing of its generator."""
+
+    def get_state(self):
+        return {"place": self.place, "count": self.count}
+
+    def set_state(self, state):
+        self.place, self.count = np.array(state["place"]), state["count"]
+
+
+def framed():
+    return gymnasium.wrappers.FrameStackObservation(gymnasium.wrappers.FlattenObservation(TellsWithout()), 3)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("env", [Promises, SaysObjects, TellsWithout, framed])
+def test_what_an_environment_says_is_used_only_where_it_is_enough(env, vectorization: str, tmp_path: Path):
+    whole, resumed, envs = whole_and_resumed(lambda: parts(PPO(), env, "steps", 3, vectorization), tmp_path, True)
+    assert envs.begun_anew == ""
+    assert [path for path in differences(whole, resumed) if "/vector/episodes" not in path] == []
+
+
+def test_wrappers_that_remember_more_than_an_episode_are_named(tmp_path: Path):
+    env = lambda: gymnasium.wrappers.NormalizeReward(Walk())  # noqa: E731
+    _, _, envs = whole_and_resumed(lambda: parts(PPO(), env, "steps", 2, "sync"), tmp_path, True)
+    assert "its wrapper NormalizeReward remembers more than an episode" in envs.begun_anew
+
+
+def test_a_vector_environment_that_says_nothing_begins_anew():
+    class Opaque(gymnasium.vector.VectorEnv):
+        num_envs = 2
+        single_observation_space, single_action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+        observation_space, action_space = spaces.Box(-1, 1, (2, 1)), spaces.MultiDiscrete([2, 2])
+        metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 1), np.float32), {}
+
+        def step(self, action):
+            return np.zeros((2, 1), np.float32), np.ones(2), np.zeros(2, bool), np.zeros(2, bool), {}
+
+    envs = control.make(lambda: Opaque(), 2)
+    envs.reset()
+    other = control.make(lambda: Opaque(), 2)
+    other.load_state_dict(envs.state_dict())
+    assert "it does not say where it is" in other.begun_anew
+    assert other.observation is None
+
+
+def test_actions_of_every_space_come_back_as_they_were():
+    space = spaces.Dict({"a": spaces.Discrete(4), "b": spaces.Tuple((spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 2])))})
+    space.seed(0)
+    actions = [space.sample() for _ in range(5)]
+    again = unstacked(space, stacked(actions), 5)
+    for before, after in zip(actions, again, strict=True):
+        assert space.contains(after)
+        assert before["a"] == after["a"]
+        assert all((x == y).all() for x, y in zip(before["b"], after["b"], strict=True))
