@@ -147,7 +147,7 @@ def test_two_processes_never_write_to_one_folder(tmp_path: Path):
 
 def test_modules_are_named_again(tmp_path: Path, cli: Command):
     good(cli("train", "ppo", "faulty:walk", "--out", "own", "--total-steps", "64", "--num-envs", "1", "--num-steps", "16"))
-    assert "to import that module" in bad(cli("resume", "own", "--total-steps", "128"))
+    assert "to import that module, say --env faulty:walk" in bad(cli("resume", "own", "--total-steps", "128"))
     good(cli("resume", "own", "--total-steps", "128", "--env", "faulty:walk"))
 
 

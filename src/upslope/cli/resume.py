@@ -35,6 +35,8 @@ iteration, every ten seconds, and where a signal ends the run; one that is damag
 def go_on(plain: list[str], given: dict[str, Any]) -> int:
     """Find what the run has left, and carry it on."""
     run = Run.load(plain[0])
+    if run.world == "control":
+        run.environment(given["env"])  # says how it is named here
     named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
     settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name)) is not None}
     session = RunConfig.from_config(run.config, **named, **settings).session(Output(**given), resumed=run.path)
