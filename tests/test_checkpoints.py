@@ -26,6 +26,7 @@ def state() -> dict:
         "odd": [math.inf, -math.inf, math.nan],
         "text": "ä\n\x00",
         "nothing": {},
+        "named": [{"tensor": "x"}, {"array": 1}, {"float": None}, {"mapping": {"mapping": {}}}],
         "nested": {"a/b": {"c": torch.ones(1)}},
     }
 
@@ -42,12 +43,13 @@ def test_what_goes_in_comes_out(tmp_path: Path):
     assert found["empty"].shape == (0, 2)
     assert found["scalar"] == float(np.float32(0.1))
     assert (found["big"], found["float"], found["text"], found["nothing"]) == (2**127 + 5, 0.1 + 0.2, "ä\n\x00", {})
+    assert found["named"] == expected["named"]
     assert found["odd"][:2] == [math.inf, -math.inf]
     assert math.isnan(found["odd"][2])
     assert torch.equal(found["nested"]["a/b"]["c"], torch.ones(1))
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, {"tensor": "x"}, np.array([object()]), {3, 4}, b"bytes"])
+@pytest.mark.parametrize("value", [object(), {1: 2}, np.array([object()]), {3, 4}, b"bytes"])
 def test_what_a_checkpoint_cannot_hold_is_refused_with_its_place(value, tmp_path: Path):
     with pytest.raises(TypeError, match=r"^/part"):
         write(tmp_path, 1, {"part": {"x": 0, "inside": value}})

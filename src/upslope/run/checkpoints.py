@@ -24,19 +24,18 @@ from torch import Tensor
 
 from upslope import files
 from upslope.errors import UsageError
+from upslope.records import State
+from upslope.run.load import damaged
 
 FOLDER = "checkpoints"
 STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before it."""
 NAMED = re.compile(r"iteration-(\d{8,})")
-KINDS = {"tensor", "array", "generator", "float"}
-"""What a JSON object with one key of these names stands for; see :func:`encoded`."""
+KINDS = {"tensor", "array", "float", "mapping"}
+"""What a JSON object with one key of these names stands for; a mapping that has such a key is one under ``mapping``."""
 MAX_MANIFEST = 1 << 16
 """Bytes of a manifest; a longer one is damaged."""
-
-State = dict[str, Any]
-"""Tensors, arrays, numbers, texts, None, and lists and dictionaries of them."""
 
 
 # ---------------------------------------------------------------------------------------------------------- trees of state
@@ -68,9 +67,10 @@ def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return [encoded(item, tensors, f"{path}/{i}") for i, item in enumerate(items)]
     if isinstance(value, Mapping):
         found = cast("Mapping[Any, Any]", value)
-        if any(not isinstance(key, str) for key in found) or (len(found) == 1 and KINDS & found.keys()):
+        if any(not isinstance(key, str) for key in found):
             raise TypeError(f"{path}: a mapping with the keys {list(found)!r:.60}")
-        return {key: encoded(item, tensors, f"{path}/{key}") for key, item in found.items()}
+        parts = {key: encoded(item, tensors, f"{path}/{key}") for key, item in found.items()}
+        return {"mapping": parts} if len(found) == 1 and KINDS & found.keys() else parts
     raise TypeError(f"{path}: {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -85,6 +85,8 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         ((kind, inside),) = found.items()
         if kind == "float":
             return float(inside)
+        if kind == "mapping":
+            return {key: decoded(item, tensors) for key, item in inside.items()}
         return tensors[inside] if kind == "tensor" else tensors[inside].numpy()
     return {key: decoded(item, tensors) for key, item in found.items()}
 
@@ -201,8 +203,3 @@ def check_no_link(folder: Path) -> None:
     """Refuse a link in the folder's place: what is written there would be written elsewhere."""
     if folder.is_symlink():
         raise UsageError(f"{folder}: this is a link, which is not followed; put the folder itself there")
-
-
-def damaged(path: Path, why: str) -> UsageError:
-    """The error for a checkpoint that does not verify."""
-    return UsageError(f"{path} is damaged: {' '.join(why.split())}")

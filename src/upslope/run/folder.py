@@ -6,6 +6,7 @@
 ``policy.safetensors``  the policy's parameters and normalizers, and in its header after how many iterations and steps;
                         ``policy.json`` says how to build it
 ``best_policy.…``       the same for the best periodic evaluation, where there was one
+``checkpoints``         everything that going on takes (:mod:`upslope.run.checkpoints`); ``.lock`` keeps a second run out
 ``curve.png``           the learning curve
 ``summary.json``        the result; written last, so its presence says that the run came to an end
 ======================  ==============================================================================

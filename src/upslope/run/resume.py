@@ -18,9 +18,9 @@ import torch
 from upslope import files
 from upslope.errors import UsageError
 from upslope.records import State
-from upslope.run.checkpoints import damaged, newest
+from upslope.run.checkpoints import newest
 from upslope.run.folder import versions
-from upslope.run.load import Run
+from upslope.run.load import Run, damaged
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
