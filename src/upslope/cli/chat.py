@@ -33,7 +33,6 @@ template gets the whole conversation, one without gets each line as it is. Lines
 
 
 def chat(plain: list[str], given: dict[str, Any]) -> int:
-    """Answer line after line."""
     policy = policy_of(plain[0])
     policy.rendering.refuses_unknown = False  # what the model itself has said must not end the talk
     engine = upslope.language.EmbeddedEngine(policy)
@@ -41,8 +40,7 @@ def chat(plain: list[str], given: dict[str, Any]) -> int:
     for turn, line in enumerate(lines()):
         talk.append({"role": "user", "content": line})
         prompt: Any = talk if policy.tokenizer.chat_template else line
-        options = {"max_tokens": given["max_tokens"], "seed": given["seed"] + turn, "greedy": given["greedy"]}
-        made = engine.generate([policy.encode(prompt)], group_size=1, **options)
+        made = engine.generate([policy.encode(prompt)], group_size=1, **{**given, "seed": given["seed"] + turn})
         answer = policy.decode(made.completion_ids[0, 0, : int(made.length[0, 0])].tolist(), after=prompt)
         talk.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
@@ -50,7 +48,6 @@ def chat(plain: list[str], given: dict[str, Any]) -> int:
 
 
 def policy_of(text: str) -> LanguagePolicy:
-    """The policy of a run's folder, or of a model's."""
     if is_model_folder(text):
         return upslope.language.LanguagePolicy.from_pretrained(text).requires_grad_(False)
     run = Run.load(text)

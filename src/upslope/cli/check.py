@@ -38,7 +38,6 @@ Exit code 0: no mistake is found, 1: one is, 2: it cannot be checked.
 
 
 def check_named(plain: list[str], values: dict[str, Any]) -> int:
-    """Load, check, print."""
     require(":" in plain[0], f"check: expected module:name, found {plain[0]}; try: upslope check my_module:estimator")
     target = load_object(plain[0], "check")
     as_json = values.pop("json")
@@ -49,7 +48,6 @@ def check_named(plain: list[str], values: dict[str, Any]) -> int:
 
 
 def kind_of(target: Any) -> str:
-    """Told from what it has."""
     if hasattr(target, "estimate") and hasattr(target, "objective"):
         return "algorithm"
     try:
@@ -94,7 +92,6 @@ def contract(function: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def made(target: type) -> Any:
-    """An instance with every default."""
     try:
         return target()
     except UsageError:

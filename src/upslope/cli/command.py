@@ -34,7 +34,6 @@ class Command:
     most_words: int | None = 1
 
     def __call__(self, argv: Sequence[str]) -> int:
-        """Show the page, or parse and work."""
         if asks_for_help(argv):
             usage = self.usage if isinstance(self.usage, str) else self.usage()
             print(f"{usage}\n{section('Flags:', self.flags)}" if self.flags else usage)
@@ -46,7 +45,6 @@ class Command:
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether a page is wanted instead of the work."""
     return any(word in HELP_FLAGS for word in argv)
 
 

@@ -43,7 +43,6 @@ format rate, length. A reward model, and any model with --pairs, ranks preferenc
 
 
 def measure(plain: list[str], given: dict[str, Any]) -> int:
-    """Play or answer, and report."""
     run: Any = Path(plain[0]) if is_model_folder(plain[0]) else Run.load(plain[0])
     if isinstance(run, Path) or run.world == "language":
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
@@ -55,7 +54,6 @@ def measure(plain: list[str], given: dict[str, Any]) -> int:
 
 
 def evaluate_control(run: Run, given: dict[str, Any]) -> int:
-    """Play fresh episodes and report."""
     env = run.environment(given["env"])
     from upslope.run.control import evaluate_run  # loads PyTorch
 
@@ -110,7 +108,6 @@ def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
 
 
 def answer_lines(result: Any) -> list[str]:
-    """How problems were answered, in words."""
     lines: list[str] = []
     if result.accuracy is not None and result.accuracy_interval is not None:
         low, high = result.accuracy_interval

@@ -29,7 +29,6 @@ Transformers and vLLM load; adapters are merged.
 
 
 def export(plain: list[str], values: dict[str, Any]) -> int:
-    """Load, write."""
     (folder,), out, which = plain, values["out"], values["policy"]
     require(out is not None, "--out: expected the folder to write, found nothing")
     if is_model_folder(folder):

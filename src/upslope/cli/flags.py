@@ -76,7 +76,6 @@ def integer(words: Values) -> int:
 
 
 def between(least: int, most: int | None = None) -> Kind:
-    """An integer in a range."""
 
     def parse(words: Values) -> int:
         found = integer(words)
@@ -106,7 +105,6 @@ def real(words: Values, what: str = "a number") -> float:
 
 
 def path(words: Values) -> Path:
-    """A file or a folder."""
     if not words[0]:
         raise ValueError("expected a path, found ''")
     return Path(words[0])
@@ -156,7 +154,6 @@ def kind_of(annotation: Any, owner: type, name: str) -> Kind:
 
 
 def one_of(names: Sequence[str]) -> Kind:
-    """One of a few words."""
 
     def parse(words: Values) -> str:
         if words[0] not in names:
@@ -207,13 +204,11 @@ def union(kinds: Sequence[Kind], optional: bool) -> Kind:
 
 
 def flags_of(settings: Mapping[str, Setting]) -> dict[str, Flag]:
-    """One flag for each setting."""
     return {s.name: Flag(s.name, kind_of(types_of(s.owner)[s.name], s.owner, s.name), s.value, owner=s.owner) for s in settings.values()}
 
 
 @functools.cache
 def types_of(owner: type) -> dict[str, Any]:
-    """The resolved annotations of a dataclass."""
     try:
         return typing.get_type_hints(owner)
     except NameError as error:
@@ -238,7 +233,6 @@ def field_docs(owner: type) -> dict[str, str]:
 
 
 def documented(flag: Flag) -> Flag:
-    """The flag with the help text of its field."""
     return flag if flag.help or flag.owner is None else replace(flag, help=field_docs(flag.owner).get(flag.name, ""))
 
 

@@ -32,7 +32,6 @@ budget and the same seeds. One page shows learning curves, gradient noise, secon
 
 
 def usage() -> str:
-    """The page, with the tasks that there are."""
     return HELP.format(tasks="\n".join(f"  {name:<13}{task.budget:>6,} steps: {task.title}" for name, task in TASKS.items()))
 
 

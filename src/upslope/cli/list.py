@@ -17,7 +17,6 @@ Show the algorithms, the tasks with tuned presets, and what each preset was meas
 
 
 def show(plain: list[str], values: dict[str, Any]) -> int:
-    """Print the two tables."""
     print("Algorithms (upslope train ALGORITHM ENV_ID):")
     control, language = methods_in("control"), methods_in("language")
     print_methods(control)

@@ -92,7 +92,6 @@ def carried_out(argv: list[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Find the sub-command and hand it the rest."""
     if not argv or argv[0] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))

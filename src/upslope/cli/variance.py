@@ -7,22 +7,14 @@ import textwrap
 from typing import Any
 
 from upslope.cli.command import Command
-from upslope.cli.flags import INTEGER, PATH, REAL, SWITCH, TEXT, Flag, one_of, several
+from upslope.cli.flags import PATH, SWITCH, Flag, flags_of
 from upslope.run.folder import check_free, finite
+from upslope.run.settings import settings_of
 from upslope.studies.estimators import ESTIMATORS
 from upslope.studies.variance_run import VarianceRun
 
 FLAGS = (
-    Flag("estimators", several(TEXT, None), None, "which ones (none: six of them)"),
-    Flag("samples", INTEGER, 256, "episodes that every estimator sees"),
-    Flag("policy", TEXT, "fresh", "a run folder, or fresh: a policy as a run begins with"),
-    Flag("behavior", TEXT, None, "who takes the samples of off-policy estimators: a run folder, or uniform (none: the policy itself)"),
-    Flag("group_size", INTEGER, 8, "episodes from the same start that group estimators compare"),
-    Flag("critic_samples", INTEGER, 64, "other episodes that the critic is fitted on first (0: it stays as it is)"),
-    Flag("reference_samples", INTEGER, None, "other episodes behind the reference (none: exact in upslope/…, else four times the samples)"),
-    Flag("gamma", REAL, 0.99, "discount factor"),
-    Flag("objective", one_of(["discounted", "undiscounted"]), "discounted", "whose gradient is the reference"),
-    Flag("seed", INTEGER, 0, "of environments, policy and actions"),
+    *(flag for name, flag in flags_of(settings_of(VarianceRun(env_id=""))).items() if name != "env_id"),
     Flag("out", PATH, None, "folder for variance.png and variance.json (none: runs/variance-TASK-SEED)"),
     Flag("json", SWITCH, False, "print one JSON object and nothing else"),
 )
@@ -42,16 +34,14 @@ Estimators (a2c, ppo and off-policy-vtrace take λ: a2c:0 is one step; 1 unless 
 
 
 def usage() -> str:
-    """The page, with the estimators that there are."""
     return HELP + textwrap.fill(", ".join(ESTIMATORS), 110, initial_indent="  ", subsequent_indent="  ") + "\n"
 
 
 def measure(plain: list[str], values: dict[str, Any]) -> int:
-    """Measure, report."""
     out, as_json = values.pop("out"), values.pop("json")
     if out is not None:
         check_free(out)
-    comparison = VarianceRun(env_id=plain[0], **{name: value for name, value in values.items() if value is not None}).run()
+    comparison = VarianceRun(env_id=plain[0], **values).run()
     folder = comparison.write(out)
     if as_json:
         print(json.dumps(finite(comparison.fields()), ensure_ascii=False))

@@ -29,7 +29,6 @@ of metrics, every parameter, the optimizer and all that a checkpoint holds must 
 
 
 def main(argv: list[str]) -> int:
-    """Parse as ``train`` does, try, report."""
     if asks_for_help(argv) or not argv:
         print(f"{HELP}\n{section('Flags, besides those of `upslope train`:', FLAGS)}")
         return 0

@@ -129,9 +129,6 @@ class GroupedEpisodesSettings:
         return self.group_size * self.num_groups
 
 
-CollectorSettings = StepsSettings | EpisodesSettings | GroupedEpisodesSettings
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """The policy's network and distribution."""

@@ -35,12 +35,10 @@ PLAIN: dict[str, Any] = {"normalize_advantage": False, "value_coef": 0.0}
 
 
 def reinforce(form: str, baseline: bool) -> Make:
-    """REINFORCE with a return form by name."""
     return lambda gamma, _: REINFORCE(gamma=gamma, returns=RETURNS[form], baseline=baseline, **PLAIN)
 
 
 def off_policy(name: str) -> Make:
-    """Importance sampling by the name of its estimator."""
     options: dict[str, Any] = {"estimator": WEIGHTED[name], "baseline": False, "scale_advantage": False, "value_coef": 0.0}
     return lambda gamma, trace_lambda: OffPolicyGradient(gamma=gamma, trace_lambda=trace_lambda, **options)
 

@@ -116,20 +116,17 @@ def command(task: Task, rung: Rung, budget: int) -> str:
 
 
 def flag_value(value: Any) -> str:
-    """A setting as it stands behind its flag."""
     if isinstance(value, dict):
         return f"'{json.dumps(value)}'"
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def line(rung: dict[str, Any]) -> str:
-    """A rung in one line of the terminal."""
     variance = rung["gradient"]["relative_variance"]
     noise = "" if variance is None else f"   gradient noise {variance:8.3g}"
     return f"{rung['name']:<24} return {interval(rung['final']):<26}{noise}   {rung['seconds']['median']:.2f} s"
 
 
 def write(folder: RunFolder, fields: dict[str, Any]) -> None:
-    """Numbers and page, as far as the ladder is."""
     folder.write_json("ladder.json", fields)
     folder.write_bytes("index.html", page(fields, folder.path).encode())

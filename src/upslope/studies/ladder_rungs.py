@@ -61,7 +61,6 @@ class Rung:
 
 
 def read_ladder() -> tuple[dict[str, Task], tuple[Rung, ...]]:
-    """The tables of ``ladder_rungs.toml``."""
     tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
     def settings(like: str | None = None, **values: Any) -> dict[str, Any]:

@@ -90,7 +90,6 @@ def exact_return(task: Task, policy: Policy) -> float:
 
 
 def problem_of(task: Task) -> Any:
-    """The task as an MDP."""
     return _problem(task.problem, tuple(task.shared.get("env_kwargs", {}).get("means", ())))
 
 

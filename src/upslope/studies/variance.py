@@ -126,7 +126,6 @@ def measure(estimators: Mapping[str, Any], policy: Policy, rollout: Rollout, ref
 def measure_one(
     name: str, algorithm: Algorithm, policy: Policy, rollout: Rollout, reference: Reference, rng: np.random.Generator
 ) -> Measurement:
-    """One row of the table."""
     try:
         gradients = unit_gradients(algorithm, policy, rollout, units=len(rollout.mask))
     except UsageError as error:

@@ -53,7 +53,6 @@ class Comparison:
     seconds: float
 
     def text(self) -> str:
-        """For the terminal."""
         run = self.run
         taker = f", weighted ones on samples of {run.behavior}" if run.behavior else ""
         lines = [
@@ -81,7 +80,6 @@ class Comparison:
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
-        """For ``variance.json``."""
         rows = [
             asdict(row) | {"biased": row.biased, "direction_known": row.direction_known, "unbiased_for": target}
             for row, target in zip(self.rows, self.targets, strict=True)

@@ -40,6 +40,7 @@ class VarianceRun:
 
     env_id: str
     estimators: tuple[str, ...] = DEFAULT
+    """which ones"""
     policy: str = "fresh"
     """a run folder, or fresh: the policy that a run would begin with"""
     behavior: str | None = None
@@ -49,9 +50,9 @@ class VarianceRun:
     group_size: int = 8
     """episodes from the same start that group estimators compare"""
     reference_samples: int | None = None
-    """episodes behind the reference, where it is not exact (none: four times the samples)"""
+    """other episodes behind the reference (none: exact in upslope/…, else four times the samples)"""
     critic_samples: int = 64
-    """episodes that the critic is fitted on first (0: it stays as it is)"""
+    """other episodes that the critic is fitted on first (0: it stays as it is)"""
     gamma: float = 0.99
     """discount factor"""
     objective: Objective = "discounted"
@@ -160,7 +161,6 @@ class VarianceRun:
 
 
 def control_policy(path: str, flag: str) -> Any:
-    """The final policy of a run in an environment."""
     run = Run.load(path)
     require(run.world == "control", f"{flag}: {path} trained a language model; take a run in an environment")
     return run.policy
@@ -179,15 +179,12 @@ class ActsAs:
         return self.policy.inputs(observation, action_mask=action_mask)
 
     def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Any:
-        """The behavior's action and its log-probability."""
         return self.behavior.sample(self.seen, generator=generator)
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """What the policy expects."""
         return self.policy.value(inputs)
 
     def evaluate(self, **inputs: Tensor) -> Any:
-        """The policy's score."""
         return self.policy.evaluate(**inputs)
 
 

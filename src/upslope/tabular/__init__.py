@@ -15,43 +15,8 @@ from upslope.tabular.policies import Linear, Softmax, SoftmaxPolicy, Table, line
 from upslope.tabular.prediction import Episode, episodes, monte_carlo, td, td_offline
 from upslope.tabular.problems import bandit, gridworld, loop, random_mdp, ring, short_corridor
 
-__all__ = [
-    "MDP",
-    "Episode",
-    "Episodes",
-    "Linear",
-    "Softmax",
-    "SoftmaxPolicy",
-    "Steps",
-    "Table",
-    "ascend",
-    "average",
-    "bandit",
-    "chain",
-    "enumerate_rollouts",
-    "episodes",
-    "exact",
-    "expected_gradient",
-    "flat_gradient",
-    "gradient",
-    "gradient_by_autograd",
-    "gradient_by_differences",
-    "gradient_by_enumeration",
-    "gridworld",
-    "linear_policy",
-    "loop",
-    "monte_carlo",
-    "network_policy",
-    "policy_evaluation",
-    "policy_iteration",
-    "policy_table",
-    "polynomial_policy",
-    "product_rule",
-    "random_mdp",
-    "ring",
-    "short_corridor",
-    "tabular_policy",
-    "td",
-    "td_offline",
-    "value_iteration",
-]
+__all__ = ["MDP", "Episode", "Episodes", "Linear", "Softmax", "SoftmaxPolicy", "Steps", "Table", "ascend", "average", "bandit", "chain"]
+__all__ += ["enumerate_rollouts", "episodes", "exact", "expected_gradient", "flat_gradient", "gradient", "gradient_by_autograd"]
+__all__ += ["gradient_by_differences", "gradient_by_enumeration", "gridworld", "linear_policy", "loop", "monte_carlo", "network_policy"]
+__all__ += ["policy_evaluation", "policy_iteration", "policy_table", "polynomial_policy", "product_rule", "random_mdp", "ring"]
+__all__ += ["short_corridor", "tabular_policy", "td", "td_offline", "value_iteration"]

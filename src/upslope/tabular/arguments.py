@@ -50,11 +50,9 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse what is no integer from 0 to 2³² − 1."""
     check_whole("seed", seed, 0)
     require(seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed}")
 
 
 def check_gamma(gamma: Any) -> None:
-    """Refuse what is not in [0, 1]."""
     check_number("gamma", gamma, 0.0, 1.0)

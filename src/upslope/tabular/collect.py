@@ -28,7 +28,6 @@ class Column(NamedTuple):
 
     @property
     def ended(self) -> Tensor:
-        """Rows whose episode is over."""
         return self.terminated | self.truncated
 
 
@@ -48,7 +47,6 @@ class Collector:
         return {"generator": self.generator.get_state(), "state": self.state, "time": self.time}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         self.generator.set_state(state["generator"])
         self.state, self.time = state["state"], state["time"]
 

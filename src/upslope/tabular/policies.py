@@ -149,7 +149,6 @@ def network_policy(
 
 
 def checked_features(mdp: MDP, features: Any) -> Tensor:
-    """Features as float64 ``[O, d]``."""
     if features is None:
         return torch.eye(mdp.num_observations, dtype=torch.float64)
     x = as_tensor("features", features)

@@ -47,7 +47,7 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
         expect(hasattr(algorithm, name), message)
     group = isinstance(algorithm, GRPO | RLOO) if group is None else group
     with one_line(type(algorithm).__name__):
-        p = probe(probes.ragged, getattr(algorithm, "gamma", 1.0))
+        p = probe(probes.RAGGED, getattr(algorithm, "gamma", 1.0))
         rollout = recording(p, group)
         run = Estimator(algorithm, group=group)
         batch = check_estimate(run, p, rollout)

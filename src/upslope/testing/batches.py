@@ -19,14 +19,14 @@ from upslope.testing.probes import Probe, probe, rows
 
 def alike(case: Case, log: Log) -> None:
     """Rows that are all alike have no spread; the estimate is finite none the less."""
-    case.full.on(probe(probes.arms, case.gamma), (0, 0))
+    case.full.on(probe(probes.ARMS, case.gamma), (0, 0))
     if case.full.not_finite is not None:
         log.add("not finite", case.full.not_finite)
 
 
 def padding(case: Case, log: Log) -> None:
     """Other things in masked columns, and more of them, change nothing."""
-    p = probe(probes.ragged, case.gamma)
+    p = probe(probes.RAGGED, case.gamma)
     clean = rows(p.rollout, (0, 1, 2, 0), case.group, max_steps=6)
     longer = map_tensors(clean, lambda x: torch.cat([x, x[..., -1:], x[..., -1:], x[..., -1:]], -1))
     more = torch.arange(longer.mask.shape[-1]) >= clean.mask.shape[-1]
@@ -71,7 +71,7 @@ def order(case: Case, log: Log) -> None:
     """Rows in another order give the same estimate, also where their lengths differ."""
     for mistake, p, index in (
         ("normalized per micro-batch", case.main, (0, 1, 2, 3)),
-        ("mean of micro-batch means", probe(probes.ragged, case.gamma), (0, 0, 1, 2)),
+        ("mean of micro-batch means", probe(probes.RAGGED, case.gamma), (0, 0, 1, 2)),
     ):
         turned = [index[i] for i in (0, 2, 1, 3)]  # other halves, and other even and odd rows
         if not same(case.full.on(p, index), case.full.on(p, turned)):
@@ -90,7 +90,7 @@ def started_before(case: Case, log: Log) -> None:
 
 def several_in_a_row(case: Case, log: Log) -> None:
     """Two episodes one after the other are as good as two beside each other, also where the recording of the first is cut short."""
-    cut = probe(probes.truncated, case.gamma)
+    cut = probe(probes.TRUNCATED, case.gamma)
     cut_rows = [int(i) for i in cut.rollout.truncated.any(-1).nonzero()]
     for p, index, kind in ((case.main, (1, 6), "episodes"), (cut, (cut_rows[0], cut_rows[-1]), "truncated episodes")):
         pair = rows(p.rollout, index, False)
@@ -119,7 +119,7 @@ def critic(case: Case, log: Log) -> None:
 def lengths(case: Case, log: Log) -> None:
     """Rows of one step and of two: only a constant divisor leaves ∇J as it is."""
     assert case.form is not None
-    p = probe(probes.ragged, case.gamma)
+    p = probe(probes.RAGGED, case.gamma)
     average = averaged_rows(case, p, case.form) if case.independent else averaged_group(case, p, case.form)
     if average == "sequences":
         log.add("length bias", "rows of 1 and 2 steps weigh the same")
@@ -165,7 +165,7 @@ def group_scale(case: Case, log: Log) -> None:
     """Three rows of one decision: averaged or added up, an estimate is 1 or 3 times ∇J; with the group's own mean, 2/3 of that."""
     if case.scale_free or case.independent:
         return
-    arms = probe(probes.bandit, 1.0)
+    arms = probe(probes.BANDIT, 1.0)
     c = factor(case.mean(arms, 3), target(arms, "undiscounted"))
     if c is not None and any(abs(1.5 * c - whole) < 1e-7 for whole in (1.0, 3.0)):
         log.add("group mean without G/(G-1)", f"{c:.4g} × ∇J for G = 3")
@@ -176,7 +176,7 @@ def comparison(case: Case, log: Log) -> None:
 
     It has to grow in proportion with the score, and what is subtracted is the group's mean, or nothing that the group decides.
     """
-    p = probe(probes.three, 1.0)
+    p = probe(probes.THREE, 1.0)
     chosen = 1.0 - p.policy.probabilities()[:3, 0].detach()
 
     def read(scores: Tensor) -> Tensor:

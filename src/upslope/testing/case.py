@@ -80,19 +80,17 @@ class Log:
     """what does not apply, each with its mistakes and the reason"""
 
     def run(self, name: str, check: Callable[[Case, Log], None], case: Case) -> None:
-        """One more check."""
         self.checked.append(name)
         check(case, self)
 
     def add(self, mistake: str, numbers: str = "") -> None:
-        """A mistake that was found."""
         self.found.append((mistake, numbers))
 
 
 def case_of(full: Estimator, off_policy: bool | None) -> Case:
     """Look at an estimator from outside: what does it react to?"""
     plain, group = full.plain(), full.group
-    main = probe(probes.graded if group else probes.steps, full.gamma)
+    main = probe(probes.GRADED if group else probes.STEPS, full.gamma)
     sample = rows(main.rollout, (0, 1, 2) if group else (0, 3, 5), group)
     first = plain(main.policy, sample).gradient
     if not torch.equal(first, plain(main.policy, sample).gradient):
@@ -111,7 +109,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
     return Case(
         full,
         plain,
-        probe(probes.scored, full.gamma) if group and scale_free else main,  # the spread of two rows is always the same there
+        probe(probes.SCORED, full.gamma) if group and scale_free else main,  # the spread of two rows is always the same there
         independent=not group and separate(plain, main),
         scale_free=scale_free,
         uses_critic=full.is_online or reacts(value=sample.value + noise, next_value=sample.next_value - noise),
@@ -122,7 +120,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
 
 def bootstraps_where_cut(plain: Estimator) -> bool:
     """Whether the value of what follows a truncation is asked for."""
-    p, index = probe(probes.truncated, plain.gamma), (1, 3)
+    p, index = probe(probes.TRUNCATED, plain.gamma), (1, 3)
     next_value = rows(p.rollout, index, plain.group).next_value
     assert next_value is not None
     return not same(plain.on(p, index, next_value=next_value + wave(next_value)), plain.on(p, index))

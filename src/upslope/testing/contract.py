@@ -26,7 +26,6 @@ class ContractError(AssertionError):
 
 
 def expect(holds: bool, message: str, mistake: str = "contract") -> None:
-    """Raise :class:`ContractError` unless it holds."""
     if not holds:
         raise ContractError(message, mistake)
 

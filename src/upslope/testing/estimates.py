@@ -167,7 +167,6 @@ def nothing(policy: Policy) -> Tensor:
 
 
 def describe(found: Any) -> str:
-    """What something is, in a few words."""
     if isinstance(found, Tensor):
         return f"a tensor of shape {list(found.shape)}"
     return f"the class {found.__name__}; give an instance" if isinstance(found, type) else f"an object of type {type(found).__name__}"

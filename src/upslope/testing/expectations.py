@@ -68,7 +68,7 @@ def bonus_of_the_action(case: Case, log: Log) -> None:
 def cut_short(case: Case, log: Log) -> None:
     """Recordings that stop before their episodes do."""
     assert case.form is not None
-    p = probe(probes.truncated, case.gamma)
+    p = probe(probes.TRUNCATED, case.gamma)
     mean = case.mean(p)
     if not points_along(mean, target(p, case.form), case.tolerance):
         mistake = on_truncated_episodes(p, case.form, mean, case.tolerance)

@@ -46,12 +46,11 @@ class Measured:
         return self.scale[objective] > 0 and self.bias[objective] <= self.interval[objective] + 1e-7
 
     def __str__(self) -> str:
-        lines = [f"{self.name}, {self.method}: variance {self.variance:.4g}"]
-        for name, bias in self.bias.items():
-            lines.append(
-                f"  {self.scale[name]:.4g} × the gradient of the {name} J, bias {bias:.3g} (chance explains {self.interval[name]:.3g})"
-            )
-        return "\n".join(lines)
+        lines = (
+            f"\n  {self.scale[name]:.4g} × the gradient of the {name} J, bias {bias:.3g} (chance explains {self.interval[name]:.3g})"
+            for name, bias in self.bias.items()
+        )
+        return "".join([f"{self.name}, {self.method}: variance {self.variance:.4g}", *lines])
 
 
 def measure_estimator(

@@ -49,7 +49,7 @@ def reaction(case: Case, ratio: float) -> float | None:
 
 def one_decision(case: Case, log: Log) -> None:
     """One decision that another policy took; near enough for no clip to act."""
-    p = probe(probes.arms, case.gamma, drift=NEARBY)
+    p = probe(probes.ARMS, case.gamma, drift=NEARBY)
     mean = case.mean(p)
     c = factor(mean, target(p, "undiscounted"))
     if c is not None and c > 0:
@@ -62,7 +62,7 @@ def one_decision(case: Case, log: Log) -> None:
 def several_decisions(case: Case, log: Log) -> None:
     """Episodes of several decisions that quite another policy took."""
     assert case.form is not None
-    problem = probes.scored if case.group and case.scale_free else probes.graded if case.group else probes.steps
+    problem = probes.SCORED if case.group and case.scale_free else probes.GRADED if case.group else probes.STEPS
     p = probe(problem, case.gamma, drift=FAR)
     mean = case.mean(p)
     if not points_along(mean, target(probe(problem, case.gamma), case.form), case.tolerance):
@@ -72,7 +72,7 @@ def several_decisions(case: Case, log: Log) -> None:
 
 def moved(case: Case, ratios: tuple[float, float]) -> Tensor:
     """How much a good and a bad decision are moved when their ratios are these, ``[2]``."""
-    p = probe(probes.choices, 1.0)
+    p = probe(probes.CHOICES, 1.0)
     before = rows(p.rollout, (0, 2), case.group).behavior_log_prob
     shift, nothing = torch.tensor(ratios, dtype=torch.float64).log().view_as(before), torch.zeros_like(before)
     found = case.plain.on(p, (0, 2), value=nothing, next_value=nothing, behavior_log_prob=before - shift)
@@ -150,7 +150,7 @@ def reference_of(p: Probe, drift: float) -> Tensor:
 
 def with_reference(gamma: float, drift: float) -> Probe:
     """One decision in one of three states, and a reference that far away."""
-    p = probe(probes.three, gamma)
+    p = probe(probes.THREE, gamma)
     log_prob = F.categorical_log_prob(reference_of(p, drift)[p.rollout.inputs["observation"]], p.rollout.inputs["action"])
     return replace(p, rollout=replace(p.rollout, reference_log_prob=log_prob))
 

@@ -64,7 +64,6 @@ def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_ac
 
 
 def batch_shape(inputs: Mapping[str, Tensor]) -> torch.Size:
-    """``[B, T]``."""
     require(isinstance(inputs, Mapping), f"inputs: expected a dictionary such as {{'observation': …}}, found {type(inputs).__name__}")
     tensors = list(inputs.values())
     fits = bool(tensors) and all(isinstance(x, Tensor) and x.dim() >= 2 and x.shape[:2] == tensors[0].shape[:2] for x in tensors)
@@ -89,7 +88,6 @@ def call(what: str, function: Any, *arguments: Any, **named: Any) -> Any:
 
 
 def drawn(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> Any:
-    """A sample from a fresh generator."""
     return call("sample", policy.sample, dict(inputs), generator=torch.Generator().manual_seed(seed))
 
 

@@ -7,7 +7,7 @@ states, which nobody may look at. Masked steps show a terminal state, so whateve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -87,54 +87,30 @@ def tree(levels: Sequence[Sequence[tuple[float, int]]], ends: int, time_limit: i
     return MDP(transition, reward, [*start, *[0.0] * (n - len(start))], torch.arange(n) >= len(levels), time_limit)
 
 
-def steps() -> MDP:
-    """Three decisions, always; two terminal states."""
-    second = [((0.3, 3), (1.1, 4)), ((-0.8, 4), (0.5, 3))]
-    return tree([((0.7, 1), (-0.4, 2)), *second, ((1.3, 5), (-0.2, 6)), ((0.4, 6), (-1.0, 5))], ends=2)
+STEPS = tree([((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 4)), ((-0.8, 4), (0.5, 3)), ((1.3, 5), (-0.2, 6)), ((0.4, 6), (-1.0, 5))], ends=2)
+"""Three decisions, always; two terminal states."""
+TAILS = [((pay, 6), (pay, 6)) for pay in (1.7, -0.9, 0.6)]
+TRUNCATED = tree([((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 6)), ((-0.8, 4), (0.5, 5)), *TAILS], ends=1, time_limit=2)
+"""Two decisions are recorded; then it has ended, or goes on where no decision matters and a last reward is paid."""
+RAGGED = tree([((1.0, 2), (0.4, 1)), ((-0.4, 3), (0.6, 2))], ends=2)
+"""One decision or two; rewards that sum to 0 or 1, so that the spread of two rows is always the same."""
+SCORED = tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.3, 4)), ((0.2, 3), (1.2, 4))], ends=2)
+"""Two decisions, always, and a sum of rewards that is 0 or 1."""
+GRADED = tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.9, 4)), ((0.2, 3), (1.9, 4))], ends=2)
+"""Two decisions, always, and four sums of rewards, no three of them evenly spaced."""
+THREE = tree([((0.0, 3), (0.0, 3))] * 3, ends=1, start=[0.25, 0.25, 0.5])
+"""One decision in one of three states, whose rewards are to be filled in."""
+ARMS = tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1, start=[0.5, 0.5])
+"""One decision in one of two states; in each another one pays 1, the other nothing."""
+BANDIT = tree([((1.0, 1), (0.0, 1))], ends=1)
+"""One decision that pays 1 or nothing."""
+CHOICES = tree([((1.0, 2), (1.0, 2)), ((-1.0, 2), (-1.0, 2))], ends=1, start=[0.5, 0.5])
+"""One decision in one of two states: the first pays 1, the second −1, whatever is done."""
+ENDLESS = tree([((1.0, 1), (0.2, 0)), ((-0.5, 0), (0.8, 1))], ends=0)
+"""Two states for ever."""
 
 
-def truncated() -> MDP:
-    """Two decisions are recorded; then it has ended, or goes on where no decision matters and a last reward is paid."""
-    tails = [((pay, 6), (pay, 6)) for pay in (1.7, -0.9, 0.6)]
-    return tree([((0.7, 1), (-0.4, 2)), ((0.3, 3), (1.1, 6)), ((-0.8, 4), (0.5, 5)), *tails], ends=1, time_limit=2)
-
-
-def ragged() -> MDP:
-    """One decision or two; rewards that sum to 0 or 1, so that the spread of two rows is always the same."""
-    return tree([((1.0, 2), (0.4, 1)), ((-0.4, 3), (0.6, 2))], ends=2)
-
-
-def scored() -> MDP:
-    """Two decisions, always, and a sum of rewards that is 0 or 1."""
-    return tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.3, 4)), ((0.2, 3), (1.2, 4))], ends=2)
-
-
-def graded() -> MDP:
-    """Two decisions, always, and four sums of rewards, no three of them evenly spaced."""
-    return tree([((0.3, 1), (-0.2, 2)), ((0.7, 3), (-0.9, 4)), ((0.2, 3), (1.9, 4))], ends=2)
-
-
-def three() -> MDP:
-    """One decision in one of three states, whose rewards are to be filled in."""
-    return tree([((0.0, 3), (0.0, 3))] * 3, ends=1, start=[0.25, 0.25, 0.5])
-
-
-def arms() -> MDP:
-    """One decision in one of two states; in each another one pays 1, the other nothing."""
-    return tree([((1.0, 2), (0.0, 2)), ((0.0, 2), (1.0, 2))], ends=1, start=[0.5, 0.5])
-
-
-def bandit() -> MDP:
-    """One decision that pays 1 or nothing."""
-    return tree([((1.0, 1), (0.0, 1))], ends=1)
-
-
-def choices() -> MDP:
-    """One decision in one of two states: the first pays 1, the second −1, whatever is done."""
-    return tree([((1.0, 2), (1.0, 2)), ((-1.0, 2), (-1.0, 2))], ends=1, start=[0.5, 0.5])
-
-
-def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe:
+def probe(problem: MDP, gamma: float, drift: float = 0.0) -> Probe:
     """List a problem's trajectories. ``drift``: another policy acted, its log-probabilities about that far from the policy's.
 
     Listed once and kept; each caller gets a copy of the policy.
@@ -143,7 +119,7 @@ def probe(problem: Callable[[], MDP], gamma: float, drift: float = 0.0) -> Probe
 
 
 def continuing() -> Probe:
-    """Two states for ever, recorded for two steps from the stationary distribution; rewards less their average, differential values.
+    """:data:`ENDLESS`, recorded for two steps from the stationary distribution; rewards less their average, differential values.
 
     ``gradients[1.0]`` is that of the average reward.
     """
@@ -168,9 +144,8 @@ class ProbePolicy(SoftmaxPolicy):
 
 @cache
 @torch.no_grad()
-def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
+def listed(mdp: MDP, gamma: float, drift: float) -> Probe:
     """:func:`probe`, computed."""
-    mdp = problem()
     policy = uneven(mdp)
     table, values = policy.parameters()
     junk = 1.5 + 0.8 * torch.arange(len(values), dtype=torch.float64)
@@ -192,15 +167,14 @@ def listed(problem: Callable[[], MDP], gamma: float, drift: float) -> Probe:
 @torch.no_grad()
 def listed_continuing() -> Probe:
     """:func:`continuing`, computed."""
-    endless = tree([((1.0, 1), (0.2, 0)), ((-0.5, 0), (0.8, 1))], ends=0)
-    policy = uneven(endless)
+    policy = uneven(ENDLESS)
     table, values = policy.parameters()
-    values.copy_(average.value(endless, policy).unsqueeze(-1))
-    policy.exact_action_values = average.action_value(endless, policy)
-    start, reward = average.stationary_distribution(endless, policy), endless.reward - average.objective(endless, policy)
+    values.copy_(average.value(ENDLESS, policy).unsqueeze(-1))
+    policy.exact_action_values = average.action_value(ENDLESS, policy)
+    start, reward = average.stationary_distribution(ENDLESS, policy), ENDLESS.reward - average.objective(ENDLESS, policy)
     with torch.enable_grad():
-        gradients = {1.0: average.gradient(endless, policy)[: table.numel()]}
-    return enumerated(MDP(endless.transition, reward, start, endless.terminal, time_limit=2), policy, 1.0, gradients)
+        gradients = {1.0: average.gradient(ENDLESS, policy)[: table.numel()]}
+    return enumerated(MDP(ENDLESS.transition, reward, start, ENDLESS.terminal, time_limit=2), policy, 1.0, gradients)
 
 
 def enumerated(mdp: MDP, policy: SoftmaxPolicy, gamma: float, gradients: dict[float, Tensor], max_steps: int | None = None) -> Probe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from math import isfinite, isnan
 from typing import Any
 
@@ -48,10 +48,10 @@ class EstimatorReport:
     mean_squared_error: float
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    checked: tuple[str, ...] = field(default=())
-    not_checked: tuple[str, ...] = field(default=())
+    checked: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
     """what could not be looked at, each with its mistakes"""
-    left_out: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
     """what does not apply to this estimator, each with its mistakes and the reason"""
 
     @property
@@ -87,31 +87,10 @@ class EstimatorReport:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "mistake": self.mistake,
-            "findings": [
-                {"mistake": f.mistake, "meaning": MISTAKES[f.mistake], "numbers": f.numbers, "by_design": f.by_design}
-                for f in self.findings
-            ],
-            "notes": list(self.notes),
-            "headline": self.headline,
-            "unbiased": self.unbiased,
-            "checked": list(self.checked),
-            "not_checked": list(self.not_checked),
-            "left_out": list(self.left_out),
-            "objective": self.objective,
-            "gamma": self.gamma,
-            "method": self.method,
-            "batch_size": self.batch_size,
-            "scale": number(self.scale),
-            "bias": {name: number(x) for name, x in self.bias.items()},
-            "cosine": {name: number(x) for name, x in self.cosine.items()},
-            "variance": number(self.variance),
-            "mean_squared_error": number(self.mean_squared_error),
-            "expectation": [number(x) for x in self.expectation.tolist()],
-        }
+        """For JSON: the fields but for the exact gradients, and what the properties say."""
+        said = {name: getattr(self, name) for name in ("mistake", "headline", "unbiased")}
+        found = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "gradient"}
+        return {**found, **said, "findings": [asdict(f) | {"meaning": MISTAKES[f.mistake]} for f in self.findings]}
 
     def __str__(self) -> str:
         bias = " · ".join(f"{name} {size(self.bias[name])} ({angle(self.cosine[name])})" for name in self.bias)
@@ -131,15 +110,17 @@ class EstimatorReport:
 
 
 def angle(cosine: float) -> str:
-    """Between an estimate and a gradient."""
     return "no direction" if isnan(cosine) else f"cosine {cosine:.6f}"
 
 
-def number(x: float) -> float | None:
-    """For JSON, which knows no NaN and no infinity."""
-    return x if isfinite(x) else None
+def plain(value: Any) -> Any:
+    """For JSON, which knows no tensors, no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, Tensor | tuple):
+        return [plain(x) for x in (value.tolist() if isinstance(value, Tensor) else value)]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def size(bias: float) -> str:
-    """A bias, 0 where it is rounding."""
     return "0" if bias < 1e-9 else f"{bias:.3g}"

@@ -24,7 +24,6 @@ class RecordedStream:
         return int(self.rollout.mask[self.row].sum())
 
     def at(self, x: Tensor, t: int) -> Tensor:
-        """``[1, *]``."""
         return x[self.row, t : t + 1]
 
     def observe(self, policy: Policy) -> dict[str, Tensor]:
