@@ -136,5 +136,5 @@ def test_killed(tmp_path: Path):
     run = Run.load(tmp_path / "run")
     progress = run.progress()
     assert run.summary is None and progress is not None and progress["iteration"] >= 1
-    assert "of 10,000,000 steps (the run was killed, or is still going on)" in run.caution()
+    assert "of 10,000,000 steps (the run was killed" in run.caution()
     run.policy.act(run.policy.observation_space.sample())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,8 +19,10 @@ from tests.cli.conftest import Answer, Command, good
 from upslope import Run
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
+from upslope.run.control import Control
 from upslope.run.folder import Output
 from upslope.run.resume import locked
+from upslope.run.session import Session
 from upslope.run.verify import NOT_COMPARED, StopAt, differences, verify_resume
 
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 2}
@@ -212,6 +215,31 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it(whole: Path, tmp_
     good(cli("resume", tmp_path / "run"))
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (found["status"], found["return_mean"], found["iterations"]) == ("finished", expected["return_mean"], expected["iterations"])
+
+
+def test_before_its_last_evaluation_a_run_has_saved_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    evaluate_last = Control.evaluate_last
+
+    def killed(world: Control, session: Session):
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        return evaluate_last(world, session)
+
+    monkeypatch.setattr(Control, "evaluate_last", killed)
+    config().run(Output(out=tmp_path / "run", quiet=True))
+    assert Run.load(tmp_path / "killed").progress() == Run.load(tmp_path / "run").progress()
+
+
+def test_halves_that_a_kill_has_left_are_removed(tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 3)
+    left = [
+        tmp_path / "run" / name for name in (".policy.safetensors.1f.partial", ".policy.2e.partial", "checkpoints/.iteration-4.3d.partial")
+    ]
+    left[0].write_bytes(b"half")
+    for path in left[1:]:
+        path.mkdir()
+        (path / "half").write_bytes(b"half")
+    good(cli("resume", tmp_path / "run"))
+    assert not any(path.exists() for path in left)
 
 
 def test_a_run_that_has_reached_its_goal_is_over(tmp_path: Path, cli: Command):

@@ -195,8 +195,9 @@ def tidy(run: Path, iteration: int) -> None:
     for path in listed(run):
         if path.name > f"iteration-{iteration:08d}":
             files.remove(path)
-    for path in (run / FOLDER).glob(f".iteration-*{files.PARTIAL}"):
-        files.remove(path)
+    for folder in (run, run / FOLDER):
+        for path in folder.glob(f".*{files.PARTIAL}"):
+            files.remove(path)
 
 
 def check_no_link(folder: Path) -> None:

@@ -6,6 +6,7 @@ Nothing in a run folder is ever executed: JSON and safetensors only, and an envi
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -141,12 +142,18 @@ class Run:
     def caution(self, which: str = "final") -> str:
         """What to know of a policy that is not the end of its run: ``policy after 12,288 of 100,000 steps (…)``; else ''."""
         progress = None if self.finished else self.progress(which)
-        return "" if progress is None else progress_words(progress, self.summary)
+        return "" if progress is None else self._words(progress)
 
     def policy_words(self, which: str) -> str:
         """``final policy after 100,096 of 100,000 steps``; how the run ended, where it did not come to its end."""
         progress = self.progress(which)
-        return f"{which} {'policy' if progress is None else progress_words(progress, self.summary)}"
+        return f"{which} {'policy' if progress is None else self._words(progress)}"
+
+    def _words(self, progress: dict[str, int]) -> str:
+        rows: list[dict[str, Any]] = []
+        with contextlib.suppress(UsageError):  # the policy is well, whatever the rows are
+            rows = self.metrics() if self.summary is None else []
+        return progress_words(progress, self.summary, rows[-1] if rows else {})
 
     def _load_policy(self, name: str) -> Any:
         """What ``policy.json`` describes, with ``<name>.safetensors``, or the Transformers folder ``<name>``; not trained any more."""

@@ -205,10 +205,10 @@ class Session:
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
-        self.save_in_time()
         if self.checkpoints.due():
             with self.checkpoints.saving():
                 self._checkpoint()
+        self.save_in_time()
         return self.reached or self.stopped
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
@@ -270,9 +270,14 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- going on
 
     def _checkpoint(self) -> None:
-        """Write down everything that the next iteration depends on; where that is not possible, say so once."""
+        """Write down everything that the next iteration depends on; where that is not possible, say so once.
+
+        The policy is saved before, so that no checkpoint knows a newer one.
+        """
         if self.state is None or self.not_resumable:
             return
+        with self.pace.saving():
+            self._save()
         try:
             state = {
                 "run": self.state.state_dict(),
