@@ -56,7 +56,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file."""
     with whole_file(path) as file:
         file.write(content)
 
@@ -127,7 +126,6 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 
 def is_same_file(new: Path, old: Path) -> bool:
-    """Whether two plain files hold the same."""
     return new.is_file() and old.is_file() and not old.is_symlink() and filecmp.cmp(new, old, shallow=False)
 
 
@@ -203,5 +201,4 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def cannot_write(path: Path, error: OSError) -> RunFault:
-    """The fault that names the file."""
     return RunFault(f"cannot write {path}: {error.strerror or error}")

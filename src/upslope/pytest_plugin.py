@@ -17,15 +17,12 @@ class Checks:
         return upslope.testing.check_estimator(estimator, **options).raise_for_mistake()
 
     def surrogate(self, surrogate: Any, **options: Any) -> None:
-        """:func:`upslope.testing.check_surrogate`."""
         upslope.testing.check_surrogate(surrogate, **options)
 
     def policy(self, policy: Any, inputs: Any, **options: Any) -> None:
-        """:func:`upslope.testing.check_policy`."""
         upslope.testing.check_policy(policy, inputs, **options)
 
     def algorithm(self, algorithm: Any, **options: Any) -> None:
-        """:func:`upslope.testing.check_algorithm`."""
         upslope.testing.check_algorithm(algorithm, **options)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar
 
 import torch
@@ -159,6 +159,7 @@ class Batch:
 
 
 Recording = TypeVar("Recording", Rollout, Batch)
+P = TypeVar("P")
 
 
 def map_tensors(recording: Recording, change: Callable[[Tensor], Tensor], **changes: Any) -> Recording:
@@ -207,9 +208,6 @@ class Transition:
         return self.terminated or self.truncated
 
 
-# ---------------------------------------------------------------------------------------------------------- policies
-
-
 class Policy(Protocol):
     """Scores recorded actions, by the distribution that it samples from: same temperature, same masks, dropout off in both.
 
@@ -217,7 +215,6 @@ class Policy(Protocol):
     """
 
     def evaluate(self, *_: Any, **inputs: Any) -> Evaluation: ...
-
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
@@ -230,15 +227,13 @@ class SamplingPolicy(Policy, Protocol):
 class Distribution(Protocol):
     """The action distribution in each state, a dataclass: what ``policy.distribution(**inputs)`` may return, and exact divergences ask for.
 
-    ``parameters [*batch, T, P]`` decide it; ``dataclasses.replace`` makes the same kind of distribution from others.
+    ``parameters [*batch, T, P]`` decide it; ``dataclasses.replace`` makes the same kind of distribution from others. ``kl`` is the exact
+    KL(self‖other) in each state, ``[*batch, T]``.
     """
 
     @property
     def parameters(self) -> Tensor: ...
-
-    def kl(self, other: Self) -> Tensor:
-        """Exact KL(self‖other) in each state, ``[*batch, T]``."""
-        ...
+    def kl(self, other: Self) -> Tensor: ...
 
 
 class HasDistribution(Protocol):
@@ -270,10 +265,8 @@ class ReturnScale(Protocol):
 
     @property
     def std(self) -> Tensor: ...
-
     @property
     def started(self) -> bool: ...
-
     def normalized(self, value: Tensor) -> Tensor: ...
 
 
@@ -282,9 +275,7 @@ class HasReturnScale(Protocol):
 
     @property
     def value_scale(self) -> ReturnScale | None: ...
-
     def follow_returns(self, returns: Tensor) -> None: ...
-
     def critic_parameters(self) -> tuple[nn.Parameter, ...]: ...
 
 
@@ -300,9 +291,6 @@ class HasActionGradient(Protocol):
     def action_gradient(self, inputs: Mapping[str, Tensor], action: Tensor, parameters: Sequence[nn.Parameter]) -> Any: ...
 
 
-# --------------------------------------------------------------------------------------- algorithms, updates, collectors
-
-
 class HasObjective(Protocol):
     """What an update climbs: a 0-d value, and what is reported of it, means over the steps of the batch, or ``log_ratio [..., T]``."""
 
@@ -314,7 +302,6 @@ class Algorithm(HasObjective, Protocol):
 
     @property
     def update(self) -> Update: ...
-
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch: ...
 
 
@@ -328,7 +315,6 @@ class OnlineAlgorithm(Protocol):
     """Learns at every step, so that it plays by itself: its loop is the textbook's box."""
 
     def start(self, policy: Policy, *, seed: int) -> Any: ...
-
     def learn(self, policy: SamplingPolicy, stream: Stream, state: Any) -> Metrics: ...
 
 
@@ -339,7 +325,6 @@ class Update(Protocol):
     """How parameters move."""
 
     def start(self, policy: Policy, *, seed: int) -> Any: ...
-
     def __call__(self, algorithm: HasObjective, policy: Policy, batch: Batch, state: Any) -> Metrics: ...
 
 
@@ -353,7 +338,6 @@ class Stateful(Protocol):
     """Collectors and the states of updates: what they remember, so that a run can go on where another one stopped, to the bit."""
 
     def state_dict(self) -> State: ...
-
     def load_state_dict(self, state: State) -> Any: ...
 
 
@@ -361,14 +345,7 @@ class RemembersEpisodes(Protocol):
     """A policy's module that remembers something of the episodes under way, which is not saved with the policy."""
 
     def episode_state(self) -> State: ...
-
     def load_episode_state(self, state: State) -> None: ...
-
-
-class Collector(Protocol):
-    """Gathers a rollout by playing, or from data."""
-
-    def __call__(self, policy: Any, /) -> Rollout: ...
 
 
 class Stream(Protocol):
@@ -376,23 +353,16 @@ class Stream(Protocol):
 
     @property
     def num_steps(self) -> int: ...
-
     def observe(self, policy: SamplingPolicy) -> dict[str, Tensor]: ...
-
     def act(self, policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor: ...
-
     def step(self, policy: SamplingPolicy, action: Tensor) -> Transition: ...
-
     def metrics(self) -> Metrics: ...
 
 
+Collector = Callable[[Any], Rollout]
+"""Gathers a rollout with a policy by playing, or from data."""
 Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
 """``(log_prob, behavior_log_prob, advantage, mask, clip_range) -> [..., T]``; bind further options with ``functools.partial``."""
-
-
-# ------------------------------------------------------------------------------------------------- what an object offers
-
-P = TypeVar("P")
 
 
 def offers(thing: object, protocol: type[P]) -> TypeGuard[P]:
@@ -427,16 +397,3 @@ def require_members(name: str, thing: object, protocol: type[Any]) -> None:
         for hidden in ("'", "self, ", "*_: Any, ", ": Any"):
             signature = signature.replace(hidden, "")
         raise UsageError(f"{name}: {type(thing).__name__} has no {member}; expected {member}{signature}, as {protocol.__name__} says")
-
-
-def distribution_of(policy: object, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:
-    """The policy's :class:`Distribution`, or :class:`UsageError`, which ends with what to do ``otherwise``."""
-    if not offers(policy, HasDistribution):
-        raise UsageError(f"policy: {type(policy).__name__} has no distribution(), which exact KL divergences need; {otherwise}")
-    distribution = policy.distribution(**inputs)
-    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
-        raise UsageError(
-            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
-            f"upslope.control.Distribution, or {otherwise}"
-        )
-    return distribution

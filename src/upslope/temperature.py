@@ -12,8 +12,6 @@ MIN_TEMPERATURE = 0.01
 
 def check_temperature(temperature: float) -> None:
     """Raise :class:`~upslope.errors.UsageError` unless the temperature is a finite number of at least :data:`MIN_TEMPERATURE`."""
-    require(
-        MIN_TEMPERATURE <= temperature < math.inf,
-        f"temperature: expected a number ≥ {MIN_TEMPERATURE}, found {temperature:g}; "
-        "for the most likely text evaluate greedily (upslope evaluate does, upslope chat with --greedy)",
-    )
+    hint = "for the most likely text evaluate greedily (upslope evaluate does, upslope chat with --greedy)"
+    fits = MIN_TEMPERATURE <= temperature < math.inf
+    require(fits, f"temperature: expected a number ≥ {MIN_TEMPERATURE}, found {temperature:g}; {hint}")

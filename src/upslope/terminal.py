@@ -50,7 +50,6 @@ class Output:
         self.stream, self.lasting, self.plain = stream if stream is not None else Nowhere(), lasting, plain
 
     def write(self, text: str) -> int:
-        """Write, as far as somebody reads."""
         shown = printable(text) if self.plain else text
         try:
             self._tried(self.stream.write, shown)
@@ -60,7 +59,6 @@ class Output:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write each of them."""
         for line in lines:
             self.write(line)
 

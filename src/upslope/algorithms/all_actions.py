@@ -21,9 +21,10 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean
 from upslope.errors import UsageError, require
-from upslope.records import Batch, HasActionValues, HasDistribution, Policy, Rollout, distribution_of, require_members
+from upslope.records import Batch, HasActionValues, HasDistribution, Policy, Rollout, require_members
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
+from upslope.updates.fisher import distribution_of
 
 ActionValues = Callable[[Mapping[str, Tensor]], Tensor]
 """``inputs -> q̂ [..., T, A]``: a value for every action of each recorded state; nothing is differentiated through it."""

@@ -31,9 +31,10 @@ from upslope.algorithms.common import (
     score_metrics,
 )
 from upslope.errors import require
-from upslope.records import Batch, HasDistribution, Policy, Rollout, Surrogate, distribution_of, offers
+from upslope.records import Batch, HasDistribution, Policy, Rollout, Surrogate, offers
 from upslope.updates import Ascent
 from upslope.updates.critic import value_error
+from upslope.updates.fisher import distribution_of
 
 SURROGATES: dict[str, Surrogate] = {
     "clipped": F.clipped_surrogate,

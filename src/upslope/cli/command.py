@@ -55,7 +55,6 @@ def section(title: str, flags: Iterable[Flag]) -> str:
 
 
 def entry(flag: Flag, width: int) -> list[str]:
-    """The lines of one flag, wrapped to the terminal."""
     head, text = f"  {flag.option} {flag.kind.metavar}".rstrip(), flag.help
     if flag.is_switch and flag.default:
         head = f"  --no-{flag.option[2:]}"

@@ -70,10 +70,8 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
     print(f"  length {result.length_mean:.1f} steps")
     if result.episodes_ended < result.episodes:
-        print(
-            f"  {result.episodes_ended} of {result.episodes} episodes ended; the others were cut off and count with what they had "
-            f"(--max-episode-steps N says after how many steps), reward per step {result.reward_per_step:.3f}"
-        )
+        seen = f"{result.episodes_ended} of {result.episodes} episodes ended; the others were cut off and count with what they had"
+        print(f"  {seen} (--max-episode-steps N says after how many steps), reward per step {result.reward_per_step:.3f}")
     return 0
 
 

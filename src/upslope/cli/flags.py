@@ -138,7 +138,6 @@ BASIC: dict[Any, Kind] = {int: INTEGER, float: REAL, str: TEXT, Path: PATH, bool
 
 
 def kind_of(annotation: Any, owner: type, name: str) -> Kind:
-    """How to read a field of this type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in BASIC or origin is dict:
         return BASIC[origin or annotation]

@@ -107,7 +107,6 @@ def dispatch(argv: list[str]) -> int:
 
 
 def failed(error: Exception, code: int) -> int:
-    """Print the error as one line on stderr."""
     if os.environ.get("UPSLOPE_TRACEBACK"):
         import traceback
 
@@ -121,13 +120,11 @@ def failed(error: Exception, code: int) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    """A warning as one line without the source code."""
     text = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(message)).split())  # Gymnasium colors its warnings
     print(f"upslope: warning: {text}", file=sys.stderr)
 
 
 def entry() -> None:
-    """The console script."""
     # importing PyTorch makes a million objects, none of them garbage: collecting as often as usual costs 0.1 s and more
     gc.set_threshold(200_000, 20, 100)
     code = main()

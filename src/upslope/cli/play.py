@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from upslope.cli.command import Command, print_caution
@@ -29,18 +30,11 @@ Record the policy in a run folder while it plays: the final one, unless --policy
 """
 
 
-def check_plays(env_id: str, env_kwargs: dict[str, Any]) -> None:
-    """Refuse an environment that cannot be shown, before training."""
-    from upslope.run.play import check_renders  # loads Gymnasium
+def animations() -> ModuleType:
+    """:mod:`upslope.run.play`, which loads PyTorch and Gymnasium, so not for a page of help."""
+    from upslope.run import play
 
-    check_renders(env_id, env_kwargs)
-
-
-def recorded(run: Run, path: Path, **options: Any) -> str:
-    """Record a policy of a run; a sentence that says what was recorded."""
-    from upslope.run.play import record  # loads PyTorch
-
-    return record(run, path, **options)
+    return play
 
 
 def play(plain: list[str], given: dict[str, Any]) -> int:
@@ -48,7 +42,7 @@ def play(plain: list[str], given: dict[str, Any]) -> int:
     require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     print_caution(run, given["policy"])
     path: Path = given.pop("out") or run.path / "play.gif"
-    print(recorded(run, path, **given))
+    print(animations().record(run, path, **given))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from upslope.cli.command import HELP_FLAGS, asks_for_help, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
-from upslope.cli.play import check_plays, recorded
+from upslope.cli.play import animations
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
@@ -101,7 +101,6 @@ class Page:
         return [*flags_of(settings_of(Output())).values(), *self.extra]
 
     def flags(self, name: str) -> dict[str, Flag]:
-        """The settings of a run with this method."""
         return flags_of(settings_of(*RunConfig.started(name, self.world, "" if self.world == "control" else None).parts()))
 
 
@@ -151,11 +150,7 @@ def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, d
 
 
 def method_in(argv: list[str], page: Page) -> str | None:
-    """The method that the words name, None for none: the first word, or one behind flags that is no flag's value.
-
-    Raises:
-        UsageError: the first word is no method.
-    """
+    """The method that the words name, None for none: the first word, or one behind flags that is no flag's value."""
     known = methods_in(page.world)
     if argv and not argv[0].startswith("-"):
         if ":" not in argv[0] and argv[0] not in known:
@@ -177,10 +172,8 @@ def check_alone(environment: Mapping[str, str]) -> None:
     for name, launcher in LAUNCHERS.items():
         size = environment.get(name, "").strip()
         if size.isdecimal() and int(size) > 1:
-            raise UsageError(
-                f"train: started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same; "
-                f"start upslope by itself, or unset {name} where each of them has settings of its own"
-            )
+            what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
+            raise UsageError(f"train: {what}; start upslope by itself, or unset {name} where each of them has settings of its own")
 
 
 def concerns_language(argv: list[str]) -> bool:
@@ -236,11 +229,7 @@ def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page)
 
 
 def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: Page) -> str | None:
-    """The environment that is named behind the method; None for a language model, whose task is a flag.
-
-    Raises:
-        UsageError: there is none, or one where none belongs.
-    """
+    """The environment that is named behind the method; None for a language model, whose task is a flag."""
     if page.world == "control":
         if len(plain) == 1:
             return plain[0]
@@ -258,22 +247,18 @@ def run(config: RunConfig, output: dict[str, Any]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     play = output.pop("play", False)
     if play:
-        check_plays(config.env_id or "", config.problem.env_kwargs)
+        animations().check_renders(config.env_id or "", config.problem.env_kwargs)
     session = config.session(Output(**output))
     finished = session.run()
     if play and session.exit_code == 0:
-        words = recorded(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
+        words = animations().record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
         if not session.output.quiet:
             print(f"\n{words}")
     return session.exit_code
 
 
 def from_file(path: Path | None, flags: Mapping[str, Flag], given: Mapping[str, Any], world: str) -> dict[str, Any]:
-    """The settings in a JSON file that were not ``given``, checked like flags: an unknown key names the nearest one.
-
-    Raises:
-        UsageError: also for a ``module:function``, which only a flag may name.
-    """
+    """The settings in a JSON file that were not ``given``, checked like flags; a ``module:function`` only a flag may name."""
     if path is None:
         return {}
     found = read_config(path)

@@ -41,7 +41,6 @@ class WorldParts:
 
     @property
     def alive(self) -> type[World[Any]]:
-        """The class."""
         module, _, name = self.path.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -123,10 +122,8 @@ class RunConfig:
         """
         world, name = config["world"], config["algorithm"]["name"]
         if algorithm is None and ":" in name:
-            raise UsageError(
-                f"algorithm: the configuration names {name}, and a module is never imported because a file says so; "
-                f"say algorithm={name!r} to import it"
-            )
+            why = "a module is never imported because a file says so"
+            raise UsageError(f"algorithm: the configuration names {name}, and {why}; say algorithm={name!r} to import it")
         if world == "control":
             env_id = named_environment(config["env_id"], env_id, "env_id=")
         left = {key: value for key, value in recorded_settings(config).items() if key not in settings}

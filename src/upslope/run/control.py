@@ -16,17 +16,8 @@ from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Collector, State, Stream
+from upslope.run import control_make as parts
 from upslope.run import control_report as report
-from upslope.run.control_make import (
-    by_action_values,
-    check_collector,
-    continued,
-    make_collector,
-    make_policy,
-    recorded_policy,
-    recorded_steps,
-    saved_policy,
-)
 from upslope.run.control_settings import EnvSettings, RunSettings
 from upslope.run.curve import draw_curve
 from upslope.run.device import check_device, one_thread
@@ -63,21 +54,26 @@ class Control(World[control.ActorCritic]):
     def __post_init__(self) -> None:
         self.settings: RunSettings = self.config.settings
         self.schedule = Schedule(self.settings)
+        self.target, self.budget = self.envs.env_id, {"total_steps": self.settings.total_steps}
+        until, space = self.settings.until_return, self.envs.action_space
+        # the return that counts as solved: ``until_return``, else the task's own goal, else unknown; and the one that ends the run
+        self.solved_at = self.good = known_goal(self.target) if until is None else until
+        self.stop_at = self.solved_at if self.settings.until_solved or until is not None else None
+        self.action_dims = math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
+        self.may_be_best = bool(self.schedule.every)
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The tuned settings of a method on a task, flat."""
         found = preset_for(config.family, config.env_id or "")
         return {"eval_sample": config.env_id in SAMPLED} | ({} if found is None else dict(found.settings))
 
     @classmethod
     def prepare(cls, config: RunConfig) -> Self:
-        """Make environments, policy and collector, and check all that can be known before the first step."""
-        check_collector(config)
+        parts.check_collector(config)
         settings: RunSettings = config.settings
         device = check_device(settings.device)
-        saved = None if settings.init is None else saved_policy(settings.init)
-        data = recorded_steps(config)
+        saved = None if settings.init is None else parts.saved_policy(settings.init)
+        data = parts.recorded_steps(config)
         started = time.perf_counter()
         num_envs, scale = config.collector.num_envs if data is None else 1, config.problem.reward_scale
         envs = control.make(config.env_id or "", num_envs, settings.seed, reward_scale=scale, **env_options(config))
@@ -85,12 +81,12 @@ class Control(World[control.ActorCritic]):
         try:
             if settings.until_solved:
                 known_goal(envs.env_id, otherwise="until_solved")
-            policy = (make_policy(config, envs) if saved is None else continued(saved, envs, settings.init)).to(device)
+            policy = (parts.make_policy(config, envs) if saved is None else parts.continued(saved, envs, settings.init)).to(device)
             envs.reset()
             inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
-            if by_action_values(config.algorithm):
+            if parts.by_action_values(config.algorithm):
                 policy.action_values(**inputs)
-            collect = make_collector(config, envs) if data is None else data
+            collect = parts.make_collector(config, envs) if data is None else data
             if data is not None:
                 data.check(policy)
         except RunFault as fault:  # a first observation that is already wrong is no fault of the run
@@ -102,45 +98,8 @@ class Control(World[control.ActorCritic]):
         if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
             config = config.replaced({"eval_every": UNTIL_EVERY})
         if saved is not None:
-            config = replace(config, policy=recorded_policy(saved))
+            config = replace(config, policy=parts.recorded_policy(saved))
         return cls(config=config, envs=envs, policy=policy, collect=collect, make_seconds=seconds)
-
-    @property
-    def solved_at(self) -> float | None:
-        """The return that counts as solved: ``until_return``, else the task's own goal, else unknown."""
-        until = self.settings.until_return
-        return known_goal(self.envs.env_id) if until is None else until
-
-    @property
-    def stop_at(self) -> float | None:
-        """The return that ends the run, where one does."""
-        return self.solved_at if self.settings.until_solved or self.settings.until_return is not None else None
-
-    @property
-    def target(self) -> str:
-        """What is learned: the environment."""
-        return self.envs.env_id
-
-    @property
-    def budget(self) -> dict[str, int]:
-        """Environment steps."""
-        return {"total_steps": self.settings.total_steps}
-
-    @property
-    def good(self) -> float | None:
-        """The goal."""
-        return self.solved_at
-
-    @property
-    def action_dims(self) -> int:
-        """Continuous actions, 0 where they are discrete."""
-        space = self.envs.action_space
-        return math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
-
-    @property
-    def may_be_best(self) -> bool:
-        """Where the policy may be evaluated on the way."""
-        return bool(self.schedule.every)
 
     # ----------------------------------------------------------------------------------------------------------- the folder
 
@@ -156,20 +115,16 @@ class Control(World[control.ActorCritic]):
         folder.save_policy(self.policy, name, progress)
 
     def plan(self) -> list[str]:
-        """The whole run in words, before it starts."""
         return report.plan(self.config, self.envs, self.policy, self.stop_at)
 
     @property
     def lost(self) -> str:
-        """Episodes that had to begin anew."""
         return self.envs.begun_anew
 
     def state_dict(self) -> State:
-        """Which evaluations were made."""
         return {"schedule": self.schedule.state_dict(), "evaluator": None if self.evaluator is None else self.evaluator.state_dict()}
 
     def load_state_dict(self, state: State, folder: RunFolder) -> None:
-        """Go on with the next one."""
         self.schedule.load_state_dict(state["schedule"])
         if state["evaluator"] is not None:
             self.evaluator = self.make_evaluator()
@@ -178,12 +133,10 @@ class Control(World[control.ActorCritic]):
     # ---------------------------------------------------------------------------------------------------------- evaluations
 
     def due(self, before: int, state: RunState) -> int:
-        """Episodes to evaluate on after an iteration."""
         self.schedule.watch(state.metrics)
         return self.schedule.due(before, state.total_steps)
 
     def evaluate(self, episodes: int | None = None) -> Evaluated:
-        """The policy on fresh episodes, in environments of their own."""
         try:
             found = self._played(episodes)
         except (RunFault, UsageError):
@@ -241,7 +194,6 @@ class Control(World[control.ActorCritic]):
     # -------------------------------------------------------------------------------------------------------------- the end
 
     def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
-        """What ``summary.json`` says of the episodes."""
         goal = self.solved_at
         solved = None if goal is None else result is not None and result.complete and result.mean is not None and result.mean >= goal
         best = max(points, key=lambda point: point.mean, default=None)
@@ -260,7 +212,6 @@ class Control(World[control.ActorCritic]):
         }
 
     def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-        """Returns over steps."""
         end: list[dict[str, Any]] = []
         if summary["return_mean"] is not None:
             points = {"evaluation_return": summary["return_mean"], "evaluation_reward_per_step": summary["reward_per_step"]}
@@ -268,16 +219,12 @@ class Control(World[control.ActorCritic]):
         title = f"{type(self.config.algorithm).__name__} on {summary['env_id']}, seed {summary['seed']}"
         draw_curve(path, [*rows, *end], title=title, solved_at=summary["solved_at"])
 
-    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
-        """The result in words."""
-        return report.outcome(summary)
+    outcome = staticmethod(report.outcome)
 
     def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
-        """Commands to try next."""
         return report.next_commands(summary, folder, self.envs)
 
     def close(self) -> None:
-        """Close the environments."""
         self._close_evaluator()
         self.envs.close()
 
@@ -303,11 +250,7 @@ def env_options(config: RunConfig) -> dict[str, Any]:
 
 
 def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
-    """The mean return at which a task counts as solved: Gymnasium's threshold, else the presets'; None where neither knows one.
-
-    Raises:
-        UsageError: it is not known, and ``otherwise`` names a setting that needs it.
-    """
+    """The return at which a task counts as solved: Gymnasium's threshold, else the presets'; ``otherwise`` is a setting that needs it."""
     spec = gymnasium.registry.get(env_id)
     goal = GOALS.get(env_id) if spec is None or spec.reward_threshold is None else spec.reward_threshold
     if goal is None and otherwise is not None:

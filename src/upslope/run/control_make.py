@@ -20,18 +20,12 @@ if TYPE_CHECKING:
 
 
 def make_policy(config: RunConfig, envs: control.Envs) -> Any:
-    """A fresh policy for these environments."""
     chosen, by_values = config.policy, getattr(config.algorithm, "action_values", False)  # in place of preferences
     require(by_values or chosen.epsilon is None, f"epsilon: {config.name} learns no action values; leave it out, or take sarsa")
     sizes = {} if chosen.hidden_sizes is None else {"hidden_sizes": chosen.hidden_sizes}
-    options = {
-        "distribution": chosen.distribution,
-        "log_std": chosen.log_std,
-        "scale_actions": chosen.scale_actions,
+    taken = ("distribution", "log_std", "scale_actions", "image", "normalize_observation", "normalize_reward")
+    options = {name: getattr(chosen, name) for name in taken} | {
         "epsilon": None if not by_values else 0.1 if chosen.epsilon is None else chosen.epsilon,
-        "image": chosen.image,
-        "normalize_observation": chosen.normalize_observation,
-        "normalize_reward": chosen.normalize_reward,
         "reward_gamma": getattr(config.algorithm, "gamma", 0.99),
         "seed": config.settings.seed,
         "critic": not isinstance(config.collector, GroupedEpisodesSettings),  # the others of a group are the baseline
@@ -50,7 +44,6 @@ def make_policy(config: RunConfig, envs: control.Envs) -> Any:
 
 
 def make_collector(config: RunConfig, envs: control.Envs) -> Any:
-    """What plays in these environments."""
     settings, seed = config.collector, config.settings.seed
     if hasattr(config.algorithm, "learn"):
         return control.Stream(envs, getattr(settings, "num_steps", 512), seed=seed)
@@ -103,14 +96,11 @@ def check_groups(algorithm: EitherAlgorithm, collect: Any) -> None:
     if getattr(algorithm, "kl_coef", 0.0) > 0:
         raise UsageError("kl_coef: it needs a reference policy, which only language models have; leave it out")
     if getattr(algorithm, "average_over", None) == "constant" and collect.max_steps is None:
-        raise UsageError(
-            f"average_over: 'constant' divides by the longest that an episode may be, and {collect.envs.env_id!r} has no time limit; "
-            "give --max-steps, or take --average-over sequences"
-        )
+        what = f"'constant' divides by the longest that an episode may be, and {collect.envs.env_id!r} has no time limit"
+        raise UsageError(f"average_over: {what}; give --max-steps, or take --average-over sequences")
 
 
 def saved_policy(path: Path) -> Any:
-    """The policy of a run of this world."""
     run = Run.load(path)
     require(run.world == "control", f"init: {path} holds a language model; expected a run that was trained on an environment")
     return run.policy
@@ -128,7 +118,6 @@ def continued(saved: Any, envs: Any, path: Path | None) -> Any:
 
 
 def recorded_policy(saved: Any) -> PolicySettings:
-    """The settings that a saved policy was made with."""
     names = {item.name for item in fields(PolicySettings)}
     options = {name: value for name, value in saved.describe().items() if name in names}
     clean: dict[str, Any] = {name: plain_value(value, PolicySettings, name) for name, value in options.items()}

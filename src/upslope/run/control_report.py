@@ -22,7 +22,6 @@ LARGE_PIXEL = 10.0
 
 
 def plan(config: RunConfig, envs: Envs, policy: ActorCritic, stop_at: float | None) -> list[str]:
-    """The whole run in words, before it starts."""
     settings = config.settings
     title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {settings.seed}"
     watched = stopping(settings, stop_at)
@@ -40,9 +39,8 @@ def observing(envs: Envs, policy: ActorCritic) -> list[str]:
     if numbers > LARGE and policy.observation_normalizer is None:
         lines.append(f"the observation holds numbers up to {numbers:,.6g}, and nothing scales them: --normalize-observation does")
     if images > LARGE_PIXEL:
-        lines.append(
-            f"an image holds numbers up to {images:,.6g} where its space promises at most 1 or nothing: let the environment scale it"
-        )
+        promised = "where its space promises at most 1 or nothing: let the environment scale it"
+        lines.append(f"an image holds numbers up to {images:,.6g} {promised}")
     if envs.action_mask is not None:
         source = envs.mask_source or 'info["action_mask"]'
         lines.append(f"only legal actions are taken, by the environment's {source}")
@@ -112,7 +110,6 @@ def policy_words(policy: ActorCritic, chosen: PolicySettings, settings: RunSetti
 
 
 def outcome(summary: Mapping[str, Any]) -> list[str]:
-    """What happened, in plain words."""
     lines = [verdict(summary)]
     if summary.get("return_mean") is not None:
         lines.append(f"the {summary['evaluated']} policy {returned(summary)}")

@@ -52,11 +52,9 @@ class EnvSettings:
         require_counts(self, "max_episode_steps")
         timeout = self.step_timeout
         require(timeout is None or timeout > 0, f"step_timeout: expected a number > 0 or none, found {timeout}")
-        require(
-            timeout in (None, STEP_TIMEOUT) or self.vectorization == "async",
-            f"step_timeout: an environment in this process cannot be interrupted (--vectorization {self.vectorization}); "
-            "add --vectorization async, or leave --step-timeout out",
-        )
+        what = f"an environment in this process cannot be interrupted (--vectorization {self.vectorization})"
+        works = timeout in (None, STEP_TIMEOUT) or self.vectorization == "async"
+        require(works, f"step_timeout: {what}; add --vectorization async, or leave --step-timeout out")
         require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
 
 
@@ -178,10 +176,8 @@ class PolicySettings:
         for name in ("num_tilings", "num_tiles", "fourier_order"):
             count = getattr(self, name)
             require(1 <= count <= MAX_UNITS, f"{name}: expected an integer from 1 to {MAX_UNITS}, found {count}")
-        require(
-            self.features == "network" or not sizes,
-            "hidden_sizes: linear policies have no hidden layers; leave it out, or take --features network",
-        )
+        hint = "linear policies have no hidden layers; leave it out, or take --features network"
+        require(self.features == "network" or not sizes, f"hidden_sizes: {hint}")
         require(-20 <= self.log_std <= 20, f"log_std: expected a number from -20 to 20, found {self.log_std}")
 
 

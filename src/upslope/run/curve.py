@@ -101,7 +101,6 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 
 
 def nothing_to_plot(run: Run) -> str:
-    """Why a run has no curve to compare."""
     if not run.metrics():
         return "its metrics.jsonl is empty, for it ended before its first iteration did"
     if run.world == "language":
@@ -147,7 +146,6 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A setting as one would type it."""
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

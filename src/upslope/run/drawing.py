@@ -217,7 +217,6 @@ def _width(figure: Any, text: str) -> float:
 
 
 def _place(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
@@ -304,7 +303,6 @@ def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width:
 
 
 def _draw_column(axes: Any, measure: Dots) -> None:
-    """Values as dots, intervals as strokes."""
     axes.set_title(measure.title, fontsize=11, fontweight="normal")
     axes.set_xscale("log" if measure.logarithmic else "linear")
     axes.grid()

@@ -69,17 +69,14 @@ class Schedule:
         return int(min(self.episodes, max(MIN_EPISODES, affordable)))
 
     def played(self, result: Any, evaluator: Any) -> None:
-        """What an evaluation has cost."""
         native = evaluator.native  # its cost does not depend on the number of episodes
         self.length = 0.0 if native else result.length_mean
         self.spent += NATIVE_STEP * evaluator.steps if native else result.length_mean * result.episodes
 
     def state_dict(self) -> State:
-        """What it has seen so far."""
         return {"spent": self.spent, "length": self.length, "longest": self.longest}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on with that."""
         self.spent, self.length, self.longest = state["spent"], state["length"], state["longest"]
 
     @property
@@ -98,22 +95,18 @@ class Failures:
         self.in_a_row = 0
 
     def state_dict(self) -> State:
-        """What has failed so far, as text."""
         return {"faults": [[steps, str(fault)] for steps, fault in self.faults], "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on with that."""
         faults: list[tuple[int, str]] = state["faults"]
         self.faults += [(steps, RunFault(text)) for steps, text in faults]
         self.in_a_row = state["in_a_row"]
 
     @property
     def gave_up(self) -> bool:
-        """Whether no more are tried."""
         return self.in_a_row >= TRIES
 
     def failed(self, steps: int, fault: Exception) -> str:
-        """Count one, and say what happens now."""
         self.faults.append((steps, fault))
         self.in_a_row += 1
         now = self._no_more() if self.gave_up else "the next one is tried"
@@ -127,7 +120,7 @@ class Failures:
         if not self.faults:
             return []
         (steps, fault), count = self.faults[0], len(self.faults)
-        what = (
-            f"an evaluation after {steps:,} steps failed" if count == 1 else f"{count} evaluations failed, the first after {steps:,} steps"
-        )
+        what = f"an evaluation after {steps:,} steps failed"
+        if count > 1:
+            what = f"{count} evaluations failed, the first after {steps:,} steps"
         return [f"{what}{f'; {self._no_more()}' if self.gave_up else ''}: {fault}"]

@@ -111,7 +111,6 @@ class RunFolder:
         files.write_bytes(self.path / name, content)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to a JSONL file and flush it."""
         try:
             if name not in self._open:
                 self._open[name] = files.open_to_append(self.path / name)
@@ -146,7 +145,6 @@ class RunFolder:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row as one line of JSON."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError):  # a number that JSON cannot hold, a mapping that it does not know
@@ -165,15 +163,9 @@ def finite(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What computes here, for the record."""
     import gymnasium
     import numpy
     import torch
 
-    return {
-        "upslope": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
-    }
+    loaded = {module.__name__: str(module.__version__) for module in (torch, gymnasium, numpy)}
+    return {"upslope": __version__, "python": platform.python_version(), **loaded}

@@ -13,13 +13,11 @@ from upslope.records import State
 
 
 def generators() -> State:
-    """The states of Python's, NumPy's and PyTorch's."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 (others may use it)
     return {"python": random.getstate(), "numpy": [name, keys, *rest], "torch": torch.get_rng_state()}
 
 
 def set_generators(state: State) -> None:
-    """Give them these states."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002

@@ -53,7 +53,6 @@ class History:
 
     @property
     def reached_goal(self) -> bool:
-        """Whether the final policy is as good as was asked for."""
         return self.goal is not None and self.final is not None and self.final.mean >= self.goal
 
     @property
@@ -76,7 +75,6 @@ class History:
         return statistics.mean(late) - statistics.mean(early) > STANDARD_ERRORS / 2 * error  # the first iterations already rise
 
     def values(self, name: str) -> list[float]:
-        """A metric in the iterations that reported it."""
         return [row[name] for row in self.rows if row.get(name) is not None]
 
     def end(self, name: str) -> list[float]:
@@ -120,11 +118,9 @@ def kl_ran_away(history: History) -> str | None:
     large = [kl for kl in values if not kl <= LARGE_KL]
     if len(large) < max(3, OFTEN * len(values)):
         return None
-    return (
-        f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations "
-        f"(up to {max(large):.3g}; 0.01 to 0.05 is usual): the data no longer speaks of such a policy; "
-        "try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
-    )
+    seen = f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations"
+    seen += f" (up to {max(large):.3g}; 0.01 to 0.05 is usual): the data no longer speaks of such a policy"
+    return f"{seen}; try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
 
 
 def kl_of(row: Mapping[str, float]) -> float | None:
@@ -149,10 +145,8 @@ def entropy_ran_away(history: History) -> str | None:
         return None
     if start <= 0 or late > COLLAPSED * start or history.learned:
         return None
-    return (
-        f"the entropy fell from {start:.3g} to {late:.2g}, so the policy does the same whatever happens and finds nothing new, and the "
-        "return is no better for it; try a smaller --learning-rate or a larger --entropy-coef"
-    )
+    seen = f"the entropy fell from {start:.3g} to {late:.2g}, so the policy does the same whatever happens and finds nothing new"
+    return f"{seen}, and the return is no better for it; try a smaller --learning-rate or a larger --entropy-coef"
 
 
 def in_vain(history: History, name: str) -> list[float]:
@@ -166,10 +160,9 @@ def groups_died(history: History) -> str | None:
     late = in_vain(history, "dead_groups")
     if min(late, default=0.0) < 1.0:
         return None
-    return (
-        f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0 and nothing "
-        "is learned; try a larger --group-size, a reward with more levels, and for texts easier tasks or a higher --temperature"
-    )
+    seen = f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0"
+    hint = "try a larger --group-size, a reward with more levels, and for texts easier tasks or a higher --temperature"
+    return f"{seen} and nothing is learned; {hint}"
 
 
 def nothing_accepted(history: History) -> str | None:
@@ -177,10 +170,8 @@ def nothing_accepted(history: History) -> str | None:
     late = in_vain(history, "accepted")
     if max(late, default=1.0) > 0.0:
         return None
-    return (
-        f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still; "
-        "try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
-    )
+    seen = f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still"
+    return f"{seen}; try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
 
 
 def nothing_learned(history: History) -> str | None:
@@ -192,8 +183,6 @@ def nothing_learned(history: History) -> str | None:
     if final.total_steps < steps or len(history.rows) < iterations or final.mean - first.mean >= LOST * (goal - first.mean):
         return None
     early = f"after {first.total_steps:,} steps" if first.total_steps else "before training"
-    seen = f"the final policy has {final.mean:.4g}, no better than the {first.mean:.4g} {early}"
-    return (
-        f"nothing was learned in {final.total_steps:,} steps: {seen}, and training ended as it had begun (the goal is {goal:g}); "
-        "try a smaller --learning-rate, a larger --entropy-coef or more steps"
-    )
+    seen = f"nothing was learned in {final.total_steps:,} steps: the final policy has {final.mean:.4g}, no better than the {first.mean:.4g}"
+    hint = "try a smaller --learning-rate, a larger --entropy-coef or more steps"
+    return f"{seen} {early}, and training ended as it had begun (the goal is {goal:g}); {hint}"

@@ -30,15 +30,7 @@ from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
-from upslope.run.language_make import (
-    FrozenAtStart,
-    examples_of,
-    fitted,
-    make_collector,
-    make_policy,
-    make_reference,
-    make_task,
-)
+from upslope.run.language_make import FrozenAtStart, examples_of, fitted, make_collector, make_policy, make_reference, make_task
 from upslope.run.language_settings import LanguageRunSettings
 from upslope.run.load import PROGRESS, check_inside
 from upslope.run.settings import settings_of
@@ -81,10 +73,13 @@ class Language(World[LanguagePolicy]):
 
     def __post_init__(self) -> None:
         self.settings: LanguageRunSettings = self.config.settings
+        pairs, task = getattr(self.config.collector, "pairs", None), self.config.problem.task or "nothing"
+        self.target = pairs.stem if pairs is not None else Path(task).stem if task.endswith(".jsonl") else task
+        self.budget = {"iterations": self.settings.iterations}
+        self.good = GOOD if self.settings.until_accuracy is None else self.settings.until_accuracy
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The tuned settings of a method on a model and a task, flat."""
         known = set(settings_of(*config.parts()))
         model, recorded = str(settings.get("model", "tiny")), settings.get("pairs") is not None
         return preset_for(config.family, model, settings.get("task"), known, recorded=recorded)
@@ -96,7 +91,6 @@ class Language(World[LanguagePolicy]):
 
     @classmethod
     def prepare(cls, config: RunConfig) -> Self:
-        """Make task, policy and collector, and check all that can be known before the first step."""
         settings: LanguageRunSettings = config.settings
         device = check_device(settings.device)
         task = make_task(config)
@@ -116,23 +110,6 @@ class Language(World[LanguagePolicy]):
             config = config.replaced({"eval_every": EVALUATE_EVERY})
         return cls(config=config, task=task, policy=policy, collect=collect, num_long=num_long + others)
 
-    @property
-    def target(self) -> str:
-        """What is learned, in a word or two."""
-        pairs = getattr(self.config.collector, "pairs", None)
-        task = self.config.problem.task or "nothing"
-        return pairs.stem if pairs is not None else Path(task).stem if task.endswith(".jsonl") else task
-
-    @property
-    def budget(self) -> dict[str, int]:
-        """Iterations."""
-        return {"iterations": self.settings.iterations}
-
-    @property
-    def good(self) -> float:
-        """The goal, or an accuracy that is good in any task."""
-        return GOOD if self.settings.until_accuracy is None else self.settings.until_accuracy
-
     # ----------------------------------------------------------------------------------------------------------- the folder
 
     def recorded(self) -> dict[str, Any]:
@@ -150,11 +127,9 @@ class Language(World[LanguagePolicy]):
             (inside / PROGRESS).write_text(content + "\n", encoding="utf-8")
 
     def plan(self) -> list[str]:
-        """The whole run in words, before it starts."""
         return report.plan(self.config, self.target, self.task, self.policy, self.collect, self.num_long)
 
     def samples(self) -> list[str]:
-        """The best and the worst of the newest completions."""
         return report.sample_lines(getattr(self.collect, "samples", ()))
 
     # --------------------------------------------------------------------------------------------------------- the training
@@ -241,10 +216,9 @@ class Language(World[LanguagePolicy]):
         moved = state.metrics.get("weights_moved")
         if moved is not None and not self.said_that_weights_stand_still:
             self.said_that_weights_stand_still = True
-            session.note(
-                f"warning: this update moved {moved:.1%} of the weights: its steps are smaller than the distance between "
-                f"neighboring numbers; raise the learning rate ({self.config.algorithm.update.learning_rate:g})"
-            )
+            why = "its steps are smaller than the distance between neighboring numbers"
+            rate = f"raise the learning rate ({self.config.algorithm.update.learning_rate:g})"
+            session.note(f"warning: this update moved {moved:.1%} of the weights: {why}; {rate}")
         session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
@@ -255,7 +229,6 @@ class Language(World[LanguagePolicy]):
         return self.settings.eval_episodes if every and now % every == 0 and now < self.settings.iterations else 0
 
     def evaluate(self, episodes: int | None = None) -> Evaluated | None:
-        """Answers to held-out problems."""
         result = self._answers()
         return None if result is None else evaluated(result)
 
@@ -273,7 +246,6 @@ class Language(World[LanguagePolicy]):
     # -------------------------------------------------------------------------------------------------------------- the end
 
     def headline(self, result: Evaluated | None, points: Sequence[Point], *, reached: bool, failed: bool) -> dict[str, Any]:
-        """What ``summary.json`` says of model and answers."""
         goal = self.settings.until_accuracy
         found: Mapping[str, Any] = {} if result is None else result.headline
         accuracy = found.get("accuracy")
@@ -320,18 +292,14 @@ class Language(World[LanguagePolicy]):
             return []
 
     def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-        """Rewards and accuracy over iterations."""
         start = [] if self.before is None else [{"iteration": 0, "total_steps": 0, "evaluation_accuracy": self.before}]
         end = [] if summary["accuracy"] is None else [{"iteration": summary["iterations"], "evaluation_accuracy": summary["accuracy"]}]
         if rows:
             report.draw_curve(path, [*start, *rows, *end], title=f"{self.config.name} on {self.target}, seed {summary['seed']}")
 
-    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
-        """The result in words."""
-        return report.outcome(summary)
+    outcome = staticmethod(report.outcome)
 
     def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
-        """Commands to try next."""
         return report.next_commands(summary, folder, self.config)
 
 
@@ -345,7 +313,6 @@ def reference_file(run: Path) -> Path:
 
 
 def safetensors_of(policy: LanguagePolicy) -> bytes:
-    """All tensors of a policy as a file's content."""
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in policy_state(policy).items()})
 
 

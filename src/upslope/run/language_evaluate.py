@@ -52,7 +52,11 @@ def evaluate_model(
     if pairs is not None or scores or name is None:
         found = pairs_for(target, task, given=pairs)
         if found is None:
-            raise UsageError(nothing_to_measure(target))
+            if isinstance(target, Run):
+                hint = "say what to measure on: --task addition, or --pairs FILE.jsonl of preferences"
+                raise UsageError(f"task: this run was trained on recorded texts; {hint}")
+            hint = "so say what to measure it on: --task addition, or --pairs FILE.jsonl"
+            raise UsageError(f"task: {target} is a model's folder and no run, {hint}")
         return evaluate_pairs(policy_at(target, best), found[:episodes], by_score=scores)
     same = name == recorded.get("task")
     names = rewards_for(recorded if same else {}, reward)
@@ -67,25 +71,18 @@ def evaluate_model(
 
 
 def policy_at(target: Run | Path, best: bool) -> LanguagePolicy:
-    """The policy of a run, or in a model's folder."""
     if isinstance(target, Run):
         return target.best_policy if best else target.policy
     return LanguagePolicy.from_pretrained(target).requires_grad_(False)
 
 
 def rewards_for(recorded: Mapping[str, Any], given: Sequence[str] | None) -> list[str]:
-    """The rewards to measure with, by name: those given, else those of the run, if naming them runs no code.
-
-    Raises:
-        UsageError: a run's reward is a module's function, or the folder of a reward model: the caller has to name it again.
-    """
+    """The rewards to measure with, by name: those given, else those of the run; of these the caller names again what runs code."""
     names = [str(name) for name in recorded.get("reward") or ()]
     foreign = [name for name in names if is_foreign(name)]
     if foreign and not given:
-        raise UsageError(
-            f"reward: this run was trained with {', '.join(foreign)}, and what a file names is not imported; "
-            f"say --reward {' '.join(names)} to measure with it, or another one"
-        )
+        why = f"this run was trained with {', '.join(foreign)}, and what a file names is not imported"
+        raise UsageError(f"reward: {why}; say --reward {' '.join(names)} to measure with it, or another one")
     return list(given or names)
 
 
@@ -117,10 +114,3 @@ def held_out_file(pairs: Path) -> Path | None:
     """``FILE.test.jsonl`` beside ``FILE.jsonl``, where it exists."""
     beside = pairs.with_name(f"{pairs.stem}.test.jsonl")
     return beside if beside.exists() else None
-
-
-def nothing_to_measure(target: Run | Path) -> str:
-    """What to say where neither a task nor pairs are known."""
-    if not isinstance(target, Run):
-        return f"task: {target} is a model's folder and no run, so say what to measure it on: --task addition, or --pairs FILE.jsonl"
-    return "task: this run was trained on recorded texts; say what to measure on: --task addition, or --pairs FILE.jsonl of preferences"

@@ -78,7 +78,6 @@ def make_collector(config: RunConfig, policy: LanguagePolicy, task: Task | None,
 
 
 def completions(config: RunConfig, task: Task | None, reference: Any) -> language.Completions:
-    """Sampled completions."""
     settings: CompletionsSettings = config.collector
     kl = getattr(config.algorithm, "kl_coef", 0.0) > 0  # in the reward it gives every group spread of which the collector knows nothing
     dead = not kl and not getattr(config.algorithm, "zero_variance_groups_have_gradient", True)
@@ -172,14 +171,12 @@ def reward_model(name: str) -> Callable[..., list[float]] | None:
 
 
 def examples_of(task: Task | None) -> list[Labeled]:
-    """Training problems with right completions."""
     if task is None or task.solution is None:
         raise UsageError("task: it has no answers to imitate; give the file a column answer or completion")
     return [Labeled(prompt=p.prompt, completion=task.solution(p), label=True, place=p.place) for p in task.train]
 
 
 def labeled_from(pairs: Sequence[Pair]) -> list[Labeled]:
-    """Unpaired labels from pairs."""
     return [
         Labeled(prompt=p.prompt, completion=text, label=label, place=p.place)
         for p in pairs

@@ -18,26 +18,13 @@ from upslope.run.report import STOPPED, Field, climbing, plural
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
 
-FIELDS = (
-    *(
-        Field(name, f"{label} {{:.3g}}", stays=True)
-        for name, label in {
-            "reward": "reward",
-            "evaluation_accuracy": "accuracy",
-            "completion_length": "length",
-            "reference_kl": "KL",
-            "approx_kl": "approx KL",
-            "entropy": "entropy",
-            "clip_fraction": "clip fraction",
-            "dead_groups": "dead groups",
-            "mismatch": "mismatch",
-            "log_prob": "log prob",
-            "accuracy": "pairs right",
-            "margin": "margin",
-        }.items()
-    ),
-    Field("tokens_per_second", "{:,.0f} tokens/s"),
+SHOWN = (
+    *("reward", "evaluation_accuracy", "completion_length", "reference_kl", "approx_kl", "entropy", "clip_fraction", "dead_groups"),
+    *("mismatch", "log_prob", "accuracy", "margin"),
 )
+OTHERWISE = {"evaluation_accuracy": "accuracy", "completion_length": "length", "reference_kl": "KL", "approx_kl": "approx KL"}
+NAMES = {name: name.replace("_", " ") for name in SHOWN} | OTHERWISE | {"accuracy": "pairs right"}
+FIELDS = (*(Field(name, f"{NAMES[name]} {{:.3g}}", stays=True) for name in SHOWN), Field("tokens_per_second", "{:,.0f} tokens/s"))
 """What progress shows; not every iteration evaluates, so numbers stay until there are newer ones."""
 
 CURVES = {"reward": "reward of training completions", "accuracy": "share of pairs ranked right", "log_prob": "log-probability per token"}
@@ -45,7 +32,6 @@ CURVES = {"reward": "reward of training completions", "accuracy": "share of pair
 
 
 def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePolicy, collect: Any, num_long: int) -> list[str]:
-    """The whole run in words, before it starts."""
     settings, collector = config.settings, config.collector
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total = sum(p.numel() for p in policy.parameters())
@@ -80,20 +66,16 @@ def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePoli
 
 
 def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The best and the worst of the newest completions, a line each."""
+    """The best and the worst of the newest completions, a line each: ``  1.00  '12+34=' → '46'``."""
     scored = sorted((s for s in samples if s.get("score") is not None), key=lambda s: s["score"])
-    return [sample_words(sample) for sample in (scored if len(scored) < 2 else (scored[-1], scored[0]))]
-
-
-def sample_words(sample: Mapping[str, Any]) -> str:
-    """``  1.00  '12+34=' → '46'`` on one line."""
-    prompt = sample["prompt"]
-    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    return f"        {sample['score']:5.2f}  …{shortened(asked, 30, tail=True)} → {shortened(sample['completion'], 60)}"
+    lines: list[str] = []
+    for sample in scored if len(scored) < 2 else (scored[-1], scored[0]):
+        asked = sample["prompt"] if isinstance(sample["prompt"], str) else sample["prompt"][-1]["content"]
+        lines.append(f"        {sample['score']:5.2f}  …{shortened(asked, 30, tail=True)} → {shortened(sample['completion'], 60)}")
+    return lines
 
 
 def shortened(text: str, width: int, *, tail: bool = False) -> str:
-    """A text on one line, cut to a width."""
     flat = " ".join(text.split())
     if len(flat) <= width:
         return repr(flat)
@@ -101,7 +83,6 @@ def shortened(text: str, width: int, *, tail: bool = False) -> str:
 
 
 def outcome(summary: Mapping[str, Any]) -> list[str]:
-    """What happened, in plain words."""
     lines = [STOPPED if summary["status"] == "interrupted" else "finished"]
     if summary["solved"]:
         lines = [f"solved: accuracy reached {summary['solved_at']:g}"]

@@ -18,7 +18,6 @@ SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "ipykernel" in sys.modules
 
@@ -42,7 +41,6 @@ class Line:
         self.next, self.length = time.perf_counter() + (0.0 if self.drawn else SECONDS_BETWEEN_LINES), 0
 
     def update(self, state: RunState) -> None:
-        """After an iteration."""
         self.meter.update(state.metrics, state.fraction)
         now = time.perf_counter()
         if now >= self.next:
@@ -50,7 +48,6 @@ class Line:
             self._show(state)
 
     def close(self, state: RunState) -> None:
-        """The last words, which stay."""
         if state.iteration:
             self._show(state)
         if self.drawn and self.length:

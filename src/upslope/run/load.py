@@ -177,11 +177,7 @@ class Run:
 
 
 def language_policy(folder: Path, recorded: dict[str, Any]) -> Any:
-    """A Transformers folder as a policy that is not trained any more, with the ``recorded`` temperature and precision of passes.
-
-    Raises:
-        UsageError: the folder is missing or damaged.
-    """
+    """A Transformers folder as a policy that is not trained any more, with the ``recorded`` temperature and precision of passes."""
     import torch
 
     has_head = (folder / "value_head.safetensors").exists()
@@ -326,5 +322,4 @@ def check_format(path: Path, content: dict[str, Any]) -> None:
 
 
 def damaged(path: Path, why: str) -> UsageError:
-    """The error for a file that cannot be understood."""
     return UsageError(f"{path} is damaged: {' '.join(why.split())}")

@@ -43,11 +43,7 @@ def check_loggers(names: Iterable[str]) -> None:
 
 
 def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -> Logger:
-    """A logger of a run, open: a shipped one by name, a class as ``module:Class`` or as it is, or one that is made already.
-
-    Raises:
-        UsageError: a class that cannot be made.
-    """
+    """A logger of a run, open: a shipped one by name, a class as ``module:Class`` or as it is, or one that is made already."""
     if isinstance(wanted, str) and wanted in LOGGERS:
         return LOGGERS[wanted](folder, config)
     made: Any = load_object(wanted, "logger") if isinstance(wanted, str) else wanted

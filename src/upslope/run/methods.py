@@ -30,7 +30,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Method:
-    """A row: ``module:Class`` in :mod:`upslope.algorithms`, and the worlds that it trains in."""
+    """A row: ``module:Class`` in :mod:`upslope.algorithms`, and the worlds that it trains in, each with how it starts there."""
 
     path: str
     control: Start | None = None
@@ -43,12 +43,7 @@ class Method:
         return f"upslope.algorithms.{module}", name
 
     def load(self) -> type:
-        """The class."""
         return getattr(importlib.import_module(self.place[0]), self.place[1])
-
-    def start_in(self, world: str) -> Start | None:
-        """The start in a world, None where it does not train there."""
-        return getattr(self, world)
 
 
 ONE_STREAM = Start(StepsSettings(num_envs=1, num_steps=512))
@@ -130,7 +125,7 @@ class Needs:
 
 def methods_in(world: str) -> dict[str, Method]:
     """The rows that train in a world."""
-    return {name: method for name, method in METHODS.items() if method.start_in(world) is not None}
+    return {name: method for name, method in METHODS.items() if getattr(method, world) is not None}
 
 
 def relative(name: str) -> dict[str, Any]:
@@ -139,7 +134,6 @@ def relative(name: str) -> dict[str, Any]:
 
 
 def row_of(kind: type) -> str | None:
-    """The first row of a class."""
     return next((name for name, method in METHODS.items() if method.place == (kind.__module__, kind.__name__)), None)
 
 
@@ -154,13 +148,9 @@ def name_of(algorithm: EitherAlgorithm) -> str:
 
 
 def start_of(name: str, algorithm: EitherAlgorithm, world: str) -> Start:
-    """How a method starts in a world; a class of the user's own as the shipped one does that it comes from.
-
-    Raises:
-        UsageError: it does not train there.
-    """
+    """How a method starts in a world where it trains; a class of the user's own as the shipped one does that it comes from."""
     row = METHODS.get(name) or METHODS.get(family_of(algorithm) or "")
-    found = STARTS[world].get(Needs.of(algorithm).learns_from) if row is None else row.start_in(world)
+    found = STARTS[world].get(Needs.of(algorithm).learns_from) if row is None else getattr(row, world)
     if found is None:
         raise UsageError(f"{name}: it learns from {Needs.of(algorithm).learns_from}, which {WITHOUT[world]}")
     return found
@@ -173,11 +163,7 @@ WITHOUT = {
 
 
 def algorithm_named(name: str, world: str) -> Any:
-    """A fresh algorithm; ``module:Class`` is imported.
-
-    Raises:
-        UsageError: an unknown name (with the nearest one), or a class that is no algorithm.
-    """
+    """A fresh algorithm; ``module:Class`` is imported."""
     if ":" in name:
         return made(load_object(name, "algorithm"), name)
     if name not in (known := methods_in(world)):

@@ -40,11 +40,7 @@ def record(
     policy: str = "final",
     sample: bool = False,
 ) -> str:
-    """Play and write the animation; returns a sentence that says what was recorded.
-
-    Raises:
-        UsageError: a file type that is not known, no ffmpeg for an mp4, an environment that cannot render.
-    """
+    """Play and write the animation; returns a sentence that says what was recorded."""
     kind = path.suffix.lower()
     require(kind in (".gif", ".mp4"), f"--out: expected a name that ends in .gif or .mp4, found {path}")
     can_write = kind == ".gif" or shutil.which("ffmpeg") is not None

@@ -81,11 +81,9 @@ class Meter:
 
     @property
     def done(self) -> int:
-        """Steps or iterations so far."""
         return self.row.get(self.counter, 0)
 
     def value(self, field: Field) -> float | None:
-        """What a field shows now."""
         if field.recent:
             episodes = sum(count for _, count in self.recent[field.name])
             return sum(mean * count for mean, count in self.recent[field.name]) / episodes if episodes else None

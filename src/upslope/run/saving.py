@@ -34,7 +34,6 @@ class SavePace:
 
     @contextlib.contextmanager
     def saving(self) -> Generator[None]:
-        """Around a save, which it times."""
         self.saved_at = time.perf_counter()
         yield
         self.seen_at = time.perf_counter()

@@ -81,16 +81,13 @@ def to_json(value: Any) -> Any:
     """Dataclasses become objects, tuples lists, paths strings, functions their names."""
     if _is_settings(value):
         owner: type = value.__class__
-        return {n: function_name(v, owner, n) if _is_function(v) else to_json(v) for n, v in _values(value).items()}
+        items = _values(value).items()
+        return {n: function_name(v, owner, n) if callable(v) and not is_dataclass(v) else to_json(v) for n, v in items}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in cast("list[Any]", value)]
     return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _is_function(value: Any) -> bool:
-    return callable(value) and not is_dataclass(value)
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -129,11 +126,9 @@ def check_imports_nothing(values: Mapping[str, Any], source: str, imports: Calla
         texts: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
         for text in texts:
             if isinstance(text, str) and ":" in text and name not in COLONS and imports(name, text):
-                again = " ".join(map(str, texts))
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(
-                    f"{name}: {source} names {text}, and a module is never imported because a file says so; say {flag} {again} to import it"
-                )
+                again = " ".join([f"--{name.replace('_', '-')}", *map(str, texts)])
+                why = "a module is never imported because a file says so"
+                raise UsageError(f"{name}: {source} names {text}, and {why}; say {again} to import it")
 
 
 PATHS = ("init", "pairs", "data")

@@ -35,7 +35,6 @@ class Evaluated:
     headline: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def point(self, total_steps: int) -> Point | None:
-        """What is remembered of it."""
         return None if self.mean is None else Point(total_steps, self.mean, self.std, self.episodes, self.complete)
 
 
@@ -51,6 +50,16 @@ class World(Protocol[PolicyT]):
     """what progress shows of an iteration"""
     kept: Sequence[str]
     """what of each row the learning curve needs"""
+    target: str
+    """what is learned, for titles and the folder's name"""
+    budget: dict[str, int]
+    """``{"total_steps": 100_000}`` or ``{"iterations": 20}``"""
+    good: float | None
+    """from where on nobody minds that a policy has become certain"""
+    action_dims: int = 0
+    """continuous actions, 0 where they are discrete"""
+    may_be_best: bool = False
+    """whether the final policy is kept as the best where its evaluation is the only one"""
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,31 +79,6 @@ class World(Protocol[PolicyT]):
             UsageError: whatever cannot work, in one line.
         """
         ...
-
-    @property
-    def target(self) -> str:
-        """What is learned, for titles and the folder's name."""
-        ...
-
-    @property
-    def budget(self) -> dict[str, int]:
-        """``{"total_steps": 100_000}`` or ``{"iterations": 20}``."""
-        ...
-
-    @property
-    def good(self) -> float | None:
-        """From where on nobody minds that a policy has become certain."""
-        ...
-
-    @property
-    def action_dims(self) -> int:
-        """Continuous actions, 0 where they are discrete."""
-        return 0
-
-    @property
-    def may_be_best(self) -> bool:
-        """Whether the final policy is kept as the best where its evaluation is the only one."""
-        return False
 
     def recorded(self) -> dict[str, Any]:
         """``config.json``."""
@@ -155,7 +139,8 @@ class World(Protocol[PolicyT]):
         """The learning curve."""
         ...
 
-    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+    @staticmethod
+    def outcome(summary: Mapping[str, Any]) -> list[str]:
         """The result in words, a line each."""
         ...
 

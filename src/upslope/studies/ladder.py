@@ -104,7 +104,6 @@ def found_on(task: Task, rung: Rung, climbs: list[Climb], noise: dict[str, Any],
 
 
 def command(task: Task, rung: Rung, budget: int) -> str:
-    """The same run from the command line."""
     argv = ["upslope", "train", rung.algorithm, task.env_id]
     for name, value in {**settings_for(task, rung), "total_steps": budget}.items():
         flag = name.replace("_", "-")

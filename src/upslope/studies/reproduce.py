@@ -61,7 +61,6 @@ class Figure:
 
 
 def check_of(what: str, of_each_run: Array, low: float | None, high: float | None, beside: str) -> Check:
-    """The mean over runs ``[runs]`` with its standard error."""
     error = float(of_each_run.std(ddof=1) / len(of_each_run) ** 0.5) if len(of_each_run) > 1 else None
     return Check(what, float(of_each_run.mean()), error, low, high, beside)
 
@@ -151,14 +150,10 @@ FIGURES = {
         figure_2_5,
     ),
     "sb-13.1": Figure(
-        "REINFORCE on the short corridor, 1000 episodes, α = 2^-12, 2^-13, 2^-14, θ changed after each episode",
-        100,
-        figure_13_1,
+        "REINFORCE on the short corridor, 1000 episodes, α = 2^-12, 2^-13, 2^-14, θ changed after each episode", 100, figure_13_1
     ),
     "sb-13.2": Figure(
-        "REINFORCE on the short corridor, 1000 episodes, with baseline (α = 2^-9, α_w = 2^-6) and without (α = 2^-13)",
-        100,
-        figure_13_2,
+        "REINFORCE on the short corridor, 1000 episodes, with baseline (α = 2^-9, α_w = 2^-6) and without (α = 2^-13)", 100, figure_13_2
     ),
 }
 """The names that the command line knows."""

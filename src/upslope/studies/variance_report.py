@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from upslope._version import __version__
 from upslope.run.drawing import Dots, draw_dots, save
-from upslope.run.folder import RunFolder, default_path
+from upslope.run.folder import RunFolder, default_path, versions
 from upslope.run.report import plural
 from upslope.studies.variance import Measurement
 
@@ -73,10 +69,8 @@ class Comparison:
         if not all(row.direction_known for row in self.rows):
             lines.append("cosine ?: so few samples do not tell whether the gradient points along the reference or against it; take more.")
         if any("?" in mark(row) for row in self.rows):
-            lines.append(
-                f"bias ?: at an ESS below {MIN_ESS:.0%} the episodes that count are hardly among the samples: variance is more, "
-                "bias unknown."
-            )
+            seen = f"at an ESS below {MIN_ESS:.0%} the episodes that count are hardly among the samples"
+            lines.append(f"bias ?: {seen}: variance is more, bias unknown.")
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
@@ -91,7 +85,7 @@ class Comparison:
             "num_steps": self.num_steps,
             "rows": rows,
             "seconds": round(self.seconds, 3),
-            "versions": {"upslope": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
         }
 
     def write(self, out: Path | None) -> Path:

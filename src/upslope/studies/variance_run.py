@@ -82,11 +82,7 @@ class VarianceRun:
             raise UsageError(f"--behavior: {reason}; add off-policy-per-decision")
 
     def run(self) -> Comparison:
-        """Sample, fit the critic, find the reference, measure.
-
-        Raises:
-            UsageError: whatever cannot work, in one line.
-        """
+        """Sample, fit the critic, find the reference, measure."""
         started = time.perf_counter()
         chosen = {name: estimator_of(name) for name in self.estimators}
         grouped = any(item.grouped for item, _ in chosen.values())
@@ -146,10 +142,8 @@ class VarianceRun:
             table = Tabulated(policy, mdp)
             if gamma == 1.0 and endless_start(mdp, tabular.chain(mdp, table)[0]) is not None:
                 flag = "--gamma: 1" if self.objective == "discounted" else "--objective: undiscounted"
-                raise UsageError(
-                    f"{flag} in {self.env_id}, which this policy may never end (a time limit stops the recording only); "
-                    "give --gamma below 1 with --objective discounted"
-                )
+                why = "which this policy may never end (a time limit stops the recording only)"
+                raise UsageError(f"{flag} in {self.env_id}, {why}; give --gamma below 1 with --objective discounted")
             return Reference.exact(tabular.gradient(mdp, table, gamma)), "exact"
         count = self.reference_samples or 4 * self.samples
         rollout = episodes(collect, policy, count)
@@ -221,10 +215,7 @@ def episodes(collect: Any, policy: object, count: int) -> Rollout:
 
 
 def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
-    """Least squares of the value on the returns to go, by L-BFGS; parameters that the distribution depends on are left alone.
-
-    Raises :class:`UsageError` for a critic without a parameter of its own.
-    """
+    """Least squares of the value on the returns to go, by L-BFGS; parameters that the distribution depends on are left alone."""
     returns = F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, gamma, rollout.mask, rollout.next_value)
     found, everything = policy.evaluate(**rollout.inputs), list(policy.parameters())
     actor = {id(p) for p in reached(found.log_prob, everything)}

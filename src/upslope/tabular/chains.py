@@ -88,8 +88,6 @@ def check_ends(mdp: MDP, transition: Tensor, gamma: float) -> Tensor:
         return torch.zeros_like(mdp.terminal)
     if (s := endless_start(mdp, transition)) is not None:
         limit = "" if mdp.time_limit is None else ", or take mdp.unrolled() if the time limit ends the problem"
-        raise UsageError(
-            f"gamma: 1 without termination: from state {s} this policy may go on for ever; "
-            f"give gamma < 1, or take the average-reward functions{limit}"
-        )
+        hint = f"give gamma < 1, or take the average-reward functions{limit}"
+        raise UsageError(f"gamma: 1 without termination: from state {s} this policy may go on for ever; {hint}")
     return endless(mdp, transition)

@@ -102,16 +102,14 @@ def check_rows(transition: Tensor, terminal: Tensor) -> None:
     bad = ~(transition.isfinite() & (transition >= 0))
     if bool(bad.any()):
         s, a, to = bad.nonzero()[0].tolist()
-        raise UsageError(
-            f"transition: expected probabilities ≥ 0, found {transition[s, a, to]:.6g} from state {s} by action {a} to state {to}"
-        )
+        where = f"from state {s} by action {a} to state {to}"
+        raise UsageError(f"transition: expected probabilities ≥ 0, found {transition[s, a, to]:.6g} {where}")
     total = transition.sum(-1)
     wrong = ((total - 1.0).abs() > TOLERANCE) & ~terminal[:, None]
     if bool(wrong.any()):
         s, a = wrong.nonzero()[0].tolist()
-        raise UsageError(
-            f"transition: the row of state {s}, action {a} sums to {total[s, a]:.10g}; it must sum to 1 unless the state is terminal"
-        )
+        found = f"the row of state {s}, action {a} sums to {total[s, a]:.10g}"
+        raise UsageError(f"transition: {found}; it must sum to 1 unless the state is terminal")
     leaving = terminal & ((total - transition.diagonal(dim1=0, dim2=2).T).abs() > TOLERANCE).any(-1)
     if bool(leaving.any()):
         s = int(leaving.nonzero()[0])

@@ -80,9 +80,7 @@ def td(
 
     λ = 0 is TD(0). Source: SB section 6.1 and the box of section 12.2 on a table.
     """
-    check_number("trace_lambda", trace_lambda, 0.0, 1.0)
-    check_number("learning_rate", learning_rate, 0.0)
-    v = begin(num_observations, gamma, value)
+    v = begin(num_observations, gamma, value, trace_lambda, learning_rate)
     for episode in checked(data, num_observations):
         trace, last = np.zeros(num_observations), len(episode.rewards) - 1
         for t, reward in enumerate(episode.rewards):
@@ -102,9 +100,7 @@ def td_offline(
     ``G^λ_t = R + γ ((1 − λ) V(S′) + λ G^λ_{t+1})`` with V fixed; λ = 1 is constant-α every-visit Monte Carlo.
     Source: SB eq. 12.3 and 12.4.
     """
-    check_number("trace_lambda", trace_lambda, 0.0, 1.0)
-    check_number("learning_rate", learning_rate, 0.0)
-    v = begin(num_observations, gamma, value)
+    v = begin(num_observations, gamma, value, trace_lambda, learning_rate)
     for episode in checked(data, num_observations):
         change, credit = np.zeros(num_observations), 0.0 if episode.terminated else v[episode.observations[-1]]
         for t in reversed(range(len(episode.rewards))):
@@ -116,8 +112,10 @@ def td_offline(
     return torch.from_numpy(v)
 
 
-def begin(num_observations: int, gamma: float, value: Any) -> np.ndarray[Any, Any]:
-    """A copy of the values to begin with, finite numbers ``[O]``."""
+def begin(num_observations: int, gamma: float, value: Any, trace_lambda: float = 0.0, rate: float = 0.0) -> np.ndarray[Any, Any]:
+    """A copy of the values to begin with, finite numbers ``[O]``, once all settings are checked."""
+    check_number("trace_lambda", trace_lambda, 0.0, 1.0)
+    check_number("learning_rate", rate, 0.0)
     check_whole("num_observations", num_observations)
     check_gamma(gamma)
     if value is None:

@@ -54,11 +54,10 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
         check_objective(run, p, batch)
         check_weights(run, p, batch.by_unit())
         run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
-        message = (
-            "algorithm: masked steps leak into the gradient; hide them with torch.where before anything is multiplied or exponentiated"
-        )
+        hint = "hide them with torch.where before anything is multiplied or exponentiated"
         for other in masked_otherwise(rollout):
-            expect(same(run(p.policy, other).gradient, run(p.policy, rollout).gradient), message)
+            hidden = same(run(p.policy, other).gradient, run(p.policy, rollout).gradient)
+            expect(hidden, f"algorithm: masked steps leak into the gradient; {hint}")
         alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
         run(p.policy, alike)
         expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")

@@ -77,7 +77,6 @@ def without_critic(policy: Policy) -> Any:
 
 
 def paying(rollout: Rollout, change: Callable[[Tensor], Tensor], **changes: Tensor) -> Rollout:
-    """The recording with other rewards and values."""
     paid = {name: change(x) for name in ("reward", "value", "next_value") if (x := getattr(rollout, name)) is not None}
     return replace(rollout, **{**paid, **changes})
 

@@ -30,20 +30,17 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
     """
     repeated = {n: x[:1, :1].expand(SAMPLES, 1, *x.shape[2:]) for n, x in inputs.items()}
     action = policy.sample(dict(repeated), generator=torch.Generator().manual_seed(seed)).action
-    found = policy.evaluate(**repeated, action=action)
-    log_prob, entropies = found.log_prob.double().flatten(), found.entropy.double().flatten()
+    scored = policy.evaluate(**repeated, action=action)
+    log_prob, entropies = scored.log_prob.double().flatten(), scored.entropy.double().flatten()
     entropy = float(entropies.mean())
-    expect(
-        float((entropies - entropy).abs().max()) <= 1e-3 * max(1.0, abs(entropy)),
-        "policy: the entropy of one state differs with the action that is scored; −log π of that action has gradient 0 in expectation",
-    )
+    one = float((entropies - entropy).abs().max()) <= 1e-3 * max(1.0, abs(entropy))
+    why = "−log π of that action has gradient 0 in expectation"
+    expect(one, f"policy: the entropy of one state differs with the action that is scored; {why}")
     error = float(log_prob.std()) / math.sqrt(SAMPLES)
     off = abs(float(-log_prob.mean()) - entropy)
-    expect(
-        off <= SIGMAS * error + 1e-3,
-        f"policy: the entropy is {entropy:.4g}, the mean of −log π over {SAMPLES} samples {float(-log_prob.mean()):.4g}; "
-        "it is −E[log π], the change of variables of a squashed action (tanh) included",
-    )
+    found = f"the entropy is {entropy:.4g}, the mean of −log π over {SAMPLES} samples {float(-log_prob.mean()):.4g}"
+    right = "it is −E[log π], the change of variables of a squashed action (tanh) included"
+    expect(off <= SIGMAS * error + 1e-3, f"policy: {found}; {right}")
     if not action.is_floating_point():
         return
     flat = action.double().reshape(SAMPLES, -1)
@@ -51,11 +48,8 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
         return
     squashed = log_prob + 2.0 * (math.log(2.0) - flat - torch.nn.functional.softplus(-2.0 * flat)).sum(-1)
     worst = min(uneven(flat, log_prob), uneven(flat, squashed))
-    expect(
-        worst <= SIGMAS,
-        f"policy: log_prob is not the density of the actions that sample draws ({worst:.0f} standard errors off); "
-        "of a squashed action a = tanh u it is log N(u) − Σ log(1 − tanh² u)",
-    )
+    found = f"log_prob is not the density of the actions that sample draws ({worst:.0f} standard errors off)"
+    expect(worst <= SIGMAS, f"policy: {found}; of a squashed action a = tanh u it is log N(u) − Σ log(1 − tanh² u)")
 
 
 def spread_out(action: Tensor) -> bool:

@@ -63,14 +63,10 @@ class Estimator:
         self.is_online = hasattr(estimator, "learn") and hasattr(estimator, "learning_rate")
         known = self.is_algorithm or self.is_online
         self.name = type(estimator).__name__ if known else getattr(estimator, "__name__", type(estimator).__name__)
-        require(
-            not getattr(estimator, "action_values", False),
-            f"estimator: {self.name} learns action values, which is no policy gradient: there is no ∇J to compare it with",
-        )
-        require(
-            not isinstance(estimator, type) and (known or callable(estimator)),
-            f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}",
-        )
+        what = "learns action values, which is no policy gradient: there is no ∇J to compare it with"
+        require(not getattr(estimator, "action_values", False), f"estimator: {self.name} {what}")
+        fits = not isinstance(estimator, type) and (known or callable(estimator))
+        require(fits, f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}")
         self.is_continuing = self.is_online and not hasattr(estimator, "gamma")
         self.takes_gamma = not self.is_algorithm and "gamma" in parameters_of(estimator)
         candidates = (getattr(estimator, "gamma", None) if known else None, gamma, 0.9 if self.takes_gamma else 1.0)

@@ -135,7 +135,6 @@ def first_causes(found: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def check_further(case: Case, whole_episodes: bool | None, log: Log) -> None:
-    """Every check beyond the first expectation."""
     if (leak := case.full.leak or case.plain.leak) is not None:
         log.add("advantage carries gradient", f"batch.{leak} requires grad")
     for name, check in ALWAYS.items():

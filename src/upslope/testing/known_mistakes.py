@@ -85,11 +85,7 @@ BY_DESIGN = (
         lambda a: isinstance(a, PPO | NPG | GRPO | RLOO),
         "a surrogate for steps of a policy nearby: its slope is ∇J where the two agree (Kakade & Langford 2002)",
     ),
-    Design(
-        "past ratio missing",
-        weighs(off.vtrace),
-        "V-trace leaves out how states are reached: Σ_s d^b Σ_a Q^π ∇π (Degris et al. 2012)",
-    ),
+    Design("past ratio missing", weighs(off.vtrace), "V-trace leaves out how states are reached: Σ_s d^b Σ_a Q^π ∇π (Degris et al. 2012)"),
 )
 """What shipped methods do on purpose; a finding that stands here breaks nothing."""
 

@@ -25,7 +25,6 @@ NOTHING = 1e-12
 
 
 def another_policy(case: Case, log: Log) -> None:
-    """Steps that another policy took."""
     small, large = reaction(case, 0.5), reaction(case, 100.0)
     if small is not None and large is not None and abs(small - 0.5) < 1e-3 and large != 0.0 and large < 99.0:
         log.not_checked.append(SEVERAL)
@@ -156,7 +155,6 @@ def with_reference(gamma: float, drift: float) -> Probe:
 
 
 def pays(p: Probe, scale: float) -> Probe:
-    """The same with a reward that depends on state and action."""
     r = p.rollout
     noise = torch.sin(1.3 * torch.arange(r.reward.numel(), dtype=torch.float64) + 1.0).view_as(r.reward)
     return replace(p, rollout=replace(r, reward=(scale * noise).where(r.mask, 0.0)))

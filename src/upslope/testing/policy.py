@@ -80,7 +80,6 @@ def state(policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def call(what: str, function: Any, *arguments: Any, **named: Any) -> Any:
-    """One line for a policy that raises."""
     try:
         return function(*arguments, **named)
     except Exception as error:

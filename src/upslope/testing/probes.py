@@ -127,7 +127,6 @@ def continuing() -> Probe:
 
 
 def fresh(kept: Probe) -> Probe:
-    """The same with a copy of its policy."""
     return replace(kept, policy=deepcopy(kept.policy))
 
 

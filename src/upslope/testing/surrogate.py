@@ -70,10 +70,8 @@ def differentiate(
     try:
         value = surrogate(leaf, behavior, advantage, mask, clip_range)
     except Exception as error:
-        raise ContractError(
-            f"surrogate: raised {type(error).__name__} ({error}) when called as "
-            "(log_prob, behavior_log_prob, advantage, mask, clip_range); accept these five, clip_range a float or (low, high)"
-        ) from error
+        how = "(log_prob, behavior_log_prob, advantage, mask, clip_range); accept these five, clip_range a float or (low, high)"
+        raise ContractError(f"surrogate: raised {type(error).__name__} ({error}) when called as {how}") from error
     expect(isinstance(value, Tensor), f"surrogate: expected a tensor, found {type(value).__name__}; return one value per step")
     shapes = f"shape {tuple(leaf.shape)}, found {tuple(value.shape)}"
     expect(value.shape == leaf.shape, f"surrogate: expected one value per step, {shapes}; do not reduce")
@@ -122,11 +120,8 @@ def check_on_policy(run: Run, behavior: Tensor, advantage: Tensor, mask: Tensor,
     # to six digits: two Python numbers in torch.where make a float32 tensor
     downwards = same(gradient, -expected)
     expect(not downwards, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
-    expect(
-        same(gradient, expected),
-        "surrogate: at ratio 1 its gradient is not advantage · ∇log π; scale it per step, leave averaging to the weights, "
-        "or pass on_policy_gradient=False if that is by design",
-    )
+    hint = "scale it per step, leave averaging to the weights, or pass on_policy_gradient=False if that is by design"
+    expect(same(gradient, expected), f"surrogate: at ratio 1 its gradient is not advantage · ∇log π; {hint}")
 
 
 def check_clip(run: Run, behavior: Tensor, mask: Tensor) -> None:

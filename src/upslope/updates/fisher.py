@@ -5,20 +5,34 @@ F is the Hessian of ``mean_s KL(π_old(·|s) ‖ π_θ(·|s))`` at θ_old. Sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from upslope import functional as F
-from upslope.records import Batch, Policy, distribution_of
+from upslope.errors import UsageError
+from upslope.records import Batch, HasDistribution, Policy, offers
 
 Product = Callable[[Tensor], Tensor]
 """``v [P] ↦ F v [P]``."""
 NEEDED = "take ppo or a2c, which need none"
 """What to do with a policy that has no exact divergences."""
+
+
+def distribution_of(policy: object, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:
+    """The policy's :class:`~upslope.records.Distribution`, or :class:`UsageError`, which ends with what to do ``otherwise``."""
+    if not offers(policy, HasDistribution):
+        raise UsageError(f"policy: {type(policy).__name__} has no distribution(), which exact KL divergences need; {otherwise}")
+    distribution = policy.distribution(**inputs)
+    if not (is_dataclass(distribution) and hasattr(distribution, "parameters") and hasattr(distribution, "kl")):
+        raise UsageError(
+            f"policy: distribution() returned {type(distribution).__name__}; return a dataclass with parameters and kl(other), such as "
+            f"upslope.control.Distribution, or {otherwise}"
+        )
+    return distribution
 
 
 def mean_kl(old: Any, new: Any, batch: Batch) -> Tensor:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import Diverged, UsageError, require
-from upslope.records import Batch, HasObjective, Metrics, Policy, State, distribution_of
+from upslope.records import Batch, HasObjective, Metrics, Policy, State
 from upslope.updates.ascent import Ascent
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import value_error
-from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, fisher_product, flatten, mean_kl, reached
+from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, distribution_of, fisher_product, flatten, mean_kl, reached
 from upslope.updates.flat import FlatParameters
 from upslope.updates.state import AscentState, Trained, trainable
 
