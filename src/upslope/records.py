@@ -70,7 +70,8 @@ class Rollout:
         for name, tensor in self.inputs.items():
             if tensor.shape[: len(leading)] != leading:
                 raise ValueError(f"rollout.inputs[{name!r}]: expected leading shape {tuple(leading)}, found {tuple(tensor.shape)}")
-        F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
+        if bool((((self.reward != 0) | self.terminated | self.truncated) & ~self.mask).any()):
+            F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
     @property
     def num_steps(self) -> int:
@@ -261,13 +262,17 @@ class HasScore(Protocol):
 
 
 class ReturnScale(Protocol):
-    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.value_scale.ValueScale`)."""
+    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.value_scale.ValueScale`).
 
+    ``count`` is 0 until there are some.
+    """
+
+    @property
+    def mean(self) -> Tensor: ...
     @property
     def std(self) -> Tensor: ...
     @property
-    def started(self) -> bool: ...
-    def normalized(self, value: Tensor) -> Tensor: ...
+    def count(self) -> Tensor: ...
 
 
 class HasReturnScale(Protocol):

@@ -17,7 +17,7 @@ from tests.control.test_spaces import SPACES, batch_of
 from upslope import PPO, control, train
 from upslope.control.heads import Gaussian
 from upslope.control.images import Image
-from upslope.control.networks import ACTIVATIONS, CNN, MLP, Dense
+from upslope.control.networks import CNN, MLP
 from upslope.control.policy import ActorCritic, CNNPolicy, MLPPolicy, policy_for, policy_from_description
 from upslope.errors import RunFault, UsageError
 from upslope.records import Evaluation, Sample
@@ -244,18 +244,6 @@ def test_networks_alone_draw_from_their_own_generator_too() -> None:
     for one, same, other in zip(first, make(3), make(4), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_short_way_through_the_layers_is_the_usual_one(activation: str) -> None:
-    policy = MLPPolicy.for_envs((VECTOR, DISCRETE), activation=activation)
-    assert isinstance(policy.actor, Dense)
-    x = torch.randn(7, 4, generator=generator())
-    assert torch.equal(policy.actor(x), nn.Sequential(*policy.actor)(x))
-    seen: list[int] = []
-    policy.actor[2].register_forward_hook(lambda *_: seen.append(1))
-    policy.actor(x)
-    assert seen == [1]
 
 
 def test_no_hidden_layer_is_a_linear_policy() -> None:

@@ -92,7 +92,7 @@ def test_values_and_greedy_actions(head):
     first, second = generators()
     ours, theirs = twin.act(batch, greedy=False, generator=first)[0], policy.act(batch, greedy=False, generator=second)[0]
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
-    assert fast_policy(make_policy(critic=False)).value(inputs) is None
+    assert fast_policy(make_policy(inputs=5, critic=False)).value(inputs) is None
 
 
 def test_a_legal_greedy_action():

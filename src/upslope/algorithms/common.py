@@ -12,6 +12,8 @@ from upslope import functional as F
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Evaluation, Metrics, Policy, ReturnScale, Rollout, Surrogate
 
+NO_CLIP = (1.0, math.inf)
+
 
 def check_fraction(name: str, value: float) -> None:
     """Refuse what is not in [0, 1]: discount factors and trace decays."""
@@ -64,7 +66,7 @@ def critic_values(rollout: Rollout, policy: Policy | None = None, gamma: float =
     if value is None or next_value is None:
         raise UsageError("policy: this algorithm needs a critic, and sample() returned no value; use a policy with a value head")
     scale: ReturnScale | None = getattr(policy, "value_scale", None)
-    return (value, next_value) if scale is None or scale.started else first_values(rollout, value, next_value, gamma)
+    return (value, next_value) if scale is None or scale.count > 0 else first_values(rollout, value, next_value, gamma)
 
 
 def first_values(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,7 @@ def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor)
     scale: ReturnScale | None = getattr(policy, "value_scale", None)
     if scale is None or not bool(mask.any()):
         return advantage
-    std = float(scale.std) if scale.started else float(returns[mask].double().std(correction=0))
+    std = float(scale.std) if scale.count > 0 else float(returns[mask].double().std(correction=0))
     return advantage / std if std > 0.0 else advantage
 
 
@@ -133,12 +135,7 @@ def score_metrics(reward: Tensor, mask: Tensor) -> Metrics:
 
 @torch.no_grad()
 def policy_metrics(
-    new: Evaluation,
-    batch: Batch,
-    value_error: Tensor | None = None,
-    *,
-    clip_range: F.ClipRange = (1.0, math.inf),
-    dual_clip: float | None = None,
+    new: Evaluation, batch: Batch, value_error: Tensor | None = None, *, clip_range: F.ClipRange = NO_CLIP, dual_clip: float | None = None
 ) -> dict[str, Tensor]:
     """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``, which is 0 at first.
 
@@ -148,7 +145,7 @@ def policy_metrics(
     metrics = F.surrogate_metrics(new.log_prob, behavior, batch.need("advantage"), mask, clip_range, dual_clip=dual_clip)
     mismatch = None if batch.sampler_log_prob is None else (behavior - batch.sampler_log_prob).abs()
     means = {"entropy": new.entropy, "value_error": value_error, "mismatch": mismatch}
-    metrics |= {name: masked_mean(x, mask) for name, x in means.items() if x is not None}
+    metrics |= {name: x.masked_fill(~mask, 0.0).sum() / mask.sum() for name, x in means.items() if x is not None}
     return {**metrics, "log_ratio": new.log_prob - behavior}
 
 

@@ -97,7 +97,7 @@ class OnlineState:
         require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
         scale: ReturnScale | None = getattr(policy, "value_scale", None)
         require(
-            scale is None or not scale.started,
+            scale is None or float(scale.count) == 0,
             "policy: its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps; "
             "start from a policy made with normalize_value=False",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class ActorCritic(nn.Module):
     ``seed`` fixes the initial weights of a network that is made here; the global random state is left alone.
     """
 
+    takes_any_axes: ClassVar[bool] = False
+    """whether the network takes inputs with any number of leading axes"""
     head: Head
     observation_normalizer: ObservationNormalizer | None
     reward_normalizer: RewardNormalizer | None
@@ -185,9 +187,11 @@ class ActorCritic(nn.Module):
     # ----------------------------------------------------------------------------------------------------- distributions
 
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """The head's parameters ``[*, P]`` and the value ``[*]``."""
-        parameters, value = self._outputs(inputs)
-        return parameters if self.spread is None else self._with_log_std(parameters), self._restored(value)
+        """The head's parameters ``[*, P]`` and the value ``[*]``, in the units of the rewards."""
+        given = inputs if self._input is None else inputs[self._input]
+        parameters, value = self.network(given) if self.takes_any_axes else self._outputs(inputs)
+        value = value if value is None or self.value_scale is None else self.value_scale(value)
+        return parameters if self.spread is None else self._with_log_std(parameters), value
 
     def _outputs(self, inputs: Inputs) -> NetworkPair:
         """What the network says, which itself sees one leading axis."""
@@ -204,10 +208,6 @@ class ActorCritic(nn.Module):
             parameters = parameters.reshape(*lead, parameters.shape[-1])
             value = None if value is None else value.reshape(lead)
         return parameters, value
-
-    def _restored(self, value: Tensor | None) -> Tensor | None:
-        """The value in the units of the rewards from the network's."""
-        return value if value is None or self.value_scale is None else self.value_scale(value)
 
     def _with_log_std(self, parameters: Tensor) -> Tensor:
         """A Gaussian's means with the log standard deviations beside them; the parameters of other heads as they are."""

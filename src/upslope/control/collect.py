@@ -76,7 +76,7 @@ class Steps(Collector):
             tape = player.methods["tape"](self.num_envs, self.num_steps)
             recording = TapedRecording(player, self.generator, self.envs.first_step, tape=tape)
         for _ in range(self.num_steps):
-            recording.add(self.envs.step(recording.act()))
+            recording.steps.append(self.envs.step(recording.act())._replace(observation=None))
         return recording.rollout()
 
 
@@ -178,7 +178,7 @@ def play(recording: Recording, left: Array, most: int) -> None:
         if normalizes and not live.all():
             recording.live = live
         step = mask_finished(live, envs.step(recording.act()))
-        recording.add(step)
+        recording.steps.append(step._replace(observation=None))
         left = left - (step.terminated | step.truncated)
         if int(envs.first_step[live].max()) >= most:
             raise RunFault(

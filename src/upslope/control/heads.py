@@ -21,7 +21,6 @@ from upslope.control.box_heads import Beta, Gaussian, SquashedGaussian
 from upslope.control.head import Distribution, Head
 from upslope.control.spaces import Space, short
 from upslope.errors import UsageError, require, unknown
-from upslope.functional.distributions import plogp
 
 __all__ = [
     "Bernoulli",
@@ -71,7 +70,8 @@ class Categorical(Head):
         if mask is not None:
             return super().score(parameters, action, mask)
         log_p = parameters.log_softmax(-1)  # once for both
-        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -plogp(log_p).sum(-1)
+        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), entropy
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         return action.cpu().numpy() + self.start

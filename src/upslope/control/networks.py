@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from upslope.control.images import NATURE_SIDE, Image, Reading
 from upslope.errors import UsageError, unknown
@@ -67,30 +66,15 @@ def _orthogonal(layer: Layer, gain: float, generator: torch.Generator) -> Layer:
     return layer
 
 
-class Dense(nn.Sequential):
-    """``nn.Sequential`` for ``Linear, activation, …, Linear`` with a shorter way through its layers.
-
-    At 8 rows a module's call costs as much as its arithmetic. A layer that is more than a plain ``nn.Linear`` (hooked,
-    parametrized, replaced) is called as usual.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        for layer in self:
-            if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
-                parameters = layer._parameters
-                input = functional.linear(input, parameters["weight"], parameters["bias"])  # pyright: ignore[reportArgumentType]
-            else:
-                input = layer(input)
-        return input
-
-
-def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator) -> Dense:
+def mlp(
+    inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator
+) -> nn.Sequential:
     """``Linear, activation, …, Linear``: hidden layers with gain √2, the output layer with ``output_gain``."""
     layers: list[nn.Module] = []
     for size in hidden_sizes:
         layers += [linear(inputs, size, math.sqrt(2), generator), activation_module(activation)]
         inputs = size
-    return Dense(*layers, linear(inputs, outputs, output_gain, generator))
+    return nn.Sequential(*layers, linear(inputs, outputs, output_gain, generator))
 
 
 class MLP(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upslope.control.actor_critic import ActorCritic, Inputs, NetworkPair
+from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.heads import Categorical
 from upslope.control.images import ImageChoice
 from upslope.control.linear import LinearPolicy
@@ -31,6 +31,7 @@ class MLPPolicy(ActorCritic):
     ``parameters()`` lists the actor's weights and biases, the critic's, then ``log_std``.
     """
 
+    takes_any_axes = True
     network: Any
 
     def __init__(
@@ -90,16 +91,8 @@ class MLPPolicy(ActorCritic):
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
         return () if self.critic is None or self.value_scale is None else tuple(self.critic.parameters())
 
-    def _outputs(self, inputs: Inputs) -> NetworkPair:
-        return self.network(inputs["observation"])
-
     def _actor(self, inputs: Inputs) -> Tensor:
         return self._with_log_std(self.actor(inputs["observation"]))
-
-    @torch.no_grad()
-    def value(self, inputs: Inputs) -> Tensor | None:
-        critic = self.network.critic
-        return None if critic is None else self._restored(critic(inputs["observation"]).squeeze(-1))
 
 
 class QCriticPolicy(MLPPolicy):
@@ -131,10 +124,6 @@ class QCriticPolicy(MLPPolicy):
         fixed = preferences.detach() if mask is None else preferences.detach().masked_fill(~mask, -torch.inf)
         return preferences, (fixed.softmax(-1) * self.action_values(**inputs)).sum(-1)
 
-    @torch.no_grad()
-    def value(self, inputs: Inputs) -> Tensor | None:
-        return self._run(inputs)[1]
-
 
 class CNNPolicy(ActorCritic):
     """A convolutional trunk shared by actor and critic, for observations with at least one image.
@@ -142,6 +131,7 @@ class CNNPolicy(ActorCritic):
     Everything else in the observation joins the trunk's output as a vector, ahead of the ReLU layers of ``hidden_sizes``.
     """
 
+    takes_any_axes = True
     network: Any
 
     def __init__(
@@ -171,9 +161,6 @@ class CNNPolicy(ActorCritic):
 
     def _check_network(self, num_parameters: int) -> None:
         """Right by construction."""
-
-    def _outputs(self, inputs: Inputs) -> NetworkPair:
-        return self.network(inputs if self._input is None else inputs[self._input])
 
     def follow_returns(self, returns: Tensor) -> None:
         if self.value_scale is not None:

@@ -16,7 +16,7 @@ from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
 from upslope.control.head import Head
 from upslope.control.heads import Gaussian, head_for
-from upslope.control.recording import Player, Recording, Replaced, check_spaces, values_and_next
+from upslope.control.recording import Player, Recording, Replaced, check_spaces, put_replaced
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
 from upslope.records import Rollout, Sample, SamplingPolicy, State
@@ -65,7 +65,7 @@ def record(
     recording = Recording(Player(policy, envs), torch.Generator().manual_seed(seed), envs.first_step)
     observations, legal = [trees.tree_map(np.copy, envs.observation)], [envs.action_mask]
     for _ in range(num_steps):
-        recording.add(envs.step(recording.act()))
+        recording.steps.append(envs.step(recording.act())._replace(observation=None))
         observations.append(trees.tree_map(np.copy, envs.observation))
         legal.append(envs.action_mask)
     seen = [dict(trees.named_leaves(tree)) for tree in observations]
@@ -145,7 +145,10 @@ class Recorded:
         action, behavior_log_prob = (x.to(device) for x in self._in_units_of(policy, tensors["action"], tensors["behavior_log_prob"]))
         inputs = {name: tensor[:, :-1].contiguous() for name, tensor in extended.items()} | {"action": action}
         extended["action"] = torch.cat([action, action[:, -1:]], 1)
-        value, next_value = values_and_next(player, extended, self._successors(player, rows, legal))
+        values, replaced = player.value(extended), self._successors(player, rows, legal)
+        value, next_value = (None, None) if values is None else (values[:, :-1].contiguous(), values[:, 1:].contiguous())
+        if next_value is not None and replaced is not None:
+            put_replaced(player, next_value, action, replaced)
         return Rollout(
             inputs=inputs,
             reward=tensors["reward"].to(device) * self.reward_scale,

@@ -18,6 +18,9 @@ from upslope.control.trees import Array
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout, SamplingPolicy
 
+EPISODE_METRICS = ("episode_return", "episode_length")
+"""Means over the episodes that ended."""
+
 
 class HasNormalizers(Protocol):
     """A policy that keeps running moments of observations and rewards, each of which may be None."""
@@ -118,7 +121,7 @@ class Recording:
     """Lists with one entry a step, each ``[N, …]``; they become ``[N, T, …]`` at the end.
 
     ``first_step`` is the environments' when it begins. ``live`` are the rows that are still played, all unless given: only their
-    observations reach the running moments. ``inputs`` hold the action too.
+    observations reach the running moments. ``inputs`` hold the action too, and the observation of a step, which ``steps`` need not keep.
     """
 
     player: Player
@@ -138,10 +141,6 @@ class Recording:
         self.log_prob.append(sample.log_prob)
         return player.to_env(sample.action)
 
-    def add(self, step: Step) -> None:
-        """What the environments answered, apart from the observation, which is the next inputs."""
-        self.steps.append(Step(None, *step[1:]))
-
     def acted(self) -> tuple[dict[str, Tensor], Tensor]:
         """``(inputs, log_prob)``, each ``[N, T, …]``."""
         first, last = self.inputs[0], self.inputs[-1]
@@ -152,29 +151,24 @@ class Recording:
 
     def rollout(self) -> Rollout:
         """The recording as tensors, with the critic's values from one pass over all of it, if the policy has a critic."""
-        envs, steps, normalizer = self.player.envs, self.steps, getattr(self.player.policy, "reward_normalizer", None)
+        player, envs, steps, normalizer = self.player, self.player.envs, self.steps, getattr(self.player.policy, "reward_normalizer", None)
         inputs, log_prob = self.acted()
         if log_prob.shape != (envs.num_envs, len(steps)):
             raise misshapen("sample returned log_prob", log_prob, (envs.num_envs, len(steps)))
-        final = self.player.encode(envs.observation, action_mask=envs.action_mask)
-        final["action"] = inputs["action"][:, -1]
-        extended = {name: torch.cat([tensor, final[name].unsqueeze(1)], 1) for name, tensor in inputs.items()}
-        replaced = self.successors(inputs) if any(step.successors for step in steps) else None
-        value, next_value = values_and_next(self.player, extended, replaced)
+        final = {**player.encode(envs.observation, action_mask=envs.action_mask), "action": inputs["action"][:, -1]}
+        values = player.value({name: torch.cat([tensor, final[name].unsqueeze(1)], 1) for name, tensor in inputs.items()})
+        value, next_value = (None, None) if values is None else (values[:, :-1].contiguous(), values[:, 1:].contiguous())
+        if next_value is not None and any(step.successors for step in steps):
+            put_replaced(player, next_value, inputs["action"], self.successors(inputs))
         names = ("reward", "terminated", "truncated", "mask")
         columns = {name: np.array([getattr(step, name) for step in steps]).T.copy() for name in names}
         columns["reward"] = columns["reward"].astype(np.float32) if normalizer is None else self.normalized(normalizer)
         columns["first_step"] = self.first_step
         tensors: dict[str, Any] = {name: torch.from_numpy(column).to(log_prob.device) for name, column in columns.items()}
         finished = [item for step in steps for item in step.finished]
-        return Rollout(
-            inputs=inputs,
-            behavior_log_prob=log_prob,
-            value=value,
-            next_value=next_value,
-            metrics=episode_metrics(finished) if finished else {"num_episodes": 0.0, **self.reward_per_step()},
-            **tensors,
-        )
+        means = {name: sum(x) / len(x) for name, x in zip(EPISODE_METRICS, zip(*finished, strict=True), strict=False)}
+        metrics = {"num_episodes": float(len(finished)), **(means or self.reward_per_step())}
+        return Rollout(inputs=inputs, behavior_log_prob=log_prob, value=value, next_value=next_value, metrics=metrics, **tensors)
 
     def normalized(self, normalizer: Any) -> Array:
         """``[N, T]`` rewards divided by the running scale that the policy keeps."""
@@ -243,19 +237,13 @@ Replaced = tuple[tuple[Tensor, Tensor], dict[str, Tensor]]
 """Rows and columns ``[K]`` whose true successors the next columns do not show, and the successors' inputs ``[K, …]``."""
 
 
-def values_and_next(player: Player, extended: dict[str, Tensor], replaced: Replaced | None) -> tuple[Tensor | None, Tensor | None]:
-    """``(value, next_value)``, each ``[N, T]``, from inputs ``[N, T + 1, …]``: the next column's value, but for replaced successors."""
-    values = player.value(extended)
-    if values is None:
-        return None, None
-    value, next_value = values[:, :-1].contiguous(), values[:, 1:].contiguous()
-    if replaced is not None:
-        at, after = replaced
-        result = player.value({name: x.unsqueeze(1) for name, x in {**after, "action": extended["action"][at]}.items()})
-        if result is None:
-            raise UsageError("policy: its critic valued the states that it acted in, and gave None for their successors")
-        next_value[at] = result.squeeze(1)
-    return value, next_value
+def put_replaced(player: Player, next_value: Tensor, action: Tensor, replaced: Replaced) -> None:
+    """The critic's values of replaced successors, where ``next_value [N, T]`` has those of the next episodes' first states."""
+    at, after = replaced
+    result = player.value({name: x.unsqueeze(1) for name, x in {**after, "action": action[at]}.items()})
+    if result is None:
+        raise UsageError("policy: its critic valued the states that it acted in, and gave None for their successors")
+    next_value[at] = result.squeeze(1)
 
 
 def misshapen(what: str, tensor: Tensor, expected: tuple[int, ...]) -> UsageError:
@@ -263,12 +251,3 @@ def misshapen(what: str, tensor: Tensor, expected: tuple[int, ...]) -> UsageErro
     return UsageError(
         f"policy: {what} of shape {tuple(tensor.shape)} for a recording of shape {tuple(expected)} (one number for each step)"
     )
-
-
-def episode_metrics(finished: list[tuple[float, int]]) -> Metrics:
-    """Mean return and length of the episodes that ended; without one there is no mean to give."""
-    count = len(finished)
-    if not finished:
-        return {"num_episodes": 0.0}
-    returns, lengths = zip(*finished, strict=True)
-    return {"num_episodes": float(count), "episode_return": sum(returns) / count, "episode_length": sum(lengths) / count}

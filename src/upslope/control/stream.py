@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upslope.control.collect import Collector
 from upslope.control.envs import Envs
-from upslope.control.recording import Player, episode_metrics
+from upslope.control.recording import EPISODE_METRICS, Player
 from upslope.control.trees import Array
 from upslope.errors import require
 from upslope.records import Metrics, SamplingPolicy, State, Transition
@@ -105,5 +105,7 @@ class Stream(Collector):
     def metrics(self) -> Metrics:
         """Number, mean return and mean length of the episodes that ended since the last call; without one the reward per step."""
         finished, rewards, self._finished, self._rewards = self._finished, self._rewards, [], []
-        found = episode_metrics(finished)
-        return found if finished or not rewards or self.envs.clip_reward else {**found, "reward_per_step": sum(rewards) / len(rewards)}
+        means = {name: sum(x) / len(x) for name, x in zip(EPISODE_METRICS, zip(*finished, strict=True), strict=False)}
+        if not finished and rewards and not self.envs.clip_reward:
+            means = {"reward_per_step": sum(rewards) / len(rewards)}
+        return {"num_episodes": float(len(finished)), **means}

@@ -74,11 +74,6 @@ def from_leaves(space: Space[Any], leaf: Callable[[str], Array], path: str = "")
     return leaf(path)
 
 
-def all_finite(array: Array) -> bool:
-    """Whether no number is NaN or infinite; counting is several times as quick as ``.all()`` on the few numbers of a step."""
-    return bool(np.count_nonzero(np.isfinite(array)) == array.size)
-
-
 def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
     """The tree as arrays of the space's dtypes, or a ``ValueError`` that says which part is wrong and how.
 
@@ -102,7 +97,7 @@ def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
         array = array.astype(dtype)
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         check_range(array, space, path)
-    if dtype.kind == "f" and not all_finite(array):
+    if dtype.kind == "f" and not np.isfinite(array).all():
         where = np.argwhere(~np.isfinite(array))[0]
         raise ValueError(
             f"observation{path} is not finite: {array[tuple(where)]} in environment {where[0]}, index {list(map(int, where[1:]))}"

@@ -40,18 +40,9 @@ class ValueScale(nn.Module):
         """Moving or casting the policy leaves the moments where and what they are."""
         return self
 
-    @property
-    def started(self) -> bool:
-        """Whether a return has been seen."""
-        return float(self.count) > 0
-
     def forward(self, y: Tensor) -> Tensor:
         """V from the network's output; y itself at first, when ``mean`` is 0 and ``std`` 1."""
         return y * self.std + self.mean
-
-    def normalized(self, value: Tensor) -> Tensor:
-        """Values or returns as the network says them."""
-        return (value - self.mean) / self.std
 
     @torch.no_grad()
     def follow(self, returns: Tensor, last: nn.Module | None = None) -> None:
@@ -60,14 +51,14 @@ class ValueScale(nn.Module):
         if not bool(returns.isfinite().all()):  # the update says so, and nothing has moved
             return
         count, mean, var = float(self.count) + 1.0, float(returns.mean()), float(returns.var(correction=0))
-        if self.started:
+        if count > 1.0:
             share, old = max(1.0 / count, RATE), float(self.mean)
             var = (1.0 - share) * float(self.std) ** 2 + share * var + share * (1.0 - share) * (mean - old) ** 2
             mean = old + share * (mean - old)
         std = max(var**0.5, MIN_STD * abs(mean))
         if std == 0.0:  # nothing but zeros so far
             return
-        if type(last) is nn.Linear and last.bias is not None and (self.started or bool(last.weight.any())):
+        if type(last) is nn.Linear and last.bias is not None and (count > 1.0 or bool(last.weight.any())):
             last.weight.mul_(float(self.std) / std)
             last.bias.copy_((last.bias.double() * float(self.std) + float(self.mean) - mean) / std)
         self.count.fill_(count)

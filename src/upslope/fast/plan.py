@@ -123,8 +123,7 @@ def linear_layers(network: nn.Module | None) -> tuple[tuple[nn.Linear, ...], int
     """The layers of ``Linear, activation, …, Linear`` and the activation; no layers for no network, None for anything else."""
     if network is None:
         return (), at.TANH
-    sequential = (nn.Sequential, sys.modules["upslope.control.networks"].Dense)
-    modules = list(network) if type(network) in sequential else []  # pyright: ignore[reportArgumentType]
+    modules = list(network) if type(network) is nn.Sequential else []
     linear, between = modules[::2], modules[1::2]
     kinds = {type(module) for module in between}
     if len(modules) % 2 == 0 or len(kinds) > 1 or not kinds <= ACTIVATIONS.keys():

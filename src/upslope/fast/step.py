@@ -69,7 +69,7 @@ class CompiledPolicy(PolicyProxy):
             noise = torch.rand(*lead, generator=generator)
             action = torch.empty(*lead, dtype=torch.int64)
             self.run(observation, legal, mode, noise, action, None, log_prob, value)
-        return Sample(action=action, log_prob=log_prob, value=self.policy._restored(value))
+        return Sample(action=action, log_prob=log_prob, value=self.restored(value))
 
     def tape(self, num_envs: int, num_steps: int) -> Tape:
         """The tape for recordings of this size; one for each size is kept."""
@@ -85,7 +85,11 @@ class CompiledPolicy(PolicyProxy):
             return self.policy.value(inputs)
         value = torch.empty(*observation.shape[:-1])
         self.run(observation, None, at.EVALUATE, None, None, None, None, value)
-        return self.policy._restored(value)
+        return self.restored(value)
+
+    def restored(self, value: Tensor | None) -> Tensor | None:
+        """The value in the units of the rewards from the network's."""
+        return value if value is None or self.policy.value_scale is None else self.policy.value_scale(value)
 
     def act(self, *arguments: Any, **options: Any) -> Any:
         """``MLPPolicy.act`` on the compiled actor."""

@@ -91,7 +91,8 @@ class CompiledUpdate:
         """The compiled objective of this batch; raises where there is none."""
         if batch.sampler_log_prob is not None or cast(Ascent, algorithm.update).micro_batch_size is not None:
             raise NotLowered
-        return self.objectives(algorithm, policy, batch, cast(Any, policy)._restored if self.parts.critic else None)
+        restored = (cast(Any, policy).value_scale or (lambda value: value)) if self.parts.critic else None
+        return self.objectives(algorithm, policy, batch, restored)
 
     def addresses(self, state: AscentState) -> tuple[int, int, int]:
         """Where the plan's numbers lie; the state's parameters must be the parts' own, in one buffer."""

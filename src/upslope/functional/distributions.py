@@ -34,12 +34,8 @@ def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: FORMULAS section 1; ``∂H/∂z_j = −p_j (log p_j + H)``.
     """
-    return -plogp((logits if mask is None else _legal(logits, mask)).log_softmax(-1)).sum(-1)
-
-
-def plogp(log_p: Tensor) -> Tensor:
-    """``p log p`` from ``log p``, elementwise; ``0 · log 0 = 0``, and so is its derivative."""
-    return log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)
+    log_p = (logits if mask is None else _legal(logits, mask)).log_softmax(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 · log 0 = 0, and so is its derivative
 
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:

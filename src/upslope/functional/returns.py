@@ -96,8 +96,8 @@ def gae(
 
     Source: Schulman et al. 2016, eq. 16.
     """
-    check_shapes("reward", reward.shape, truncated=truncated)
-    delta = td_error(reward, value, next_value, terminated, gamma, mask)
+    check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, value=value, next_value=next_value)
+    delta = zero_masked(torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma) - value, mask)
     return zero_masked(scan(delta, gamma * gae_lambda, terminated | truncated, mask), mask)
 
 

@@ -30,7 +30,8 @@ def clip_bounds(clip_range: ClipRange) -> tuple[float, float]:
 
 def token_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
     """``exp Δ_t``, ``Δ = log_prob − behavior_log_prob``, ``[..., T]``; 1 on masked rows. Source: Schulman et al. 2017 (PPO), eq. 6."""
-    return _difference(log_prob, behavior_log_prob, mask).exp()
+    check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, mask=mask)
+    return zero_masked(log_prob - behavior_log_prob, mask).exp()  # masked *before* it is exponentiated: 0 · ∞ would be NaN
 
 
 def sequence_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -181,9 +182,9 @@ def surrogate_metrics(
 
     Source: FORMULAS section 8.
     """
-    check_shapes("log_prob", log_prob.shape, advantage=advantage, weight=weight)
+    check_shapes("log_prob", log_prob.shape, advantage=advantage, weight=weight, behavior_log_prob=behavior_log_prob, mask=mask)
     low, high = clip_bounds(clip_range)
-    difference, masked_advantage = _difference(log_prob, behavior_log_prob, mask), zero_masked(advantage, mask)
+    difference, masked_advantage = zero_masked(log_prob - behavior_log_prob, mask), zero_masked(advantage, mask)
     excess = torch.expm1(difference)  # ratio − 1
     outside = (excess < low - 1.0) | (excess > high - 1.0)
     dead = outside & (difference * masked_advantage > 0)

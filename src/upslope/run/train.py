@@ -14,13 +14,12 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import (
     Adaptive,
     Algorithm,
-    Batch,
     Collector,
     EitherAlgorithm,
     Metrics,
@@ -123,19 +122,7 @@ class RunState:
     @property
     def fraction(self) -> float:
         """How much of the planned run is done, in [0, 1]."""
-        parts = [self.iteration / self.iterations if self.iterations else 0.0]
-        parts += [self.total_steps / self.planned_steps if self.planned_steps else 0.0]
-        return min(1.0, max(parts))
-
-    def count(self, num_steps: int, seconds: float, metrics: Metrics) -> None:
-        """One more iteration, and what it reported."""
-        self.iteration, self.total_steps, self.train_seconds = (
-            self.iteration + 1,
-            self.total_steps + num_steps,
-            self.train_seconds + seconds,
-        )
-        counts = {"iteration": self.iteration, "total_steps": self.total_steps, "train_seconds": self.train_seconds}
-        self.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
+        return min(1.0, max(self.iteration / (self.iterations or math.inf), self.total_steps / (self.planned_steps or math.inf)))
 
 
 COUNTED = ("iteration", "total_steps", "train_seconds", "metrics")
@@ -224,9 +211,7 @@ def train(
             actor: Any = state.policy
             if choose is not None:
                 update, actor = choose(state.algorithm, state.policy)
-            started = time.perf_counter()
-            num_steps, metrics = learn(state, actor) if online else iterate(state, update, actor)
-            state.count(num_steps, time.perf_counter() - started, metrics)
+            iterate(state, update, actor)
             show(state)
             stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
             if any(stops):
@@ -250,22 +235,34 @@ def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunStat
         line.close(state)
 
 
-def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> tuple[int, Metrics]:
-    """Collect, estimate, update: the number of steps, and what was reported. ``actor`` is the policy or its fast twin."""
-    algorithm, collect = cast(Algorithm, state.algorithm), cast(Collector, state.collect)
-    rollout = state.rollout = collect(actor)
-    batch = algorithm.estimate(state.policy, rollout)
-    check_finite(batch, state.iteration)
-    if hasattr(algorithm.update, "set_fraction"):
-        cast(Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
-    metrics = update(algorithm, state.policy, batch, state.update_state)
-    if hasattr(algorithm, "adapted"):
-        state.algorithm = cast(Adaptive, algorithm).adapted(state.policy, batch)
-    return rollout.num_steps, {**rollout.metrics, **batch.metrics, **metrics}
+def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
+    """Collect, estimate, update, count. ``actor`` is the policy or its fast twin."""
+    algorithm, collect, started = cast(Algorithm, state.algorithm), cast(Collector, state.collect), time.perf_counter()
+    if hasattr(algorithm, "learn"):
+        num_steps, metrics = learn(state, actor)
+    else:
+        rollout = state.rollout = collect(actor)
+        batch = algorithm.estimate(state.policy, rollout)
+        for name, tensor in {"advantage": batch.advantage, "returns": batch.returns, "behavior_log_prob": batch.behavior_log_prob}.items():
+            # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
+            if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
+                raise Diverged(f"diverged: {name} is not finite in iteration {state.iteration + 1}; {ADVICE}")
+        if hasattr(algorithm.update, "set_fraction"):
+            cast(Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
+        metrics = {**rollout.metrics, **batch.metrics, **update(algorithm, state.policy, batch, state.update_state)}
+        if hasattr(algorithm, "adapted"):
+            state.algorithm = cast(Adaptive, algorithm).adapted(state.policy, batch)
+        num_steps = int(rollout.mask.sum())
+    seconds = time.perf_counter() - started
+    state.iteration += 1
+    state.total_steps += num_steps
+    state.train_seconds += seconds
+    counts = {"iteration": state.iteration, "total_steps": state.total_steps, "train_seconds": state.train_seconds}
+    state.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
 
 
 def learn(state: RunState, actor: Any) -> tuple[int, Metrics]:
-    """The same of a method that learns at every step."""
+    """The part of an iteration that differs for a method that learns at every step: the number of steps, and what it reports."""
     stream, algorithm = cast(Stream, state.collect), cast(OnlineAlgorithm, state.algorithm)
     if hasattr(algorithm, "set_fraction"):
         cast(Scheduled, algorithm).set_fraction(state.update_state, state.fraction)
@@ -291,12 +288,3 @@ def compiled() -> ModuleType:
     from upslope.fast import twins  # loads the compiler, and Gymnasium for the policies that it knows
 
     return twins
-
-
-def check_finite(batch: Batch, iteration: int) -> None:
-    """Stop before a step that would spoil the policy: an advantage or a return that is not finite."""
-    for name in ("advantage", "returns", "behavior_log_prob"):
-        tensor: Tensor | None = getattr(batch, name)
-        # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
-        if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
-            raise Diverged(f"diverged: {name} is not finite in iteration {iteration + 1}; {ADVICE}")

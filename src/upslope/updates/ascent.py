@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from upslope.updates.flat import FlatParameters
 from upslope.updates.mismatch import at_old_policy
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
 from upslope.updates.state import AscentState, trainable
-from upslope.updates.watch import sample, weights_moved
+from upslope.updates.watch import SAMPLE, weights_moved
 
 Gradients = tuple[list[Tensor], dict[str, Tensor]]
 """Of each target, and what the objective reports."""
@@ -88,11 +88,16 @@ class Ascent:
             follow(batch.returns[batch.mask])  # the critic's units, before it learns; its values stay what they are
         if batch.sampler_log_prob is not None and not self.makes_one_step:
             batch = self.with_old_policy(policy, batch)
-        count, before = min(self.num_minibatches, num_units), sample(state.targets)
+        count = min(self.num_minibatches, num_units)
+        before = [t.detach().reshape(-1)[:: max(1, t.numel() // SAMPLE)].clone() for t in state.targets]
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
         shuffles = (torch.randperm(num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
         for part in itertools.chain.from_iterable(batch.minibatches(shuffle, count) for shuffle in shuffles):
-            gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
+            if self.micro_batch_size is None or self.micro_batch_size >= part.num_units:
+                metrics = self.backward(algorithm, policy, part, state, first=not collected)
+                gradients = state.take_gradients()
+            else:
+                gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
             for name, value in metrics.items():
                 collected[name].append(value)
             if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
@@ -113,16 +118,7 @@ class Ascent:
         return batch.with_old_policy(torch.cat([policy.evaluate(**piece.inputs).log_prob for piece in pieces]))
 
     def accumulate(self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool) -> Gradients:
-        """Gradients of minus the objective on one minibatch, and what it reports."""
-        if self.micro_batch_size is not None and self.micro_batch_size < part.num_units:
-            return self.accumulate_micro_batches(algorithm, policy, part, state, first=first)
-        metrics = self.backward(algorithm, policy, part, state, first=first)
-        return state.take_gradients(), metrics
-
-    def accumulate_micro_batches(
-        self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool
-    ) -> Gradients:
-        """The same in micro-batches, whose sums are the whole."""
+        """Gradients of minus the objective on one minibatch, and what it reports: in micro-batches, whose sums are the whole."""
         totals: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         for piece in micro_batches(part, self.micro_batch_size):
@@ -155,10 +151,8 @@ class Ascent:
         """Clip the norms, move the targets; returns the norm of all before clipping. Nothing moves where it is not finite."""
         groups = [gradients]
         if any(state.critic):
-            ends = list(itertools.accumulate(p.numel() for p in state.parameters[:-1]))
-            pieces: Sequence[Tensor] = gradients if state.flat is None else gradients[0].tensor_split(ends)
-            groups = [[g for g, of in zip(pieces, state.critic, strict=True) if of is critic] for critic in (False, True)]
-            groups = [group for group in groups if group]  # all of the actor may be frozen
+            pieces = gradients if state.flat is None else torch.split(gradients[0], [p.numel() for p in state.parameters])
+            groups = [[g for g, of in zip(pieces, state.critic, strict=True) if of is critic] for critic in sorted(set(state.critic))]
         squares = [torch.stack([g.square().sum() for g in group]).sum() for group in groups]
         norm = torch.stack(squares).sum().sqrt()
         if not math.isfinite(norm.item()):

@@ -23,14 +23,14 @@ def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: 
     """
     if value is None:
         raise UsageError("policy: evaluate() returned no value; use a policy with a value head, or set value_coef or num_value_epochs to 0")
-    mask, returns, old = batch.mask, batch.need("returns"), batch.value
+    returns, old = batch.need("returns"), batch.value
     scale: ReturnScale | None = getattr(policy, "value_scale", None)
     if scale is not None:
-        value, returns = scale.normalized(value), scale.normalized(returns)
-        old = None if old is None else scale.normalized(old)
+        value, returns = (value - scale.mean) / scale.std, (returns - scale.mean) / scale.std
+        old = None if old is None else (old - scale.mean) / scale.std
     if clip_range is None or old is None:
-        return F.squared_error(value, returns, mask)
-    return F.clipped_squared_error(value, returns, old, clip_range, mask)
+        return F.squared_error(value, returns, batch.mask)
+    return F.clipped_squared_error(value, returns, old, clip_range, batch.mask)
 
 
 def of_critic(policy: object, parameters: Sequence[nn.Parameter]) -> tuple[bool, ...]:

@@ -6,6 +6,7 @@ None for every other one, and the update then uses the parameters where they are
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -54,9 +55,12 @@ class FlatParameters:
         inside = self.parameters[places[0] : places[-1] + 1]
         return FlatParameters(self.data[start : start + sum(p.numel() for p in inside)], inside)
 
+    @functools.cached_property
+    def addresses(self) -> list[int]:
+        """Where each parameter begins."""
+        return list(itertools.accumulate((4 * p.numel() for p in self.parameters[:-1]), initial=self.data.data_ptr()))
+
     def rebind(self) -> None:
         """Take parameters that have left the buffer (``module.to``, an assigned ``.data``) back into it, with the values they have now."""
-        ends = itertools.accumulate((4 * p.numel() for p in self.parameters), initial=self.data.data_ptr())
-        if any(p.data_ptr() != address for p, address in zip(self.parameters, ends, strict=False)):
-            self.data.copy_(torch.cat([p.detach().reshape(-1).to(self.data) for p in self.parameters]))
-            self.bind()
+        self.data.copy_(torch.cat([p.detach().reshape(-1).to(self.data) for p in self.parameters]))
+        self.bind()

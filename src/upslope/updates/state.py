@@ -36,7 +36,7 @@ class Trained:
             raise UsageError("policy: a parameter was frozen after training began; freeze it before, so that its update can be left out")
         for p in self.parameters:
             p.grad = None
-        if self.flat is not None:
+        if self.flat is not None and self.flat.addresses != [p.data_ptr() for p in self.parameters]:
             self.flat.rebind()
 
 
