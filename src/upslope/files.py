@@ -37,11 +37,7 @@ def temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write into; it takes ``path``'s place once the block has ended without an exception.
-
-    Raises:
-        RunFault: it cannot be written, and why.
-    """
+    """A new file to write into, which takes ``path``'s place once the block has ended without an exception; RunFault where it cannot."""
     temporary = temporary_beside(path)
     try:
         with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666), "w+b") as file:
@@ -62,11 +58,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into; it takes ``path``'s place once the block has ended without an exception.
-
-    Raises:
-        RunFault: it cannot be written, and why.
-    """
+    """A new folder to write into, which takes ``path``'s place once the block has ended without an exception; RunFault where it cannot."""
     temporary = temporary_beside(path)
     try:
         temporary.mkdir()  # exclusive
@@ -85,10 +77,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
     ``path`` may exist and hold other files, which stay; it is made if it does not. A link inside it in a file's place is replaced.
     Old files and new ones never pass for one model: where more than one changes, its configuration (one of the :data:`KEYS`) is removed
-    first and written last; after a failure before anything is new, all is what it was.
-
-    Raises:
-        RunFault: it cannot be written, and why.
+    first and written last; after a failure before anything is new, all is what it was. RunFault says what cannot be written, and why.
     """
     existed = path.exists()
     temporary = temporary_beside(path.absolute() / "files")

@@ -23,11 +23,7 @@ def find_in_current_folder() -> None:
 
 
 def import_named(module: str, what: str) -> ModuleType:
-    """Import a module that the user named for ``what``.
-
-    Raises:
-        UsageError: it is not there, or importing it failed, with the reason in one line.
-    """
+    """Import a module that the user named for ``what``; UsageError, with the reason in one line, where it is not there or fails."""
     find_in_current_folder()
     try:
         found = importlib.import_module(module)

@@ -9,8 +9,8 @@ from typing import Any
 import upslope
 from upslope.cli.command import Command
 from upslope.cli.flags import REAL, SWITCH, TEXT, Flag, one_of, several
-from upslope.errors import UsageError, require
-from upslope.run.settings import load_object
+from upslope.errors import require
+from upslope.run.settings import instance_of, load_object
 
 KINDS = ("estimator", "surrogate", "algorithm", "policy")
 FLAGS = (
@@ -62,7 +62,7 @@ def kind_of(target: Any) -> str:
 def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """``(fields with mistake, text)``."""
     if isinstance(target, type):
-        target = made(target)
+        target = instance_of(target, f"check: {target.__name__}", "name an instance")
     name = getattr(target, "__name__", type(target).__name__)
     if kind in ("surrogate", "policy"):
         for flag in FLAGS:
@@ -89,15 +89,6 @@ def contract(function: Any, *arguments: Any, **options: Any) -> Any:
     except upslope.testing.ContractError as error:
         return error
     return None
-
-
-def made(target: type) -> Any:
-    try:
-        return target()
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"check: {target.__name__} cannot be made without arguments ({error}); name an instance") from error
 
 
 def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:

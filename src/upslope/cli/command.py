@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from upslope.cli.flags import Flag, documented, parse, shown
-from upslope.errors import UsageError
+from upslope.errors import require
 
 if TYPE_CHECKING:
     from upslope.run.load import Run
@@ -39,8 +39,7 @@ class Command:
             print(f"{usage}\n{section('Flags:', self.flags)}" if self.flags else usage)
             return 0
         plain, given = parse(argv, self.flags, self.most_words)
-        if self.missing and not plain:
-            raise UsageError(self.missing)
+        require(bool(plain) or not self.missing, self.missing)
         return self.work(plain, {flag.name: flag.default for flag in self.flags} | given)
 
 

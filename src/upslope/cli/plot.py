@@ -9,7 +9,7 @@ from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import PATH, Flag
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.run.load import Run
 
 FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write; .svg and .pdf stay sharp at every size"),)
@@ -40,8 +40,7 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
     twice = repeated(runs)
     others |= {str(path): f"same settings and seed as {other}" for path, other in twice.items()}
     runs = [run for run in runs if run.path not in twice]
-    if not runs:
-        raise UsageError("plot: all of these folders hold reports with a picture of their own; name the folder of a run")
+    require(bool(runs), "plot: all of these folders hold reports with a picture of their own; name the folder of a run")
     for folder, reason in others.items():
         print(f"left out {folder}: {reason}", file=sys.stderr)
     draw_comparison(path, runs)

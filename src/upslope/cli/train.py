@@ -218,8 +218,7 @@ def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Pa
 
 def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page) -> int:
     """Every setting of a method; with a task, the task's preset as the defaults."""
-    control = page.world == "control"
-    config = RunConfig.of(name, (plain[0] if plain else "") if control else None, **settings)
+    config = RunConfig.of(name, (plain or [""])[0] if page.world == "control" else None, **settings)
     shown = flags_of(settings_of(*config.parts()))
     print(introduction(page))
     for title, part in zip((f"{type(config.algorithm).__name__}:", *page.titles), config.parts(), strict=True):

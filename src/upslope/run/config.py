@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.run.control_settings import EnvSettings, PolicySettings, RunSettings
 from upslope.run.folder import Output
 from upslope.run.language_settings import LanguageRunSettings, ModelSettings, TaskSettings
@@ -237,8 +237,7 @@ def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Flat settings from a JSON file: a run's ``config.json``, the folder that holds one, or an object of settings."""
     file = path / "config.json" if path.is_dir() else path
-    if not file.exists():
-        raise UsageError(f"config: there is no file {file}")
+    require(file.exists(), f"config: there is no file {file}")
     config = read_json(file)
     if "format_version" in config:
         check_format(file, config)

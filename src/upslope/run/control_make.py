@@ -85,8 +85,7 @@ def check_minibatches(algorithm: Any, collector: Any) -> None:
     for name in ("num_minibatches", "num_value_minibatches"):
         count = getattr(algorithm.update, name, 1)
         if transitions % count:
-            divisors = [d for d in range(1, transitions + 1) if transitions % d == 0]
-            near = min(divisors, key=lambda d: abs(d - count))
+            near = min((d for d in range(1, transitions + 1) if transitions % d == 0), key=lambda d: abs(d - count))
             product = f"{collector.num_envs} environments × {collector.num_steps} steps = {transitions} transitions"
             raise UsageError(f"{name}: {count} does not divide {product}; {near} does")
 

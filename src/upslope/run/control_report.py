@@ -22,10 +22,9 @@ LARGE_PIXEL = 10.0
 
 
 def plan(config: RunConfig, envs: Envs, policy: ActorCritic, stop_at: float | None) -> list[str]:
-    settings = config.settings
-    title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {settings.seed}"
-    watched = stopping(settings, stop_at)
-    return [title, collecting(config), watched, *observing(envs, policy), policy_words(policy, config.policy, settings)]
+    title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {config.settings.seed}"
+    policy_line = policy_words(policy, config.policy, config.settings)
+    return [title, collecting(config), stopping(config.settings, stop_at), *observing(envs, policy), policy_line]
 
 
 def observing(envs: Envs, policy: ActorCritic) -> list[str]:

@@ -41,6 +41,5 @@ def check_device(name: str) -> torch.device:
     require(device.type in ("cpu", "cuda", "mps"), f"device: expected cpu, cuda, cuda:N or mps, found {name!r}")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device: {name!r} is not available, {torch.cuda.device_count()} CUDA devices are; use --device cpu")
-    here = device.type != "mps" or torch.backends.mps.is_available()
-    require(here, "device: 'mps' is not available here; use --device cpu")
+    require(device.type != "mps" or torch.backends.mps.is_available(), "device: 'mps' is not available here; use --device cpu")
     return device

@@ -123,8 +123,7 @@ class Language(World[LanguagePolicy]):
         warm = {} if self.warm_start_iterations is None else {"warm_start_iterations": self.warm_start_iterations}
         with whole_folder(folder.path / name) as inside:
             self.policy.save_pretrained(inside)
-            content = json.dumps({"format_version": FORMAT_VERSION, **progress, **warm})
-            (inside / PROGRESS).write_text(content + "\n", encoding="utf-8")
+            (inside / PROGRESS).write_text(json.dumps({"format_version": FORMAT_VERSION, **progress, **warm}) + "\n", encoding="utf-8")
 
     def plan(self) -> list[str]:
         return report.plan(self.config, self.target, self.task, self.policy, self.collect, self.num_long)
@@ -171,8 +170,7 @@ class Language(World[LanguagePolicy]):
             session.save_in_time()
             return session.stopped or (state.iteration % 10 == 0 and reached())
 
-        fresh = self.config.policy.model == "tiny"  # whose answers nobody need look at
-        if not fresh and reached():
+        if self.config.policy.model != "tiny" and reached():  # at the answers of a fresh one nobody need look
             session.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
             return
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
@@ -191,11 +189,7 @@ class Language(World[LanguagePolicy]):
         return {name: getattr(self, name) for name in BEFORE}
 
     def load_state_dict(self, state: State, folder: RunFolder) -> None:
-        """Go on: the reference is what it was when the run began.
-
-        Raises:
-            UsageError: the reference cannot be had again.
-        """
+        """Go on: the reference is what it was when the run began, or UsageError says that it cannot be had again."""
         for name in BEFORE:
             setattr(self, name, state[name])
         if not isinstance(getattr(self.collect, "reference", None), FrozenAtStart):

@@ -33,9 +33,8 @@ def fitted(config: RunConfig, policy: LanguagePolicy, task: Task | None) -> tupl
     how = config.problem.long_prompts
     if task is None or (config.needs.scores_texts and how == "error"):  # a model that scores is asked no prompt
         return task, 0
-    recorded = isinstance(config.collector, RecordedSettings)
     max_tokens = getattr(config.collector, "max_tokens", None) or task.max_tokens
-    return fit_task(policy, task, max_tokens, how, recorded=recorded)
+    return fit_task(policy, task, max_tokens, how, recorded=isinstance(config.collector, RecordedSettings))
 
 
 def make_task(config: RunConfig) -> Task | None:

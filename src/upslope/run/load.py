@@ -221,8 +221,7 @@ def load_state(policy: Any, state: dict[str, Any], path: Path) -> None:
     expected = policy.state_dict()
     for key in sorted(expected.keys() | state.keys()):
         found, wanted = ("nothing" if t is None else f"shape {list(t.shape)}" for t in (state.get(key), expected.get(key)))
-        if found != wanted:
-            raise UsageError(f"{path}: {key}: expected {wanted}, found {found}; it belongs to another policy")
+        require(found == wanted, f"{path}: {key}: expected {wanted}, found {found}; it belongs to another policy")
         if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
             raise damaged(path, f"{key} holds a number that is not finite")
     policy.load_state_dict(state)
@@ -241,8 +240,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if not path.exists():
-        raise UsageError(f"run folder {path.parent}: it has no {path.name}")
+    require(path.exists(), f"run folder {path.parent}: it has no {path.name}")
     check_inside(path)
     try:
         return load(path.read_bytes())

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from upslope.errors import UsageError, missing_extra
 from upslope.run.settings import flattened, load_object
@@ -21,12 +21,8 @@ from upslope.run.settings import flattened, load_object
 Row = Mapping[str, Any]
 
 
-class Logger(Protocol):
-    """Takes one row per iteration; its ``close()``, where it has one, is called at the end."""
-
-    def __call__(self, row: Row) -> object: ...
-
-
+Logger = Callable[[Row], object]
+"""Takes one row per iteration; its ``close()``, where it has one, is called at the end."""
 MakesLogger = Callable[[Path, Mapping[str, Any]], Logger]
 """A logger's class: called with the run folder and the configuration."""
 GivenLogger = Logger | MakesLogger

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import UsageError, require, unknown
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.language_settings import CompletionsSettings, RecordedSettings
-from upslope.run.settings import load_object
+from upslope.run.settings import instance_of, load_object
 
 if TYPE_CHECKING:  # it loads PyTorch, which no help page needs
     from upslope.records import EitherAlgorithm
@@ -173,22 +173,15 @@ def algorithm_named(name: str, world: str) -> Any:
 
 def made(found: Any, name: str) -> Any:
     """The algorithm that a user's name stands for: an instance, or a class with a default for every field; UsageError for what it lacks."""
-    if isinstance(found, type):
-        try:
-            found = found()
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(f"algorithm: {name} cannot be made without arguments ({error}); give every field a default") from error
-    check_algorithm(found, name)
-    return found
+    algorithm = instance_of(found, f"algorithm: {name}", "give every field a default")
+    check_algorithm(algorithm, name)
+    return algorithm
 
 
 def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
     """Refuse what lacks a member that the loop will ask for."""
     wanted = ("learn", "start") if hasattr(algorithm, "learn") else ("estimate", "objective", "update")
     missing = [member for member in wanted if not hasattr(algorithm, member)]
-    if missing:
-        raise UsageError(f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")
+    require(not missing, f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")
     what = "no dataclass, so nothing says what its settings are; write @dataclass(frozen=True) above it"
     require(is_dataclass(algorithm), f"algorithm: {name} is {what}")

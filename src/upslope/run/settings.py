@@ -159,6 +159,16 @@ def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
     return shipped[text]
 
 
+def instance_of(found: Any, what: str, hint: str) -> Any:
+    """What a name stands for, made with every default where it is a class; UsageError, which ends with the hint, where that fails."""
+    try:
+        return found() if isinstance(found, type) else found
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what} cannot be made without arguments ({error}); {hint}") from error
+
+
 def load_object(text: str, what: str) -> Any:
     """Import ``module`` of ``module:name`` and return its ``name``; raises :class:`UsageError` with what went wrong."""
     module_name, _, name = text.partition(":")

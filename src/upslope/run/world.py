@@ -73,11 +73,7 @@ class World(Protocol[PolicyT]):
 
     @classmethod
     def prepare(cls, config: RunConfig) -> Self:
-        """Make what the run needs, and check all that can be known before the first step.
-
-        Raises:
-            UsageError: whatever cannot work, in one line.
-        """
+        """Make what the run needs; UsageError says in one line whatever cannot work, as far as it is known before the first step."""
         ...
 
     def recorded(self) -> dict[str, Any]:

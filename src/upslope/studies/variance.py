@@ -166,8 +166,7 @@ def unit_gradients(algorithm: Algorithm, policy: Policy, rollout: Rollout, *, un
     scale = units * steps / (total * episodes) if total > 0 else 0.0
     batch = replace(batch, weight=batch.weight * scale)
     parts = torch.arange(len(batch.mask)).tensor_split(units)
-    found = [flat_gradient(algorithm.objective(policy, batch.select(part))[0], policy).double() for part in parts]
-    return torch.stack(found)
+    return torch.stack([flat_gradient(algorithm.objective(policy, batch.select(part))[0], policy).double() for part in parts])
 
 
 # ------------------------------------------------------------------------------------------------------------ rollouts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError, require
-from upslope.records import Policy, missing_member
+from upslope.records import Policy, offers
 from upslope.tabular.arguments import check_whole
 from upslope.tabular.chains import TabularPolicy, chain, policy_table, reachable
 from upslope.tabular.enumeration import flat_gradient, trajectories
@@ -81,8 +81,7 @@ def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, horizon: int = 1) -
     Raises UsageError for more than a million trajectories. Source: Williams 1992 for the score; SB section 13.6 for the setting.
     """
     check_whole("horizon", horizon)
-    if missing_member(policy, Policy) is not None:
-        raise UsageError(f"policy: expected one with evaluate, found {type(policy).__name__}")
+    require(offers(policy, Policy), f"policy: expected one with evaluate, found {type(policy).__name__}")
     with torch.no_grad():
         d, average, v = stationary_distribution(mdp, policy), objective(mdp, policy), value(mdp, policy)
     states, actions, dynamics = trajectories(mdp, horizon, d)

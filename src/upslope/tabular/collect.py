@@ -52,8 +52,7 @@ class Collector:
 
     def begin(self, rows: Tensor) -> None:
         """New episodes in these rows (bool ``[N]``)."""
-        first = self.draw(self.mdp.start.expand(self.num_rows, -1))
-        self.state = torch.where(rows, first, self.state)
+        self.state = torch.where(rows, self.draw(self.mdp.start.expand(self.num_rows, -1)), self.state)
         self.time = self.time.masked_fill(rows, 0)
 
     def check(self, policy: SamplingPolicy) -> None:

@@ -94,8 +94,7 @@ def expected_gradient(estimator: Any, policy: Policy, rollouts: Rollout, probabi
             reason = "it looks at all episodes of a batch together; switch it off for an expectation over single ones"
             raise UsageError(f"normalize_advantage: {reason}")
         batch = estimator.estimate(policy, rollouts)
-        weight = probability.unsqueeze(-1) * batch.mask
-        total, _ = estimator.objective(policy, replace(batch, weight=weight))
+        total, _ = estimator.objective(policy, replace(batch, weight=probability.unsqueeze(-1) * batch.mask))
         return flat_gradient(total, policy)
     return flat_gradient((probability * per_episode(estimator, policy, rollouts)).sum(), policy)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError
+from upslope.errors import require
 from upslope.tabular.arguments import as_tensor, check_number
 from upslope.tabular.chains import TabularPolicy, chain, check_ends, policy_table
 from upslope.tabular.mdp import MDP, TOLERANCE
@@ -25,8 +25,7 @@ def value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """
     transition, reward = chain(mdp, policy)
     lost = check_ends(mdp, transition, gamma)
-    found = torch.linalg.solve(system(transition, gamma, lost), reward)
-    return found.masked_fill(lost, torch.nan)
+    return torch.linalg.solve(system(transition, gamma, lost), reward).masked_fill(lost, torch.nan)
 
 
 def action_value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
@@ -79,15 +78,12 @@ def regularized_optimum(reward: Any, reference: Any, kl_coef: float) -> Tensor:
     not finite and a reference that is no distribution.
     """
     check_number("kl_coef", kl_coef)
-    if kl_coef <= 0:
-        raise UsageError(f"kl_coef: expected a number > 0, found {kl_coef}")
+    require(kl_coef > 0, f"kl_coef: expected a number > 0, found {kl_coef}")
     r, p = as_tensor("reward", reward), as_tensor("reference", reference)
-    if r.shape != p.shape:
-        raise UsageError(f"reference: expected shape {list(r.shape)} like reward, found {list(p.shape)}")
-    if not bool(r.isfinite().all()):
-        raise UsageError(f"reward: expected finite numbers, found {r.tolist()}")
-    if not bool((p >= 0).all() and ((p.sum(-1) - 1.0).abs() <= TOLERANCE).all()):
-        raise UsageError(f"reference: expected probabilities ≥ 0 that sum to 1, found {p.tolist()}")
+    require(r.shape == p.shape, f"reference: expected shape {list(r.shape)} like reward, found {list(p.shape)}")
+    require(bool(r.isfinite().all()), f"reward: expected finite numbers, found {r.tolist()}")
+    proper = bool((p >= 0).all() and ((p.sum(-1) - 1.0).abs() <= TOLERANCE).all())
+    require(proper, f"reference: expected probabilities ≥ 0 that sum to 1, found {p.tolist()}")
     return (p.log() + r / kl_coef).softmax(-1)
 
 

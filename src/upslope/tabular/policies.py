@@ -144,8 +144,7 @@ def network_policy(
     for width in hidden_sizes:
         check_whole("hidden_sizes", width)
     sizes = (x.shape[1], *hidden_sizes)
-    preferences = network((*sizes, mdp.num_actions), generator)
-    return SoftmaxPolicy(preferences, x, value=network((*sizes, 1), generator) if critic else None)
+    return SoftmaxPolicy(network((*sizes, mdp.num_actions), generator), x, value=network((*sizes, 1), generator) if critic else None)
 
 
 def checked_features(mdp: MDP, features: Any) -> Tensor:

@@ -103,8 +103,7 @@ def ring(num_states: int = 5, *, slip: float = 0.1, rest: float = 0.05, time_lim
         transition[state, GO, (state + 1) % num_states] = 1.0 - slip
     reward = torch.tensor([[rest, 0.0]], dtype=torch.float64).repeat(num_states, 1)
     reward[-1, GO] = 1.0 - slip
-    start = torch.eye(num_states, dtype=torch.float64)[0]
-    return MDP(transition, reward, start, torch.zeros(num_states), time_limit)
+    return MDP(transition, reward, torch.eye(num_states, dtype=torch.float64)[0], torch.zeros(num_states), time_limit)
 
 
 def loop(time_limit: int | None = 5) -> MDP:

@@ -58,8 +58,7 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
         for other in masked_otherwise(rollout):
             hidden = same(run(p.policy, other).gradient, run(p.policy, rollout).gradient)
             expect(hidden, f"algorithm: masked steps leak into the gradient; {hint}")
-        alike = replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask)
-        run(p.policy, alike)
+        run(p.policy, replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask))
         expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
 
 
@@ -77,8 +76,7 @@ def masked_otherwise(rollout: Rollout) -> Iterator[Rollout]:
             for name in ("value", "next_value", "behavior_log_prob", "reference_log_prob")
             if (x := getattr(rollout, name)) is not None
         }
-        action = rollout.inputs["action"].masked_fill(~rollout.mask, 1)
-        yield replace(rollout, inputs={**rollout.inputs, "action": action}, **changes)
+        yield replace(rollout, inputs={**rollout.inputs, "action": rollout.inputs["action"].masked_fill(~rollout.mask, 1)}, **changes)
 
 
 def check_estimate(run: Estimator, p: Probe, rollout: Rollout) -> Batch:
@@ -138,6 +136,5 @@ def check_weights(run: Estimator, p: Probe, batch: Batch) -> None:
     expect(same(halves, whole), "algorithm: micro-batches do not add up to the batch; statistics of a batch belong into estimate")
     if batch.num_units < 2:
         return
-    parts = batch.minibatches(torch.arange(batch.num_units), 2)
-    first, second = (of(part) * (part.num_units / batch.num_units) for part in parts)
+    first, second = (of(x) * (x.num_units / batch.num_units) for x in batch.minibatches(torch.arange(batch.num_units), 2))
     expect(same(first + second, whole), "algorithm: minibatches, scaled to the batch's size, do not average to the batch")

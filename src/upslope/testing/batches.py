@@ -180,8 +180,7 @@ def comparison(case: Case, log: Log) -> None:
     chosen = 1.0 - p.policy.probabilities()[:3, 0].detach()
 
     def read(scores: Tensor) -> Tensor:
-        gradient = case.plain.on(p, (0, 2, 4), reward=scores.view(1, 3, 1))
-        return case.sign * gradient.view(-1, 2)[:3, 0] / chosen
+        return case.sign * case.plain.on(p, (0, 2, 4), reward=scores.view(1, 3, 1)).view(-1, 2)[:3, 0] / chosen
 
     def baseline(scores: Tensor) -> tuple[float, bool]:
         credit = read(scores)

@@ -132,8 +132,7 @@ def separate(plain: Estimator, main: Probe) -> bool:
         total = plain.on(main, (1,)) + plain.on(main, (6,))
     except UsageError:
         return False
-    both = plain.on(main, (1, 6))
-    return bool(total.norm() > 0) and separately(both, total)
+    return bool(total.norm() > 0) and separately(plain.on(main, (1, 6)), total)
 
 
 def separately(both: Tensor, total: Tensor) -> bool:

@@ -104,8 +104,7 @@ def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: to
     leading = sample.action.shape[:2] == shape
     expect(leading, f"policy: sample's action has shape {list(sample.action.shape)}; it begins with {list(shape)}")
     expect(bool(sample.log_prob.isfinite().all()), "policy: a sampled action has a log_prob that is not finite")
-    again = drawn(policy, inputs, seed)
-    repeated = torch.equal(sample.action, again.action)
+    repeated = torch.equal(sample.action, drawn(policy, inputs, seed).action)
     expect(repeated, "policy: the same generator gave other actions; draw from the generator that sample is given")
     expect(torch.equal(randomness, torch.get_rng_state()), "policy: sample moved torch's global random state; draw from the generator only")
     return sample
