@@ -76,6 +76,16 @@ def test_a_damaged_one_is_passed_over_in_one_line(tmp_path: Path):
         newest(tmp_path)
 
 
+def test_one_under_the_name_of_another_is_damaged(tmp_path: Path):
+    for iteration in (1, 2):
+        write(tmp_path, iteration, {"iteration": iteration})
+    newer, older = listed(tmp_path)
+    for path in older.iterdir():
+        (newer / path.name).write_bytes(path.read_bytes())
+    found = newest(tmp_path)
+    assert (found.path, len(found.passed_over)) == (older, 1)
+
+
 def test_without_one_there_is_none(tmp_path: Path):
     assert newest(tmp_path) is None
 

@@ -108,6 +108,15 @@ def test_rows_that_are_lost_are_an_error(tmp_path: Path, cli: Command):
     assert "rows are lost" in bad(cli("resume", tmp_path / "run"))
 
 
+@pytest.mark.parametrize("found, put", [('"iteration": 4', '"iteration": 5'), ('"total_steps": 32', '"total_steps": {2'), (": ", ":\xff")])
+def test_rows_that_are_not_those_of_the_checkpoint_are_an_error(found: str, put: str, tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 4)
+    path = tmp_path / "run" / "metrics.jsonl"
+    assert found in path.read_text()
+    path.write_text(path.read_text().replace(found, put, 1), encoding="latin-1")
+    assert "metrics.jsonl is damaged: " in bad(cli("resume", tmp_path / "run"))
+
+
 def test_a_signal_leaves_a_checkpoint_of_its_iteration(tmp_path: Path):
     run, words = tmp_path / "run", ["-m", "upslope", "train", "ppo", "CartPole-v1", "--total-steps", "1e7", "--quiet", "--out"]
     with python([*words, run]) as process:
@@ -179,7 +188,7 @@ def test_a_resume_that_fails_changes_nothing(tmp_path: Path, cli: Command):
     assert "it is the state of another run" in bad(cli("resume", run, "--env", "Acrobot-v1", "--total-steps", "1280"))
     assert contents(run) == before
     state = newest(run).state
-    for name in ("session", "world", "files"):
+    for name in ("session", "world", "files", "surroundings"):
         write(run, 4, {key: value for key, value in state.items() if key != name})
         before = contents(run)
         assert "checkpoint" in bad(cli("resume", run, "--total-steps", "1280")).replace("damaged", "checkpoint")

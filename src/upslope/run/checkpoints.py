@@ -1,8 +1,8 @@
 """A run's whole state on disk: whole or not at all, verified before it is read, and nothing in it is code.
 
 A checkpoint is a folder ``checkpoints/iteration-00000012`` with ``tensors.safetensors``, ``state.json`` (everything else, with the places
-of the tensors), and ``manifest.json``: each file's size and SHA-256, written last. The folder is filled under a temporary name, flushed
-to the disk and renamed. The reader takes the newest whose manifest verifies, and names those that it passed over.
+of the tensors), and ``manifest.json``: its name, each file's size and SHA-256, written last. The folder is filled under a temporary name,
+flushed to the disk and renamed. The reader takes the newest whose manifest verifies, and names those that it passed over.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def write(run: Path, iteration: int, state: State) -> Path:
     with files.whole_folder(path) as inside:
         for name, data in content.items():
             (inside / name).write_bytes(data)
-        (inside / MANIFEST).write_bytes(manifest_of(content))
+        (inside / MANIFEST).write_bytes(manifest_of(content, path.name))
     with contextlib.suppress(OSError):  # where a folder cannot be opened, as on Windows
         files.on_disk(path.parent)
     for older in listed(run)[KEPT:]:
@@ -123,10 +123,11 @@ def write(run: Path, iteration: int, state: State) -> Path:
     return path
 
 
-def manifest_of(content: Mapping[str, bytes]) -> bytes:
-    """Each file's size and SHA-256, and the SHA-256 of all that."""
+def manifest_of(content: Mapping[str, bytes], checkpoint: str) -> bytes:
+    """The checkpoint's name, each file's size and SHA-256, and the SHA-256 of all that."""
     entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(content.items())}
-    return json.dumps({"files": entries, "sha256": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}).encode()
+    described = {"checkpoint": checkpoint, "files": entries}
+    return json.dumps({**described, "sha256": hashlib.sha256(json.dumps(described).encode()).hexdigest()}).encode()
 
 
 def listed(run: Path) -> list[Path]:
@@ -159,7 +160,7 @@ def read(path: Path) -> State:
             if (path / name).stat().st_size != promised[name]["size"]:
                 raise damaged(path, "its files are not those that its manifest describes")
         content = {name: (path / name).read_bytes() for name in (STATE, TENSORS)}
-        if (path / MANIFEST).read_bytes() != manifest_of(content):
+        if (path / MANIFEST).read_bytes() != manifest_of(content, path.name):
             raise damaged(path, "its files are not those that its manifest describes")
         return cast("State", decoded(json.loads(content[STATE]), load(content[TENSORS])))
     except UsageError:

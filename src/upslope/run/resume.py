@@ -56,7 +56,8 @@ class Stopped:
             )
         unit = "iterations" if config.world == "language" else "total_steps"
         try:
-            done, reached = found.state["run"]["iteration" if unit == "iterations" else unit], found.state["session"]["reached"]
+            state, reached, _ = found.state["run"], found.state["session"]["reached"], found.state["surroundings"]
+            done = state["iteration" if unit == "iterations" else unit]
         except (KeyError, TypeError) as error:
             raise damaged(found.path, f"it holds no {error}") from error
         planned, finished = getattr(config.settings, unit), run.summary is not None and run.summary.get("status") == "finished"
@@ -123,23 +124,27 @@ def sizes(folder: Path) -> dict[str, int]:
     return found
 
 
-def rows_until(folder: Path, lengths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The rows of metrics up to the checkpoint; nothing is changed.
+def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
+    """The rows of metrics up to the checkpoint with this state; nothing is changed.
 
     Raises:
-        UsageError: a growing file is a link, or shorter than it was, so rows are lost.
+        UsageError: a growing file is a link, or shorter than it was, so rows are lost; or they are not this run's.
     """
+    lengths: dict[str, int] = state["files"]
     for path in (folder / name for name in GROWING):
         length, found = lengths.get(path.name, 0), path.stat().st_size if path.is_file() else 0
         if path.is_symlink():
             raise UsageError(f"{path}: this is a link, which is not followed; put the file itself there")
         if found < length:
             raise UsageError(f"{path} is damaged: it holds {found:,} bytes, the checkpoint was written behind {length:,}; rows are lost")
-    length = lengths.get(GROWING[0], 0)
-    if not length:
-        return []
-    with (folder / GROWING[0]).open("rb") as file:
-        return [json.loads(line) for line in file.read(length).splitlines()]
+    path = folder / GROWING[0]
+    try:
+        rows = [json.loads(line) for line in path.read_bytes()[: lengths[path.name]].splitlines()]
+    except ValueError as error:
+        raise damaged(path, f"a row in front of the checkpoint is not JSON ({error})") from error
+    if any(rows[-1][name] != state["run"][name] for name in ("iteration", "total_steps", "train_seconds")):
+        raise damaged(path, "the row that the checkpoint was written behind is another one")
+    return rows
 
 
 def cut(folder: Path, lengths: Mapping[str, int]) -> None:

@@ -316,7 +316,7 @@ class Session:
         self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
         self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
         self.seconds_before = state["seconds"]
-        for row in rows_until(self.folder.path, state["files"]):
+        for row in rows_until(self.folder.path, state):
             self.row = row
             self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
         self.world.load_state_dict(state["world"], self.folder)
