@@ -57,7 +57,7 @@ def run_upslope(arguments: list[str], core: int) -> Record:
 
 def fast_bf16(core: int) -> bool:
     """Whether this processor multiplies matrices of bf16 in hardware, by which upslope chooses."""
-    _, output = run([OURS / "python", "-c", "from upslope.language.precision import preferred; print(preferred('cpu'))"], core)
+    _, output = run([OURS / "python", "-c", "from upslope.language.machine import preferred; print(preferred('cpu'))"], core)
     return output.strip().endswith("bfloat16")
 
 

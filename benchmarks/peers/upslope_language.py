@@ -193,7 +193,7 @@ def main() -> None:
     import torch
 
     from upslope.language import LanguagePolicy
-    from upslope.language.precision import preferred
+    from upslope.language.machine import preferred
 
     torch.set_num_threads(args.threads)
     chosen = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]

@@ -262,7 +262,7 @@ class HasScore(Protocol):
 
 
 class ReturnScale(Protocol):
-    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.value_scale.ValueScale`).
+    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.normalize.ValueScale`).
 
     ``count`` is 0 until there are some.
     """

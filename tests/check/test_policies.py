@@ -7,7 +7,7 @@ from torch import nn
 
 from upslope import UsageError, control, tabular
 from upslope import functional as F
-from upslope.control.box_heads import SquashedGaussian
+from upslope.control.heads import SquashedGaussian
 from upslope.records import Evaluation, Sample
 from upslope.testing import ContractError, check_policy
 

@@ -14,7 +14,7 @@ from tests.cli.test_bad_input import one_line
 from tests.cli.test_language_bad_input import GRPO, SHORT
 from upslope import Run, UsageError
 from upslope.cli.train import check_alone
-from upslope.language import precision
+from upslope.language import machine
 from upslope.language.tiny import character_tokenizer
 
 
@@ -29,14 +29,14 @@ def bloom(tmp_path: Path) -> Path:
 
 
 def test_the_plan_says_how_passes_run_and_evaluate_takes_the_same_precision(cli: Command, bloom: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
     answer = cli("train", "grpo", "--model", bloom, "--task", "addition", *SHORT, "--max-tokens", "3", "--out", "run")
     assert answer.code == 0, answer
     assert "passes in bfloat16" in answer.out
     assert "  attention: plain, one row at a time, because " in answer.out
     assert "  dropout: off, though the model's configuration says hidden_dropout 0.1: what samples" in answer.out
     assert json.loads(Path("run/config.json").read_text())["policy"]["compute_dtype"] == "bfloat16"
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)  # as if on another processor
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: False)  # as if on another processor
     assert Run.load("run").policy.compute_dtype == torch.bfloat16
 
 

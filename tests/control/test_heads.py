@@ -10,17 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, distributions
 
-from upslope.control.heads import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    Distribution,
-    Gaussian,
-    Head,
-    MultiCategorical,
-    SquashedGaussian,
-    head_for,
-)
+from upslope.control.heads import Bernoulli, Beta, Categorical, Distribution, Gaussian, Head, MultiCategorical, SquashedGaussian, head_for
 from upslope.errors import UsageError
 
 LOW, HIGH = (-1.0, -2.0, 0.5), (1.0, 3.0, 0.75)

@@ -17,7 +17,7 @@ from torch import nn
 from tests.fast.cases import close_to_rounding, make_batch, make_policy
 from upslope import A2C, PPO, REINFORCE, TRPO, OffPolicyGradient, OnlineActorCritic, UsageError, control, train
 from upslope.control import ActorCritic, CNNPolicy, Envs, LinearPolicy, MLPPolicy, evaluate, policy_from_description
-from upslope.control.value_scale import MIN_STD, ValueScale
+from upslope.control.normalize import MIN_STD, ValueScale
 from upslope.fast.twins import fast_update
 from upslope.run.config import RunConfig
 from upslope.updates import Ascent

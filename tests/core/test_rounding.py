@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from upslope.updates.rounding import stochastically_rounded
+from upslope.updates.state import stochastically_rounded
 
 
 @pytest.mark.parametrize("value", [1.0 + 2.0**-9, -0.1, 3.3e-7, 1234.567, -(2.0**-130) * 1.3])

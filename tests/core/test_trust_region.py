@@ -12,9 +12,9 @@ from torch import nn
 
 from upslope import NPG, TRPO, Diverged, NaturalGradient, TrustRegion, UsageError, control, train
 from upslope.control import ActorCritic, MLPPolicy
-from upslope.control.box_heads import Gaussian
+from upslope.control.heads import Gaussian
 from upslope.records import Batch
-from upslope.updates.fisher import conjugate_gradient, fisher_product, hessian_product, mean_kl, reached
+from upslope.updates.fisher import NEEDED, conjugate_gradient, detached, distribution_of, fisher_product, flatten, mean_kl, reached
 
 SEEN = spaces.Box(-1, 1, (3,))
 ACTIONS = {
@@ -25,6 +25,15 @@ ACTIONS = {
     "squashed": spaces.Box(-1, 1, (2,)),
     "beta": spaces.Box(-1, 1, (2,)),
 }
+
+
+def hessian_product(policy, batch, parameters):
+    """``v ↦ ∇((∇ mean-KL)ᵀ v)``, ``[P] → [P]``: the definition."""
+    new = distribution_of(policy, batch.inputs, otherwise=NEEDED)
+    slope = flatten(torch.autograd.grad(mean_kl(detached(new), new, batch), parameters, create_graph=True), parameters)
+    return lambda v: flatten(torch.autograd.grad(slope @ v, parameters, retain_graph=True), parameters)
+
+
 PRODUCTS = [fisher_product, hessian_product]
 
 

@@ -23,9 +23,10 @@ from upslope.language import (
     labeled,
     preference_pairs,
 )
-from upslope.language.collect import Order, check_room, joined, padded
+from upslope.language.collect import Order, joined, padded
+from upslope.language.engine import check_prompts
+from upslope.language.evaluate import score_with
 from upslope.language.problems import Task
-from upslope.language.scoring import score_with
 from upslope.updates.mismatch import at_old_policy
 
 QUICK = {"group_size": 4, "max_tokens": 6, "num_prompts": 3}
@@ -381,9 +382,9 @@ def test_arguments_are_refused_in_one_line(options, message):
 
 def test_prompts_that_do_not_fit_are_refused_before_anything_is_sampled():
     policy = policy_for()
-    check_room(policy, ["a" * 58], 6)
+    check_prompts(policy, policy.encode_all(["a" * 58]), 6)
     with pytest.raises(UsageError, match=r"prompts\[1\]: its 59 tokens and max_tokens 6 exceed the model's context of 64"):
-        check_room(policy, ["a", "a" * 59], 6)
+        check_prompts(policy, policy.encode_all(["a", "a" * 59]), 6)
 
 
 # the reference

@@ -12,7 +12,7 @@ from upslope.errors import UsageError
 from upslope.language import EmbeddedEngine, LanguagePolicy, engine, product
 from upslope.language.collect import padded
 from upslope.language.engine import Decoding
-from upslope.language.sampling import inverse_cdf, locate_in_cdf
+from upslope.language.head import inverse_cdf, locate_in_cdf
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [5, 6, 7], [30, 31, 32, 33]]
 

@@ -8,7 +8,7 @@ import transformers as tf
 from tests.language.models import SIZES, TOKENIZER, model_of, plain, policy_of, texts
 from upslope import GRPO, SFT, Ascent, train
 from upslope.errors import UsageError
-from upslope.language import Completions, EmbeddedEngine, LanguagePolicy, demonstrations, precision, pretrained
+from upslope.language import Completions, EmbeddedEngine, LanguagePolicy, demonstrations, machine, pretrained
 from upslope.language.masters import dropout_of, masters
 
 EXACT = {"compute_dtype": torch.float32}
@@ -97,14 +97,14 @@ def test_precision_is_what_the_processor_has_instructions_for(monkeypatch):
     def processor(amx, avx512):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-        return precision.preferred("cpu")
+        return machine.preferred("cpu")
 
-    assert processor(False, False) == precision.preferred("meta") == torch.float32
-    assert processor(True, False) == processor(False, True) == precision.preferred(torch.device("cpu")) == torch.bfloat16
+    assert processor(False, False) == machine.preferred("meta") == torch.float32
+    assert processor(True, False) == processor(False, True) == machine.preferred(torch.device("cpu")) == torch.bfloat16
     assert LanguagePolicy(model_of("llama"), TOKENIZER).compute_dtype == torch.bfloat16
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert precision.preferred("cpu") == torch.float32  # a PyTorch that cannot ask
+    assert machine.preferred("cpu") == torch.float32  # a PyTorch that cannot ask
 
 
 def test_layers_that_must_stay_exact_are_not_rounded():

@@ -33,10 +33,10 @@ from upslope.language import (
     preference_pairs,
 )
 from upslope.language.checks import exact_match
+from upslope.language.evaluate import score_with
 from upslope.language.problems import Task
 from upslope.language.recorded import Recorded
 from upslope.language.rendering import Rendering
-from upslope.language.scoring import score_with
 
 ASKED = [{"role": "user", "content": "hi there"}]
 LONGER = [*ASKED, {"role": "assistant", "content": "Hello world"}, {"role": "user", "content": "say it again"}]

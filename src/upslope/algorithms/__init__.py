@@ -16,20 +16,6 @@ from upslope.algorithms.sft import SFT
 from upslope.algorithms.trpo import NPG, TRPO
 
 __all__ = [
-    "A2C",
-    "DPO",
-    "GRPO",
-    "KTO",
-    "NPG",
-    "PPO",
-    "REINFORCE",
-    "RLOO",
-    "SARSA",
-    "SFT",
-    "TRPO",
-    "AllActions",
-    "ContinuingActorCritic",
-    "OffPolicyGradient",
-    "OnlineActorCritic",
-    "RewardModeling",
-]
+    "A2C", "DPO", "GRPO", "KTO", "NPG", "PPO", "REINFORCE", "RLOO", "SARSA", "SFT", "TRPO", "AllActions", "ContinuingActorCritic",
+    "OffPolicyGradient", "OnlineActorCritic", "RewardModeling",
+]  # fmt: skip

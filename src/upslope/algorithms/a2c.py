@@ -5,21 +5,12 @@
 Left out: RMSprop and separate workers. Online actor–critic with traces is another algorithm, with its own loop.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_fraction,
-    check_not_negative,
-    check_one_pass,
-    critic_values,
-    in_spreads,
-    policy_metrics,
-)
+from upslope.algorithms.common import advantage_and_returns, check_fractions, check_not_negative, check_one_pass, in_spreads, policy_metrics
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent, linear
 from upslope.updates.critic import value_error
@@ -44,19 +35,13 @@ class A2C:
     """how parameters move; one step per batch has no epochs to stop, so the schedule is what holds a trained policy"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
-        check_fraction("gae_lambda", self.gae_lambda)
+        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
         check_one_pass(self.update)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
-        value, next_value = critic_values(rollout, policy, self.gamma)
-        advantage = F.gae(
-            rollout.reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask
-        )
-        returns = advantage + value
-        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        value, advantage, returns, metrics = advantage_and_returns(policy, rollout, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
             advantage = F.normalize(advantage, rollout.mask)
             metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0

@@ -7,12 +7,10 @@ Left out: several environments (their traces would have to be kept apart, so eac
 environment alone), an entropy bonus.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from upslope.algorithms.common import check_fraction, check_not_negative
+from upslope.algorithms.common import check_fractions, check_not_negative
 from upslope.algorithms.online import OnlineState, gradients, value_of
 from upslope.errors import require
 from upslope.records import Metrics, Policy, SamplingPolicy, Stream
@@ -41,8 +39,7 @@ class OnlineActorCritic:
     """how both step sizes move over the run: constant or linear (to zero)"""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "trace_decay", "value_trace_decay"):
-            check_fraction(name, getattr(self, name))
+        check_fractions(gamma=self.gamma, trace_decay=self.trace_decay, value_trace_decay=self.value_trace_decay)
         check_not_negative(learning_rate=self.learning_rate, value_learning_rate=self.value_learning_rate)
 
     def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
@@ -50,7 +47,6 @@ class OnlineActorCritic:
         return OnlineState.of(policy)
 
     def set_fraction(self, state: OnlineState, fraction: float) -> None:
-        """Follow the schedule: ``fraction`` of the run is done."""
         state.step_factor = self.schedule(fraction)
 
     def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
@@ -93,10 +89,9 @@ class ContinuingActorCritic:
     """λ of the critic's eligibility trace"""
 
     def __post_init__(self) -> None:
-        for name in ("trace_decay", "value_trace_decay"):
-            check_fraction(name, getattr(self, name))
-        for name in ("learning_rate", "value_learning_rate", "average_reward_rate"):
-            check_not_negative(**{name: getattr(self, name)})
+        check_fractions(trace_decay=self.trace_decay, value_trace_decay=self.value_trace_decay)
+        check_not_negative(learning_rate=self.learning_rate, value_learning_rate=self.value_learning_rate)
+        check_not_negative(average_reward_rate=self.average_reward_rate)
 
     def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
         """``z = 0``, ``R̄ = 0``; nothing here is random, so the seed is not used."""

@@ -9,8 +9,6 @@ which is given, or learned beside the policy as in mean actor–critic (Allen et
 Left out: continuous actions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_fraction, check_not_negative, check_one_pass, critic_values, masked_mean
+from upslope.algorithms.common import advantage_and_returns, check_fractions, check_not_negative, check_one_pass, masked_mean
 from upslope.errors import UsageError, require
 from upslope.records import Batch, HasActionValues, HasDistribution, Policy, Rollout, require_members
 from upslope.updates import Ascent
@@ -59,8 +57,7 @@ class AllActions:
     def __post_init__(self) -> None:
         found = type(self.q).__name__
         require(self.q is None or callable(self.q), f"q: expected a function of inputs that returns [..., T, A], found {found}")
-        for name in ("gamma", "gae_lambda", "state_discount"):
-            check_fraction(name, getattr(self, name))
+        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda, state_discount=self.state_discount)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
         check_one_pass(self.update)
 
@@ -87,10 +84,7 @@ class AllActions:
 
     def with_returns(self, policy: Policy, rollout: Rollout) -> Batch:
         """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
-        value, next_value = critic_values(rollout, policy, self.gamma)
-        steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
-        returns = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask) + value
-        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        value, _, returns, metrics = advantage_and_returns(policy, rollout, self.gamma, self.gae_lambda)
         return Batch.of(rollout, value=value, returns=returns, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,10 +95,8 @@ class AllActions:
         probability = probabilities(distribution, values.shape[-1], batch.mask)
         entropy = distribution.entropy()
         total = (probability * values).sum(-1) + self.entropy_coef * entropy
-        metrics = {
-            "entropy": masked_mean(entropy, batch.mask),
-            "log_ratio": distribution.log_prob(inputs["action"]) - batch.behavior_log_prob,
-        }
+        log_ratio = distribution.log_prob(inputs["action"]) - batch.behavior_log_prob
+        metrics = {"entropy": masked_mean(entropy, batch.mask), "log_ratio": log_ratio}
         if batch.returns is not None:
             q_taken = valued(policy).action_values(**inputs).gather(-1, inputs["action"].unsqueeze(-1)).squeeze(-1)
             error = value_error(policy, q_taken, batch)
@@ -114,7 +106,6 @@ class AllActions:
 
 
 def valued(policy: object) -> HasActionValues:
-    """The policy, which must have values of its own for all actions."""
     require_members("policy", policy, HasActionValues)
     return cast(HasActionValues, policy)
 

@@ -1,7 +1,5 @@
 """What several algorithms share: checks of their arguments and rollouts, and the numbers that every objective reports."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
@@ -15,9 +13,10 @@ from upslope.records import Batch, Evaluation, Metrics, Policy, ReturnScale, Rol
 NO_CLIP = (1.0, math.inf)
 
 
-def check_fraction(name: str, value: float) -> None:
+def check_fractions(**values: float) -> None:
     """Refuse what is not in [0, 1]: discount factors and trace decays."""
-    require(0.0 <= value <= 1.0, f"{name}: expected a number in [0, 1], found {value}")
+    for name, value in values.items():
+        require(0.0 <= value <= 1.0, f"{name}: expected a number in [0, 1], found {value}")
 
 
 def check_not_negative(**values: float | None) -> None:
@@ -81,6 +80,17 @@ def first_values(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: flo
         return value, next_value
     c = float((rollout.reward + kept * next_value - value)[rollout.mask].sum()) / missing
     return value + c, next_value + c
+
+
+def advantage_and_returns(
+    policy: Policy, rollout: Rollout, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+    """``(V, Â, R, metrics)``: ``Â = GAE(γ, λ)`` and ``R = Â + V``, of a rollout whose policy has a critic."""
+    value, next_value = critic_values(rollout, policy, gamma)
+    steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
+    advantage = F.gae(*steps, gamma, gae_lambda, rollout.mask)
+    returns = advantage + value
+    return value, advantage, returns, {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
 
 
 def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ gradient. Nothing here samples: pairs ``[N, 2, T]`` come with the reference's lo
 Left out: the DPO family's many further margins (write one: ``DPO(preference=mine)``), and a reference that moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

@@ -1,18 +1,25 @@
 """What the methods that compare the rows of a group share: scores, the KL term, and groups that teach nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_average, check_not_negative, penalized_reward, reference_metrics, reference_of, score_metrics
+from upslope.algorithms.common import (
+    check_average,
+    check_clip_range,
+    check_not_negative,
+    penalized_reward,
+    reference_metrics,
+    reference_of,
+    score_metrics,
+)
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
+from upslope.updates import Ascent
 
 Advantage = Callable[[Tensor, Tensor | None], Tensor]
 """``(score [..., G], mask [..., G] or None) -> [..., G]``; ``mask`` is False for rows that have no score."""
@@ -47,20 +54,41 @@ def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
     return form(log_prob, batch.need("reference_log_prob"), batch.mask)
 
 
-class Compares(Protocol):
-    """The settings of a method that compares the rows of a group."""
+@dataclass(frozen=True, kw_only=True)
+class ComparesRows:
+    """The settings that methods share which compare the rows of a group."""
+
+    learns_from: ClassVar[str] = "groups"
+
+    clip_range: float | tuple[float, float] = 0.2
+    """the ratio is clipped to [1 − low, 1 + high]; one number for both"""
+    average_over: F.AverageOver = "sequences"
+    """what counts the same: all sequences, all steps, or (constant) all steps over the longest length, proportional to the gradient"""
+    kl_coef: float = 0.0
+    """weight of the KL to the reference policy; above 0 it needs a collector with a reference"""
+    kl_estimator: Estimator = "k3"
+    """how that KL is estimated: k2 or k3 in the objective, k1 in the reward"""
+    kl_placement: Placement = "objective"
+    """where it is subtracted: from the objective at each step, or from the reward before rows are compared"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-6, max_grad_norm=1.0, eps=1e-8))
+    """how parameters move"""
+
+    def __post_init__(self) -> None:
+        check_clip_range(self.clip_range)
+        check_kl(self.kl_coef, self.kl_estimator, self.kl_placement)
+        check_not_negative(entropy_coef=self.entropy_coef)
 
     @property
-    def average_over(self) -> F.AverageOver: ...
+    def kl_in_objective(self) -> bool:
+        """Whether the objective holds a KL term."""
+        return self.kl_coef > 0 and self.kl_placement == "objective"
 
     @property
-    def kl_coef(self) -> float: ...
-
-    @property
-    def kl_placement(self) -> Placement: ...
-
-    @property
-    def zero_variance_groups_have_gradient(self) -> bool: ...
+    def zero_variance_groups_have_gradient(self) -> bool:
+        """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
+        return self.kl_in_objective or self.entropy_coef > 0
 
 
 def check_group_size(rollout: Rollout) -> None:
@@ -70,7 +98,7 @@ def check_group_size(rollout: Rollout) -> None:
 
 
 @torch.no_grad()
-def group_batch(algorithm: Compares, rollout: Rollout, advantage: Advantage) -> Batch:
+def group_batch(algorithm: ComparesRows, rollout: Rollout, advantage: Advantage) -> Batch:
     """A row's score is the sum of its rewards, its advantage the comparison within the group, the same at each of its steps.
 
     Rows without an unmasked step have no score and are no part of the sample: N, the number of sequences that ``average_over``

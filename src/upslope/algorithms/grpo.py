@@ -9,27 +9,17 @@ how steps are averaged.
 Left out: what belongs to the collector (refilled groups, over-length penalties), and process rewards.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_clip_range,
-    check_dual_clip,
-    check_not_negative,
-    check_surrogate_value,
-    masked_mean,
-    policy_metrics,
-)
-from upslope.algorithms.groups import HOMOGENEOUS, Advantage, Estimator, Placement, check_group_size, check_kl, group_batch, kl_term
+from upslope.algorithms.common import check_dual_clip, check_surrogate_value, masked_mean, policy_metrics
+from upslope.algorithms.groups import HOMOGENEOUS, Advantage, ComparesRows, check_group_size, group_batch, kl_term
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout, Surrogate
-from upslope.updates import Ascent
 
 
 def group_centered(score: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -76,13 +66,12 @@ RELATIVES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO:
+class GRPO(ComparesRows):
     """Rows that answer the same prompt, or start in the same state, are compared with one another; no critic is learned.
 
     ``GRPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
     """
 
-    learns_from: ClassVar[str] = "groups"
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"advantage": ADVANTAGES, "ratio": RATIOS, "surrogate": SURROGATES}
 
     advantage: Advantage = F.group_relative
@@ -91,28 +80,12 @@ class GRPO:
     """what is clipped: the ratio of each token, of the sequence, of the sequence-mean, or its form sequence-mean-token"""
     surrogate: Surrogate = F.clipped_surrogate
     """the objective per step: clipped, importance-weighted, truncated-score or score-function"""
-    clip_range: float | tuple[float, float] = 0.2
-    """the ratio is clipped to [1 − low, 1 + high]; one number for both"""
     dual_clip: float | None = None
     """for negative advantages the surrogate is kept above dual_clip · Â (none: off)"""
-    average_over: F.AverageOver = "sequences"
-    """what counts the same: all sequences, all steps, or (constant) all steps over the longest length, proportional to the gradient"""
-    kl_coef: float = 0.0
-    """weight of the KL to the reference policy; above 0 it needs a collector with a reference"""
-    kl_estimator: Estimator = "k3"
-    """how that KL is estimated: k2 or k3 in the objective, k1 in the reward"""
-    kl_placement: Placement = "objective"
-    """where it is subtracted: from the objective at each step, or from the reward before rows are compared"""
-    entropy_coef: float = 0.0
-    """weight of the entropy bonus"""
-    update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-6, max_grad_norm=1.0, eps=1e-8))
-    """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_clip_range(self.clip_range)
+        super().__post_init__()
         check_dual_clip(self.dual_clip, self.surrogate)
-        check_kl(self.kl_coef, self.kl_estimator, self.kl_placement)
-        check_not_negative(entropy_coef=self.entropy_coef)
         require(
             self.ratio is F.token_ratio or self.surrogate in TAKE_A_RATIO,
             "ratio: it belongs to the clipped and the importance-weighted surrogate; bind it to yours with functools.partial",
@@ -124,16 +97,8 @@ class GRPO:
         )
 
     @property
-    def kl_in_objective(self) -> bool:
-        """Whether the objective holds a KL term."""
-        return self.kl_coef > 0 and self.kl_placement == "objective"
-
-    @property
     def zero_variance_groups_have_gradient(self) -> bool:
-        """Whether groups of equal scores carry gradient too: of a KL or an entropy term, or of a surrogate that is not known.
-
-        Where they do not, they are skipped and a collector may refill them.
-        """
+        """Of a KL or an entropy term, or of a surrogate that is not known."""
         surrogate: Any = self.surrogate
         known = (surrogate.func if isinstance(surrogate, partial) else surrogate) in HOMOGENEOUS
         return self.kl_in_objective or self.entropy_coef > 0 or not known

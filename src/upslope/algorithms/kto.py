@@ -8,8 +8,6 @@ A completion's label is the sign of its summed reward. z₀ is taken once per ba
 Left out: the paper's estimate of z₀ from completions of other prompts, which needs a second set of rows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -51,10 +49,7 @@ class KTO:
         require(rollout.unit == "pair", f"rollout: expected recorded completions [N, 1, T] of unit 'pair', found unit {rollout.unit!r}")
         label = torch.sign(rollout.reward.sum(-1, keepdim=True))
         present = rollout.mask.any(-1, keepdim=True)
-        require(
-            not bool((present & (label == 0)).any()),
-            "reward: its sign is a completion's label, and one has reward 0; give +1 or −1",
-        )
+        require(not bool((present & (label == 0)).any()), "reward: its sign is a completion's label, and one has reward 0; give +1 or −1")
         batch = Batch.of(rollout, average_over="sequences", advantage=label.expand_as(rollout.reward))
         known = batch.by_unit()
         h, shown = self.log_ratio(policy, known), known.mask.any(-1)
@@ -80,16 +75,8 @@ class KTO:
         log_prob = policy.evaluate(**batch.inputs).log_prob
         reference = batch.need("reference_log_prob")
         label, point = batch.need("advantage")[..., 0], batch.need("value")[..., 0]
-        value = F.kto_value(
-            log_prob,
-            reference,
-            batch.mask,
-            self.beta,
-            desirable=label > 0,
-            reference_point=point,
-            desirable_coef=self.desirable_coef,
-            undesirable_coef=self.undesirable_coef,
-        )
+        coefs = {"desirable_coef": self.desirable_coef, "undesirable_coef": self.undesirable_coef}
+        value = F.kto_value(log_prob, reference, batch.mask, self.beta, desirable=label > 0, reference_point=point, **coefs)
         shown = batch.mask.any(-1)
         h = F.sequence_log_ratio(log_prob.detach(), reference, batch.mask)
         margin = (self.beta * label * (h - point))[shown]

@@ -5,8 +5,6 @@
 Left out: estimating b where it was not recorded, self-normalized weights, and replay of one's own past (collect from a data set).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,14 +14,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_clip_range,
-    check_fraction,
-    check_not_negative,
-    critic_values,
-    masked_mean,
-    policy_metrics,
-)
+from upslope.algorithms.common import check_clip_range, check_fractions, check_not_negative, critic_values, masked_mean, policy_metrics
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Batch, Metrics, Policy, Rollout
 from upslope.updates import Ascent
@@ -119,8 +110,7 @@ class OffPolicyGradient:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
-        check_fraction("trace_lambda", self.trace_lambda)
+        check_fractions(gamma=self.gamma, trace_lambda=self.trace_lambda)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef)
         if self.clip_range is not None:
             check_clip_range(self.clip_range)
@@ -187,19 +177,9 @@ def weighted_credit(rollout: Rollout, weight: Tensor, settings: Any) -> Tensor:
 
 def vtrace_of(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
     """V-trace's targets and advantages of a rollout."""
-    return F.vtrace(
-        rollout.reward,
-        *critic_values(rollout),
-        log_prob,
-        rollout.behavior_log_prob,
-        rollout.terminated,
-        rollout.truncated,
-        settings.gamma,
-        settings.trace_lambda,
-        cap(settings.ratio_cap),
-        cap(settings.trace_cap),
-        rollout.mask,
-    )
+    steps = (rollout.reward, *critic_values(rollout), log_prob, rollout.behavior_log_prob, rollout.terminated, rollout.truncated)
+    caps = cap(settings.ratio_cap), cap(settings.trace_cap)
+    return F.vtrace(*steps, settings.gamma, settings.trace_lambda, *caps, rollout.mask)
 
 
 def cap(value: float | None) -> float:
@@ -208,7 +188,6 @@ def cap(value: float | None) -> float:
 
 
 def shown(value: float | None) -> str:
-    """A cap as one would type it."""
     return "none" if value is None else str(value)
 
 

@@ -64,7 +64,6 @@ class Trace:
                 target.add_(z, alpha=step)
 
     def reset(self) -> None:
-        """``z ← 0``."""
         for z in self.z:
             if z is not None:
                 z.zero_()
@@ -109,7 +108,6 @@ class OnlineState:
         return {"trace": self.trace.z, "value_trace": self.value_trace.z, **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was that moves the same parameters."""
         for name, value in state.items():
             if name in ("trace", "value_trace"):
                 getattr(self, name).z = value
@@ -155,7 +153,6 @@ def value_of(policy: Policy, inputs: Inputs, action: Tensor) -> float:
 
 
 def evaluated_value(value: Tensor | None) -> Tensor:
-    """The critic's value in an evaluation."""
     if value is None:
         raise UsageError("policy: evaluate() returned no value; use a policy with a value head")
     return value

@@ -1,7 +1,5 @@
 """What the methods that learn from recorded preferences share: pairs, one weight per pair, and the numbers reported."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

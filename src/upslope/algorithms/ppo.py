@@ -20,7 +20,7 @@ from upslope import functional as F
 from upslope.algorithms.common import (
     check_clip_range,
     check_dual_clip,
-    check_fraction,
+    check_fractions,
     check_not_negative,
     check_surrogate_value,
     critic_values,
@@ -87,8 +87,7 @@ class PPO:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
-        check_fraction("gae_lambda", self.gae_lambda)
+        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
         check_clip_range(self.clip_range)
         check_dual_clip(self.dual_clip, self.surrogate)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)

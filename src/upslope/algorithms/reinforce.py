@@ -5,8 +5,6 @@
 Left out: several epochs over a batch. More than one gradient step needs an importance weight; that is PPO.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import (
-    check_fraction,
+    check_fractions,
     check_not_negative,
     check_one_pass,
     critic_values,
@@ -95,7 +93,7 @@ class REINFORCE:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
+        check_fractions(gamma=self.gamma)
         check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, reference_kl_coef=self.reference_kl_coef)
         check_one_pass(self.update)
 

@@ -7,8 +7,6 @@ The policy here is whatever has ``score(**inputs) -> [N, 2]``, one number for ea
 Left out: margins given with the labels, and terms that center the scores: only differences within a pair are determined.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

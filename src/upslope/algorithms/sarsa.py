@@ -7,8 +7,6 @@ The loop is the book's box, p. 244 (p. 305 with traces): ``w += α δ z``, ``δ 
 Left out: replacing and dutch traces, several environments, an ε that falls.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from upslope.algorithms.all_actions import valued
-from upslope.algorithms.common import check_fraction, check_not_negative
+from upslope.algorithms.common import check_fractions, check_not_negative
 from upslope.algorithms.online import Gradients, Inputs, OnlineState
 from upslope.records import HasActionGradient, Metrics, Policy, SamplingPolicy, Stream, offers
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
@@ -39,8 +37,7 @@ class SARSA:
     """how the step size moves over the run: constant or linear (to zero)"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
-        check_fraction("trace_decay", self.trace_decay)
+        check_fractions(gamma=self.gamma, trace_decay=self.trace_decay)
         check_not_negative(learning_rate=self.learning_rate)
 
     def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
@@ -48,7 +45,6 @@ class SARSA:
         return OnlineState.of(policy)
 
     def set_fraction(self, state: OnlineState, fraction: float) -> None:
-        """Follow the schedule: ``fraction`` of the run is done."""
         state.step_factor = self.schedule(fraction)
 
     def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:

@@ -5,8 +5,6 @@
 Left out: label smoothing and packing, which are the policy's and the collector's matter.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

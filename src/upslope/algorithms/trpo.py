@@ -8,19 +8,12 @@ gradient trusts its quadratic model. Â = GAE(γ, λ); the critic is fitted to �
 Left out: the vine procedure, and several steps on a batch (that is PPO).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_fraction,
-    check_not_negative,
-    critic_values,
-    masked_mean,
-)
+from upslope.algorithms.common import advantage_and_returns, check_fractions, check_not_negative, masked_mean
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import NaturalGradient, TrustRegion
 from upslope.updates.trust_region import NaturalStep
@@ -42,17 +35,12 @@ class NPG:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fraction("gamma", self.gamma)
-        check_fraction("gae_lambda", self.gae_lambda)
+        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
         check_not_negative(entropy_coef=self.entropy_coef)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE``, ``returns = Â + V``."""
-        value, next_value = critic_values(rollout, policy, self.gamma)
-        steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
-        advantage = F.gae(*steps, self.gamma, self.gae_lambda, rollout.mask)
-        returns = advantage + value
-        metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
+        value, advantage, returns, metrics = advantage_and_returns(policy, rollout, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
             advantage = F.normalize(advantage, rollout.mask)
             metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0

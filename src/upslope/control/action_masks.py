@@ -3,8 +3,6 @@
 :mod:`upslope.control.guard` puts there what environments say in other ways.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

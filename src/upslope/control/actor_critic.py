@@ -1,7 +1,5 @@
 """A policy for environments from any network: network, head, encoder of observations and normalizers in one module."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
@@ -25,23 +23,14 @@ from upslope.control.heads import (
     head_for,
 )
 from upslope.control.images import ImageChoice
-from upslope.control.normalize import ObservationNormalizer, RewardNormalizer
+from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, ValueScale
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
-from upslope.control.value_scale import ValueScale
-from upslope.errors import RunFault, UsageError
+from upslope.errors import RunFault, UsageError, require
 from upslope.records import Evaluation, Sample
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
 NetworkPair = tuple[Tensor, Tensor | None]
-
-
-class LogStd(nn.Module):
-    """A Gaussian's log standard deviation that does not depend on the state: one number per action dimension."""
-
-    def __init__(self, size: int, value: float) -> None:
-        super().__init__()
-        self.log_std = nn.Parameter(torch.full((size,), float(value)))
 
 
 class ActorCritic(nn.Module):
@@ -55,9 +44,9 @@ class ActorCritic(nn.Module):
     ``num_parameters``: the number of logits, or the action's dimension for a Gaussian (the policy adds ``log_std``, one
     number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
 
-    A Gaussian acts in [−1, 1], scaled to the finite bounds of the action space (:class:`~upslope.control.box_heads.Gaussian`);
+    A Gaussian acts in [−1, 1], scaled to the finite bounds of the action space (:class:`~upslope.control.heads.Gaussian`);
     with ``scale_actions=False`` in the environment's own units. The value is in units of its own inside the network and in the
-    rewards' outside (:class:`~upslope.control.value_scale.ValueScale`), unless ``normalize_value=False``.
+    rewards' outside (:class:`~upslope.control.normalize.ValueScale`), unless ``normalize_value=False``.
 
     Dropout and batch statistics are always off, so that actions are drawn and scored with one distribution.
     ``seed`` fixes the initial weights of a network that is made here; the global random state is left alone.
@@ -87,24 +76,13 @@ class ActorCritic(nn.Module):
         reward_gamma: float = 0.99,
         seed: int = 0,
     ) -> None:
+        made_with = {name: value for name, value in locals().items() if name not in ("self", "network", "envs", "__class__")}
         super().__init__()
+        self.options: dict[str, Any] = made_with
         self.observation_space, self.action_space = spaces_of(envs)
         self.encoder = Encoder(self.observation_space, image)
         self.head = head_for(self.action_space, distribution, epsilon, scaled=scale_actions)
         self._masked_by_observation = masked_by_observation(self.observation_space, self.action_space)
-        self.options: dict[str, Any] = {
-            "distribution": distribution,
-            "state_dependent_std": state_dependent_std,
-            "log_std": log_std,
-            "scale_actions": scale_actions,
-            "epsilon": epsilon,
-            "image": image,
-            "normalize_observation": normalize_observation,
-            "normalize_reward": normalize_reward,
-            "normalize_value": normalize_value,
-            "reward_gamma": reward_gamma,
-            "seed": seed,
-        }
         with_log_std = isinstance(self.head, Gaussian) and not isinstance(self.head, Beta) and not state_dependent_std
         num_parameters = self.head.num_parameters // (2 if with_log_std else 1)
         if not isinstance(network, nn.Module):
@@ -113,8 +91,11 @@ class ActorCritic(nn.Module):
                 network = network(self.input_size, num_parameters)
         self.network = network
         # in a module of its own, after the network, so that parameters() lists it last
-        self.spread = LogStd(num_parameters, log_std) if with_log_std else None
-        self.observation_normalizer = self._observation_normalizer() if normalize_observation else None
+        self.spread: Any = nn.ParameterDict({"log_std": torch.full((num_parameters,), float(log_std))}) if with_log_std else None
+        if normalize_observation and not self.encoder.continuous.any():
+            found = short(self.observation_space)
+            raise UsageError(f"normalize_observation: nothing in {found} is a vector of real numbers; leave it off")
+        self.observation_normalizer = ObservationNormalizer(self.encoder.continuous) if normalize_observation else None
         self.reward_normalizer = RewardNormalizer(reward_gamma) if normalize_reward else None
         self.value_scale = ValueScale() if normalize_value else None
         self._input = self.encoder.names[0] if len(self.encoder.names) == 1 else None
@@ -138,11 +119,6 @@ class ActorCritic(nn.Module):
         sizes = {name: images[name].shape if name in images else self.encoder.size for name in self.encoder.names}
         return sizes if len(sizes) > 1 else next(iter(sizes.values()))
 
-    def _observation_normalizer(self) -> ObservationNormalizer:
-        if not self.encoder.continuous.any():
-            raise UsageError(f"normalize_observation: nothing in {short(self.observation_space)} is a vector of real numbers; leave it off")
-        return ObservationNormalizer(self.encoder.continuous)
-
     def _check_network(self, num_parameters: int) -> None:
         """Run the network once, so that a wrong shape is refused before the first step and not by a broadcast."""
         with torch.no_grad():
@@ -156,7 +132,6 @@ class ActorCritic(nn.Module):
             raise UsageError(f"{name}: expected a value of shape (N,), found {tuple(value.shape)} at N = 3: squeeze its last axis")
 
     def _network_on_zeros(self) -> tuple[Any, Any]:
-        """What the network says of three rows of zeros."""
         images = self.encoder.images
         zeros: dict[str, Tensor] = {}
         for name in self.encoder.names:
@@ -214,7 +189,6 @@ class ActorCritic(nn.Module):
         return parameters if self.spread is None else torch.cat([parameters, self.spread.log_std.expand_as(parameters)], -1)
 
     def _actor(self, inputs: Inputs) -> Tensor:
-        """The head's parameters alone."""
         return self._run(inputs)[0]
 
     @torch.no_grad()
@@ -242,7 +216,6 @@ class ActorCritic(nn.Module):
         return self.evaluate(**inputs)
 
     def distribution(self, **inputs: Tensor) -> Distribution:
-        """The action distribution in each state."""
         return Distribution(self.head, self._actor(inputs), inputs.get("action_mask"))
 
     def action_values(self, **inputs: Tensor) -> Tensor:
@@ -328,13 +301,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(
-        self,
-        observation: Any,
-        *,
-        greedy: bool = True,
-        state: Any = None,
-        action_mask: Any = None,
-        generator: torch.Generator | None = None,
+        self, observation: Any, *, greedy: bool = True, state: Any = None, action_mask: Any = None, generator: torch.Generator | None = None
     ) -> tuple[Any, Any]:
         """The environment's action for one observation or for a batch (told apart by the shape), and the state to pass back.
 
@@ -348,11 +315,9 @@ class ActorCritic(nn.Module):
                 action_mask = tuple(np.asarray(m)[None] for m in action_mask) if by_factor else np.asarray(action_mask)[None]
         inputs = self.inputs(observation, action_mask=action_mask)
         vector = inputs.get("observation")
-        if vector is not None and not bool(vector.isfinite().all()):
-            raise UsageError("observation: it holds a number that is not finite")
-        action = (
-            self.head.mode(self._actor(inputs), inputs.get("action_mask")) if greedy else self.sample(inputs, generator=generator).action
-        )
+        require(vector is None or bool(vector.isfinite().all()), "observation: it holds a number that is not finite")
+        mask = inputs.get("action_mask")
+        action = self.head.mode(self._actor(inputs), mask) if greedy else self.sample(inputs, generator=generator).action
         array = self.head.to_env(action)
         if not single:
             return array, state

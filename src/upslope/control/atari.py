@@ -6,8 +6,6 @@ plays whole games for their score. Sticky actions are the game's own setting: 0.
 (``env_kwargs={"repeat_action_probability": 0.0}`` turns them off).
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Collectors: a policy plays in environments and the recording becomes a :class:`~upslope.records.Rollout`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -36,12 +34,10 @@ class Collector:
         return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         self.generator.set_state(state["generator"])
         self.envs.load_state_dict(state["envs"])
 
     def _start(self, policy: SamplingPolicy, seed: Sequence[int] | None = None) -> None:
-        """New episodes everywhere."""
         check_spaces(policy, self.envs)
         self.envs.reset(seed)
         if (normalizer := getattr(policy, "reward_normalizer", None)) is not None:

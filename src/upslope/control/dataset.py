@@ -3,7 +3,7 @@
 ==============================  ==================================================================================================
 ``observation [N, T + 1, …]``   as the environment gave it, N rows side by side; the last one is what followed the row's last step.
                                 Parts of a Dict or Tuple: ``observation['camera']``, ``observation[0]``
-``action [N, T, …]``            as sampled, counted from 0 where discrete (see :mod:`upslope.control.head`); with ``scaled`` a Gaussian's
+``action [N, T, …]``            as sampled, counted from 0 where discrete (see :mod:`upslope.control.heads`); with ``scaled`` a Gaussian's
                                 is in units of its range, without in the environment's
 ``behavior_log_prob [N, T]``    log-probability of the action, in those units, under the policy that took it
 ``reward [N, T]``               as the environment gave it, unscaled
@@ -44,7 +44,7 @@ from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.heads import head_for
 from upslope.control.spaces import space_from_json, space_to_json
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.files import write_bytes
 
 DATASET_VERSION = 2
@@ -75,8 +75,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
-            if not isinstance(tensor, Tensor):
-                raise UsageError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+            require(isinstance(tensor, Tensor), f"{name}: expected a tensor, found {type(tensor).__name__}")
         reward, masked = self.tensors.get("reward"), "mask" in self.tensors
         if reward is not None:
             defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
@@ -107,7 +106,6 @@ class Dataset:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Dataset:
-        """From what a file holds."""
         try:
             about = json.loads(header["upslope"])
             version, observation, action = about["format_version"], about.pop("observation_space"), about.pop("action_space")
@@ -137,7 +135,6 @@ class Dataset:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
         rows, columns = self.tensors["reward"].shape
         return rows, columns
 
@@ -177,8 +174,7 @@ def check(data: Dataset) -> None:
     if missing := [name for name in needed if name not in tensors]:
         raise UsageError(f"fields are missing: {', '.join(missing)}")
     check_shapes(data)
-    if not bool(tensors["mask"].any()):
-        raise UsageError("mask: every step is masked, so there is nothing to learn from")
+    require(bool(tensors["mask"].any()), "mask: every step is masked, so there is nothing to learn from")
     check_numbers(data)
     try:
         F.check_masked_rows(*(tensors[name] for name in ("reward", "terminated", "truncated", "mask")))
@@ -193,8 +189,7 @@ def check_shapes(data: Dataset) -> None:
     """Every tensor has the rows and columns of the rewards, and the features of its space."""
     tensors = data.tensors
     lead = tuple(tensors["reward"].shape)
-    if len(lead) != 2:
-        raise UsageError(f"reward: expected shape [rows, steps], found {list(lead)}")
+    require(len(lead) == 2, f"reward: expected shape [rows, steps], found {list(lead)}")
     rows, columns = lead
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(STEPS, lead)
     expected |= {"first_step": (rows,), "action": (*lead, *head_for(data.action_space).stored_shape)}
@@ -231,8 +226,7 @@ def check_numbers(data: Dataset) -> None:
         raise UsageError("first_step: expected integers ≥ 0, the steps that each row's first episode had behind it")
     if not isinstance(data.action_space, spaces.Box):
         largest = float(tensors["behavior_log_prob"][mask].max())
-        if largest > 1e-4:
-            raise UsageError(f"behavior_log_prob: expected logarithms of probabilities, at most 0, found {largest:g}")
+        require(not largest > 1e-4, f"behavior_log_prob: expected logarithms of probabilities, at most 0, found {largest:g}")
         check_actions(data)
     if "successor_at" in tensors:
         at, limit = tensors["successor_at"], torch.tensor(mask.shape)
@@ -262,8 +256,7 @@ def check_after_ends(data: Dataset, *, masked: bool) -> None:
 def check_actions(data: Dataset) -> None:
     """Discrete actions are counted from 0, within their space, and legal where there is a mask."""
     action, space = data.tensors["action"], data.action_space
-    if action.is_floating_point():
-        raise UsageError(f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
+    require(not action.is_floating_point(), f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
     count: Any = space.n if isinstance(space, spaces.Discrete) else space.nvec if isinstance(space, spaces.MultiDiscrete) else 2
     wrong = (action < 0) | (action >= torch.as_tensor(np.asarray(count).reshape(-1) if action.dim() > 2 else count))
     wrong &= data.tensors["mask"].reshape(*data.shape, *[1] * (action.dim() - 2))

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_source, masked_by_observation, raised
-from upslope.control.restore import like, restore_vector, vector_state
+from upslope.control.restore import restore_vector, vector_state
 from upslope.control.starts import reset_each, time_limit
 from upslope.control.trees import Array
 from upslope.errors import RunFault, UsageError, require
@@ -93,11 +93,8 @@ class Envs:
         self.mask_source, guarded = self._guard()
         self._asks = self.mask_source is not None and not guarded
         space = self.observation_space
-        self._plain = (
-            None
-            if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
-            else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
-        )
+        other = isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
+        self._plain = None if other else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
         self._all = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self.first_step = np.zeros(self.num_envs, dtype=np.int64)
@@ -143,7 +140,6 @@ class Envs:
         return float(self._returns[index]), int(self.first_step[index])
 
     def state_dict(self) -> State:
-        """Everything that the next step depends on."""
         names = ("observation", "action_mask", "_returns", "first_step", "_resetting")
         return {**{name: getattr(self, name) for name in names}, "vector": vector_state(self.vector)}
 
@@ -151,7 +147,7 @@ class Envs:
         """Go on where another one was; where its environments cannot be brought there, ``begun_anew`` says why, and they are reset."""
         if state["observation"] is None:
             return
-        observation = like(self.observation_space, state["observation"])
+        observation = trees.by_space(self.observation_space, state["observation"])  # of JSON, which has no tuples
         try:
             restore_vector(self.vector, state["vector"], state["_resetting"], observation)
         except Exception as why:  # whatever it is, there is a way on
@@ -298,12 +294,6 @@ class Envs:
         except ValueError as error:
             self._fault(where, str(error))
 
-    def _asked_action_mask(self) -> dict[str, Any]:
-        """What a vector environment of the user's own says beside its info."""
-        vector: Any = self.vector
-        with self._faults(METHOD):
-            return {"action_mask": vector.action_masks() if self.mask_source == METHOD else self.observation["action_mask"]}
-
     def _successor_masks(self, info: Any, terminated: Array, successors: tuple[Array, Any]) -> Array | None:
         """``[K, choices]`` what is legal in the last states of episodes, which the next ones' have replaced; all where nothing is said."""
         indices, observations = successors
@@ -318,8 +308,10 @@ class Envs:
 
     def _read_action_mask(self, info: dict[str, Any], where: str, terminated: Array | None = None) -> None:
         """Keep the masks for the next action; where an episode has terminated, or nothing was said, everything is legal."""
-        if self._asks and "action_mask" not in info:
-            info = self._asked_action_mask()
+        if self._asks and "action_mask" not in info:  # a vector environment of the user's own says it elsewhere
+            vector: Any = self.vector
+            with self._faults(METHOD):
+                info = {"action_mask": vector.action_masks() if self.mask_source == METHOD else self.observation["action_mask"]}
         if self.action_mask is None and "action_mask" not in info:
             return
         mask = self._given_action_mask(info, where)

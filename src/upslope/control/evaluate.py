@@ -54,7 +54,6 @@ class EvaluationResult:
 
     @classmethod
     def of(cls, played: Sequence[Played]) -> EvaluationResult:
-        """The summary of these episodes."""
         returns = np.array([item.returned for item in played])
         ended = tuple(item.ended for item in played)
         steps = sum(item.length for item in played)
@@ -180,7 +179,7 @@ class Evaluator:
         return [first.get(index) or Played(*envs.running(index), ended=False) for index in range(wanted)]
 
     def _act_on_tape(self, player: Player, tape: Any) -> Array:
-        """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.tape`)."""
+        """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.step`)."""
         tape.rows[0][:] = self.envs.observation.reshape(self.envs.num_envs, -1)
         action = tape.greedy()
         return action if counts_from_0(self.envs) else player.to_env(torch.from_numpy(action))
@@ -199,11 +198,9 @@ class Evaluator:
         return player.to_env(action)
 
     def state_dict(self) -> State:
-        """Which episodes come next."""
         return {"calls": self.calls, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on with them."""
         self.calls = state["calls"]
         self.generator.set_state(state["generator"])
 
@@ -219,34 +216,10 @@ class Evaluator:
         self.close()
 
 
-def evaluate(
-    policy: SamplingPolicy,
-    env: str | Callable[..., Any] | Envs,
-    *,
-    episodes: int = 20,
-    seed: int = 100,
-    greedy: bool = True,
-    num_envs: int | None = None,
-    vectorization: Vectorization = "auto",
-    env_kwargs: Mapping[str, Any] | None = None,
-    max_episode_steps: int | None = None,
-    cut_after: int = CUT_AFTER,
-) -> EvaluationResult:
-    """Play ``episodes`` fresh episodes, each differently seeded, and summarize their returns; see :class:`Evaluator`.
+def evaluate(policy: SamplingPolicy, env: str | Callable[..., Any] | Envs, **options: Any) -> EvaluationResult:
+    """Play 20 fresh episodes (``episodes=…``), each differently seeded, and summarize their returns.
 
-    Raises:
-        UsageError: an environment that cannot be made, or a policy that cannot act greedily.
-        RunFault: the environment fails while running.
+    ``options`` as for :class:`Evaluator`, and there for the errors.
     """
-    with Evaluator(
-        env,
-        episodes=episodes,
-        seed=seed,
-        greedy=greedy,
-        num_envs=num_envs,
-        vectorization=vectorization,
-        env_kwargs=env_kwargs,
-        max_episode_steps=max_episode_steps,
-        cut_after=cut_after,
-    ) as evaluator:
+    with Evaluator(env, **options) as evaluator:
         return evaluator(policy)

@@ -4,8 +4,6 @@ Each maps NumPy observations ``[N, d]`` to features that a linear function takes
 indices ``[N, num_tilings]`` (int64) of the features that are 1 while all others are 0.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -109,12 +107,10 @@ def features_for(
 ) -> Features:
     """The features of this name for an observation space; ``low`` and ``high`` limit what is unbounded or hardly ever reached.
 
-    Raises:
-        UsageError: images; a space that is no vector of real numbers, or has no limits, where limits are needed; too many features.
+    Raises UsageError for images; a space that is no vector of real numbers, or has no limits, where limits are needed; too many features.
     """
     encoder = Encoder(space, image)
-    if encoder.images:
-        raise UsageError(f"features: {short(space)} holds an image, which needs a network; use --features network, or --image no")
+    require(not encoder.images, f"features: {short(space)} holds an image, which needs a network; use --features network, or --image no")
     if name == "linear":
         return Linear(encoder)
     if name not in FEATURES:
@@ -145,5 +141,4 @@ def limits_of(space: Space, name: str, low: Sequence[float] | None, high: Sequen
 
 
 def check_size(size: int, what: str, setting: str) -> None:
-    """Refuse a table that nobody can mean."""
     require(size <= MAX_FEATURES, f"{setting}: {what} are {size:,} features, more than {MAX_FEATURES:,}; take fewer")

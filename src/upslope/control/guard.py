@@ -4,8 +4,6 @@
 the environment follows, and hands them on as ``info["action_mask"]``.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 import warnings
@@ -19,7 +17,7 @@ from gymnasium import spaces
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.restore import Episode, replay
-from upslope.errors import UsageError
+from upslope.errors import UsageError, one_line
 from upslope.records import State
 
 STEP = "observation, reward, terminated, truncated, info"
@@ -111,7 +109,6 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return None if self._episode is None else self._episode.state_dict(self.env, apart=self.apart)
 
     def restore_episode(self, state: State, but_last: bool = False) -> Any:
-        """Go there (see :func:`~upslope.control.restore.replay`)."""
         return replay(self, state, but_last=but_last)
 
     def close(self) -> None:
@@ -215,8 +212,7 @@ def masked_by_observation(observation_space: Any, action_space: Any) -> bool:
 
 def raised(error: BaseException, where: str) -> str:
     """`` raised KeyError in step: 'x' (maze.py, line 12)``."""
-    message = " ".join(str(error).split())
-    message = message if len(message) <= 300 else message[:299] + "…"
+    message = one_line(error, 300)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     hint = f"; step returns {STEP}, and reset (observation, info)" if "values to unpack" in message else ""
@@ -233,8 +229,7 @@ def miscounted(answer: Any) -> str:
 
 def shown(value: Any) -> str:
     """``'one' (str)``, in a few words."""
-    line = " ".join(repr(value).split())
-    return f"{line if len(line) <= 40 else line[:39] + '…'} ({type(value).__name__})"
+    return f"{one_line(repr(value), 40)} ({type(value).__name__})"
 
 
 def number(reward: Any) -> float:

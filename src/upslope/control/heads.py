@@ -1,11 +1,21 @@
-"""Heads for discrete actions, and the choice of a head for an action space; see :mod:`upslope.control.head`.
+"""What a head is: the meaning of a network's numbers as a distribution over actions.
 
-The categorical head has a compiled twin (``upslope.fast.formulas``), which does not see an edit here: train with ``--no-fast`` then.
+A head is a small frozen object without parameters of its own: every method takes the parameter tensor ``[*, P]``. The
+*stored* action is the one that ``log_prob`` takes (int64 or float32); :meth:`Head.to_env` turns it into what the
+environment takes. They differ where the environment's action is a function of the sampled one: a Gaussian's clipped
+action has no density, and a squashed action near ±1 has lost the digits that its density needs; so the sampled one is stored.
+
+Masks are boolean, True = legal: ``[*, n]`` for a categorical head, the factors' masks side by side ``[*, Σ nvec]`` for a
+multi-categorical one.
+
+The categorical head and the Gaussian one have compiled twins (``upslope.fast.formulas``), which do not see an edit here: train with
+``--no-fast`` then.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
@@ -15,31 +25,89 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
 from upslope import functional as F
-from upslope.control.box_heads import Beta, Gaussian, SquashedGaussian
-from upslope.control.head import Distribution, Head
 from upslope.control.spaces import Space, short
 from upslope.errors import UsageError, require, unknown
-
-__all__ = [
-    "Bernoulli",
-    "Beta",
-    "BoxDistribution",
-    "Categorical",
-    "Distribution",
-    "EpsilonGreedy",
-    "Gaussian",
-    "Head",
-    "MultiCategorical",
-    "SquashedGaussian",
-    "head_for",
-]
 
 BoxDistribution = Literal["gaussian", "squashed", "beta"]
 """Distributions over a Box: diagonal Gaussian (scaled to the bounds and clipped by them), tanh-squashed Gaussian, Beta."""
 
 SUPPORTED = "Discrete, MultiDiscrete, MultiBinary and Box of floats"
+STANDS_FOR_INFINITY = 1e18
+"""A bound of this size or more is taken for none: ``np.finfo(np.float32).max`` is how some environments write ∞."""
+
+
+class Head(ABC):
+    """What every head has. ``num_parameters`` is P."""
+
+    masked = False
+    """Whether the head can take an action mask."""
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int: ...
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The stored action's shape per decision."""
+        return tuple(self.mode(torch.zeros(1, self.num_parameters)).shape[1:])
+
+    @abstractmethod
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
+        """A stored action ``[*, *stored_shape]`` for each row of parameters."""
+
+    @abstractmethod
+    def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The greedy stored action."""
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log π of stored actions, ``[*]``."""
+
+    @abstractmethod
+    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entropy in nats, ``[*]``; differential for continuous actions."""
+
+    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(log_prob, entropy)``: what an update asks for, in as few operations as the head can."""
+        return self.log_prob(parameters, action, mask), self.entropy(parameters, mask)
+
+    @abstractmethod
+    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Exact KL(p‖q) of two parameter tensors, ``[*]``."""
+
+    @abstractmethod
+    def to_env(self, action: Tensor) -> NDArray[Any]:
+        """Stored actions ``[N, …]`` as the environment's, a new NumPy array."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A head with its parameters ``[*, P]`` and mask: the policy's distribution in each state."""
+
+    head: Head
+    parameters: Tensor
+    mask: Tensor | None = None
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.head.sample(self.parameters, generator, self.mask)
+
+    def mode(self) -> Tensor:
+        return self.head.mode(self.parameters, self.mask)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.head.log_prob(self.parameters, action, self.mask)
+
+    def entropy(self) -> Tensor:
+        return self.head.entropy(self.parameters, self.mask)
+
+    def kl(self, other: Distribution) -> Tensor:
+        return self.head.kl(self.parameters, other.parameters, self.mask)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- discrete actions
 
 
 @dataclass(frozen=True)
@@ -53,10 +121,6 @@ class Categorical(Head):
     @property
     def num_parameters(self) -> int:
         return self.n
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        return ()
 
     sample: ClassVar[Any] = staticmethod(F.categorical_sample)
     log_prob: ClassVar[Any] = staticmethod(F.categorical_log_prob)
@@ -125,10 +189,6 @@ class MultiCategorical(Head):
     def num_parameters(self) -> int:
         return sum(self.nvec)
 
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        return (len(self.nvec),)
-
     @cached_property
     def _offset(self) -> NDArray[np.int64]:
         return np.array(self.start or (0,) * len(self.nvec))
@@ -175,10 +235,6 @@ class Bernoulli(Head):
     def num_parameters(self) -> int:
         return self.n
 
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        return (self.n,)
-
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
         return F.bernoulli_sample(parameters, generator)
 
@@ -197,6 +253,133 @@ class Bernoulli(Head):
     def to_env(self, action: Tensor) -> NDArray[Any]:
         array = action.cpu().numpy().astype(np.int8)
         return array if self.shape is None else array.reshape(len(array), *self.shape)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- continuous actions
+
+
+@dataclass(frozen=True)
+class Gaussian(Head):
+    """Diagonal Gaussian over actions in units of their range. Parameters: ``concat(mean, log_std)``.
+
+    The environment gets ``middle + half_range · a``, clipped to its bounds: a = −1 is the lower bound, 0 the middle, 1 the upper
+    one, so that a mean near 0 and a spread near 1 fit whatever the bounds are. A dimension without two finite bounds keeps the
+    environment's own units (middle 0, half range 1), and with ``scaled=False`` every dimension does.
+
+    What is stored and scored is a, unclipped: distribution, log-probability, entropy and KL are a's. Those of the environment's
+    action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
+    """
+
+    dim: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    shape: tuple[int, ...] | None = None
+    dtype: str = "float32"
+    scaled: bool = True
+
+    @property
+    def num_parameters(self) -> int:
+        return 2 * self.dim
+
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return np.array(self.low, self.dtype), np.array(self.high, self.dtype)
+
+    @cached_property
+    def units(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's own units."""
+        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
+        bounded = self.scaled & (low < high) & (np.maximum(abs(low), abs(high)) < STANDS_FOR_INFINITY)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        return (low + high) / 2, (high - low) / 2
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        return F.gaussian_sample(mean, log_std, generator)
+
+    def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        return parameters[..., : self.dim]
+
+    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        return F.gaussian_log_prob(mean, log_std, action)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.gaussian_entropy(parameters[..., self.dim :])
+
+    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
+
+    def to_env(self, action: Tensor) -> NDArray[Any]:
+        middle, half_range = self.units  # float64, so that rounding cannot step over the bounds
+        array = np.clip(middle + half_range * action.cpu().numpy(), *self._bounds).astype(self.dtype)
+        return array if self.shape is None else array.reshape(len(array), *self.shape)
+
+    def _stretch(self, unit: NDArray[Any]) -> NDArray[Any]:
+        """From [0, 1] to the bounds, in float64 so that rounding cannot step over them."""
+        low, high = (bound.astype(np.float64) for bound in self._bounds)
+        array = np.clip(low + (high - low) * unit, low, high).astype(self.dtype)
+        return array if self.shape is None else array.reshape(len(array), *self.shape)
+
+
+@dataclass(frozen=True)
+class SquashedGaussian(Gaussian):
+    """``tanh`` of a diagonal Gaussian, stretched to the bounds. Parameters: ``concat(mean, log_std)`` of u; u is what is stored.
+
+    ``log π(a) = log N(u) − Σ log(1 − tanh²u)`` is the density of a = tanh u in (−1, 1); stretching to the bounds adds a
+    constant that no gradient and no ratio sees. The entropy ``H(N) + Σ E[log(1 − tanh²u)]`` has no closed form; the
+    expectation is taken by the trapezoid rule over ±5.5 σ, right to 1e-6 for σ ≤ 2 and to 1e-4 for σ = 3: deterministic and
+    differentiable, without a draw.
+    """
+
+    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        return F.squashed_gaussian_log_prob(mean, log_std, action)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        nodes = torch.linspace(-5.5, 5.5, 32, dtype=parameters.dtype, device=parameters.device)
+        u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes
+        log_slope = 2.0 * (math.log(2.0) - u + logsigmoid(2.0 * u))
+        return F.gaussian_entropy(log_std) + (log_slope @ (-0.5 * nodes.square()).softmax(-1)).sum(-1)
+
+    def to_env(self, action: Tensor) -> NDArray[Any]:
+        return self._stretch((np.tanh(action.cpu().numpy().astype(np.float64)) + 1) / 2)
+
+
+@dataclass(frozen=True)
+class Beta(Gaussian):
+    """Independent Beta distributions on (0, 1), stretched to the bounds. Parameters: ``concat(a, b)``, ``[*, 2 dim]``.
+
+    ``α = 1 + softplus(a)`` and ``β = 1 + softplus(b)`` keep the density unimodal and finite. Source: Chou et al. 2017, section 4.
+    """
+
+    @staticmethod
+    def _logs(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha, log_beta = softplus(parameters).log1p().chunk(2, -1)
+        return log_alpha, log_beta
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
+        return F.beta_sample(*self._logs(parameters), generator)
+
+    def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        a, b = softplus(parameters).chunk(2, -1)  # α − 1 and β − 1
+        return a / (a + b)
+
+    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.beta_log_prob(*self._logs(parameters), action)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.beta_entropy(*self._logs(parameters))
+
+    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.beta_kl(*self._logs(p), *self._logs(q))
+
+    def to_env(self, action: Tensor) -> NDArray[Any]:
+        return self._stretch(action.cpu().numpy().astype(np.float64))
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- the choice
 
 
 def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: float | None = None, *, scaled: bool = True) -> Head:
@@ -225,8 +408,7 @@ def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: 
     if not np.issubdtype(space.dtype, np.floating):
         raise UsageError(f"action space {short(space)}: a Box of {space.dtype} is not supported; use MultiDiscrete or a Box of floats")
     dim = math.prod(space.shape)
-    if dim == 0:
-        raise UsageError(f"action space {short(space)}: holds no action")
+    require(dim > 0, f"action space {short(space)}: holds no action")
     if distribution != "gaussian" and not space.is_bounded():
         raise UsageError(f"distribution {distribution!r} needs bounds on both sides, found {short(space)}: use 'gaussian'")
     kind = {"gaussian": Gaussian, "squashed": SquashedGaussian, "beta": Beta}[distribution]

@@ -126,9 +126,7 @@ def bounds(space: spaces.Box) -> tuple[float, float]:
 def channels_last(shape: tuple[int, ...]) -> bool:
     """Whether an image of three or four axes ends in its channels: the others are its equal sides, or none of them is shorter."""
     first, middle, last = shape[-3:]
-    if (first == middle) != (middle == last):
-        return first == middle
-    return last <= first
+    return first == middle if (first == middle) != (middle == last) else last <= first
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -150,12 +148,10 @@ class Image(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """uint8, or float32."""
         return np.float32 if self.reading is None else np.uint8
 
     @classmethod
     def of(cls, space: spaces.Box, choice: ImageChoice = "auto") -> Image:
-        """Of a Box that is taken for one."""
         shape = image_shape(space.shape)
         read = reading(space, large=min(shape[1:]) >= NATURE_SIDE or choice == "bytes")
         if read is not None and read.count <= 256:

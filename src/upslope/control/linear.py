@@ -1,7 +1,5 @@
 """A policy and a critic that are linear in fixed features: tables, tile coding, a Fourier basis."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,12 +1,10 @@
 """From an environment's name, or anything that makes one, to :class:`~upslope.control.envs.Envs`."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -20,7 +18,7 @@ from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.guard import Guard, Misbehaved
 from upslope.control.workers import Workers
-from upslope.errors import UsageError, missing_extra, require, unknown
+from upslope.errors import UsageError, missing_extra, one_line, require, unknown
 from upslope.modules import hidden_by, import_named
 
 Vectorization = Literal["auto", "sync", "async", "envpool"]
@@ -30,10 +28,7 @@ VECTOR_PAYS_FROM = 5
 STEP_TIMEOUT = 120.0
 """Seconds that an environment in a process of its own may take to answer, unless given."""
 
-_EXTRAS = {
-    "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
-    "gymnasium.envs.box2d": ("box2d", "box2d"),
-}
+_EXTRAS = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("box2d", "box2d")}
 
 
 def make(
@@ -93,7 +88,7 @@ def make(
     vectorized = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
     vector = make_vector(spec, num_envs, kwargs) if vectorized and spec is not None else None
     if vector is None:
-        apart = Apart(step_timeout) if vectorization == "async" else None
+        apart = partial(Workers, autoreset_mode=autoreset_mode, step_timeout=step_timeout) if vectorization == "async" else None
         limited = build if registered or limit is None else lambda: _cut(build(), limit, name)
         vector = _vector(limited, spec, name, num_envs, kwargs, apart, autoreset_mode)
         found = vector.num_envs  # a factory may make a whole vector environment; an evaluation takes as many as there are
@@ -115,7 +110,6 @@ def vector_envs(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, 
 
 
 def _cut(env: Any, limit: int, name: str) -> Any:
-    """With a time limit around it."""
     require(not isinstance(env, VectorEnv), f"max_episode_steps: env {name!r} makes a whole vector environment; give that its limit there")
     return gymnasium.wrappers.TimeLimit(env, limit) if isinstance(env, gymnasium.Env) else env
 
@@ -135,12 +129,14 @@ def _resolve(env: Any) -> tuple[Callable[..., Any], EnvSpec | None, str]:
     module_name, _, name = env.rpartition(":")
     module = import_named(module_name, f"env {env!r}") if module_name else None
     if (spec := _registered(name)) is not None:
-        return _maker(spec), spec, spec.id
+        # Gymnasium's checker only warns, and the checks of Envs see every step
+        return partial(gymnasium.make, spec, disable_env_checker=True), spec, spec.id
     factory = getattr(module, name, None)
     if callable(factory):
         return factory, None, env
     if module is not None:
-        raise unknown(f"environment in module {module_name!r}", name, [*_made_in(module), *gymnasium.registry], hidden_by(module))
+        own = [name for name, x in vars(module).items() if callable(x) and getattr(x, "__module__", None) == module.__name__]
+        raise unknown(f"environment in module {module_name!r}", name, [*own, *gymnasium.registry], hidden_by(module))
     raise unknown("environment", name, gymnasium.registry)
 
 
@@ -162,16 +158,6 @@ def _registered(name: str) -> EnvSpec | None:
     latest = max(family, key=lambda spec: spec.version or 0)
     require(version is None, f"unknown environment {name!r}: version v{version} does not exist, the latest is {latest.id!r}")
     return latest
-
-
-def _maker(spec: EnvSpec) -> Callable[..., Any]:
-    # Gymnasium's checker only warns, and the checks of Envs see every step
-    return lambda **kwargs: gymnasium.make(spec, disable_env_checker=True, **kwargs)
-
-
-def _made_in(module: Any) -> list[str]:
-    """Names in a module that may make an environment."""
-    return [name for name, value in vars(module).items() if callable(value) and getattr(value, "__module__", None) == module.__name__]
 
 
 # ---------------------------------------------------------------------------------------------------- vector versions
@@ -200,23 +186,16 @@ class Unasked(spaces.MultiDiscrete):
         return True
 
 
-@dataclass(frozen=True)
-class Apart:
-    """Each environment in a process of its own."""
-
-    step_timeout: float | None
-
-
 def _vector(
     build: Callable[[], Any],
     spec: EnvSpec | None,
     name: str,
     num_envs: int,
     kwargs: dict[str, Any],
-    apart: Apart | None,
+    apart: Callable[..., Workers] | None,
     autoreset_mode: AutoresetMode,
 ) -> VectorEnv[Any, Any, Any]:
-    """Plain environments side by side; a factory that makes a whole vector environment is called as it is."""
+    """Plain environments side by side, or ``apart`` in processes of their own; a whole vector environment is taken as it is."""
     try:
         first = build()
     except (Exception, SystemExit) as error:
@@ -232,7 +211,7 @@ def _vector(
     require(isinstance(first.metadata, Mapping), f"env {name!r}: its metadata is {first.metadata!r}, expected a dict")
     try:
         if apart is not None:
-            return Workers(build, first, num_envs, autoreset_mode=autoreset_mode, step_timeout=apart.step_timeout)
+            return apart(build, first, num_envs)
         envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
         require(
             len({id(env.unwrapped) for env in envs}) == num_envs,
@@ -283,9 +262,4 @@ def _cannot_make(error: BaseException, spec: Any, name: str, kwargs: dict[str, A
         if missing and entry.startswith(prefix):
             return missing_extra(package, extra)
     given = f" with env_kwargs {kwargs}" if kwargs else ""
-    return UsageError(f"env {name!r} cannot be made{given}: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message if len(message) <= 300 else message[:299] + '…'}"
+    return UsageError(f"env {name!r} cannot be made{given}: {type(error).__name__}: {one_line(error, 300)}")

@@ -4,10 +4,9 @@ Everything here draws its initial weights from an explicit generator: the same s
 PyTorch's global random state is neither read nor moved.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -37,29 +36,15 @@ def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
     return sizes
 
 
-def activation_module(name: str) -> nn.Module:
-    """The activation with this name, or :class:`UsageError` with the nearest one."""
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name]()
-
-
 def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with orthogonal weights times ``gain`` and zero biases."""
+    return orthogonal(partial(nn.Linear, inputs, outputs), gain, generator)
+
+
+def orthogonal(make: Callable[[], Layer], gain: float, generator: torch.Generator) -> Layer:
+    """A layer with orthogonal weights times ``gain`` and zero biases."""
     # not nn.utils.skip_init: it spares these few draws and imports PyTorch's decompositions, 0.3 s
     with torch.random.fork_rng(devices=[]):
-        layer = nn.Linear(inputs, outputs)
-    return _orthogonal(layer, gain, generator)
-
-
-def convolution(inputs: int, outputs: int, size: int, stride: int, padding: int, generator: torch.Generator) -> nn.Conv2d:
-    """A convolution with orthogonal weights times √2 and zero biases."""
-    with torch.random.fork_rng(devices=[]):
-        layer = nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding)
-    return _orthogonal(layer, math.sqrt(2), generator)
-
-
-def _orthogonal(layer: Layer, gain: float, generator: torch.Generator) -> Layer:
+        layer = make()
     nn.init.orthogonal_(layer.weight, gain, generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -70,32 +55,33 @@ def mlp(
     inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str, output_gain: float, generator: torch.Generator
 ) -> nn.Sequential:
     """``Linear, activation, …, Linear``: hidden layers with gain √2, the output layer with ``output_gain``."""
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
     layers: list[nn.Module] = []
     for size in hidden_sizes:
-        layers += [linear(inputs, size, math.sqrt(2), generator), activation_module(activation)]
+        layers += [linear(inputs, size, math.sqrt(2), generator), ACTIVATIONS[activation]()]
         inputs = size
     return nn.Sequential(*layers, linear(inputs, outputs, output_gain, generator))
 
 
 class MLP(nn.Module):
-    """Two separate multilayer perceptrons on ``observation [*, d]``: the actor, and the critic unless it is left out."""
+    """Two separate multilayer perceptrons on ``observation [*, d]``: the actor, and the critic unless it has no outputs."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
+        critic_outputs: int = 1,
         *,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
-        critic: bool = True,
-        critic_outputs: int = 1,
         critic_gain: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.actor = mlp(inputs, hidden_sizes, outputs, activation, 0.01, generator)
-        self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, critic_gain, generator) if critic else None
+        self.critic = mlp(inputs, hidden_sizes, critic_outputs, activation, critic_gain, generator) if critic_outputs else None
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.actor(observation), None if self.critic is None else self.critic(observation).squeeze(-1)
@@ -111,7 +97,8 @@ def image_trunk(shape: tuple[int, int, int], generator: torch.Generator) -> nn.S
     plan = nature if min(height, width) >= NATURE_SIDE else small
     layers: list[nn.Module] = []
     for outputs, size, stride, padding in plan:
-        layers += [convolution(channels, outputs, size, stride, padding, generator), nn.ReLU()]
+        make = partial(nn.Conv2d, channels, outputs, size, stride=stride, padding=padding)
+        layers += [orthogonal(make, math.sqrt(2), generator), nn.ReLU()]
         channels = outputs
     return nn.Sequential(*layers, nn.Flatten())
 

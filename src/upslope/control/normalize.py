@@ -1,26 +1,43 @@
-"""Running normalization of observations and rewards: modules inside a policy, so that they are saved with it.
+"""Running normalization of observations and rewards, and a critic's units: modules inside a policy, so that they are saved with it.
 
 Moments live in float64 on the CPU, wherever the policy moves: environments produce their numbers there, and float32 would
 lose the variance of an observation with a large mean.
+
+A critic's network says how many standard deviations above the mean return a state is worth: rewards of a million, or of a million and
+one each, would otherwise ask weights for numbers that steps of a thousandth never reach.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.records import State
 
 Array = NDArray[Any]
+RATE = 0.1
+"""Share of a new batch in the running moments of the returns; the first 1/RATE batches count alike."""
+MIN_STD = 1e-5
+"""Smallest standard deviation, as a fraction of the mean's size: below it float32 tells returns no longer apart."""
 
 
-class RunningMoments(nn.Module):
+class Moments(nn.Module):
+    """Buffers in float64 that moving or casting the policy leaves where and what they are."""
+
+    def __init__(self, **first: Tensor) -> None:
+        super().__init__()
+        for name, tensor in first.items():
+            self.register_buffer(name, tensor.double())
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        return self
+
+
+class RunningMoments(Moments):
     """Mean and variance of all rows ever folded in: equal to ``numpy.mean`` and ``numpy.var`` (no correction) over all of them.
 
     Buffers ``mean``, ``var`` (of the shape given) and ``count``; 0, 1 and 0 before the first row. With ``frozen = True``
@@ -32,15 +49,8 @@ class RunningMoments(nn.Module):
     count: Tensor
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__()
+        super().__init__(mean=torch.zeros(shape), var=torch.ones(shape), count=torch.zeros(()))
         self.frozen = False
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> RunningMoments:
-        """Moving or casting the policy leaves the moments where and what they are."""
-        return self
 
     def update(self, rows: Array) -> None:
         """Fold in ``rows [N, *shape]``."""
@@ -70,8 +80,7 @@ class ObservationNormalizer(nn.Module):
 
     def __init__(self, continuous: Array, *, clip: float = 10.0, eps: float = 1e-8) -> None:
         super().__init__()
-        if clip <= 0:
-            raise UsageError(f"clip: expected a positive number, found {clip}")
+        require(clip > 0, f"clip: expected a positive number, found {clip}")
         self.clip, self.eps = clip, eps
         self.moments = RunningMoments((len(continuous),))
         self._applies = np.asarray(continuous, bool)
@@ -99,24 +108,19 @@ class RewardNormalizer(nn.Module):
 
     def __init__(self, gamma: float = 0.99, *, clip: float = 10.0, eps: float = 1e-8) -> None:
         super().__init__()
-        if not 0 <= gamma <= 1:
-            raise UsageError(f"gamma: expected a number from 0 to 1, found {gamma}")
-        if clip <= 0:
-            raise UsageError(f"clip: expected a positive number, found {clip}")
+        require(0 <= gamma <= 1, f"gamma: expected a number from 0 to 1, found {gamma}")
+        require(clip > 0, f"clip: expected a positive number, found {clip}")
         self.gamma, self.clip, self.eps = gamma, clip, eps
         self.moments = RunningMoments()
         self.returns: Array | None = None
 
     def episode_state(self) -> State:
-        """The returns under way."""
         return {"returns": self.returns}
 
     def load_episode_state(self, state: State) -> None:
-        """Go on with them."""
         self.returns = state["returns"]
 
     def reset(self) -> None:
-        """Forget the returns under way: the environments start anew."""
         self.returns = None
 
     def update(self, reward: Array, ended: Array, mask: Array | None = None) -> None:
@@ -137,3 +141,46 @@ class RewardNormalizer(nn.Module):
         """Normalized rewards, float32, of any shape; before the first update only clipped."""
         scaled = np.asarray(reward, np.float64) / np.sqrt(float(self.moments.var) + self.eps)
         return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
+
+
+class ValueScale(Moments):
+    """``V = mean + std · y`` for a network's output y, with running moments of the returns that the critic learns (PopArt).
+
+    Until there is a return with a size or a spread, V is y itself (``count`` 0). When the moments move, the critic's last layer is
+    changed the other way, so that V stays what it was: ``W ← W · std/std′``, ``b ← (std · b + mean − mean′)/std′``. A last layer of
+    zeros has nothing to keep, and where the last layer is not known (a network of one's own) V moves with the moments.
+
+    Source: van Hasselt et al. 2016, eq. 7 to 9.
+    """
+
+    mean: Tensor
+    std: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(mean=torch.zeros(()), std=torch.ones(()), count=torch.zeros(()))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """V from the network's output; y itself at first, when ``mean`` is 0 and ``std`` 1."""
+        return y * self.std + self.mean
+
+    @torch.no_grad()
+    def follow(self, returns: Tensor, last: nn.Module | None = None) -> None:
+        """Fold in what the critic is about to learn, ``[N]``; ``last`` is its last layer, kept to what it says if it is affine."""
+        returns = returns.double()
+        if not bool(returns.isfinite().all()):  # the update says so, and nothing has moved
+            return
+        count, mean, var = float(self.count) + 1.0, float(returns.mean()), float(returns.var(correction=0))
+        if count > 1.0:
+            share, old = max(1.0 / count, RATE), float(self.mean)
+            var = (1.0 - share) * float(self.std) ** 2 + share * var + share * (1.0 - share) * (mean - old) ** 2
+            mean = old + share * (mean - old)
+        std = max(var**0.5, MIN_STD * abs(mean))
+        if std == 0.0:  # nothing but zeros so far
+            return
+        if type(last) is nn.Linear and last.bias is not None and (count > 1.0 or bool(last.weight.any())):
+            last.weight.mul_(float(self.std) / std)
+            last.bias.copy_((last.bias.double() * float(self.std) + float(self.mean) - mean) / std)
+        self.count.fill_(count)
+        self.mean.fill_(mean)
+        self.std.fill_(std)

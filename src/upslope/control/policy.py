@@ -4,8 +4,6 @@
 :class:`LinearPolicy` for fixed features of a vector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,17 +49,8 @@ class MLPPolicy(ActorCritic):
         def network(inputs: Any, outputs: int) -> nn.Module:
             if not isinstance(inputs, int):
                 raise UsageError(f"observation space {short(spaces_of(envs)[0])}: has images; use CNNPolicy, or image='no'")
-            values = self.critic_outputs(outputs)
-            return MLP(
-                inputs,
-                outputs,
-                hidden_sizes=sizes,
-                activation=activation,
-                critic=critic,
-                critic_outputs=values,
-                critic_gain=gain,
-                seed=seed,
-            )
+            values = self.critic_outputs(outputs) if critic else 0
+            return MLP(inputs, outputs, values, hidden_sizes=sizes, activation=activation, critic_gain=gain, seed=seed)
 
         super().__init__(network, envs, seed=seed, normalize_value=normalize_value and critic, **options)
         self.options = {"hidden_sizes": list(sizes), "activation": activation, "critic": critic, **self.options}
@@ -108,11 +97,9 @@ class QCriticPolicy(MLPPolicy):
             raise UsageError(f"policy: a value for every action needs Discrete actions and a critic, found {short(self.action_space)}")
 
     def critic_outputs(self, num_parameters: int) -> int:
-        """One value for each action."""
         return num_parameters
 
     def action_values(self, **inputs: Tensor) -> Tensor:
-        """q̂ of every action in each state ``[*, n]``."""
         if self.critic is None:
             raise UsageError("policy: it has no critic, which values the actions")
         values = self.critic(inputs["observation"])

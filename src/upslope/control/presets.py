@@ -4,8 +4,6 @@ A preset holds flat setting names, as on the command line. What a task is not li
 (:data:`FAMILIES`), else from the defaults of the dataclasses.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -59,7 +57,6 @@ def preset_for(algorithm: str, env_id: str) -> Preset | None:
 
 
 def listed(algorithm: str, env_id: str) -> Preset | None:
-    """What the tables say."""
     for name, by_algorithm in PRESETS.items():
         if algorithm in by_algorithm and env_id in (name, name.rpartition("-v")[0]):
             return by_algorithm[algorithm]

@@ -4,8 +4,6 @@ They form a ladder; each adds one thing to the one before it. Pass the class its
 After Andy Jones, "Debugging RL, without the agonizing pain" (2021), as rejax and others use them.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import gymnasium
@@ -50,7 +48,6 @@ class Probe(gymnasium.Env[Observation, np.int64]):
         return np.array([self.shown], np.float32), reward, self.time >= self.length, False, {}
 
     def coin(self) -> float:
-        """−1 or 1."""
         return float(self.np_random.integers(2) * 2 - 1)
 
 
@@ -105,6 +102,3 @@ class MatchingReward(Probe):
 
     def pay(self, action: int) -> float:
         return 1.0 if (action == 1) == (self.shown > 0) else -1.0
-
-
-PROBES: tuple[type[Probe], ...] = (ConstantReward, ObservationReward, DelayedReward, ActionReward, MatchingReward)

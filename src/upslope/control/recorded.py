@@ -1,7 +1,5 @@
 """Recording what a policy does into a :class:`~upslope.control.dataset.Dataset`, and collecting rollouts from one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ from torch import Tensor
 from upslope.control import trees
 from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
-from upslope.control.head import Head
-from upslope.control.heads import Gaussian, head_for
+from upslope.control.heads import Gaussian, Head, head_for
 from upslope.control.recording import Player, Recording, Replaced, check_spaces, put_replaced
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
@@ -38,7 +35,6 @@ class RandomPolicy:
         return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(np.asarray(action_mask, dtype=np.bool_))}
 
     def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
-        """A uniform action for each row."""
         head, rows = self.head, inputs["row"]
         if isinstance(head, Gaussian):
             middle, half_range = head.units
@@ -107,8 +103,7 @@ class Recorded:
     """
 
     def __init__(self, data: Dataset | str | Path, *, num_rows: int | None = None, reward_scale: float = 1.0, seed: int = 0) -> None:
-        if not isinstance(data, (Dataset, str, Path)):
-            raise UsageError(f"data: expected a Dataset or a path, found {type(data).__name__}")
+        require(isinstance(data, (Dataset, str, Path)), f"data: expected a Dataset or a path, found {type(data).__name__}")
         self.data = data if isinstance(data, Dataset) else Dataset.load(data)
         rows = self.data.shape[0]
         require(
@@ -123,11 +118,9 @@ class Recorded:
         self.left = torch.arange(0)
 
     def state_dict(self) -> State:
-        """The order of the rows, and which of them are left of this pass."""
         return {"generator": self.generator.get_state(), "left": self.left}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         self.generator.set_state(state["generator"])
         self.left = state["left"]
 
@@ -149,14 +142,12 @@ class Recorded:
         value, next_value = (None, None) if values is None else (values[:, :-1].contiguous(), values[:, 1:].contiguous())
         if next_value is not None and replaced is not None:
             put_replaced(player, next_value, action, replaced)
+        others: dict[str, Any] = {name: tensors[name].to(device) for name in ("terminated", "truncated", "mask", "first_step")}
         return Rollout(
             inputs=inputs,
             reward=tensors["reward"].to(device) * self.reward_scale,
-            terminated=tensors["terminated"].to(device),
-            truncated=tensors["truncated"].to(device),
-            mask=tensors["mask"].to(device),
             behavior_log_prob=behavior_log_prob,
-            first_step=tensors["first_step"].to(device),
+            **others,
             value=value,
             next_value=next_value,
         )

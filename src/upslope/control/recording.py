@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,41 +12,22 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from upslope.control.envs import Envs, Step
-from upslope.control.head import Head
+from upslope.control.heads import Head
 from upslope.control.spaces import short
 from upslope.control.trees import Array
 from upslope.errors import UsageError
-from upslope.records import Metrics, Rollout, SamplingPolicy
+from upslope.records import Metrics, Rollout
 
 EPISODE_METRICS = ("episode_return", "episode_length")
 """Means over the episodes that ended."""
 
 
-class HasNormalizers(Protocol):
-    """A policy that keeps running moments of observations and rewards, each of which may be None."""
-
-    observation_normalizer: Any
-    reward_normalizer: Any
-
-
-class ForEnvs(SamplingPolicy, HasNormalizers, Protocol):
-    """What collectors also use of a policy where it has it: how raw observations become inputs, the critic alone, the environments'
-    spaces, the head that says what stored actions are outside, a fast recorder."""
-
-    observation_space: Any
-    action_space: Any
-    head: Head
-
-    def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]: ...
-
-    def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None: ...
-
-    def tape(self, num_envs: int, num_steps: int) -> Any: ...
-
-
 class Player:
-    """A policy in environments: what it has of :class:`ForEnvs`, and in place of the rest what serves any policy.
+    """A policy in environments: what collectors also use of one where it has it, and in place of the rest what serves any policy.
 
+    That is ``inputs(observation, *, action_mask, update)``, how raw observations become inputs; ``value(inputs)``, the critic alone;
+    ``tape(num_envs, num_steps)``, a fast recorder; ``head``, what stored actions are outside; the environments' ``observation_space``
+    and ``action_space``; and running moments, ``observation_normalizer`` and ``reward_normalizer``, each of which may be None.
     ``encode(observation, action_mask=None, update=False)`` gives the policy's inputs, ``to_env(action)`` stored actions as the
     environments take them. ``methods`` are those that the policy has; a layer ``self.value = nn.Linear(…)`` is none.
     """
@@ -198,7 +179,7 @@ class Recording:
 
 @dataclass
 class TapedRecording(Recording):
-    """One whose policy's part is on a ``tape`` (:mod:`upslope.fast.tape`): a compiled policy's, for recordings of known length."""
+    """One whose policy's part is on a ``tape`` (:mod:`upslope.fast.step`): a compiled policy's, for recordings of known length."""
 
     tape: Any = None
 
@@ -213,9 +194,8 @@ class TapedRecording(Recording):
             return super().act()
         if envs.action_mask is not None:  # it came up with a step's info: go on step by step, as if it had been so from the start
             tape.stop(t)
-            self.inputs = [
-                {"observation": row, "action": action} for row, action in zip(tape.observation[:t], tape.action[:t], strict=True)
-            ]
+            acted = zip(tape.observation[:t], tape.action[:t], strict=True)
+            self.inputs = [{"observation": row, "action": action} for row, action in acted]
             self.log_prob, self.tape = list(tape.log_prob[:t]), None
             return super().act()
         if self._as_they_are:

@@ -5,8 +5,6 @@ its generator is set to what it was before the last reset, it is reset as it was
 whatever draws its randomness from ``self.np_random``; the last observation and the generator's state are compared to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,10 +59,11 @@ class Episode:
 def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> Any:
     """Bring an environment to a recorded state, or ``but_last`` to the one before; its last observation, None where it is not known.
 
-    Raises:
-        ValueError: it cannot be brought there.
+    Raises ValueError where it cannot be brought there.
     """
-    check_forgetful(guard)
+    for wrapper in wrappers(guard):
+        if type(wrapper).__name__.startswith("Normalize"):  # its running moments outlast an episode
+            raise ValueError(f"its wrapper {type(wrapper).__name__} remembers more than an episode; normalize with the policy instead")
     if state["generator"] is not None:
         set_generator(guard, state["generator"])
     observation, _ = guard.reset(seed=state["seed"], options=state["options"])
@@ -123,15 +122,7 @@ def wrappers(env: Any) -> list[Any]:
 
 
 def time_limits(env: Any) -> list[Any]:
-    """The ``TimeLimit`` wrappers around an environment."""
     return [wrapper for wrapper in wrappers(env) if isinstance(wrapper, gymnasium.wrappers.TimeLimit)]
-
-
-def check_forgetful(env: Any) -> None:
-    """``ValueError`` for a wrapper whose running moments outlast an episode, so that playing it again is not enough."""
-    for wrapper in wrappers(env):
-        if type(wrapper).__name__.startswith("Normalize"):
-            raise ValueError(f"its wrapper {type(wrapper).__name__} remembers more than an episode; normalize with the policy instead")
 
 
 # -------------------------------------------------------------------------------------------------- generators and actions
@@ -144,14 +135,12 @@ def generator_state(env: Any) -> Any:
 
 
 def plain(state: Any) -> Any:
-    """With lists for arrays."""
     if isinstance(state, Mapping):
         return {name: plain(part) for name, part in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state
 
 
 def set_generator(env: Any, state: Mapping[str, Any]) -> None:
-    """Give ``env.np_random`` a state."""
     name = state["bit_generator"]
     if name not in BIT_GENERATORS:
         raise ValueError(f"its generator {name!r} is not known")
@@ -183,15 +172,6 @@ def unstacked(space: Space[Any], tree: Any, count: int) -> list[Any]:
     return list(tree)
 
 
-def like(space: Space[Any], tree: Any) -> Any:
-    """An observation that went through JSON: tuples are tuples again."""
-    if isinstance(space, spaces.Dict):
-        return {name: like(part, tree[name]) for name, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(like(part, item) for part, item in zip(space.spaces, tree, strict=True))
-    return tree
-
-
 # ------------------------------------------------------------------------------------------------------- vector environments
 
 
@@ -201,7 +181,7 @@ def vector_state(vector: Any) -> State:
     if vector is not inner:  # a wrapper, and nobody knows what it remembers
         return {}
     if isinstance(inner, SyncVectorEnv):
-        return {"episodes": [guard.saved_episode() for guard in guards(inner)]}
+        return {"episodes": [guard.saved_episode() for guard in vector.envs]}
     if hasattr(inner, "saved_episodes"):
         return {"episodes": inner.saved_episodes()}
     if hasattr(inner, "get_state") and hasattr(inner, "set_state"):
@@ -215,14 +195,13 @@ def vector_state(vector: Any) -> State:
 def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observation: Any) -> None:
     """Bring a vector environment there; ``resetting [N]`` says whose next step is a reset, ``observation`` what it showed last.
 
-    Raises:
-        ValueError: it cannot be brought there, and why.
+    Raises ValueError where it cannot be brought there, and says why.
     """
     inner = vector.unwrapped
     if "episodes" in state:
         flags = np.zeros(vector.num_envs, np.bool_) if resetting is None else resetting
         one_by_one, episodes = isinstance(inner, SyncVectorEnv), state["episodes"]
-        pairs = zip(guards(inner), episodes, strict=True) if one_by_one else ()
+        pairs = zip(inner.envs, episodes, strict=True) if one_by_one else ()
         seen = [replay(*pair) for pair in pairs] if one_by_one else inner.restore_episodes(episodes, flags)
         for i, found in enumerate(seen):
             shown = trees.tree_map(lambda array, i=i: array[i], observation)
@@ -243,11 +222,6 @@ def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observ
         set_generator(inner, state["generator_now"])
     else:
         raise ValueError("it does not say where it is (it has no get_state and set_state)")
-
-
-def guards(inner: Any) -> list[Any]:
-    """The guards around the environments of a vector environment that plays one after the other."""
-    return inner.envs
 
 
 def same(found: Any, shown: Any) -> bool:

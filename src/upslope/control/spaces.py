@@ -5,10 +5,8 @@ one float tensor ``observation [N, d]``, every image as ``image [N, C, H, W]``, 
 is one). :func:`space_to_json` and :func:`space_from_json` let a run folder hold a space without pickling it.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from upslope.control.images import MAX_ONES, Image, ImageChoice, Reading, bounds, is_bytes, is_grid, is_image, reading
-from upslope.errors import UsageError
+from upslope.control.trees import by_space
+from upslope.errors import UsageError, require
 
 Space = spaces.Space[Any]
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
@@ -64,7 +63,6 @@ class Leaf:
         return observation
 
     def words(self) -> str:
-        """What it is taken for."""
         shape, space = " × ".join(map(str, self.space.shape or ())), self.space
         if self.image is not None:
             return self.image.words()
@@ -88,14 +86,12 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
     if isinstance(space, spaces.Box):
         if is_image(space, image):
             return [Leaf(path, space, 0, False, "/".join(["image", *map(str, path)]), Image.of(space, image))]
-        if (
-            image != "bytes"
-            and is_grid(space)
-            and (codes := reading(space)) is not None
-            and codes.width * (size := math.prod(space.shape)) <= MAX_ONES
-        ):
+        codes, size = reading(space) if image != "bytes" and is_grid(space) else None, math.prod(space.shape)
+        if codes is not None and codes.width * size <= MAX_ONES:
             return [Leaf(path, space, codes.width * size, False, codes=codes)]
-        return [Leaf(path, space, math.prod(space.shape), not is_binary(space))]
+        # zeros and ones are not normalized: an action mask for one
+        binary = space.dtype is not None and space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
+        return [Leaf(path, space, size, not binary)]
     if isinstance(space, spaces.Discrete):
         return [Leaf(path, space, int(space.n), False)]
     if isinstance(space, spaces.MultiDiscrete):
@@ -106,18 +102,12 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
     raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
 
 
-def is_binary(space: spaces.Box) -> bool:
-    """Whether it holds zeros and ones, which nothing normalizes: an action mask for one."""
-    return space.dtype is not None and space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
-
-
 def _one_hot(index: NDArray[Any], out: NDArray[Any]) -> None:
     out[:] = 0
     np.put_along_axis(out, index[:, None], 1, axis=1)
 
 
 def _write(leaf: Leaf, array: NDArray[Any], out: NDArray[Any]) -> None:
-    """Write a batch of one leaf's observations into its columns."""
     space = leaf.space
     if isinstance(space, spaces.Discrete):
         _one_hot(array.astype(np.int64) - int(space.start), out)
@@ -150,8 +140,7 @@ class Encoder:
         if image == "yes" and not self.images:
             raise UsageError(f"image: nothing in {short(space)} has 2 to 4 axes, so nothing is an image; leave it out")
         self.names = (("observation",) if self.size else ()) + tuple(self.images)
-        if not self.names:
-            raise UsageError(f"observation space {short(space)}: holds no numbers")
+        require(bool(self.names), f"observation space {short(space)}: holds no numbers")
         self.continuous = np.repeat([leaf.continuous for leaf in self.leaves], [leaf.size for leaf in self.leaves])
         leaf = self.leaves[0]
         plain = len(self.leaves) == 1 and isinstance(space, spaces.Box) and leaf.image is None and leaf.codes is None
@@ -173,7 +162,7 @@ class Encoder:
 
     def batch(self, observation: Any) -> Any:
         """One observation as a batch of one."""
-        return _map(self.space, observation, lambda array: np.asarray(array)[None])
+        return by_space(self.space, observation, lambda array: np.asarray(array)[None])
 
     def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:
         """A batch of observations as new arrays: ``observation [N, d]`` of ``dtype`` and images ``[N, C, H, W]``.
@@ -226,18 +215,9 @@ class Encoder:
 
 
 def misfit(leaf: Leaf, array: NDArray[Any]) -> UsageError:
-    """The error for an array that is no batch of the leaf's observations."""
     where = "".join(f"[{key!r}]" for key in leaf.path)
     found = f"found {array.shape}, want {('N', *(leaf.space.shape or ()))}".replace("'", "")
     return UsageError(f"observation{where}: shape is not a batch of {short(leaf.space)}: {found}")
-
-
-def _map(space: Space, observation: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {key: _map(part, observation[key], change) for key, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_map(part, observation[index], change) for index, part in enumerate(space.spaces))
-    return change(observation)
 
 
 # -------------------------------------------------------------------------------------------------------------------- JSON

@@ -1,25 +1,22 @@
 """Where episodes begin and how long they may be: a seed for each sub-environment of a vector environment, and its time limit."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from upslope.control import trees
+from upslope.control.restore import time_limits
 from upslope.errors import UsageError
 
 
 def reset_each(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, Any]]:
     """``vector.reset`` with a seed for each sub-environment: one with seed s starts as a single environment reset with s does.
 
-    Raises:
-        UsageError: the vector environment takes one seed for all.
+    Raises UsageError where the vector environment takes one seed for all.
     """
     if isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         return vector.reset(seed=list(seeds))
@@ -61,8 +58,4 @@ def time_limit(vector: Any) -> int | None:
 
 def limit_of(env: Any) -> int | None:
     """The steps of the outermost ``TimeLimit`` around an environment; None without one."""
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            return env._max_episode_steps
-        env = env.env
-    return None
+    return next((wrapper._max_episode_steps for wrapper in time_limits(env)), None)

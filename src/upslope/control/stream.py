@@ -1,7 +1,5 @@
 """One environment, a step at a time, for methods that learn at every step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,6 @@ from torch import Tensor
 from upslope.control.collect import Collector
 from upslope.control.envs import Envs
 from upslope.control.recording import EPISODE_METRICS, Player
-from upslope.control.trees import Array
 from upslope.errors import require
 from upslope.records import Metrics, SamplingPolicy, State, Transition
 
@@ -42,7 +39,6 @@ class Stream(Collector):
         return super().state_dict() | under_way
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         super().load_state_dict(state)
         self._inputs = None if self.envs.observation is None else state["inputs"]
         self._finished, self._rewards = [tuple(item) for item in state["finished"]], state["rewards"]
@@ -70,21 +66,15 @@ class Stream(Collector):
         if not (terminated or truncated):
             next_inputs = self._inputs = self._encoded(player)
         else:
-            successor, mask = (
-                (answer.observation, envs.action_mask)
-                if answer.successors is None
-                else self._replaced(answer.successors[1], answer.successor_masks)
-            )
+            successor, mask = answer.observation, envs.action_mask
+            if answer.successors is not None:  # there the next episode's start; everything is legal unless something is said
+                successor, everything = answer.successors[1], None if mask is None else np.ones_like(mask)
+                mask = everything if answer.successor_masks is None else answer.successor_masks
             next_inputs = player.encode(successor, action_mask=mask)
             self._inputs = None
             if answer.successors is None:
                 envs.step(player.to_env(action))  # the reset step, which ignores its action
         return Transition(reward=self._seen(policy, answer), next_inputs=next_inputs, terminated=terminated, truncated=truncated)
-
-    def _replaced(self, successor: Any, given: Array | None) -> tuple[Any, Array | None]:
-        """The true successor that the next episode's start has replaced, and what is legal there: everything unless something is said."""
-        everything = None if self.envs.action_mask is None else np.ones_like(self.envs.action_mask)
-        return successor, everything if given is None else given
 
     def _as_player(self, policy: SamplingPolicy) -> Player:
         if self._player is None or self._player.policy is not policy:

@@ -1,7 +1,5 @@
 """Batched observations as trees: a NumPy array, or a dict or tuple of them, each with the environments on the first axis."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +12,6 @@ Array = NDArray[Any]
 
 
 def tree_map(change: Callable[[Array], Array], tree: Any) -> Any:
-    """The same tree with every array changed."""
     if isinstance(tree, dict):
         return {name: tree_map(change, part) for name, part in tree.items()}
     if isinstance(tree, tuple):
@@ -22,13 +19,17 @@ def tree_map(change: Callable[[Array], Array], tree: Any) -> Any:
     return change(np.asarray(tree))
 
 
+def by_space(space: Space[Any], tree: Any, change: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """The parts that the space says, each changed: dicts and tuples as there, whatever the tree had in their place."""
+    if isinstance(space, spaces.Dict):
+        return {name: by_space(part, tree[name], change) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(by_space(part, tree[index], change) for index, part in enumerate(space.spaces))
+    return change(tree)
+
+
 def leaves(tree: Any) -> Iterator[Array]:
-    """The arrays of a tree."""
-    if isinstance(tree, (dict, tuple)):
-        for part in tree.values() if isinstance(tree, dict) else tree:
-            yield from leaves(part)
-    else:
-        yield np.asarray(tree)
+    return (array for _, array in named_leaves(tree))
 
 
 def rows(tree: Any, indices: Array) -> Any:
@@ -37,7 +38,6 @@ def rows(tree: Any, indices: Array) -> Any:
 
 
 def stack(space: Space[Any], items: Sequence[Any]) -> Any:
-    """A batch from single observations of ``space``."""
     return concatenate(space, items, create_empty_array(space, n=len(items), fn=np.empty))
 
 

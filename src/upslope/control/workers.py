@@ -5,8 +5,6 @@ end by itself. Here every answer has a time limit, a process that ended is named
 then kills, and a worker whose parent is gone, however it went, ends itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -59,10 +57,8 @@ class Workers(AsyncVectorEnv):
     def _check_spaces(self) -> None:
         """Called when all processes have started: from here on they are spoken to by way of :class:`Line`."""
         weakref.finalize(self, end, self.processes, self.owner)  # at the interpreter's end too
-        self.lines = [
-            Line(pipe, process, f"worker {index} (of {self.num_envs}, from 0)", self.step_timeout)
-            for index, (pipe, process) in enumerate(zip(self.parent_pipes, self.processes, strict=True))
-        ]
+        names = [f"worker {index} (of {self.num_envs}, from 0)" for index in range(self.num_envs)]
+        self.lines = [Line(*parts, self.step_timeout) for parts in zip(self.parent_pipes, self.processes, names, strict=True)]
         self.parent_pipes: list[Any] = list(self.lines)
         super()._check_spaces()
 
@@ -77,7 +73,6 @@ class Workers(AsyncVectorEnv):
         raise error
 
     def saved_episodes(self) -> list[State | None]:
-        """Where each environment is."""
         return list(self.call("saved_episode"))
 
     def restore_episodes(self, episodes: Sequence[State], resetting: Sequence[bool]) -> list[Any]:
@@ -166,7 +161,6 @@ class Line:
         return answer
 
     def ended(self) -> Misbehaved:
-        """What to say of a process that is gone."""
         self.process.join(1.0)
         code = self.process.exitcode
         how = "closed its pipe" if code is None else f"ended by itself with exit code {code}"

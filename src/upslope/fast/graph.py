@@ -80,7 +80,6 @@ def node(op: str, *inputs: Node | float) -> Node:
 
 
 def where(condition: Node, yes: Node | float, no: Node | float) -> Node:
-    """``yes`` where the condition holds, else ``no``."""
     return node("where", condition, yes, no)
 
 

@@ -189,7 +189,6 @@ def clip_and_step(
 
 
 def squares(gradient: Floats, start: int, stop: int) -> float:
-    """``Σ g²``."""
     total = 0.0
     for i in range(start, stop):
         total += gradient[i] * gradient[i]

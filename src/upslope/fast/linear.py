@@ -42,7 +42,6 @@ class FastLinear(PolicyProxy):
         return self.view(network.actor), self.view(network.critic), self.view(self.policy.log_std)
 
     def view(self, parameter: nn.Parameter | None) -> Any:
-        """The parameter's own memory as an array."""
         if parameter is None:
             return None
         where = parameter.data_ptr()
@@ -124,9 +123,8 @@ def linear_twin(policy: object) -> FastLinear | None:
     if control is None or type(policy) is not control.LinearPolicy:
         return None
     linear, heads = cast("LinearPolicy", policy), sys.modules["upslope.control.heads"]
-    known = type(linear.head) in (heads.Categorical, heads.EpsilonGreedy) or (
-        type(linear.head) is heads.Gaussian and linear.log_std is not None
-    )
+    plain_gaussian = type(linear.head) is heads.Gaussian and linear.log_std is not None
+    known = plain_gaussian or type(linear.head) in (heads.Categorical, heads.EpsilonGreedy)
     if not known or any(changed(module) for module in linear.modules()):
         return None
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in linear.parameters())

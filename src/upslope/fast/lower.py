@@ -7,8 +7,6 @@ objective and what it reports from the sums. All have the same arguments: the nu
 and the derivatives), ``sums`` and ``values``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from upslope.fast import layout as at

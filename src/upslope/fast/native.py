@@ -5,8 +5,6 @@ named by a hash of its source, of LLVM's version and of the processor, so that a
 holds is checked against a hash of its own. Without llvmlite :func:`library` is None and everything runs on PyTorch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import hashlib
@@ -82,7 +80,6 @@ def functions(source: str, *names: str) -> tuple[Any, tuple[int, ...]]:
 
 
 def source_of(*modules: str) -> bytes:
-    """The text of modules of this package."""
     return b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in modules)
 
 
@@ -100,7 +97,6 @@ def loaded(name: str, source: bytes, text: Callable[[], str]) -> Any:
 
 
 def target_machine(llvm: Any) -> Any:
-    """LLVM's description of this processor."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()

@@ -1,7 +1,5 @@
 """An algorithm's own objective, compiled: traced once, kept as long as it is the same, its settings read anew at every update."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -49,7 +47,6 @@ class CompiledObjective:
         return networks
 
     def averaged(self, totals: Any, count: float) -> Metrics:
-        """Sums over minibatches as means."""
         return {name: float(value / count) for name, value in zip(self.metrics, totals, strict=True)}
 
 
@@ -66,7 +63,7 @@ class Objectives:
         self, algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None
     ) -> CompiledObjective:
         """``restored`` makes a value from what the kernels see of the critic. Raises :class:`NotLowered` where nothing is compiled."""
-        kinds = kind_of(policy), kind_of_batch(batch)
+        kinds = kinds_of(policy, batch)
         if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
             self.algorithm, self.kinds, self.watched = algorithm, kinds, [*watch(algorithm)]
             try:
@@ -96,15 +93,10 @@ def same(algorithm: HasObjective, other: Any) -> bool:
     return is_dataclass(algorithm) and type(algorithm).__dataclass_params__.frozen and algorithm == other  # pyright: ignore
 
 
-def kind_of(policy: Policy) -> Any:
-    """What a trace depends on of a policy."""
-    return id(policy), getattr(policy, "value_scale", None) is None
-
-
-def kind_of_batch(batch: Batch) -> Any:
-    """What a trace depends on of a batch: which tensors it has."""
+def kinds_of(policy: Policy, batch: Batch) -> Any:
+    """What a trace depends on of a policy and of a batch: which tensors it has."""
     kinds = [None if t is None else (t.dtype, t.dim()) for t in map(partial(getattr, batch), TENSORS)]
-    return kinds, list(batch.inputs), batch.unit
+    return id(policy), getattr(policy, "value_scale", None) is None, kinds, list(batch.inputs), batch.unit
 
 
 Watched = tuple[Callable[[Any], Any], Any, Any]

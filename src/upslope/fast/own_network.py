@@ -4,8 +4,6 @@ Its forward and backward stay in torch; between them head, objective and derivat
 (:func:`upslope.fast.kernels.differentiate`) from outputs and values to ∂objective/∂outputs and ∂objective/∂values.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -101,18 +99,9 @@ class HeadAscent(Ascent):
         given = [end.detach().contiguous() for end in ends]
         slopes = [torch.empty_like(end) for end in given]
         (outputs, values), (output_slopes, value_slopes) = ([*some, None][:2] for some in (given, slopes))
-        self.library.differentiate(
-            *(
-                plan.scratch,
-                objective.written_into(plan.networks),
-                plan.options,
-                policy.log_std,
-                columns.addresses(),
-                plan.rows(rows),
-                rows,
-            ),
-            *(outputs, given[0].shape[-1], values, output_slopes, value_slopes, objective.table),
-        )
+        planned = plan.scratch, objective.written_into(plan.networks), plan.options, policy.log_std, columns.addresses(), plan.rows(rows)
+        numbers = outputs, given[0].shape[-1], values, output_slopes, value_slopes
+        self.library.differentiate(*planned, rows, *numbers, objective.table)
         return slopes
 
 

@@ -79,9 +79,7 @@ def match_mlp_policy(policy: object) -> MLPLayout | None:
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-METHODS = frozenset(
-    ("forward", "evaluate", "sample", "value", "act", "inputs", "distribution", "_run", "_outputs", "_actor", "_with_log_std")
-)
+METHODS = {"forward", "evaluate", "sample", "value", "act", "inputs", "distribution", "_run", "_outputs", "_actor", "_with_log_std"}
 
 
 def changed(module: nn.Module) -> bool:
@@ -108,11 +106,8 @@ def head_kind(policy: ActorCritic) -> int | None:
 def head_of(policy: object) -> tuple[int, int] | None:
     """Kind and number of outputs of a known head over a network of the user's own (or one the kernels do not know)."""
     control = sys.modules.get("upslope.control.policy")
-    if (
-        control is None
-        or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
-        or changed(cast(nn.Module, policy))
-    ):
+    known = () if control is None else (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
+    if type(policy) not in known or changed(cast(nn.Module, policy)):
         return None
     actor_critic = cast("ActorCritic", policy)
     kind, head, log_std = head_kind(actor_critic), cast(Any, actor_critic.head), actor_critic.log_std
@@ -163,7 +158,6 @@ class Plan:
         return where[0], *self.pointers
 
     def make(self, where: tuple[int, int]) -> None:
-        """Write down what the kernels go by."""
         self.where, self.used, parts = where, 0, self.parts
         networks = self.networks = np.zeros(at.LAYERS_AT + at.LAYER * (len(parts.actor) + len(parts.critic)), np.int64)
         networks[at.INPUTS], networks[at.OUTPUTS] = parts.inputs, parts.outputs
@@ -202,19 +196,15 @@ class Plan:
 
 
 def rounded(count: int, multiple: int) -> int:
-    """The next multiple."""
     return -(-count // multiple) * multiple
 
 
 def kernel_can_read(observation: Tensor, legal: Tensor | None, parts: MLPLayout) -> bool:
     """Whether the kernels can read these inputs where they lie."""
-    if observation.dtype != torch.float32 or observation.shape[-1] != parts.inputs or not observation.is_contiguous():
+    fits = observation.dtype == torch.float32 and observation.shape[-1] == parts.inputs
+    if not (fits and observation.is_contiguous() and observation.device.type == "cpu"):
         return False
-    if observation.device.type != "cpu":
-        return False
-    return legal is None or (
-        parts.head == at.CATEGORICAL
-        and legal.dtype == torch.bool
-        and legal.shape == (*observation.shape[:-1], parts.outputs)
-        and legal.is_contiguous()
-    )
+    if legal is None:
+        return True
+    known = parts.head == at.CATEGORICAL and legal.dtype == torch.bool and legal.is_contiguous()
+    return known and legal.shape == (*observation.shape[:-1], parts.outputs)

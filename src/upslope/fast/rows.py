@@ -1,7 +1,5 @@
 """A batch as the kernels read it: flat columns in memory, checked, and the order in which their rows are visited."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,7 +43,6 @@ class Columns:
 
     @property
     def masked(self) -> bool:
-        """Whether there is an action mask."""
         return "legal" in self.tensors
 
     def addresses(self) -> NDArray[np.int64]:

@@ -6,8 +6,6 @@ it, so that shapes and errors are PyTorch's own, and records it. What is not in 
 for more: each raises :class:`NotLowered` with the reason, and the objective then runs as it is written.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -43,14 +41,12 @@ class Symbol(Tensor):
 
 
 def symbol(data: Tensor, made_by: Node, chosen: Node | None = None) -> Symbol:
-    """A tensor as the symbol of a node."""
     found = data.as_subclass(Symbol)
     found.node, found.chosen = made_by, chosen
     return found
 
 
 def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Compute an operation, and note it."""
     if name == "__get__":
         return attribute(func, args[0])
     if name in PLAIN:
@@ -116,9 +112,7 @@ def refusal(word: str, *, in_place: bool = False) -> str:
     """Why an operation is not compiled, in a user's words."""
     if in_place:
         return f"it changes a tensor in place ({word})"
-    if word in READS:
-        return f"it looks at a number while it runs ({word})"
-    return f"{word}() is not compiled"
+    return f"it looks at a number while it runs ({word})" if word in READS else f"{word}() is not compiled"
 
 
 # ---------------------------------------------------------------------------------------------------------------- operations
@@ -267,7 +261,6 @@ class Recorded:
         return [self.objective, *self.metrics.values(), *([] if self.log_ratio is None else [self.log_ratio])]
 
     def listing(self) -> list[Any]:
-        """The graph in writing."""
         order = in_order(self.outputs)
         places = {x: i for i, x in enumerate(order)}
         values = [repr(float(x.value)) if x.op == "constant" else x.value for x in order]

@@ -1,17 +1,7 @@
 """Which fast path serves which objects: the one place that decides, by what they *are* and never by a flag.
 
-- A policy that is an MLP: every epoch and minibatch of an update in one call of machine code (:mod:`upslope.fast.update`), with the
-  algorithm's own objective inside (:mod:`upslope.fast.trace`), 10 to 20 times faster than autograd at minibatches of 64.
-- The same policy while it acts: :mod:`upslope.fast.step`.
-- A linear policy that acts and learns at every step: :mod:`upslope.fast.linear`.
-- A user's own network under a shipped head: head and objective compiled (:mod:`upslope.fast.own_network`).
-- The critic's fit of TRPO and NPG on the MLP policy: every epoch and minibatch in one call.
-- An own update, an objective that cannot be compiled, and everything where LLVM is not installed: PyTorch, as it is written.
-
-:func:`explain` says which it is, and why.
+:func:`explain` says which it is, and why; ``docs/design.md`` lists them. Without LLVM everything is PyTorch as it is written.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -84,7 +74,6 @@ def explain(algorithm: Algorithm, policy: Policy, unit: Unit = "step") -> str:
 
 
 def why_not(algorithm: Algorithm, policy: Policy) -> str:
-    """Why an update has no twin."""
     if match_mlp_policy(policy) is None and head_of(policy) is None:
         return f"nothing of this {type(policy).__name__} is compiled"
     if type(algorithm.update) not in (Ascent, NaturalGradient, TrustRegion):

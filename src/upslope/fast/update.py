@@ -4,8 +4,6 @@ It shuffles as its twin does (the permutations come from the same generator), wo
 state, stops for the same reasons and returns the same metrics; only rounding differs. See :mod:`upslope.fast.kernels`.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import replace
@@ -65,12 +63,10 @@ class CompiledUpdate:
         several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
         permutations = (torch.randperm(rows.num_units, generator=state.generator) for _ in range(ascent.num_epochs))
         started = state.num_updates
+        call = self.library.update, base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
             order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
-            run = partial(
-                *(self.library.update, base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table, order, bounds),
-                *(len(chunk), minibatches, results),
-            )
+            run = partial(*call, order, bounds, len(chunk), minibatches, results)
             run()
             if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
                 check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, flat_part(batch, order[: bounds[1]]))

@@ -5,8 +5,6 @@ takes an explicit generator and draws a fixed number of numbers (Beta excepted),
 the same numbers draws the same actions. Shapes that do not fit raise ValueError.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -7,8 +7,6 @@ never takes (log π = −∞) has ratio 0; one that b never takes cannot have be
 All functions raise ValueError when shapes differ or flags are not boolean. SB is Sutton & Barto, 2nd edition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -45,10 +43,7 @@ def cumulative_ratio(
 def trajectory_ratio(
     log_prob: Tensor, behavior_log_prob: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``ρ_{0:K−1}``, the ratio of the whole recorded episode of K steps, given to each of its steps, ``[..., T]``.
-
-    Source: SB eq. 5.3.
-    """
+    """``ρ_{0:K−1}``, the ratio of the whole recorded episode of K steps, given to each of its steps, ``[..., T]``. Source: SB eq. 5.3."""
     ends = {"terminated": terminated, "truncated": truncated, "mask": mask}
     check_shapes("log_prob", log_prob.shape, **ends, behavior_log_prob=behavior_log_prob)
     return _product(log_prob, behavior_log_prob, mask, lambda x: episode_returns(x, terminated, truncated, 1.0, mask))

@@ -5,8 +5,6 @@ their values are ``[...]``. Masked steps add nothing and take no gradient, whate
 beyond the four arguments are keyword-only: bind them with ``functools.partial``. Shapes that differ raise ValueError.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

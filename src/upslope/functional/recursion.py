@@ -1,7 +1,5 @@
 """The recursions that returns, advantages and importance weights share: cut at an end, passed on unchanged at a masked row."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -7,8 +7,6 @@ where the episode ended. Masked rows change nothing: no reward, no discount, and
 All functions raise ValueError when shapes differ or flags are not boolean. SB is Sutton & Barto, 2nd edition.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -72,10 +70,7 @@ def discount_weight(
 
 
 def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
-    """One-step temporal-difference error, ``[..., T]``: ``δ_t = r_t + γ (1 − terminated_t) next_value_t − value_t``.
-
-    Source: SB eq. 6.5.
-    """
+    """One-step temporal-difference error, ``[..., T]``: ``δ_t = r_t + γ (1 − terminated_t) next_value_t − value_t``. SB eq. 6.5."""
     check_shapes("reward", reward.shape, terminated=terminated, mask=mask, value=value, next_value=next_value)
     return zero_masked(torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma) - value, mask)
 

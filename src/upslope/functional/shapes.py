@@ -1,7 +1,5 @@
 """Shape checks: tensors that belong to the same steps must have the same shape, and nothing is broadcast silently."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -2,9 +2,8 @@
 
 Standard deviations are the sample's (divided by n − 1). Where there is nothing to compare, fewer than two entries or no
 spread among them, an advantage is exactly 0; :func:`has_spread` tells those cases apart so that they can be counted.
+All functions raise ValueError when shapes differ.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     ``x``, ``mask`` and the result are ``[..., T]``. No eps is added: where :func:`has_spread` says no, all are 0.
 
-    Raises ValueError when shapes differ. Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
+    Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
     """
     spread, count = has_spread(x, mask), x.numel() if mask is None else mask.sum()
     centered = zero_masked(x - zero_masked(x, mask).sum() / count, mask)
@@ -48,7 +47,7 @@ def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = Non
 
     1 is a perfect critic, 0 one that is no better than a constant. ``value`` and ``returns`` are ``[..., T]``.
 
-    Raises ValueError when shapes differ. Source: FORMULAS section 8.
+    Source: FORMULAS section 8.
     """
     check_shapes("value", value.shape, returns=returns, mask=mask)
     if mask is not None:
@@ -62,7 +61,7 @@ def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
 
     ``weight`` has any shape. Equal weights give their number, one dominating weight gives 1, no weight at all 0.
 
-    Raises ValueError when shapes differ. Source: Kong 1992; FORMULAS section 4.
+    Source: Kong 1992; FORMULAS section 4.
     """
     check_shapes("weight", weight.shape, mask=mask)
     masked_weight = zero_masked(weight, mask)
@@ -78,7 +77,7 @@ def group_relative(score: Tensor, mask: Tensor | None = None, *, scale: bool = T
     groups of one, get exactly 0. The mean contains r_i, which shrinks the expected gradient by (G − 1)/G;
     :func:`leave_one_out` does not.
 
-    Raises ValueError when shapes differ. Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
+    Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
     """
     centered = _center(score, mask)
     if not scale or score.shape[-1] < 2:
@@ -95,7 +94,7 @@ def leave_one_out(score: Tensor, mask: Tensor | None = None) -> Tensor:
     ``mask [..., G]`` is False for members without a score: they are nobody's others and get 0, and G is the number that is left;
     a member that is left alone gets 0.
 
-    Raises ValueError when shapes differ and for groups of one: there is no other to compare with.
+    Raises ValueError for groups of one: there is no other to compare with.
 
     Source: Ahmadian et al. 2024 (RLOO).
     """
@@ -113,13 +112,11 @@ def batch_relative(score: Tensor, mask: Tensor | None = None) -> Tensor:
 
     ``mask [..., G]`` is False for members without a score: they are in no statistic and get 0. No spread anywhere gives zeros.
 
-    Raises ValueError when shapes differ. Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
+    Source: Hu 2025 (REINFORCE++), the variant with a group baseline.
     """
     centered = _center(score, mask)
     present = centered if mask is None else centered[mask]
-    if present.numel() < 2:
-        return centered
-    return torch.where(has_spread(present), centered / present.std(), 0.0)
+    return centered if present.numel() < 2 else torch.where(has_spread(present), centered / present.std(), 0.0)
 
 
 def _center(score: Tensor, mask: Tensor | None = None) -> Tensor:

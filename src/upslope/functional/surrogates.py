@@ -5,8 +5,6 @@
 True. Options beyond the five arguments are keyword-only: bind them with ``functools.partial``. Shapes that differ raise ValueError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -67,10 +65,7 @@ def sequence_mean_token_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask:
 def score_function(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, mask: Tensor | None, clip_range: ClipRange | None
 ) -> Tensor:
-    """``log π · A``, ``[..., T]``: REINFORCE. ``behavior_log_prob`` and ``clip_range`` are not used.
-
-    Source: Williams 1992; SB eq. 13.8.
-    """
+    """``log π · A``, ``[..., T]``: REINFORCE. ``behavior_log_prob`` and ``clip_range`` are not used. Source: Williams 1992; SB eq. 13.8."""
     check_shapes("log_prob", log_prob.shape, behavior_log_prob=behavior_log_prob, advantage=advantage, mask=mask)
     return zero_masked(log_prob, mask) * zero_masked(advantage, mask)
 

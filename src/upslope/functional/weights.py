@@ -3,8 +3,6 @@
 Because it is a plain sum, parts of a batch add up to the whole exactly: micro-batches and ranks cannot change a result.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,8 +1,6 @@
 # ruff: noqa: E402
 """Language models as policies: any decoder-only Transformers model, trained by the same algorithms as everything else."""
 
-from __future__ import annotations
-
 from upslope.errors import require_packages
 
 require_packages("language", "transformers", "tokenizers")  # before they are imported: one line that says what to install
@@ -23,31 +21,7 @@ from upslope.language.tasks import task
 from upslope.language.tiny import tiny
 
 __all__ = [
-    "Completions",
-    "EmbeddedEngine",
-    "Engine",
-    "Generated",
-    "Labeled",
-    "LanguagePolicy",
-    "LanguageResult",
-    "PPOStepper",
-    "Pair",
-    "PairsResult",
-    "Part",
-    "Problem",
-    "Recorded",
-    "Rewards",
-    "Task",
-    "TrainerState",
-    "builtin",
-    "demonstrations",
-    "evaluate",
-    "evaluate_pairs",
-    "labeled",
-    "pairs_from",
-    "preference_pairs",
-    "read_labeled",
-    "read_pairs",
-    "task",
-    "tiny",
-]
+    "Completions", "EmbeddedEngine", "Engine", "Generated", "Labeled", "LanguagePolicy", "LanguageResult", "PPOStepper", "Pair",
+    "PairsResult", "Part", "Problem", "Recorded", "Rewards", "Task", "TrainerState", "builtin", "demonstrations", "evaluate",
+    "evaluate_pairs", "labeled", "pairs_from", "preference_pairs", "read_labeled", "read_pairs", "task", "tiny",
+]  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, first_line, require
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.layers import PACKED, Attention, changes_with_length
 from upslope.language.plain import log_probs, rows
@@ -40,13 +40,11 @@ FOUND: dict[tuple[type, str], Attention] = {}
 def inspect(policy: LanguagePolicy) -> Attention:
     """The way that a policy's model takes.
 
-    Raises:
-        UsageError: no causal language model, or one that gives other log-probabilities than its own even row by row.
+    Raises UsageError for no causal language model, or one that gives other log-probabilities than its own even row by row.
     """
     model = policy.model
     kind = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError(f"model: {kind} has an encoder; expected a decoder-only model")
+    require(not getattr(model.config, "is_encoder_decoder", False), f"model: {kind} has an encoder; expected a decoder-only model")
     if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
         raise UsageError(f"model: {kind} has no output layer over the vocabulary, so it is no language model")
     with quiet():
@@ -83,7 +81,7 @@ def of_small_copy(policy: LanguagePolicy) -> Attention:
     except UsageError:
         raise
     except Exception as error:
-        return Attention(f"no small copy can be made on which to compare it beyond its windows ({short(error)})", cached=False)
+        return Attention(f"no small copy can be made on which to compare it beyond its windows ({first_line(error, 160)})", cached=False)
 
 
 def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Attention:
@@ -94,7 +92,7 @@ def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Atten
     try:
         truth = Truth.of(model, inputs)
     except Exception as error:
-        raise UsageError(f"model: {kind} cannot be used, its own forward pass fails on one row ({short(error)})") from error
+        raise UsageError(f"model: {kind} cannot be used, its own forward pass fails on one row ({first_line(error, 160)})") from error
     because = truth.fault_of(packed, "in training", "while decoding")
     if because is None:
         return PACKED
@@ -111,7 +109,7 @@ def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     try:
         truth = Truth.of(model, inputs, gradients=False)
     except Exception as error:
-        raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({short(error)})") from error
+        raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({first_line(error, 160)})") from error
     if attention.packed:
         because = fault(lambda: truth.difference_of_pass(policy.around(model)), "on a short text", tolerance_for(model))
         attention = PACKED if because is None else Attention(because, cached=False)
@@ -125,19 +123,13 @@ def fault(compare: Callable[[], float], when: str, tolerance: float = TOLERANCE)
     try:
         difference = compare()
     except Exception as error:
-        return f"its layers do not take part in shared attention ({short(error)})"
+        return f"its layers do not take part in shared attention ({first_line(error, 160)})"
     return None if difference < tolerance else f"shared attention gives other log-probabilities than its own {when} (by {difference:.2g})"
 
 
 def tolerance_for(model: PreTrainedModel) -> float:
     """For weights in float32 the usual one; eight bits of mantissa round more, and the small copy has compared what they hide."""
     return TOLERANCE if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.3
-
-
-def short(error: BaseException) -> str:
-    """A message in one line of at most 160 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
 
 
 def drawn(
@@ -169,7 +161,6 @@ class Truth:
 
     @classmethod
     def of(cls, model: PreTrainedModel, inputs: dict[str, Tensor], *, gradients: bool = True) -> Truth:
-        """One call for each row."""
         with torch.set_grad_enabled(gradients):
             said = spoken(model, inputs)
         weight = torch.randn(said.shape, generator=torch.Generator().manual_seed(1)).to(said)
@@ -182,7 +173,6 @@ class Truth:
         return found or fault(lambda: self.difference_of_samples(policy), decoding)
 
     def difference_of_pass(self, policy: LanguagePolicy) -> float:
-        """The largest difference between a policy's training pass and this."""
         found = policy.evaluate(**self.inputs)
         said = torch.stack([found.log_prob, found.entropy])
         difference = (said - self.said).abs().max().item()
@@ -194,7 +184,6 @@ class Truth:
         return max(difference, *away) if all(x == x for x in away) else float("nan")
 
     def difference_of_samples(self, policy: LanguagePolicy) -> float:
-        """The largest difference between what a policy's engine says of its samples and what the model says of them."""
         lengths = self.inputs["prompt_length"].tolist()
         prompts = [ids[:n].tolist() for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]
         longest = int((self.inputs["prompt_length"][:, None] + self.inputs["completion_length"]).max())

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
-from upslope.errors import RunFault
-from upslope.language.values import error_line, numbers
+from upslope.errors import RunFault, one_line
 
 Limit = Callable[[], float | None]
 """How many seconds the next call may take (None: as long as it likes), asked right before it."""
@@ -49,7 +50,6 @@ class Call:
     first: int = 0
 
     def items(self) -> list[Call]:
-        """The same of each item alone."""
         return [replace(self, columns={n: c[i : i + 1] for n, c in self.columns.items()}, count=1, first=i) for i in range(self.count)]
 
     def __call__(self, seconds: float | None) -> Outcome:
@@ -100,3 +100,45 @@ async def _within(value: Awaitable[Any], seconds: float | None) -> Any:
     if not done:
         raise _OutOfTime  # which ends the event loop, and with it the task is canceled
     return task.result()
+
+
+# ----------------------------------------------------------------------------------------------------------------------- what was returned
+
+
+def numbers(name: str, result: Any, count: int, first: int = 0) -> list[float | None]:
+    """What reward ``name`` returned for ``count`` items, the first of which is item ``first`` of the batch.
+
+    Raises RunFault where it is not one finite number or None for each item.
+    """
+    values = result.tolist() if hasattr(result, "tolist") else result
+    if not isinstance(values, list | tuple):
+        raise RunFault(f"reward {name} returned {kind_of(result)}: expected a list with a number or None for each of {count} completions")
+    if len(values) != count:
+        raise RunFault(f"reward {name} returned {len(values)} values for {count} completions: expected one for each")
+    return [_number(f"reward {name} gave", value, first + index) for index, value in enumerate(values)]
+
+
+def _number(said: str, value: Any, index: int) -> float | None:
+    single = value.tolist() if hasattr(value, "tolist") else value
+    if single is None:
+        return None
+    if not isinstance(single, Real):
+        raise RunFault(f"{said} {kind_of(value)} for item {index + 1}: expected a number, or None for no score")
+    try:
+        number = float(single)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RunFault(f"{said} {number} for item {index + 1}: expected a finite number, or None for no score")
+    return number
+
+
+def kind_of(value: Any) -> str:
+    """A value and its type, for messages."""
+    return "None" if value is None else f"{one_line(repr(value), 40)} of type {type(value).__name__}"
+
+
+def error_line(error: BaseException) -> str:
+    """An exception in one line of at most some 200 characters."""
+    text = one_line(error, 200)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

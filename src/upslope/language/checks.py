@@ -4,8 +4,6 @@ A reward is ``reward(*, prompts, completions, **columns) -> list[float | None]``
 completion. Prompts and completions are strings, or lists of messages where the prompts were messages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -46,6 +44,12 @@ def tagged(text: str, tag: str = "answer") -> str | None:
     return None if end < 0 or start < 0 else text[start + len(tag) + 2 : end].strip()
 
 
+def answered(text: str, tag: str = "answer") -> str:
+    """What stands in the last ``<tag>…</tag>`` of ``text``, else the whole."""
+    said = tagged(text, tag)
+    return text if said is None else said
+
+
 def last_number(text: str) -> Decimal | None:
     """The last number in ``text`` (1,234 and 1e3 are numbers, exact in decimal); None where there is none."""
     found = _NUMBER.findall(text)
@@ -59,8 +63,7 @@ def as_number(text: str) -> Decimal | None:
 
 def is_answer(text: str, answer: Any) -> bool:
     """Whether ``text`` says ``answer``: what the answer tag holds, else the whole, equals it; of a number, the last one counts."""
-    said, expected = tagged(text), str(answer).strip()
-    said = text.strip() if said is None else said
+    said, expected = answered(text).strip(), str(answer).strip()
     number = as_number(expected)
     return said == expected or (number is not None and last_number(said) == number)
 
@@ -96,8 +99,8 @@ def numeric_answer(tag: str = "answer") -> Reward:
     """1 where the last number, inside ``<tag>`` if there is one, equals ``answer``; None where ``answer`` is not a number."""
 
     def score(text: str, answer: Any) -> float | None:
-        expected, said = as_number(str(answer)), tagged(text, tag)
-        return None if expected is None else float(last_number(text if said is None else said) == expected)
+        expected = as_number(str(answer))
+        return None if expected is None else float(last_number(answered(text, tag)) == expected)
 
     return each("numeric-answer", score, "answer")
 

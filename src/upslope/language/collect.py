@@ -1,7 +1,5 @@
 """Collecting completions: prompts in, scored groups out, ``[prompts, G, T]``."""
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -17,7 +15,7 @@ from upslope import functional as F
 from upslope.errors import UsageError, require
 from upslope.language.asked import ALSO_KNOWN, TrainerState
 from upslope.language.checks import Prompt, Reward, completion_for, text_of
-from upslope.language.engine import EmbeddedEngine, Engine, Generated, check_prompts, padded
+from upslope.language.engine import EmbeddedEngine, Engine, Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
 from upslope.language.rewards import Rewards, Scores
@@ -109,7 +107,6 @@ class Completions:
         return {"order": self.order.state_dict(), "iteration": self.iteration}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         self.order.load_state_dict(state["order"])
         self.iteration = state["iteration"]
 
@@ -222,11 +219,9 @@ class Order:
         self.left: list[int] = []
 
     def state_dict(self) -> State:
-        """The generator, and which indices are left of this pass."""
         return {"random": self.random.getstate(), "left": self.left}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         version, numbers, gauss = state["random"]
         self.random.setstate((version, tuple(numbers), gauss))
         self.left = list(state["left"])
@@ -327,11 +322,3 @@ def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16)
     count = len(inputs["prompt_ids"])
     parts = [{name: x[start : start + size] for name, x in inputs.items()} for start in range(0, count, size)]
     return torch.cat([policy.evaluate(**part).log_prob for part in parts])
-
-
-def check_room(policy: LanguagePolicy, prompts: Sequence[Prompt | Problem], max_tokens: int) -> None:
-    """Refuse prompts that leave no room for a completion, before anything is sampled."""
-    problems = [p if isinstance(p, Problem) else Problem(prompt=p) for p in prompts]
-    ids = policy.encode_all([p.prompt for p in problems], [p.place for p in problems])
-    check_prompts(policy, ids, max_tokens)
-    policy.look_up_to(max(map(len, ids)) + max_tokens)

@@ -19,10 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from upslope.errors import UsageError, require
 from upslope.language.attention import NEVER, AttentionOptions, Layout, Mask, Packed, group_attention
-from upslope.language.head import finished
+from upslope.language.head import finished, inverse_cdf
 from upslope.language.plain import PlainDecoding
 from upslope.language.product import Product
-from upslope.language.sampling import inverse_cdf
 
 if TYPE_CHECKING:
     from upslope.language.policy import LanguagePolicy

@@ -1,9 +1,8 @@
-"""Measuring a language policy on problems that it was not trained on."""
+"""Measuring a language policy on problems that it was not trained on, and a trained reward model as a reward function."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +10,9 @@ import torch
 from upslope.errors import require
 from upslope.intervals import wilson
 from upslope.language.asked import ALSO_KNOWN, TrainerState
-from upslope.language.checks import Reward
+from upslope.language.checks import Prompt, Reward, text_of
 from upslope.language.collect import spoken
-from upslope.language.engine import EmbeddedEngine
+from upslope.language.engine import EmbeddedEngine, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Pair, Problem, Task, columns_of
 from upslope.language.recorded import preference_pairs
@@ -114,3 +113,28 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
         pairs=len(wins),
         ranked_by="score" if by_score else "log_prob",
     )
+
+
+def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[float]]:
+    """``reward(*, prompts, completions) -> list[float]``: what the value head says at each completion's end token.
+
+    Raises UsageError for a policy without a value head.
+    """
+    require(policy.has_value, "reward: this model has no value head, so it is no reward model")
+
+    @torch.no_grad()
+    def reward_model(*, prompts: Sequence[Prompt], completions: Sequence[Any]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            texts = [[text_of(completion)] for completion in completions[part]]
+            places = [f"item {i + 1}" for i in range(len(prompts))][part]
+            rows = [row for (row,) in policy.rendering.rows(prompts[part], texts, places)]
+            prompt_ids, prompt_length = padded([row.ids[: row.start] for row in rows], policy.device)
+            ids, length = padded([row.ids[row.start :] for row in rows], policy.device)
+            inputs = {"prompt_ids": prompt_ids, "prompt_length": prompt_length}
+            found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
+        return found
+
+    reward_model.no_timeout = True  # pyright: ignore[reportFunctionMemberAccess]  # no thread for each call of our own function
+    return reward_model

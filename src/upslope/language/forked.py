@@ -7,8 +7,6 @@ time; the next call starts another copy. What a reward changes in memory is ther
 uses is out of its reach (PyTorch says so).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing
@@ -28,7 +26,6 @@ SPARE_SECONDS = 5.0
 
 
 def can_fork() -> bool:
-    """Whether this system can copy a process (Windows cannot)."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -88,7 +85,6 @@ def copy_of_this_process(calls: list[Call], seconds: float | None) -> Iterator[C
 
 
 def make_calls(calls: list[Call], seconds: float | None, answers: Connection, receiver: Connection) -> None:
-    """The work of the copy."""
     os.setpgid(0, 0)  # Ctrl-C at the terminal is for the run, and one kill reaches whatever a reward has started
     receiver.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):

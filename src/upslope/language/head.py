@@ -1,6 +1,5 @@
-"""The last layer: log-probabilities of given tokens, some hundred rows at a time: no large ``[tokens, vocabulary]`` ever exists."""
-
-from __future__ import annotations
+"""The last layer: log-probabilities of given tokens, some hundred rows at a time, so that no large ``[tokens, vocabulary]`` ever exists;
+and tokens from uniform random numbers."""
 
 import math
 from itertools import pairwise
@@ -12,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 24
 """Logits that exist at one time (64 MiB in float32)."""
+
+BLOCK = 512
+"""Tokens in each of the blocks, one of which is drawn before a token in it."""
 
 LOWEST = torch.finfo(torch.float32).min
 """What stands for log-probabilities of −∞: times a probability of 0 it adds nothing."""
@@ -119,3 +121,30 @@ def chunks(rows: int, vocabulary: int) -> list[slice]:
     number = max(1, math.ceil(rows / max(1, CHUNK // vocabulary)))
     edges = [rows * i // number for i in range(number + 1)]
     return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def inverse_cdf(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """The token whose stretch of [0, 1) holds the uniform number ``[rows]``: first which block of tokens, then which in it.
+
+    Two short cumulative sums round less than one over the whole vocabulary. A token of probability 0 is never chosen.
+    """
+    p = log_p.exp()
+    size = min(BLOCK, p.shape[1])
+    if p.shape[1] % size:
+        p = torch.nn.functional.pad(p, (0, size - p.shape[1] % size))
+    blocks = p.view(len(p), -1, size)
+    block, rest = locate_in_cdf(blocks.sum(-1), uniform.to(torch.float64))
+    inside, _ = locate_in_cdf(blocks[torch.arange(len(p), device=p.device), block], rest)
+    return block * size + inside
+
+
+def locate_in_cdf(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Which entry of ``mass [rows, n]`` holds ``share`` (in [0, 1) of the total), and which share of that entry is left."""
+    total = mass.to(torch.float64).cumsum(-1)
+    wanted = (share * total[:, -1])[:, None]
+    index = torch.searchsorted(total, wanted, right=True)
+    last = (mass > 0).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)  # rounding must not lead past the last possible entry
+    index = torch.minimum(index, last)
+    before = torch.where(index > 0, total.gather(1, (index - 1).clamp(min=0)), 0.0)
+    left = (wanted - before) / mass.to(torch.float64).gather(1, index)
+    return index.squeeze(1), left.clamp(0.0, 1.0 - 1e-12).squeeze(1)

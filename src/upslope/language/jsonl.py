@@ -1,7 +1,5 @@
 """JSONL files: problems, preference pairs, labeled completions; every error names the file and the line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
@@ -9,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError, require
+from upslope.language.asked import ALSO_KNOWN
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
 
-RESERVED = ("prompts", "completions", "completion_ids", "finish_reason", "trainer_state", "self")
+RESERVED = (*ALSO_KNOWN, "self")
 """Names under which a reward receives something else; no column may be called so."""
 
 
@@ -48,14 +47,11 @@ def read_problems(path: str | Path, *, answers: bool = False) -> list[tuple[str,
         require(not missing, f"{place}: column {', '.join(map(repr, missing))} is missing, which {first} has")
         require(not extra, f"{place}: column {', '.join(map(repr, extra))} is missing in {first}: every line needs the same columns")
         if answers and "answer" in columns:
-            _check_answer(place, columns["answer"])
+            answer = columns["answer"]
+            fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
+            require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
         problems.append((place, Problem(prompt=prompt, columns=columns, place=place)))
     return problems
-
-
-def _check_answer(place: str, answer: Any) -> None:
-    fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
-    require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

@@ -1,7 +1,5 @@
 """What models differ in: the way that texts take through them, how long these may be, what is done to logits, and which tokens end one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +19,6 @@ class Attention:
 
     @cached_property
     def packed(self) -> bool:
-        """Whether the shared attention serves it."""
         return self.because is None
 
     def __str__(self) -> str:
@@ -68,7 +65,6 @@ def changes_with_length(model: PreTrainedModel) -> int | None:
 
 
 def generation_stops(model: PreTrainedModel) -> list[int]:
-    """The end tokens of the model's generation settings."""
     config: Any = getattr(model, "generation_config", None)  # models that generate nothing have none
     found = getattr(config, "eos_token_id", None)
     return [] if found is None else [found] if isinstance(found, int) else list(found)

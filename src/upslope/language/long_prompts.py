@@ -1,7 +1,5 @@
 """Prompts that leave no room for a completion: refused with their file and line, left out, or cut at their beginning."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar

@@ -1,7 +1,5 @@
 """What a policy makes of the model it is given: float32 masters, the model inside a peft wrapper, and no setting without an effect."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -17,8 +15,7 @@ HALF = (torch.float16, torch.bfloat16)
 def unwrapped(model: Any) -> tuple[PreTrainedModel, Any]:
     """The Transformers model, and the peft wrapper around it where there is one: its adapters are then what is trained.
 
-    Raises:
-        UsageError: adapters that are not inside the model (prompts, prefixes), or are frozen; no model at all.
+    Raises UsageError for adapters that are not inside the model (prompts, prefixes), or are frozen; no model at all.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -67,8 +64,7 @@ def dropout_of(model: PreTrainedModel) -> dict[str, float]:
 def masters(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Bring parameters to the precision in which the update moves them, in place; None is float32, and float64 where they are that.
 
-    Raises:
-        UsageError: a precision that the update cannot move: neither float32, float64 nor bfloat16.
+    Raises UsageError for a precision that the update cannot move: neither float32, float64 nor bfloat16.
     """
     require(
         dtype in (None, torch.float32, torch.float64, torch.bfloat16),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError
-from upslope.language.sampling import inverse_cdf
+from upslope.language.head import inverse_cdf
 from upslope.records import Evaluation
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A language model as a policy: states are texts so far, actions are tokens, and one pass scores whole groups of completions.
 
 The module inside is an ordinary Transformers model; nothing of it is rewritten. Its parameters are the float32 masters that the
-update moves. Where the processor computes faster in another precision (:func:`~upslope.language.precision.preferred`), each pass
+update moves. Where the processor computes faster in another precision (:func:`~upslope.language.machine.preferred`), each pass
 casts them first, and their gradients come back in float32.
 """
 
@@ -23,9 +23,8 @@ from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
 from upslope.language.head import Head, TokenLogProb
 from upslope.language.layers import PACKED, Attention, changes_with_length, generation_stops, logit_cap, logit_scale, longest_text
+from upslope.language.machine import keep_large_blocks, preferred
 from upslope.language.masters import check_settings, masters, unwrapped
-from upslope.language.memory import keep_large_blocks
-from upslope.language.precision import preferred
 from upslope.language.rendering import Rendering
 from upslope.records import Evaluation
 from upslope.temperature import check_temperature
@@ -145,17 +144,14 @@ class LanguagePolicy(nn.Module):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The Transformers model."""
         return self.body.model
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
         return self.model.device
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
         layer: Any = self.model.get_output_embeddings()
         return int(layer.weight.shape[0])
 

@@ -1,7 +1,5 @@
 """Tuned settings for the built-in tasks; the command line starts from them, and flags override them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,16 +26,13 @@ PRESETS: dict[tuple[str, str], Values] = {
 
 OWN: dict[str, Values] = {
     "sft": {"iterations": 300, "warm_start": 0.0},
-    "dpo": {"warm_start": 0.0},
-    "kto": {"warm_start": 0.0},
-    "reward-model": {"warm_start": 0.0},
+    **{name: {"warm_start": 0.0} for name in ("dpo", "kto", "reward-model")},
 }
 """What an algorithm changes on every task."""
 
 ON_TINY: dict[str, Values] = {
     "sft": {"learning_rate": 3e-3, "batch_size": 256},
-    "dpo": {"learning_rate": 3e-4, "batch_size": 64, "warm_start": 0.5, "iterations": 150},
-    "kto": {"learning_rate": 3e-4, "batch_size": 64, "warm_start": 0.5, "iterations": 150},
+    **{name: {"learning_rate": 3e-4, "batch_size": 64, "warm_start": 0.5, "iterations": 150} for name in ("dpo", "kto")},
     "reward-model": {"learning_rate": 1e-3, "batch_size": 64, "warm_start": 0.5, "iterations": 200},
 }
 

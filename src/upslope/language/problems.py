@@ -1,7 +1,5 @@
 """What a language task is made of: problems, a split, the task's own check; and preference data."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence

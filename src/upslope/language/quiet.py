@@ -1,7 +1,5 @@
 """Transformers, without its remarks."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Collectors of recorded texts: demonstrations ``[N, 1, T]``, labeled completions ``[N, 1, T]``, preference pairs ``[N, 2, T]``."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError, require
+from upslope.errors import require
 from upslope.language.checks import Prompt
 from upslope.language.collect import Order, check_reference, log_probs, recorded, widened
 from upslope.language.engine import padded
@@ -54,13 +52,11 @@ class Recorded:
         self.completions = [[row.ids[n:] for row in group] for group, n in zip(groups, shared, strict=True)]
         self.starts = [[row.start - n for row in group] for group, n in zip(groups, shared, strict=True)]
         self.scores = [list(scores) for _, _, scores in rows]
-        context = policy.context
         for group, n, place in zip(groups, shared, places, strict=True):
             joined = " of its own: the completion's first letters are in its first token" if any(row.seam for row in group) else ""
             require(n > 0, f"{place}: its prompt has no token{joined}")
             size = max(len(row.ids) for row in group)
-            if size > context:
-                raise UsageError(f"{place}: its {size} tokens exceed the model's context of {context}; shorten it")
+            require(size <= policy.context, f"{place}: its {size} tokens exceed the model's context of {policy.context}; shorten it")
         policy.look_up_to(max(len(ids) + max(map(len, rest)) for ids, rest in zip(self.prompts, self.completions, strict=True)))
         warn_of_seams(groups, places)
         self.batch_size, self.reference = min(batch_size, len(rows)), reference
@@ -73,30 +69,22 @@ class Recorded:
         return {"order": self.order.state_dict(), "remembered": remembered}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was."""
         self.order.load_state_dict(state["order"])
         self.remembered = {int(i): row for i, row in state["remembered"].items()}
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
-        """The next units."""
         return self.rollout(policy, self.order.take(self.batch_size))
 
     def rollout(self, policy: LanguagePolicy, indices: list[int]) -> Rollout:
-        """The units with these indices."""
         rows = [ids for i in indices for ids in self.completions[i]]
         count = len(self.completions[indices[0]])
         ids, length = padded(rows, policy.device)
         score = torch.tensor([self.scores[i] for i in indices], device=policy.device)
         start = torch.tensor([self.starts[i] for i in indices], device=policy.device)
-        rollout = recorded(
-            [self.prompts[i] for i in indices],
-            ids.view(len(indices), count, -1),
-            length.view(len(indices), count),
-            score=score,
-            finished=torch.ones_like(score, dtype=torch.bool),
-            counted=torch.arange(ids.shape[-1], device=policy.device) >= start[..., None],
-            unit="pair",
-        )
+        texts = [self.prompts[i] for i in indices], ids.view(len(indices), count, -1), length.view(len(indices), count)
+        finished = torch.ones_like(score, dtype=torch.bool)
+        counted = torch.arange(ids.shape[-1], device=policy.device) >= start[..., None]
+        rollout = recorded(*texts, score=score, finished=finished, counted=counted, unit="pair")
         if self.reference is None:
             return rollout
         return replace(rollout, reference_log_prob=self.by_reference(self.reference, indices, rollout))
@@ -130,7 +118,6 @@ def warn_of_seams(groups: Sequence[Sequence[Row]], places: Sequence[str]) -> Non
 
 
 def completion_text(completion: Any, place: str) -> str:
-    """A completion as text: a string, or one message of the assistant."""
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], Mapping):
         message = cast(Mapping[str, Any], completion[0])
         completion = message.get("content") if message.get("role") == "assistant" else completion
@@ -170,9 +157,8 @@ def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]
 
 def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
     """Completions that are wanted (+1) or not (−1), for KTO."""
-    rows = [
-        (prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in unpack_examples(examples, "prompt", "completion", "label")
-    ]
+    unpacked = unpack_examples(examples, "prompt", "completion", "label")
+    rows = [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in unpacked]
     return Recorded(policy, rows, places=places_of(examples), **options)
 
 

@@ -4,8 +4,6 @@ What makes an architecture hard to score (windows, chunks, rotary scaling that c
 shared keys) is in its configuration, not in its size: a small copy shows it on some dozen tokens, whatever the model weighs.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from typing import Any

@@ -16,8 +16,6 @@ token (ChatML's line feed) belongs to the next turn and is never sampled, so it 
 tokenizer's end token, and so does the turn of a template without such an end.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +41,8 @@ class Row:
     seam: str = ""
 
 
+Offsets = Sequence[tuple[int, int]] | None
+"""Where each token stands in its text, if the tokenizer tells."""
 AS_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 """How ids become text."""
 AS_IDS = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
@@ -109,7 +109,6 @@ class Rendering:
         return texts, [self._begin(x) if self.prefix and isinstance(prompt, str) else x for prompt, x in zip(prompts, ids, strict=True)]
 
     def _render(self, talks: Sequence[Sequence[Any]], places: Sequence[str], **options: Any) -> list[str]:
-        """Lists of messages as text, through the template."""
         if not self.tokenizer.chat_template:
             raise UsageError("tokenizer: it has no chat template, so prompts cannot be lists of messages; give prompts as text")
         apply = partial(self.tokenizer.apply_chat_template, tokenize=False, **options)
@@ -130,7 +129,7 @@ class Rendering:
                 self._tell_unknown(self._lost(texts[i], ids, whole.encodings[i].offsets if whole.is_fast else None), places[i])
         return whole
 
-    def _lost(self, text: str, ids: list[int], offsets: Sequence[tuple[int, int]] | None) -> list[str]:
+    def _lost(self, text: str, ids: list[int], offsets: Offsets) -> list[str]:
         """What has no token: it became the unknown one, unless the text itself writes that, or vanished."""
         if self.drops:
             characters = dict.fromkeys(without(text, list(self.added.values())))
@@ -190,18 +189,14 @@ class Rendering:
 
     def _whole_texts(self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str], places: Sequence[str]) -> list[str]:
         """Prompt and completion as one text each, up to the end of the turn."""
-        talks = {
-            n: answered(prompt, text) for n, (prompt, text) in enumerate(zip(prompts, answers, strict=True)) if not isinstance(prompt, str)
-        }
+        said = enumerate(zip(prompts, answers, strict=True))
+        talks = {n: answered(prompt, text) for n, (prompt, text) in said if not isinstance(prompt, str)}
         rendered = dict(zip(talks, self._render(list(talks.values()), [places[n] for n in talks]), strict=True)) if talks else {}
         texts, unlike = [a + b for a, b in zip(asked, answers, strict=True)], []
         for n, whole in rendered.items():
             size = len(whole) - len(self.turn.closing)
-            kept = (
-                whole.startswith(asked[n])
-                and whole.endswith(self.turn.closing)
-                and squeezed(answers[n]) in squeezed(whole[len(asked[n]) : size])
-            )
+            whole_answer = squeezed(answers[n]) in squeezed(whole[len(asked[n]) : size])
+            kept = whole_answer and whole.startswith(asked[n]) and whole.endswith(self.turn.closing)
             texts[n] = (whole[:size] if kept else texts[n]) + self.turn.end
             unlike += [] if kept else [places[n]]
         if unlike:
@@ -212,22 +207,10 @@ class Rendering:
             )
         return texts
 
-    def _row(
-        self,
-        prompt: Prompt,
-        ids: list[int],
-        offsets: Sequence[tuple[int, int]] | None,
-        text: str,
-        boundary: int,
-        alone: list[int],
-        place: str,
-    ) -> Row:
+    def _row(self, prompt: Prompt, ids: list[int], offsets: Offsets, text: str, boundary: int, alone: list[int], place: str) -> Row:
         """Where the completion starts among the ids of the whole, and its end."""
-        before = 0
-        if isinstance(prompt, str):
-            before = len(self._begin(ids)) - len(ids)
-            ids = self._begin(ids)
-        seam = ""
+        begun, seam = self._begin(ids) if isinstance(prompt, str) else ids, ""
+        before, ids = len(begun) - len(ids), begun
         if offsets is None:
             fits = ids[: len(alone)] == alone
             require(

@@ -25,10 +25,9 @@ from typing import Any
 
 from upslope.errors import RunFault, require, unknown
 from upslope.language.asked import ALSO_KNOWN, Asked, TrainerState
-from upslope.language.calls import Call, Outcome, in_place, in_thread
+from upslope.language.calls import Call, Outcome, in_place, in_thread, kind_of
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
 from upslope.language.forked import can_fork, in_process
-from upslope.language.values import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class Part:
 
     @cached_property
     def asked(self) -> Asked:
-        """What the function is given, and what it cannot be called without."""
         return Asked.by(self.function)
 
 
@@ -63,7 +61,6 @@ class Scores:
 
     @property
     def num_missing(self) -> int:
-        """How many items have no score."""
         return sum(score is None for score in self.scores)
 
     @property
@@ -104,15 +101,11 @@ class Rewards:
         require(can_fork() or not self.own_process, "own_process: this system cannot copy a process; leave it out")
 
     @classmethod
-    def of(
-        cls,
-        *rewards: Reward | Rewards,
-        weights: Sequence[float] | None = None,
-        timeout: float | None = 10.0,
-        batch_timeout: float | None = 60.0,
-        own_process: bool = False,
-    ) -> Rewards:
-        """Rewards from functions and, if they are not all 1, their weights; names come from the functions, numbered where equal."""
+    def of(cls, *rewards: Reward | Rewards, weights: Sequence[float] | None = None, **limits: Any) -> Rewards:
+        """Rewards from functions and, if they are not all 1, their weights; names come from the functions, numbered where equal.
+
+        ``limits``: ``timeout``, ``batch_timeout``, ``own_process``.
+        """
         if len(rewards) == 1 and isinstance(rewards[0], Rewards) and weights is None:
             return rewards[0]
         weights = [1.0] * len(rewards) if weights is None else list(weights)
@@ -123,7 +116,7 @@ class Rewards:
             base = getattr(function, "__name__", type(function).__name__)
             taken = sum(part.name == base or part.name.startswith(f"{base}#") for part in parts)
             parts.append(Part(name=f"{base}#{taken + 1}" if taken else base, function=function, weight=weight))
-        return cls(parts=tuple(parts), timeout=timeout, batch_timeout=batch_timeout, own_process=own_process)
+        return cls(parts=tuple(parts), **limits)
 
     def check(self, columns: Sequence[str], also_known: Sequence[str] = ALSO_KNOWN) -> None:
         """Raise :class:`UsageError` if a reward asks for what is neither among ``columns`` nor ``also_known``."""

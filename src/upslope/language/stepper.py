@@ -1,7 +1,5 @@
 """PPO on text one step at a time: generate, score as you like, step. For programs that keep the loop in their own hands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -91,7 +89,6 @@ def grouped(prompts: list[list[int]]) -> tuple[list[list[int]], list[int], int]:
 
 
 def check_step(queries: Sequence[Any], responses: Sequence[Any], rewards: Sequence[Any]) -> None:
-    """Refuse what a step cannot be made of."""
     counts = (len(queries), len(responses), len(rewards))
     require(
         min(counts) == max(counts) and counts[0] > 0,

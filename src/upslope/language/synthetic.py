@@ -1,7 +1,6 @@
 """Generated tasks: sums and copying for a tiny model, sums with an answer tag for one that follows instructions."""
 
-from __future__ import annotations
-
+import itertools
 import random
 from decimal import Decimal
 from typing import Any
@@ -16,32 +15,14 @@ MAX_PROBLEMS = 16384
 SUMS_EXAMPLE = (17, 25)
 
 
-def addition(
-    *,
-    seed: int = 0,
-    digits: int = 2,
-    low: int | None = None,
-    high: int | None = None,
-    held_out: int | None = None,
-) -> Task:
+def addition(*, seed: int = 0, digits: int = 2, low: int | None = None, high: int | None = None, held_out: int | None = None) -> Task:
     """Sums ``12+34=`` → ``46`` of two numbers of ``digits`` digits, or from ``low`` to ``high``, both included."""
     _integer("addition", "digits", digits, 1, 9)
     first = low if low is not None else 0 if digits == 1 else 10 ** (digits - 1)
     last = high if high is not None else 10**digits - 1
     problems = [Problem(prompt=f"{a}+{b}=", columns={"answer": str(a + b)}) for a, b in _operands("addition", first, last, seed)]
-    train, test = split(problems, num_held_out(len(problems), held_out), "addition", seed)
-    return Task(
-        name="addition",
-        train=train,
-        held_out=test,
-        columns=("answer",),
-        reward=exact_match(),
-        correct=exact_match(),
-        format=each("digits", lambda text: float(text.strip().isdecimal())),
-        solution=answer_of,
-        max_tokens=len(str(2 * last)) + 1,
-        alphabet="0123456789+=",
-    )
+    form, size = each("digits", lambda text: float(text.strip().isdecimal())), len(str(2 * last)) + 1
+    return _task("addition", problems, held_out, seed, format=form, max_tokens=size, alphabet="0123456789+=")
 
 
 def copy(*, seed: int = 0, length: int = 5, alphabet: str = "abcdefghijklmnopqrstuvwxyz", held_out: int | None = None) -> Task:
@@ -55,33 +36,16 @@ def copy(*, seed: int = 0, length: int = 5, alphabet: str = "abcdefghijklmnopqrs
     generator = random.Random(f"copy/{seed}")
     words: dict[str, None] = {}
     if len(letters) ** length <= MAX_PROBLEMS:
-        words = dict.fromkeys(_word(index, letters, length) for index in range(count))
+        words = dict.fromkeys("".join(reversed(word)) for word in itertools.product(letters, repeat=length))
     while len(words) < count:
         words["".join(generator.choices(letters, k=length))] = None
     problems = [Problem(prompt=f"{word}>", columns={"answer": word}) for word in words]
-    train, test = split(problems, num_held_out(len(problems), held_out), "copy", seed)
-    return Task(
-        name="copy",
-        train=train,
-        held_out=test,
-        columns=("answer",),
-        reward=exact_match(),
-        correct=exact_match(),
-        format=each("word", lambda text: float(len(text.strip()) == length)),
-        solution=answer_of,
-        max_tokens=length + 1,
-        alphabet=f"{letters}>",
-    )
+    form = each("word", lambda text: float(len(text.strip()) == length))
+    return _task("copy", problems, held_out, seed, format=form, max_tokens=length + 1, alphabet=f"{letters}>")
 
 
 def sums(
-    *,
-    seed: int = 0,
-    low: int = 0,
-    high: int = 49,
-    style: str = "messages",
-    format_weight: float = 0.2,
-    held_out: int | None = None,
+    *, seed: int = 0, low: int = 0, high: int = 49, style: str = "messages", format_weight: float = 0.2, held_out: int | None = None
 ) -> Task:
     """Sums for a model that follows instructions: one worked example with an answer tag, then the question.
 
@@ -93,7 +57,6 @@ def sums(
     require(style in ("messages", "text"), f"task sums: style is messages or text, found {style!r}")
     operands = [pair for pair in _operands("sums", low, high, seed) if pair != SUMS_EXAMPLE]
     problems = [Problem(prompt=_sums_prompt(a, b, style), columns={"answer": str(a + b)}) for a, b in operands]
-    train, test = split(problems, num_held_out(len(problems), held_out), "sums", seed)
 
     def said(text: str) -> Decimal | None:
         head, end, _ = text.partition("</answer>")  # the first: a model given plain text goes on with questions of its own
@@ -108,17 +71,24 @@ def sums(
     def reward(text: str, answer: Any) -> float:
         return (1.0 - format_weight) * right(text, answer) + format_weight * form(text)
 
-    return Task(
-        name="sums",
-        train=train,
-        held_out=test,
-        columns=("answer",),
+    return _task(
+        "sums",
+        problems,
+        held_out,
+        seed,
         reward=each("sums", reward, "answer"),
         correct=each("correct", right, "answer"),
         format=each("format", form),
         solution=tagged_answer_of,
         max_tokens=16,
     )
+
+
+def _task(name: str, problems: list[Problem], held_out: int | None, seed: int, **options: Any) -> Task:
+    """Scored by the answer alone, unless ``options`` say otherwise."""
+    train, test = split(problems, num_held_out(len(problems), held_out), name, seed)
+    exact = {"reward": exact_match(), "correct": exact_match(), "solution": answer_of}
+    return Task(name=name, train=train, held_out=test, columns=("answer",), **{**exact, **options})
 
 
 def answer_of(problem: Problem) -> str:
@@ -178,10 +148,6 @@ def _operands(task: str, low: int, high: int, seed: int) -> list[tuple[int, int]
     total = size * size
     chosen = range(total) if total <= MAX_PROBLEMS else sorted(random.Random(f"{task}/{seed}").sample(range(total), MAX_PROBLEMS))
     return [(low + index // size, low + index % size) for index in chosen]
-
-
-def _word(index: int, letters: str, length: int) -> str:
-    return "".join(letters[index // len(letters) ** place % len(letters)] for place in range(length))
 
 
 def _integer(task: str, name: str, value: Any, least: int, most: int) -> None:

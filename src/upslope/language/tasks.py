@@ -1,7 +1,5 @@
 """Tasks by name: generated ones, JSONL files, and those of reasoning-gym."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError, missing_extra, require, unknown
-from upslope.language.checks import Reward, as_number, check_answer, each, last_number, tagged
+from upslope.language.checks import Reward, answered, as_number, check_answer, each, last_number, tagged
 from upslope.language.jsonl import read_problems
 from upslope.language.problems import Problem, Task, num_held_out, prompt_key, split
 from upslope.language.synthetic import addition, copy, styled, sums, tagged_answer_of
@@ -64,8 +62,7 @@ def jsonl(
     file = Path(path)
     problems = [problem for _, problem in read_problems(file, answers=reward is None)]
     names = tuple(problems[0].columns)
-    if reward is None and not {"answer", "completion"} & set(names):
-        raise UsageError(f"task {file}: {NO_REWARD}")
+    require(reward is not None or bool({"answer", "completion"} & set(names)), f"task {file}: {NO_REWARD}")
     beside = file.with_name(f"{file.stem}.test.jsonl")
     other = Path(held_out) if held_out is not None else beside if beside.exists() else None
     if other is None:
@@ -73,6 +70,13 @@ def jsonl(
     else:
         train, test = problems, _apart(other, file, problems, answers=reward is None)
     numeric = "answer" in names and all(as_number(str(problem.columns["answer"])) is not None for problem in problems)
+
+    def form(text: str) -> float:
+        return float(last_number(answered(text)) is not None if numeric else text.strip() != "")
+
+    def solution(problem: Problem) -> str:
+        return str(problem.columns["completion" if "completion" in names else "answer"])
+
     return Task(
         name=str(file),
         train=train,
@@ -80,8 +84,8 @@ def jsonl(
         columns=names,
         reward=reward or (check_answer() if "answer" in names else None),
         correct=check_answer() if "answer" in names else None,
-        format=each("format", _number_found if numeric else _anything) if "answer" in names else None,
-        solution=_given_solution if {"answer", "completion"} & set(names) else None,
+        format=each("format", form) if "answer" in names else None,
+        solution=solution if {"answer", "completion"} & set(names) else None,
         max_tokens=max_tokens,
     )
 
@@ -114,9 +118,8 @@ def reasoning_gym(
     train, test = split(list(problems.values()), num_held_out(len(problems), held_out), GYM, name, seed)
 
     def score(text: str, index: int) -> float:
-        said = tagged(text)
         try:
-            return float(dataset.score_answer(text.strip() if said is None else said, entries[index]))
+            return float(dataset.score_answer(answered(text).strip(), entries[index]))
         except Exception:  # several of these checks parse the answer and let the parser's error through
             return 0.0
 
@@ -164,19 +167,6 @@ def _apart(other: Path, file: Path, trained: list[Problem], *, answers: bool) ->
         shared = prompt_key(problem.prompt) in prompts
         require(not shared, f"{place}: this prompt is also in {file}: a held-out problem may not be trained on, remove it from one")
     return [problem for _, problem in problems]
-
-
-def _number_found(text: str) -> float:
-    said = tagged(text)
-    return float(last_number(text if said is None else said) is not None)
-
-
-def _anything(text: str) -> float:
-    return float(text.strip() != "")
-
-
-def _given_solution(problem: Problem) -> str:
-    return str(problem.columns["completion"] if "completion" in problem.columns else problem.columns["answer"])
 
 
 def _call(name: str, factory: Callable[..., Task], options: dict[str, Any], *arguments: Any) -> Task:

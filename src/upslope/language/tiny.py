@@ -1,7 +1,5 @@
 """A small transformer with a character tokenizer, made on the spot: something to learn on without a download."""
 
-from __future__ import annotations
-
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

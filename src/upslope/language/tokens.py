@@ -1,7 +1,5 @@
 """What tokenizers differ in, found by asking them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

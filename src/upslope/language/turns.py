@@ -1,7 +1,5 @@
 """Conversations: what a list of messages must be, and how a chat template writes and ends the assistant's turn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +41,8 @@ def turn_of(tokenizer: Any) -> Turn:
     lead = head.removeprefix(before) if head.startswith(before) else ""
     tokens = tokenizer.added_tokens_decoder
     places = [(closing.find(token.content), token, int(i)) for i, token in tokens.items() if token.content.strip()]
-    ends = [(at, -len(token.content), i) for at, token, i in places if at >= 0 and i != other_bos(tokenizer)]
+    begins = None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
+    ends = [(at, -len(token.content), i) for at, token, i in places if at >= 0 and i != begins]
     ends = [entry for entry in ends if tokens[entry[2]].special] or ends
     at, size, end_id = min(ends, default=(len(closing.rstrip()), 0, None))
     end, special = closing[: at - size], [token.content for i, token in tokens.items() if token.special or i == end_id]
@@ -51,15 +50,9 @@ def turn_of(tokenizer: Any) -> Turn:
 
 
 def without(text: str, parts: Sequence[str]) -> str:
-    """A text with every one of ``parts`` taken out."""
     for part in parts:
         text = text.replace(part, "")
     return text
-
-
-def other_bos(tokenizer: Any) -> int | None:
-    """The token that begins texts, where it is not also the one that ends them."""
-    return None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
 
 
 def is_begun(talk: Sequence[Any]) -> bool:

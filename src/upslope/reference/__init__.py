@@ -5,8 +5,6 @@ it; the library itself does not. Read it next to the function of the same name i
 next to its PyTorch twin, ``examples/02_bandit_torch.py``.
 """
 
-from __future__ import annotations
-
 from upslope.reference import (
     actor_critic,
     distributions,
@@ -26,23 +24,6 @@ from upslope.reference.reinforce import Reinforce, Step, play
 from upslope.reference.softmax_policy import FlooredPolicy, SoftmaxPolicy
 
 __all__ = [
-    "Bandit",
-    "FlooredPolicy",
-    "GradientBandit",
-    "Reinforce",
-    "ShortCorridor",
-    "SoftmaxPolicy",
-    "Step",
-    "actor_critic",
-    "distributions",
-    "divergences",
-    "importance",
-    "objective",
-    "play",
-    "preferences",
-    "returns",
-    "sarsa",
-    "special",
-    "statistics",
-    "surrogates",
-]
+    "Bandit", "FlooredPolicy", "GradientBandit", "Reinforce", "ShortCorridor", "SoftmaxPolicy", "Step", "actor_critic", "distributions",
+    "divergences", "importance", "objective", "play", "preferences", "returns", "sarsa", "special", "statistics", "surrogates",
+]  # fmt: skip

@@ -4,8 +4,6 @@ The policy is a linear softmax, ``π = softmax(θᵀx)`` with θ ``[d, k]``, the
 gradients are by hand: ``∇log π_a = x (e_a − p)ᵀ``, ``∇v̂ = x``. Each function returns the θ and w behind the last transition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The few helpers that the plain loops share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -4,8 +4,6 @@ Every function takes the parameters of a single decision, ``[P]``, and returns `
 parameter vector, in the order of the arguments.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sampled and exact divergences with their derivatives written out by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The gradient bandit (SB 2.8): REINFORCE with a baseline where an episode is one decision."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upslope.reference.arrays import Array
@@ -28,11 +26,9 @@ class GradientBandit:
         return softmax(self.preferences)
 
     def sample_action(self) -> int:
-        """An arm drawn from π."""
         return categorical_sample(self.preferences, self.generator.random())
 
     def learn(self, action: int, reward: float) -> None:
-        """One update."""
         reference = 0.0 if not self.baseline else reward if self.count == 0 else self.mean_reward
         probs = self.get_probs()
         for arm in range(len(probs)):

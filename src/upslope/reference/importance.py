@@ -4,8 +4,6 @@ Arrays are ``[..., T]``; ``log_prob`` is log π and ``behavior_log_prob`` log b.
 Whatever stands on a masked row is ignored, and the output there is 0.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upslope.reference.arrays import Array, as_mask, episodes

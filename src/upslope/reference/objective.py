@@ -1,7 +1,5 @@
 """Weights, the weighted sum, and the critic's error with its derivative."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upslope.reference.arrays import Array, rows, unmasked

@@ -5,8 +5,6 @@ Each returns ``(value, gradient)``: the value of each pair ``[...]`` and ``âˆ‚ Î
 with respect to a step's log-probability is that with respect to its sequence's h; it is 0 on masked steps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

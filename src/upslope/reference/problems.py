@@ -37,11 +37,9 @@ class Bandit:
         return bandit
 
     def reset(self) -> Array:
-        """The constant feature."""
         return np.ones(1)
 
     def step(self, action: int) -> tuple[Array, float, bool]:
-        """Pull an arm: its reward, and the end."""
         return np.ones(1), float(self.means[action] + self.generator.standard_normal()), True
 
 
@@ -55,7 +53,6 @@ class ShortCorridor:
         self.state = 0
 
     def reset(self) -> Array:
-        """Back to the left end."""
         self.state = 0
         return np.ones(1)
 

@@ -7,8 +7,6 @@ Parameters move once an episode, with all gradients taken where the episode was 
 finished episode instead; to first order in α that is the same.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +46,6 @@ class Reinforce:
         self.w: Array = np.zeros(len(policy.theta))
 
     def learn(self, steps: list[Step]) -> None:
-        """One update from one episode."""
         gradient, error, future = np.zeros_like(self.policy.theta), np.zeros_like(self.w), 0.0
         for t in reversed(range(len(steps))):
             step = steps[t]

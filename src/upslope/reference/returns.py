@@ -4,8 +4,6 @@ Nothing here is a recursion, so that agreement with the recursions of :mod:`upsl
 Arrays are ``[..., T]``. Whatever stands on a masked row, rewards, values and flags alike, is ignored, and the output there is 0.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upslope.reference.arrays import Array, as_mask, episodes, unmasked

@@ -1,7 +1,5 @@
 """Episodic semi-gradient SARSA(λ) on recorded transitions, in plain loops: Sutton & Barto 10.1 and 12.7."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The bare-metal policy: a linear softmax whose score is an outer product, and one step of gradient ascent."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upslope.reference.arrays import Array

@@ -1,7 +1,5 @@
 """Gamma functions that NumPy lacks."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -1,7 +1,5 @@
 """Centering, scaling and diagnostics, one element at a time. Standard deviations are the sample's (n − 1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

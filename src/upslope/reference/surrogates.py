@@ -5,8 +5,6 @@ is 1 by default). With d ratio/d log π = ratio, a surrogate f(ratio, A) of the 
 the ratios of whole sequences spread theirs over the row. Masked rows have value and gradient 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ from upslope.files import whole_folder
 from upslope.language import LanguagePolicy, LanguageResult, Pair, Task, demonstrations, evaluate, pairs_from, preference_pairs, read_pairs
 from upslope.language.checks import BUILTIN
 from upslope.language.layers import Attention
-from upslope.language.precision import preferred
+from upslope.language.machine import preferred
 from upslope.language.presets import preset_for
 from upslope.records import State
 from upslope.run import language_report as report

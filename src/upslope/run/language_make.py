@@ -13,9 +13,9 @@ from upslope import language
 from upslope.errors import UsageError, require
 from upslope.files import survivor
 from upslope.language import Labeled, LanguagePolicy, Pair, Rewards, Task
+from upslope.language.evaluate import score_with
 from upslope.language.long_prompts import fit, fit_task, lengths
 from upslope.language.rewards import Part, parse_weight, reward_from
-from upslope.language.scoring import score_with
 from upslope.language.tasks import NO_REWARD
 from upslope.records import EitherAlgorithm
 from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings

@@ -7,8 +7,6 @@ train with ``--no-fast`` then.
 Left out: other optimizers (subclass :class:`Ascent` and replace ``step``), mixed precision, several update ranks.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -19,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from upslope.errors import Diverged, require
+from upslope.errors import Diverged, require, require_counts
 from upslope.records import Batch, HasObjective, Metrics, Policy
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import of_critic
@@ -59,13 +57,11 @@ class Ascent:
     def __post_init__(self) -> None:
         require(self.learning_rate >= 0, f"learning_rate: expected a number ≥ 0, found {self.learning_rate}")
         require(1 <= self.num_epochs <= 10**6, f"num_epochs: expected an integer from 1 to 1000000, found {self.num_epochs}")
-        require(self.num_minibatches >= 1, f"num_minibatches: expected an integer ≥ 1, found {self.num_minibatches}")
+        require_counts(self, "num_minibatches", "micro_batch_size")
         require(self.eps > 0, f"eps: expected a number > 0, found {self.eps}")
         for name in ("max_grad_norm", "target_kl"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
-        size = self.micro_batch_size
-        require(size is None or size >= 1, f"micro_batch_size: expected an integer ≥ 1 or none, found {size}")
 
     def start(self, policy: Policy, *, seed: int) -> AscentState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""

@@ -1,7 +1,5 @@
 """What every update checks: the first ratio, and that objective and gradient are finite."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -103,18 +101,16 @@ def without_action(policy: Policy, part: Batch) -> str:
         with torch.no_grad():
             found = policy.distribution(**part.inputs)
             parameters, log_prob = found.parameters, found.log_prob(action)
-        hopeless: Tensor = (
-            log_prob.isnan() & parameters.isneginf().any(-1) & ~(parameters.isnan() | parameters.isposinf()).any(-1) & part.mask
-        )
+        wrong = (parameters.isnan() | parameters.isposinf()).any(-1)
+        hopeless: Tensor = log_prob.isnan() & parameters.isneginf().any(-1) & ~wrong & part.mask
     except Exception:  # a distribution of the user's own, of another form
         return ""
     if not hopeless.any():
         return ""
     how_many = f"{int(hopeless.sum())} of {int(part.mask.sum())} steps"
     observation: Any = part.inputs.get("observation")
-    numbers: list[float] = (
-        [] if observation is None else observation[hopeless][0].flatten().tolist()
-    )  # rows are shuffled: their places say nothing
+    # rows are shuffled: their places say nothing
+    numbers: list[float] = [] if observation is None else observation[hopeless][0].flatten().tolist()
     shown = ", ".join(f"{number:.4g}" for number in numbers[:8]) + (", …" if len(numbers) > 8 else "")
     which = f", for one where the observation is [{shown}]" if numbers else ""
     return f"no legal action: the network gives all of them a logit of −∞ in {how_many}{which}"

@@ -3,8 +3,6 @@
 F is the Hessian of ``mean_s KL(π_old(·|s) ‖ π_θ(·|s))`` at θ_old. Source: TRPO (Schulman et al. 2015), appendix C.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any, cast
@@ -63,13 +61,6 @@ def fisher_product(policy: Policy, batch: Batch, parameters: Sequence[nn.Paramet
     return product
 
 
-def hessian_product(policy: Policy, batch: Batch, parameters: Sequence[nn.Parameter]) -> Product:
-    """``v ↦ ∇((∇ mean-KL)ᵀ v)``, ``[P] → [P]``: the definition, and the readable twin of :func:`fisher_product`."""
-    new = distribution_of(policy, batch.inputs, otherwise=NEEDED)
-    slope = flatten(torch.autograd.grad(mean_kl(detached(new), new, batch), parameters, create_graph=True), parameters)
-    return lambda v: flatten(torch.autograd.grad(slope @ v, parameters, retain_graph=True), parameters)
-
-
 def damped(product: Product, damping: float) -> Product:
     """``v ↦ F v + damping · v``."""
     return lambda v: product(v) + damping * v
@@ -98,7 +89,6 @@ def conjugate_gradient(product: Product, g: Tensor, num_steps: int, tolerance: f
 
 
 def reached(output: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    """The parameters that ``output`` depends on."""
     if not output.requires_grad:
         return ()
     found = cast(Sequence[Tensor | None], torch.autograd.grad(output.sum(), parameters, allow_unused=True))
@@ -117,5 +107,4 @@ def flatten(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Paramete
 
 
 def detached(distribution: Any) -> Any:
-    """The same distribution as a constant."""
     return replace(distribution, parameters=distribution.parameters.detach().clone())

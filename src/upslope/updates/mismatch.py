@@ -4,8 +4,6 @@ An update that makes several steps asks for it once, without a gradient. One tha
 evaluation says it. See :meth:`upslope.records.Batch.with_old_policy` for what is done with it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Learning-rate schedules: functions of the fraction of the run that is done, ``[0, 1] -> factor``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 Schedule = Callable[[float], float]

@@ -1,7 +1,5 @@
 """What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 from upslope.errors import UsageError, require
 from upslope.records import Policy, State
 from upslope.updates.flat import FlatParameters
-from upslope.updates.rounding import stochastically_rounded
 
 BETAS = (0.9, 0.999)
 """Decay rates of Adam's two moments."""
@@ -78,13 +75,8 @@ class AscentState(Trained):
     def state_dict(self) -> State:
         """Everything but the parameters, which are the policy's."""
         rounding = None if self.rounding is None else self.rounding.get_state()
-        return {
-            "moments": [list(pair) for pair in self.moments],
-            "generator": self.generator.get_state(),
-            "rounding": rounding,
-            "learning_rate": self.learning_rate,
-            "num_updates": self.num_updates,
-        }
+        numbers = {"learning_rate": self.learning_rate, "num_updates": self.num_updates}
+        return {"moments": [list(pair) for pair in self.moments], "generator": self.generator.get_state(), "rounding": rounding, **numbers}
 
     def load_state_dict(self, state: State) -> None:
         """Go on where another one was that moves the same parameters.
@@ -136,3 +128,13 @@ def trainable(policy: Policy, flat: FlatParameters | None) -> tuple[nn.Parameter
     parameters = tuple(p for p in policy.parameters() if p.requires_grad) if flat is None else flat.parameters
     require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
     return parameters
+
+
+def stochastically_rounded(exact: Tensor, generator: torch.Generator) -> Tensor:
+    """``exact`` (float32) as bfloat16: up with probability ``(x − ⌊x⌋) / (⌈x⌉ − ⌊x⌋)``, else down, so that ``E[result] = x``.
+
+    A bfloat16 is the upper half of a float32: a random lower half is added, and the lower half cut off.
+    (Gupta et al. 2015, *Deep Learning with Limited Numerical Precision*, section 3.)
+    """
+    noise = torch.randint(0, 1 << 16, exact.shape, generator=generator, device=exact.device, dtype=torch.int32)
+    return (exact.float().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope import functional as F
-from upslope.errors import Diverged, UsageError, require
+from upslope.errors import Diverged, UsageError, require, require_counts
 from upslope.records import Batch, HasObjective, Metrics, Policy, State
 from upslope.updates.ascent import Ascent
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
@@ -49,7 +49,6 @@ class NaturalState(Trained):
         return {"actor": actor, "critic": critic, "num_updates": self.num_updates}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where another one was that moves the same parameters."""
         actor: list[int] = state["actor"]
         self.actor, self.num_updates = tuple(self.parameters[i] for i in actor), state["num_updates"]
         if state["critic"] is not None:
@@ -58,7 +57,6 @@ class NaturalState(Trained):
             self.critic.load_state_dict(state["critic"])
 
     def critic_state(self, critic: tuple[nn.Parameter, ...], *, learning_rate: float) -> AscentState:
-        """Adam's state for the critic's parameters."""
         return AscentState.of(critic, None if self.flat is None else self.flat.part(critic), seed=self.seed, learning_rate=learning_rate)
 
 
@@ -78,13 +76,12 @@ class NaturalStep(ABC):
     """parts that each pass is split into, one step of the critic each"""
 
     def __post_init__(self) -> None:
-        require(self.num_cg_steps >= 1, f"num_cg_steps: expected an integer ≥ 1, found {self.num_cg_steps}")
+        require_counts(self, "num_cg_steps", "num_value_minibatches")
         require(self.damping >= 0, f"damping: expected a number ≥ 0, found {self.damping}")
         require(self.value_learning_rate >= 0, f"value_learning_rate: expected a number ≥ 0, found {self.value_learning_rate}")
         require(
             0 <= self.num_value_epochs <= 10**6, f"num_value_epochs: expected an integer from 0 to 1000000, found {self.num_value_epochs}"
         )
-        require(self.num_value_minibatches >= 1, f"num_value_minibatches: expected an integer ≥ 1, found {self.num_value_minibatches}")
 
     def start(self, policy: Policy, *, seed: int) -> NaturalState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
@@ -233,7 +230,6 @@ class Line:
 
     @torch.no_grad()
     def go(self, length: float) -> None:
-        """To this point of the line."""
         for p, start, direction in zip(self.parameters, self.start, self.direction, strict=True):
             p.copy_(start + length * direction)
 

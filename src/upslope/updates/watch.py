@@ -4,8 +4,6 @@ A step smaller than half the distance to the next number of a weight's precision
 bfloat16. Weights in bfloat16 that are rounded stochastically move seldom by design and are not reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
