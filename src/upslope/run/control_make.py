@@ -78,7 +78,6 @@ def check_collector(config: RunConfig) -> None:
 
 
 def check_minibatches(algorithm: Any, collector: Any) -> None:
-    """The minibatches of an iteration must be of one size."""
     if not isinstance(collector, StepsSettings) or getattr(collector, "data", None) is not None or not hasattr(algorithm, "update"):
         return
     transitions = collector.num_envs * collector.num_steps

@@ -260,12 +260,8 @@ def _mark(axis: Any, count: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     low, high = axis.get_view_interval()
-    slack = 1e-9 * (high - low)
-    marks = [
-        float(mark)
-        for mark in MaxNLocator(count, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(low, high)
-        if low - slack <= mark <= high + slack
-    ]
+    slack, found = 1e-9 * (high - low), MaxNLocator(count, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(low, high)
+    marks = [float(mark) for mark in found if low - slack <= mark <= high + slack]
     texts = tick_texts(marks)
     axis.set_ticks(marks, texts, fontsize=min(10.5, 84 / max(map(len, texts), default=1)))
 

@@ -96,7 +96,6 @@ def standard_error(*points: Point) -> float:
 
 
 def far_below_best(history: History) -> str | None:
-    """The final policy has lost a good part of what the best one had."""
     final, goal = history.final, history.goal
     if final is None or not history.evaluations or history.reached_goal:
         return None
@@ -113,7 +112,6 @@ def far_below_best(history: History) -> str | None:
 
 
 def kl_ran_away(history: History) -> str | None:
-    """Updates went far from the policy that had collected the data, again and again."""
     values = [kl for row in history.rows if (kl := kl_of(row)) is not None]
     large = [kl for kl in values if not kl <= LARGE_KL]
     if len(large) < max(3, OFTEN * len(values)):
@@ -129,7 +127,6 @@ def kl_of(row: Mapping[str, float]) -> float | None:
 
 
 def entropy_ran_away(history: History) -> str | None:
-    """The policy explores nothing any more, or noise alone, and has not learned what it was for."""
     values = history.values("entropy")
     if len(values) < 2 * MIN_ITERATIONS or history.reached_goal:
         return None
@@ -156,7 +153,6 @@ def in_vain(history: History, name: str) -> list[float]:
 
 
 def groups_died(history: History) -> str | None:
-    """No group has had spread in the last iterations, so nothing is learned any more."""
     late = in_vain(history, "dead_groups")
     if min(late, default=0.0) < 1.0:
         return None
@@ -166,7 +162,6 @@ def groups_died(history: History) -> str | None:
 
 
 def nothing_accepted(history: History) -> str | None:
-    """The line search has found no step in the last iterations."""
     late = in_vain(history, "accepted")
     if max(late, default=1.0) > 0.0:
         return None

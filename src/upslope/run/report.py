@@ -93,13 +93,9 @@ class Meter:
 
     def words(self, width: int = 1000, *, short: bool = False) -> str:
         """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report, or does not fit, is left out."""
-        found = {field.name: (field, self.value(field)) for field in self.fields}
-        shown = {name for name, (_, value) in found.items() if value is not None}
-        parts = [
-            ((short and field.short) or field.words).format(value)
-            for field, value in found.values()
-            if value is not None and field.instead_of not in shown
-        ]
+        found = [(field, value) for field in self.fields if (value := self.value(field)) is not None]
+        shown = {field.name for field, _ in found}
+        parts = [((short and field.short) or field.words).format(value) for field, value in found if field.instead_of not in shown]
         while parts and len(" · ".join(parts)) > width:
             parts.pop()
         return " · ".join(parts)

@@ -7,6 +7,7 @@ wrong with them, and a mistake can be recognized without knowing how the estimat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -52,15 +53,9 @@ def earlier(x: Tensor) -> Tensor:
 
 def explained(probe: Probe, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The known mistake that has this expectation where all episodes end by themselves, or None."""
-    for form in FORMS:
-        for mistake, prediction in of_returns(probe, form):
-            if points_along(mean, prediction, tolerance):
-                return mistake
-    for form in FORMS:
-        for mistake, by_decay in of_advantages(probe, form):
-            if at_some_decay(mean, by_decay, tolerance):
-                return mistake
-    return None
+    by_returns = (m for form in FORMS for m, mistaken in of_returns(probe, form) if points_along(mean, mistaken, tolerance))
+    by_decay = (m for form in FORMS for m, mistaken in of_advantages(probe, form) if at_some_decay(mean, mistaken, tolerance))
+    return next(chain(by_returns, by_decay), None)
 
 
 def of_returns(probe: Probe, form: str) -> Iterator[tuple[str, Tensor]]:
@@ -132,10 +127,8 @@ def at_some_decay(mean: Tensor, by_decay: Decay, tolerance: float = EXACT) -> bo
 
 def on_truncated_episodes(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The mistake that has this expectation where some recordings stop before the episode does, or None."""
-    for mistake, by_decay in of_advantages(probe, form):
-        if mistake.startswith("t") and " taken for " in mistake and at_some_decay(mean, by_decay, tolerance):
-            return mistake
-    return None
+    mistakes = ((m, by_decay) for m, by_decay in of_advantages(probe, form) if m.startswith("t") and " taken for " in m)
+    return next((m for m, by_decay in mistakes if at_some_decay(mean, by_decay, tolerance)), None)
 
 
 def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
