@@ -123,8 +123,7 @@ class Batch:
         if self.sampler_log_prob is None:
             return self
         weight = F.truncated_importance_weight(log_prob, self.sampler_log_prob, MISMATCH_CAP, self.mask)
-        advantage = None if self.advantage is None else self.advantage * weight
-        return replace(self, behavior_log_prob=log_prob.detach(), advantage=advantage)
+        return replace(self, behavior_log_prob=log_prob.detach(), advantage=None if self.advantage is None else self.advantage * weight)
 
     def by_unit(self) -> Batch:
         """The same batch with a first axis that counts units; units without a single unmasked step are left out.
@@ -262,10 +261,7 @@ class HasScore(Protocol):
 
 
 class ReturnScale(Protocol):
-    """Running moments of the returns, in whose units a critic learns (:class:`upslope.control.normalize.ValueScale`).
-
-    ``count`` is 0 until there are some.
-    """
+    """Running moments of ``count`` returns, in whose units a critic learns (:class:`upslope.control.normalize.ValueScale`)."""
 
     @property
     def mean(self) -> Tensor: ...
@@ -389,8 +385,7 @@ def missing_member(thing: object, protocol: type[Any]) -> str | None:
 @functools.cache
 def members(protocol: type[Any]) -> dict[str, Any]:
     """Methods and properties that a protocol declares, inherited ones among them."""
-    kinds = reversed(protocol.__mro__[:-3])  # without Protocol, Generic and object
-    declared = {name: member for kind in kinds for name, member in vars(kind).items()}
+    declared = {name: member for kind in reversed(protocol.__mro__[:-3]) for name, member in vars(kind).items()}  # not Protocol, object
     return {name: member for name, member in declared.items() if name == "__call__" or not name.startswith("_")}
 
 
