@@ -25,7 +25,9 @@ class RunFault(RuntimeError):
 
 
 class Diverged(RunFault):
-    """The objective, an advantage or a parameter is no longer finite."""
+    """The objective, an advantage or a parameter is no longer finite; ``batch`` is where that was seen, if in one."""
+
+    batch: object = None
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") -> UsageError:

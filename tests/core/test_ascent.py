@@ -1,6 +1,7 @@
 """The generic update against textbook Adam, micro-batches, stops, schedules and refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from tests.core.toy import Bandit, Pulls
 from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault, UsageError
 from upslope.updates import FlatParameters, linear
+from upslope.updates.state import MOST_SKIPPED
 
 
 def vector(policy: nn.Module) -> torch.Tensor:
@@ -127,9 +129,29 @@ def test_a_non_finite_objective_stops_before_the_step_and_names_the_tensor():
     policy, algorithm = Bandit(), PPO(update=Ascent())
     batch = algorithm.estimate(policy, Pulls()(policy))
     batch.returns[0, 0] = math.inf
+    before, state = vector(policy), algorithm.update.start(policy, seed=0)
+    state.skipped = MOST_SKIPPED - 1
+    with pytest.raises(Diverged, match="returns is not finite at gradient step 1") as caught:
+        algorithm.update(algorithm, policy, batch, state)
+    assert torch.equal(vector(policy), before)
+    assert torch.isinf(caught.value.batch.returns).sum() == 1
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_the_fifth_in_a_row_ends_the_run():
+    policy, algorithm = Bandit(), PPO(update=Ascent(num_minibatches=8, target_kl=None))
+    good = algorithm.estimate(policy, Pulls()(policy))
+    one = replace(good, returns=good.returns.clone())
+    one.returns[0, 0] = math.inf
+    state = algorithm.update.start(policy, seed=0)
+    metrics = algorithm.update(algorithm, policy, one, state)
+    assert (metrics["skipped_steps"], metrics["num_minibatches"], state.num_updates) == (1.0, 7.0, 7)
+    assert all(map(math.isfinite, metrics.values()))
+    state.skipped = 0
+    every = replace(good, returns=torch.full_like(good.returns, math.inf))
     before = vector(policy)
-    with pytest.raises(Diverged, match="returns is not finite at gradient step 1"):
-        algorithm.update(algorithm, policy, batch, algorithm.update.start(policy, seed=0))
+    with pytest.raises(Diverged):
+        algorithm.update(algorithm, policy, every, state)
+    assert state.skipped == MOST_SKIPPED
     assert torch.equal(vector(policy), before)
 
 

@@ -15,6 +15,7 @@ from upslope.control import ActorCritic, MLPPolicy
 from upslope.control.heads import Gaussian
 from upslope.records import Batch
 from upslope.updates.fisher import NEEDED, conjugate_gradient, detached, distribution_of, fisher_product, flatten, mean_kl, reached
+from upslope.updates.state import MOST_SKIPPED
 
 SEEN = spaces.Box(-1, 1, (3,))
 ACTIONS = {
@@ -432,9 +433,15 @@ def test_bad_policies():
 
 def test_divergence_is_named():
     policy, batch = made(dtype=torch.float32)
-    with pytest.raises(Diverged, match="advantage is not finite"):
-        stepped(TRPO(), policy, replace(batch, advantage=batch.advantage / 0))
-    before = vector(policy.parameters())
-    with pytest.raises(Diverged, match="not finite after the step"):
-        stepped(Trap(update=NaturalGradient(), elsewhere=math.nan), policy, batch)
-    assert torch.equal(vector(policy.parameters()), before)
+    trap = Trap(update=NaturalGradient(), elsewhere=math.nan)
+    for algorithm, given, words in (
+        (TRPO(), replace(batch, advantage=batch.advantage / 0), "advantage is not finite"),
+        (trap, batch, "not finite after the step"),
+    ):
+        before, state = vector(policy.parameters()), algorithm.update.start(policy, seed=0)
+        actor = before[: sum(p.numel() for p in policy.actor.parameters())]
+        state.skipped = MOST_SKIPPED - 2
+        assert algorithm.update(algorithm, policy, given, state)["skipped_steps"] == 1.0
+        assert torch.equal(vector(policy.parameters())[: len(actor)], actor)
+        with pytest.raises(Diverged, match=words):
+            algorithm.update(algorithm, policy, given, state)

@@ -62,9 +62,9 @@ def test_an_update(kind):
         results = np.zeros(at.NUM_RESULTS + len(objective.values))
         if compiled:
             table = np.array([column.ctypes.data for column in columns])
-            library().update(*map(address, [*memory, networks, options, table, objective.table, order, bounds, 1, 2, results]))
+            library().update(*map(address, [*memory, networks, options, table, objective.table, order, bounds, 0, 1, 2, results]))
         else:
-            kernels.update(*memory, networks, options, columns, as_python(objective), order, bounds, 1, 2, results)
+            kernels.update(*memory, networks, options, columns, as_python(objective), order, bounds, 0, 1, 2, results)
         outcomes.append((*memory[:3], results))
     assert outcomes[0][-1][at.STATUS] == at.FINISHED and outcomes[0][-1][at.STEPPED] == 2
     assert np.abs(outcomes[0][0] - start).max() > 1e-4

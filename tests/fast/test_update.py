@@ -12,6 +12,7 @@ from upslope.algorithms.off_policy import per_step
 from upslope.fast import update
 from upslope.fast.twins import fast_update
 from upslope.fast.update import CompiledUpdate
+from upslope.updates.state import MOST_SKIPPED
 
 pytest.importorskip("llvmlite")
 SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
@@ -246,6 +247,7 @@ def test_both_name_what_diverged(name):
         else:
             getattr(batch, name)[20] = torch.nan
         run = fast_update(algorithm, policy) if way == "compiled" else algorithm.update
+        state.skipped = MOST_SKIPPED - 1
         with pytest.raises(Diverged) as info:
             run(algorithm, policy, batch, state)
         found.append(str(info.value))
@@ -267,9 +269,28 @@ def test_a_gradient_that_is_not_finite_is_not_applied():
         policy.actor[0].weight.mul_(1e-38)
         batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob)
     before = vector(policy)
-    with pytest.raises(Diverged):
-        fast_update(algorithm, policy)(algorithm, policy, batch, state)
+    assert fast_update(algorithm, policy)(algorithm, policy, batch, state)["skipped_steps"] == 1.0
     assert torch.equal(before, vector(policy))
+
+
+@pytest.mark.parametrize("broken", ["objective", "gradient"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_both_leave_out_the_same_steps(broken, epochs):
+    """The largest minibatch numbers of both twins go on where they were, and the generator with them."""
+    algorithm, found = PPO(update=Ascent(num_epochs=epochs, num_minibatches=5, max_grad_norm=None, target_kl=None)), []
+    for way in ("compiled", "readable"):
+        policy = make_policy(normalize_value=False)
+        batch = make_batch(policy, masked=0.0, zero_weight=0.0)
+        batch.advantage[20] = torch.nan if broken == "objective" else 3e38
+        state = algorithm.update.start(policy, seed=0)
+        run = fast_update(algorithm, policy) if way == "compiled" else algorithm.update
+        metrics = run(algorithm, policy, batch, state)
+        found.append((vector(policy), metrics, state.generator.get_state(), state.skipped))
+        assert metrics["skipped_steps"] == epochs and metrics["num_minibatches"] == 4 * epochs == state.num_updates
+    (ours, our_metrics, *rest), (theirs, their_metrics, *others) = found
+    assert torch.allclose(ours, theirs, atol=2e-6)
+    assert our_metrics.keys() == their_metrics.keys()
+    assert torch.equal(rest[0], others[0]) and rest[1] == others[1]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ from upslope.run.folder import Output
 from upslope.run.load import Run
 from upslope.run.settings import settings_of
 
-FLAGS = (
-    Flag("total_steps", COUNT, None, "go on to so many environment steps (none: as it was planned)"),
-    Flag("iterations", COUNT, None, "language models: go on to so many iterations (none: as it was planned)"),
+NAMED = (
     Flag("algorithm", TEXT, None, "the algorithm again, where it is module:Class"),
     Flag("env", TEXT, None, "the environment again, where it is module:name"),
     Flag("reward", several(TEXT, None), None, "the rewards again, where they are module:function"),
+)
+"""What a run's files name and the caller must name again before it is imported."""
+FLAGS = (
+    Flag("total_steps", COUNT, None, "go on to so many environment steps (none: as it was planned)"),
+    Flag("iterations", COUNT, None, "language models: go on to so many iterations (none: as it was planned)"),
+    *NAMED,
     *(flag for name, flag in flags_of(settings_of(Output())).items() if name != "out"),
 )
 
@@ -32,13 +36,19 @@ iteration, every ten seconds, and where a signal ends the run; one that is damag
 """
 
 
-def go_on(plain: list[str], given: dict[str, Any]) -> int:
-    run = Run.load(plain[0])
+def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
+    """The run's configuration, with what the caller names again; ``given`` keeps what is no setting."""
     if run.world == "control":
         run.environment(given["env"])  # says how it is named here
     named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
-    settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name)) is not None}
-    session = RunConfig.from_config(run.config, **named, **settings).session(Output(**given), resumed=run.path)
+    settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name, None)) is not None}
+    return RunConfig.from_config(run.config, **named, **settings)
+
+
+def go_on(plain: list[str], given: dict[str, Any]) -> int:
+    """Find what the run has left, and carry it on."""
+    run = Run.load(plain[0])
+    session = named_again(run, given).session(Output(**given), resumed=run.path)
     session.run()
     return session.exit_code
 

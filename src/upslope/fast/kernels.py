@@ -178,9 +178,10 @@ def clip_and_step(
     critic = squares(gradient, start, stop)
     actor = squares(gradient, 0, start) + squares(gradient, stop, count)
     norm = math.sqrt(actor + critic)
-    results[at.GRADIENT_NORM] += norm
     if not math.isfinite(norm):
+        results[at.STATUS] = at.NOT_FINITE
         return False
+    results[at.GRADIENT_NORM] += norm
     step, scale = options[at.STEP] + results[at.STEPPED] + 1.0, clip_factor(math.sqrt(actor), options)
     adam(parameters, exp_avg, exp_avg_sq, gradient, 0, start, scale, step, options)
     adam(parameters, exp_avg, exp_avg_sq, gradient, start, stop, clip_factor(math.sqrt(critic), options), step, options)
@@ -204,9 +205,9 @@ def clip_factor(norm: float, options: Doubles) -> float:
 
 def update(
     parameters: Floats, exp_avg: Floats, exp_avg_sq: Floats, scratch: Floats, networks: Integers, options: Doubles, batch: Table,
-    objective: Table, order: Integers, bounds: Integers, epochs: int, minibatches: int, results: Doubles,
+    objective: Table, order: Integers, bounds: Integers, first: int, epochs: int, minibatches: int, results: Doubles,
 ) -> None:  # fmt: skip
-    """Every epoch and minibatch of one update, or the next ones of its epochs: ``results`` goes on where it is.
+    """Every epoch and minibatch of one update, or the next ones of its epochs, from the ``first`` on: ``results`` goes on where it is.
 
     ``order [epochs, rows]`` is the shuffled rows, ``bounds`` where minibatches end.
     """
@@ -214,12 +215,13 @@ def update(
     sums: Doubles = objective[at.SUMS]
     values: Doubles = objective[at.VALUES]
     kl, total = networks[at.KL_AT], bounds[minibatches]
-    for number in range(epochs * minibatches):
+    for number in range(first, epochs * minibatches):
         epoch, part = number // minibatches, number % minibatches
         rows, size = shift(order, epoch * total + bounds[part]), bounds[part + 1] - bounds[part]
         score_minibatch(networks, options, parameters, scratch, batch, rows, size, total / size, objective)
-        results[at.STATUS] = at.NOT_FINITE
+        results[at.REACHED] = number
         if not math.isfinite(values[0]):
+            results[at.STATUS] = at.NOT_FINITE
             return
         if results[at.SCORED] == 0.0 and sums[0] > options[at.RATIO_TOLERANCE]:
             results[at.MAX_LOG_RATIO] = sums[0]

@@ -43,7 +43,7 @@ MAX_GRAD_NORM, TARGET_KL, LEARNING_RATE, BETA1, BETA2, EPS, STEP, RATIO_TOLERANC
 """MASKED: whether there is an action mask."""
 
 # ---- results of an update (float64), and behind them the sums over minibatches of the objective's values
-STATUS, SCORED, STEPPED, GRADIENT_NORM, MAX_LOG_RATIO, NUM_RESULTS = range(6)
-"""SCORED: minibatches that were scored; STEPPED: minibatches whose step was taken."""
+STATUS, SCORED, STEPPED, GRADIENT_NORM, MAX_LOG_RATIO, REACHED, NUM_RESULTS = range(7)
+"""SCORED: minibatches that were scored; STEPPED: minibatches whose step was taken; REACHED: the last one of this call, from 0."""
 FINISHED, NOT_FINITE, RATIO_NOT_ONE, STOPPED = range(4)
 """STOPPED: by ``target_kl``."""

@@ -87,9 +87,9 @@ class HeadAscent(Ascent):
         networks[at.NUM_PARAMETERS], (networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]) = flat.data.numel(), critic
         gradient, (exp_avg, exp_avg_sq) = -gradients[0], state.moments[0]  # of the objective itself, which the kernel ascends
         self.library.clip_and_step(networks, options, flat.data, exp_avg, exp_avg_sq, gradient, results)
-        if not math.isfinite(results[at.GRADIENT_NORM]):
+        if results[at.STATUS] == at.NOT_FINITE:
             raise gradient_not_finite(state)
-        state.num_updates += 1
+        state.num_updates, state.skipped = state.num_updates + 1, 0
         return torch.tensor(results[at.GRADIENT_NORM], dtype=torch.float32)
 
     def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:

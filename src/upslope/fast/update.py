@@ -7,7 +7,6 @@ state, stops for the same reasons and returns the same metrics; only rounding di
 import itertools
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -62,25 +61,29 @@ class CompiledUpdate:
         # as many epochs in one call as pay; with target_kl one, so that an early stop leaves the generator where its twin does
         several = 1 if ascent.target_kl is not None else max(1, ROWS_PER_CALL // int(bounds[-1]))
         permutations = (torch.randperm(rows.num_units, generator=state.generator) for _ in range(ascent.num_epochs))
-        started = state.num_updates
-        call = self.library.update, base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table
+        started, skipped = state.num_updates, 0
+        call = base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
-            order, before = rows.order(np.concatenate(chunk)), int(results[at.STEPPED])
-            run = partial(*call, order, bounds, len(chunk), minibatches, results)
-            run()
-            if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
-                check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, flat_part(batch, order[: bounds[1]]))
-                results[:], options[at.RATIO_TOLERANCE] = 0.0, math.inf
-                run()
-            taken = int(results[at.STEPPED])
-            state.num_updates = started + taken
-            if results[at.STATUS] == at.NOT_FINITE:
-                epoch, part = divmod(taken - before, minibatches)
+            order, first, going_on = rows.order(np.concatenate(chunk)), 0, True
+            while going_on:
+                before = int(results[at.STEPPED])
+                self.library.update(*call, order, bounds, first, len(chunk), minibatches, results)
+                taken, first = int(results[at.STEPPED]), int(results[at.REACHED])
+                state.num_updates, state.skipped = started + taken, 0 if taken > before else state.skipped
+                epoch, part = divmod(first, minibatches)
                 rows_of_part = np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]]
-                self.fail(objective, policy, batch, state, rows_of_part)
+                going_on = results[at.STATUS] in (at.RATIO_NOT_ONE, at.NOT_FINITE)
+                if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
+                    check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, flat_part(batch, rows_of_part))
+                    options[at.RATIO_TOLERANCE] = math.inf
+                elif results[at.STATUS] == at.NOT_FINITE:  # nor has this one
+                    fault = self.fault(objective, policy, batch, state, rows_of_part)
+                    state.skip(fault, flat_part(batch, rows_of_part))
+                    skipped, first = skipped + 1, first + 1
         metrics = objective.averaged(results[at.NUM_RESULTS :], results[at.SCORED])
         if results[at.STEPPED]:
             metrics["gradient_norm"] = float(results[at.GRADIENT_NORM] / results[at.STEPPED])
+        metrics |= {"skipped_steps": float(skipped)} if skipped else {}
         return {**metrics, "num_minibatches": float(results[at.STEPPED])}
 
     def objective(self, algorithm: Algorithm, policy: Policy, batch: Batch) -> CompiledObjective:
@@ -97,11 +100,11 @@ class CompiledUpdate:
             raise NotLowered
         return self.plan.addresses()
 
-    def fail(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> None:
-        """Raise what the readable twin raises."""
+    def fault(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> Diverged:
+        """What the readable twin raises."""
         if math.isfinite(objective.values[0]):
-            raise gradient_not_finite(state)
-        raise Diverged(diagnosis(state, flat_part(batch, rows), policy))
+            return gradient_not_finite(state)
+        return Diverged(diagnosis(state, flat_part(batch, rows), policy))
 
 
 class CompiledNatural:

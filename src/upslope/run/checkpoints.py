@@ -138,6 +138,11 @@ def listed(run: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def iteration_of(path: Path) -> int:
+    """The iteration behind which a checkpoint was written, by its name."""
+    return int(path.name.rpartition("-")[2])
+
+
 def read(path: Path) -> State:
     """The state in a checkpoint.
 
@@ -178,10 +183,12 @@ class Found:
     passed_over: tuple[str, ...] = ()
 
 
-def newest(run: Path) -> Found | None:
-    """The newest valid checkpoint of a run; None where there is none."""
+def newest(run: Path, before: int | None = None) -> Found | None:
+    """The newest valid checkpoint of a run, of an earlier iteration than ``before`` where that is given; None where there is none."""
     faults: list[str] = []
     for path in listed(run):
+        if before is not None and iteration_of(path) >= before:
+            continue
         try:
             return Found(path, read(path), tuple(faults))
         except UsageError as fault:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
+from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
 from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
@@ -131,6 +132,8 @@ class Session:
                 error = RunFault(f"code that was called ended Python: sys.exit({end.code!r})")
             except Exception as fault:
                 error = fault
+            if isinstance(error, Diverged):
+                self._capsule(error)
             self.progress.close()
             summary = self._finish(error, result) if self.writes else dict(Run.load(self.folder.path).summary or {})
         finally:
@@ -296,6 +299,16 @@ class Session:
             self.not_resumable = f"this run cannot be resumed: {why}"
             self.faults.append(self.not_resumable)
             self.note(self.not_resumable)
+
+    def _capsule(self, fault: Diverged) -> None:
+        """Keep what the iteration that diverged can be played again from."""
+        iteration = 1 + (self.state.iteration if self.state is not None else 0 if self.resumed is None else self.resumed.iteration)
+        try:
+            words = f"`upslope replay {write_capsule(self.folder.path, iteration, fault)}` repeats the iteration that diverged"
+        except (RunFault, UsageError) as why:
+            words = f"the iteration that diverged was not kept: {why}"
+        self.faults.append(words)
+        self.note(words)
 
     def _take_up(self, stopped: Stopped) -> None:
         """Make this session what it was at the checkpoint, without a change to the folder.

@@ -40,7 +40,8 @@ from upslope.run.line import Line, watched
 from upslope.updates.checks import ADVICE
 
 Callback = Callable[["RunState"], bool | None]
-"""Called once after each iteration with the run's state; a true answer stops the run."""
+"""Called once after each iteration with the run's state; a true answer stops the run. Where it has ``begin``, that is called with the state
+before the first one."""
 
 
 @dataclass(repr=False)
@@ -58,6 +59,7 @@ class RunState:
     train_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict[str, float])
     rollout: Rollout | None = None
+    batch: Batch | None = None
 
     def __repr__(self) -> str:
         """What was trained by what, and how far it is; the parameters are in ``policy``."""
@@ -204,6 +206,8 @@ def train(
     follow: Any = getattr(collect, "follow", None)
     if follow is not None:  # a collector that wants to know how far the run is
         follow(state)
+    for callback in callbacks:
+        getattr(callback, "begin", lambda state: None)(state)
     choose = compiled().CompiledPaths() if fast else None
     with shown(state, False if progress is None and callbacks else progress) as show:
         while state.fraction < 1.0:
@@ -242,7 +246,7 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
         num_steps, metrics = learn(state, actor)
     else:
         rollout = state.rollout = collect(actor)
-        batch = algorithm.estimate(state.policy, rollout)
+        batch = state.batch = algorithm.estimate(state.policy, rollout)
         for name, tensor in {"advantage": batch.advantage, "returns": batch.returns, "behavior_log_prob": batch.behavior_log_prob}.items():
             # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
             if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):

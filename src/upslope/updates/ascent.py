@@ -87,19 +87,26 @@ class Ascent:
         count = min(self.num_minibatches, num_units)
         before = [t.detach().reshape(-1)[:: max(1, t.numel() // SAMPLE)].clone() for t in state.targets]
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
+        skipped = 0
         shuffles = (torch.randperm(num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
         for part in itertools.chain.from_iterable(batch.minibatches(shuffle, count) for shuffle in shuffles):
-            if self.micro_batch_size is None or self.micro_batch_size >= part.num_units:
-                metrics = self.backward(algorithm, policy, part, state, first=not collected)
-                gradients = state.take_gradients()
-            else:
-                gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
-            for name, value in metrics.items():
-                collected[name].append(value)
-            if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
-                break
-            collected["gradient_norm"].append(self.step(state, gradients))
+            try:
+                if self.micro_batch_size is None or self.micro_batch_size >= part.num_units:
+                    metrics = self.backward(algorithm, policy, part, state, first=not collected)
+                    gradients = state.take_gradients()
+                else:
+                    gradients, metrics = self.accumulate(algorithm, policy, part, state, first=not collected)
+                for name, value in metrics.items():
+                    collected[name].append(value)
+                if self.target_kl is not None and "approx_kl" in metrics and metrics["approx_kl"].item() > self.target_kl:
+                    break
+                norm = self.step(state, gradients)
+                collected["gradient_norm"].append(norm)
+            except Diverged as fault:  # nothing has moved
+                state.skip(fault, part)
+                skipped += 1
         means = {name: torch.stack(values).mean().item() for name, values in collected.items()}  # one transfer from the device per name
+        means |= {"skipped_steps": float(skipped)} if skipped else {}
         return means | {"num_minibatches": float(len(collected["gradient_norm"]))} | weights_moved(state, before)
 
     @property

@@ -72,9 +72,13 @@ def gradient_not_finite(state: Counted) -> Diverged:
 
 
 def diagnosis(state: Counted, part: Batch, policy: Policy) -> str:
-    """One line that names the update and the first tensor that is not finite, or the states in which no action is possible."""
+    """One line that names the update and the first tensor that is not finite.
+
+    Raises:
+        RunFault: the policy leaves no action possible in some states, which no other batch would mend.
+    """
     if words := without_action(policy, part):
-        return f"{words} (gradient step {state.num_updates + 1}); leave at least one action possible in every state"
+        raise RunFault(f"{words} (gradient step {state.num_updates + 1}); leave at least one action possible in every state")
     suspects: dict[str, Tensor | None] = {
         "advantage": part.advantage,
         "returns": part.returns,

@@ -1,16 +1,18 @@
 """What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import UsageError, require
-from upslope.records import Policy, State
+from upslope.errors import Diverged, UsageError, require
+from upslope.records import Batch, Policy, State
 from upslope.updates.flat import FlatParameters
 
+MOST_SKIPPED = 5
+"""Gradient steps in a row that may be left out because they are not finite; the last one ends the run."""
 BETAS = (0.9, 0.999)
 """Decay rates of Adam's two moments."""
 
@@ -26,6 +28,20 @@ class Trained:
 
     parameters: tuple[nn.Parameter, ...]
     flat: FlatParameters | None
+    skipped: int = field(default=0, kw_only=True)
+    """gradient steps in a row, up to now, that were left out because they were not finite"""
+
+    def skip(self, fault: Diverged, part: Batch) -> None:
+        """Leave out a gradient step on ``part`` that is not finite.
+
+        Raises:
+            Diverged: the fault itself, where it is one of too many in a row, or where the parameters are not finite either.
+        """
+        self.skipped, fault.batch = self.skipped + 1, part
+        for p in self.parameters:
+            p.grad = None
+        if self.skipped >= MOST_SKIPPED or not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+            raise fault
 
     def check(self) -> None:
         """Before an update: what was trainable at the start still is, lies where it is expected, and has no gradient left over."""
@@ -75,7 +91,7 @@ class AscentState(Trained):
     def state_dict(self) -> State:
         """Everything but the parameters, which are the policy's."""
         rounding = None if self.rounding is None else self.rounding.get_state()
-        numbers = {"learning_rate": self.learning_rate, "num_updates": self.num_updates}
+        numbers = {name: getattr(self, name) for name in ("learning_rate", "num_updates", "skipped")}
         return {"moments": [list(pair) for pair in self.moments], "generator": self.generator.get_state(), "rounding": rounding, **numbers}
 
     def load_state_dict(self, state: State) -> None:
@@ -93,7 +109,7 @@ class AscentState(Trained):
         self.generator.set_state(state["generator"])
         if self.rounding is not None:
             self.rounding.set_state(state["rounding"])
-        self.learning_rate, self.num_updates = state["learning_rate"], state["num_updates"]
+        self.learning_rate, self.num_updates, self.skipped = state["learning_rate"], state["num_updates"], state["skipped"]
 
     def take_gradients(self) -> list[Tensor]:
         """What backward passes have left in ``p.grad``, one tensor per target, 0 where they did not reach; nothing stays there."""
@@ -111,7 +127,7 @@ class AscentState(Trained):
 
         Source: Kingma & Ba 2015, algorithm 1.
         """
-        self.num_updates += 1
+        self.num_updates, self.skipped = self.num_updates + 1, 0
         (beta1, beta2), n = BETAS, self.num_updates
         for target, gradient, (m, v) in zip(self.targets, gradients, self.moments, strict=True):
             m.lerp_(gradient, 1.0 - beta1)

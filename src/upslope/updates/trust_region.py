@@ -46,11 +46,12 @@ class NaturalState(Trained):
         actor = [i for i, p in enumerate(self.parameters) if any(p is q for q in self.actor)]
         fitted = None if self.critic is None else [i for i, p in enumerate(self.parameters) if any(p is q for q in self.critic.parameters)]
         critic = None if self.critic is None else {"parameters": fitted, **self.critic.state_dict()}
-        return {"actor": actor, "critic": critic, "num_updates": self.num_updates}
+        return {"actor": actor, "critic": critic, "num_updates": self.num_updates, "skipped": self.skipped}
 
     def load_state_dict(self, state: State) -> None:
         actor: list[int] = state["actor"]
-        self.actor, self.num_updates = tuple(self.parameters[i] for i in actor), state["num_updates"]
+        self.actor = tuple(self.parameters[i] for i in actor)
+        self.num_updates, self.skipped = state["num_updates"], state["skipped"]
         if state["critic"] is not None:
             fitted: list[int] = state["critic"]["parameters"]
             self.critic = self.critic_state(tuple(self.parameters[i] for i in fitted), learning_rate=0.0)
@@ -96,7 +97,12 @@ class NaturalStep(ABC):
         batch = batch.by_unit()
         if batch.num_units == 0:  # nothing but reset steps was recorded
             return {}
-        return self.climb(algorithm, policy, batch, state) | self.fit(policy, batch, state, ascend)
+        try:
+            found = self.climb(algorithm, policy, batch, state)
+        except Diverged as fault:  # nothing has moved
+            state.skip(fault, batch)
+            found = {"skipped_steps": 1.0}
+        return found | self.fit(policy, batch, state, ascend)
 
     # ----------------------------------------------------------------------------------------------------- the policy
 
@@ -127,7 +133,7 @@ class NaturalStep(ABC):
             except BaseException:  # whatever happened on the way, no half of a step stays
                 line.back()
                 raise
-        state.num_updates += 1
+        state.num_updates, state.skipped = state.num_updates + 1, 0
         return found
 
     @abstractmethod
@@ -145,7 +151,7 @@ class NaturalStep(ABC):
         epochs, parts = self.num_value_epochs, self.num_value_minibatches
         ascent = Ascent(learning_rate=self.value_learning_rate, num_epochs=epochs, num_minibatches=parts, max_grad_norm=None)
         metrics = (ascend or ascent)(ValueFit(update=ascent), policy, batch, state.critic)
-        return {"value_error": metrics["value_error"]}
+        return {name: metrics[name] for name in ("value_error", "skipped_steps") if name in metrics}
 
     def critic_state(self, policy: Policy, batch: Batch, state: NaturalState) -> AscentState:
         """Adam's state for the parameters that the value depends on and the distribution does not."""

@@ -1,0 +1,158 @@
+"""An iteration of a run again, to the bit, for a look at what it saw: batch, advantages, ratios, gradients, parameters before and after.
+
+It is played from the newest checkpoint before it, or from the beginning of the run, in a copy of what the folder holds; the folder itself
+is left as it is. A capsule is a small run folder that a run leaves when it stops because nothing is finite any more: the checkpoint
+before, and the minibatch in which it was noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from upslope.errors import Diverged, UsageError
+from upslope.records import Algorithm, Batch, Policy, State
+from upslope.run.capsule import CAPSULE, copy_of, tensors_of
+from upslope.run.checkpoints import iteration_of, listed, newest
+from upslope.run.config import RunConfig
+from upslope.run.folder import Output, line
+from upslope.run.load import Run, read_json, read_safetensors
+from upslope.run.session import Session
+from upslope.run.train import RunState, load_policy_state, policy_state
+from upslope.run.verify import differences
+from upslope.updates.ascent import micro_batches
+
+
+@dataclass
+class Replay:
+    """What an iteration saw and did: a callback that ends the run behind it.
+
+    ``tensors`` are named ``batch/advantage``, ``ratio`` (π after the update over π that acted, of each step), ``gradient/NAME`` (of the
+    whole batch's objective, at the parameters before the update), ``before/NAME`` and ``after/NAME`` (parameters). A method that learns
+    at every step has no batch: only its parameters.
+    """
+
+    iteration: int
+    session: Session | None = None
+    start: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    metrics: State = field(default_factory=dict[str, Any])
+    fault: Diverged | None = None
+    differs: list[str] = field(default_factory=list[str])
+    compared: list[str] = field(default_factory=list[str])
+    before: State = field(default_factory=dict[str, Any])
+    algorithm: Any = None
+
+    def begin(self, state: RunState) -> None:
+        """Before the run's first iteration."""
+        if state.iteration == self.iteration - 1:
+            self.algorithm = state.algorithm
+            self.before = {name: tensor.detach().clone() for name, tensor in policy_state(state.policy).items()}
+
+    def __call__(self, state: RunState) -> bool:
+        """After each iteration."""
+        self.begin(state)
+        if state.iteration < self.iteration:
+            return False
+        self.metrics = state.metrics
+        after = {name: tensor.detach().clone() for name, tensor in policy_state(state.policy).items()}
+        for title, found in {"before": self.before, "after": after}.items():
+            self.tensors |= {f"{title}/{name}": tensor for name, tensor in found.items()}
+        batch = None if state.batch is None else state.batch.by_unit()
+        if batch is not None and batch.num_units:
+            self.look(state.policy, batch)
+        cast(Session, self.session).signal = signal.SIGINT  # no last evaluation
+        return True
+
+    def look(self, policy: Policy, batch: Batch) -> None:
+        """The batch, its ratios after the update, and the gradient that the update started with."""
+        pieces = list(micro_batches(batch, getattr(self.algorithm.update, "micro_batch_size", None)))
+        self.tensors |= tensors_of(batch)
+        with torch.no_grad():
+            log_prob = torch.cat([policy.evaluate(**piece.inputs).log_prob for piece in pieces])
+            self.tensors["ratio"] = (log_prob - batch.behavior_log_prob).exp().masked_fill(~batch.mask, 1.0)
+        load_policy_state(policy, self.before)
+        if batch.returns is not None and (follow := getattr(policy, "follow_returns", None)) is not None:
+            follow(batch.returns[batch.mask])
+        named = cast(Any, policy).named_parameters() if hasattr(policy, "named_parameters") else enumerate(policy.parameters())
+        wanted = {str(name): parameter for name, parameter in named if parameter.requires_grad}
+        for piece in pieces:
+            objective, _ = cast(Algorithm, self.algorithm).objective(policy, piece.with_old_policy(piece.behavior_log_prob))
+            found = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True)
+            for (name, parameter), gradient in zip(wanted.items(), found, strict=True):
+                sum_so_far = self.tensors.get(f"gradient/{name}", torch.zeros_like(parameter))
+                self.tensors[f"gradient/{name}"] = sum_so_far if gradient is None else sum_so_far + gradient
+
+
+def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
+    """Play an iteration of the run again, of a capsule the one that failed.
+
+    Raises:
+        UsageError: the run has not come so far, or cannot be made again.
+    """
+    capsule = read_json(run.path / CAPSULE) if (run.path / CAPSULE).exists() else None
+    if iteration is None and capsule is not None:
+        iteration = capsule["iteration"]
+    rows = {row["iteration"]: row for row in run.metrics()}
+    if iteration is None or not (iteration in rows or (capsule is not None and iteration == capsule["iteration"])):
+        raise UsageError(f"iteration: expected one of this run's iterations, 1 to {max(rows, default=0):,}, found {iteration}")
+    found = newest(run.path, before=iteration)
+    taken = Replay(iteration, start=0 if found is None else found.state["run"]["iteration"])
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "run"
+        if found is None:
+            taken.session = config.session(Output(out=copy, quiet=True), [taken])
+        else:
+            copy_of(run.path, copy, found)
+            taken.session = config.session(Output(quiet=True), [taken], resumed=copy)
+        try:
+            taken.session.run()
+        except Diverged as fault:
+            taken.fault = fault
+    compare(taken, run, rows.get(iteration), capsule)
+    return taken
+
+
+def compare(taken: Replay, run: Run, row: State | None, capsule: State | None) -> None:
+    """Say in what the iteration is not what the run has recorded of it."""
+    failed = None if capsule is None else capsule["error"]
+    if taken.fault is not None or failed is not None:
+        said = None if taken.fault is None else str(taken.fault)
+        seen = taken.fault.batch if taken.fault is not None else None
+        recorded = run.path / "batch.safetensors"
+        if isinstance(seen, Batch) and recorded.exists():
+            again, then = tensors_of(seen), read_safetensors(recorded)
+            taken.differs += [f"the minibatch that failed: {name[1:]}" for name in differences(then, again)]
+        taken.differs += [] if said == failed else [f"it ended with {said or 'no error'}, recorded is {failed or 'none'}"]
+    elif row is not None:
+        again = json.loads(line({name: value for name, value in taken.metrics.items() if name in row}))
+        taken.compared = list(again)
+        taken.differs += [f"metrics: {name[1:]}" for name in differences({name: row[name] for name in again}, again)]
+    if any(iteration_of(path) == taken.iteration for path in listed(run.path)):
+        kept = newest(run.path, before=taken.iteration + 1)
+        if kept is not None and iteration_of(kept.path) == taken.iteration:
+            after = {name.removeprefix("after/"): tensor for name, tensor in taken.tensors.items() if name.startswith("after/")}
+            taken.differs += [f"parameters: {name[1:]}" for name in differences(kept.state["run"]["policy"], after)]
+
+
+def summary_of(found: Replay) -> list[str]:
+    """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""
+    where = f"from the checkpoint of iteration {found.start:,}" if found.start else "from the beginning"
+    if found.fault is not None:
+        verdict = "it fails as recorded" if not found.differs else f"not as recorded: {found.differs[0]}"
+        return [f"iteration {found.iteration:,} again, {where}: {verdict}", f"  {found.fault}"]
+    same = f"{len(found.compared)} numbers of its metrics are equal to the bit"
+    verdict = same if not found.differs else f"not the same: {found.differs[0]}"
+    lines = [f"iteration {found.iteration:,} again, {where}: {verdict}"]
+    for name, tensor in found.tensors.items():
+        if tensor.is_floating_point() and not name.startswith(("before/", "after/")):
+            low, mean, high = tensor.min(), tensor.mean(), tensor.max()
+            lines.append(f"  {name:<34} {'×'.join(map(str, tensor.shape)):>12}  {mean:.4g} ({low:.4g} to {high:.4g})")
+    return lines
