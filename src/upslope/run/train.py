@@ -20,6 +20,7 @@ from upslope.errors import Diverged, RunFault, UsageError, require
 from upslope.records import (
     Adaptive,
     Algorithm,
+    Batch,
     Collector,
     EitherAlgorithm,
     Metrics,
