@@ -64,21 +64,22 @@ class CompiledUpdate:
         started, skipped = state.num_updates, 0
         call = base, exp_avg, exp_avg_sq, scratch, networks, options, addresses, objective.table
         while results[at.STATUS] == at.FINISHED and (chunk := [p.numpy() for p in itertools.islice(permutations, several)]):
-            order, first, going_on = rows.order(np.concatenate(chunk)), 0, True
-            while going_on:
+            order, first = rows.order(np.concatenate(chunk)), 0
+            while True:
                 before = int(results[at.STEPPED])
                 self.library.update(*call, order, bounds, first, len(chunk), minibatches, results)
                 taken, first = int(results[at.STEPPED]), int(results[at.REACHED])
                 state.num_updates, state.skipped = started + taken, 0 if taken > before else state.skipped
-                epoch, part = divmod(first, minibatches)
-                rows_of_part = np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]]
-                going_on = results[at.STATUS] in (at.RATIO_NOT_ONE, at.NOT_FINITE)
-                if results[at.STATUS] == at.RATIO_NOT_ONE:  # nothing has moved yet
-                    check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, flat_part(batch, rows_of_part))
+                if results[at.STATUS] not in (at.RATIO_NOT_ONE, at.NOT_FINITE):
+                    break
+                epoch, part = divmod(first, minibatches)  # it has moved nothing
+                seen = flat_part(batch, np.split(order, len(chunk))[epoch][bounds[part] : bounds[part + 1]])
+                if results[at.STATUS] == at.RATIO_NOT_ONE:
+                    check_first_ratio(float(results[at.MAX_LOG_RATIO]), policy, seen)
                     options[at.RATIO_TOLERANCE] = math.inf
-                elif results[at.STATUS] == at.NOT_FINITE:  # nor has this one
-                    fault = self.fault(objective, policy, batch, state, rows_of_part)
-                    state.skip(fault, flat_part(batch, rows_of_part))
+                else:
+                    finite = math.isfinite(objective.values[0])
+                    state.skip(gradient_not_finite(state) if finite else Diverged(diagnosis(state, seen, policy)), seen)
                     skipped, first = skipped + 1, first + 1
         metrics = objective.averaged(results[at.NUM_RESULTS :], results[at.SCORED])
         if results[at.STEPPED]:
@@ -99,12 +100,6 @@ class CompiledUpdate:
         if flat is None or flat.data.device.type != "cpu" or list(map(id, flat.parameters)) != list(map(id, ours)):
             raise NotLowered
         return self.plan.addresses()
-
-    def fault(self, objective: CompiledObjective, policy: Policy, batch: Batch, state: AscentState, rows: Array) -> Diverged:
-        """What the readable twin raises."""
-        if math.isfinite(objective.values[0]):
-            return gradient_not_finite(state)
-        return Diverged(diagnosis(state, flat_part(batch, rows), policy))
 
 
 class CompiledNatural:
