@@ -126,10 +126,7 @@ class Batch:
         return replace(self, behavior_log_prob=log_prob.detach(), advantage=None if self.advantage is None else self.advantage * weight)
 
     def by_unit(self) -> Batch:
-        """The same batch with a first axis that counts units; units without a single unmasked step are left out.
-
-        Steps become ``[units]``, sequences ``[units, T]``, groups and pairs ``[units, G, T]``.
-        """
+        """The units with an unmasked step along a first axis: steps ``[units]``, sequences ``[units, T]``, groups ``[units, G, T]``."""
         dims, keep = self.mask.dim(), ROW_AXES[self.unit]
         if keep > dims:
             raise ValueError(f"batch.mask: unit {self.unit!r} needs at least {keep} axes, found {dims}")
@@ -147,11 +144,7 @@ class Batch:
         return self.mask.shape[0]
 
     def minibatches(self, permutation: Tensor, count: int) -> Iterator[Batch]:
-        """Split by a permutation of the units into ``count`` parts, each scaled to the whole batch's size.
-
-        A part with a fraction f of the units has its weights multiplied by 1/f, so that its gradient estimates the
-        whole batch's and ``max_grad_norm`` and Adam's eps keep their meaning.
-        """
+        """Split by a permutation of the units into ``count`` parts, each weighted as the whole batch, whose gradient it then estimates."""
         shuffled, stop = map_tensors(self, lambda t: t[permutation]), 0  # one gather for the epoch; the parts are views into it
         for weight in shuffled.weight.tensor_split(count):
             part, stop = slice(stop, stop + len(weight)), stop + len(weight)

@@ -147,10 +147,7 @@ def score_metrics(reward: Tensor, mask: Tensor) -> Metrics:
 def policy_metrics(
     new: Evaluation, batch: Batch, value_error: Tensor | None = None, *, clip_range: F.ClipRange = NO_CLIP, dual_clip: float | None = None
 ) -> dict[str, Tensor]:
-    """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``, which is 0 at first.
-
-    :func:`~upslope.functional.surrogate_metrics`, entropy, value error, and ``mismatch``, the mean ``|log π_old − log π_sampler|``.
-    """
+    """What every objective reports: 0-d means over the minibatch's unmasked steps, and ``log_ratio [..., T]``, which is 0 at first."""
     behavior, mask = batch.behavior_log_prob, batch.mask
     metrics = F.surrogate_metrics(new.log_prob, behavior, batch.need("advantage"), mask, clip_range, dual_clip=dual_clip)
     mismatch = None if batch.sampler_log_prob is None else (behavior - batch.sampler_log_prob).abs()

@@ -104,18 +104,18 @@ class PPO:
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if rollout.reference_log_prob is not None:
-            metrics |= reference_metrics(rollout)
-        if self.reference_kl_coef > 0:
-            metrics |= score_metrics(reward, rollout.mask)
+            metrics |= reference_metrics(rollout) | (score_metrics(reward, rollout.mask) if self.reference_kl_coef > 0 else {})
         if self.normalize_advantage:
             advantage = F.normalize(advantage, rollout.mask)
             metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
-        old = None
-        if self.kl_coef > 0 and offers(policy, HasDistribution):
-            with torch.no_grad():
-                old = distribution_of(policy, rollout.inputs, otherwise=K3).parameters.clone()
-            metrics["kl_coef"] = self.kl_coef
-        return Batch.of(rollout, value=value, advantage=advantage, returns=returns, behavior_parameters=old, metrics=metrics)
+        batch = Batch.of(rollout, value=value, advantage=advantage, returns=returns, metrics=metrics)
+        return self.with_distribution(policy, batch) if self.kl_coef > 0 and offers(policy, HasDistribution) else batch
+
+    @torch.no_grad()
+    def with_distribution(self, policy: HasDistribution, batch: Batch) -> Batch:
+        """The batch with the sampling distribution's parameters, and the penalty's weight reported."""
+        old = distribution_of(policy, batch.inputs, otherwise=K3).parameters.clone()
+        return replace(batch, behavior_parameters=old, metrics={**batch.metrics, "kl_coef": self.kl_coef})
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``surrogate − value_coef · value_error + entropy_coef · H − kl_coef · KL``, weighted and summed."""

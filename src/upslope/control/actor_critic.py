@@ -203,7 +203,7 @@ class ActorCritic(nn.Module):
         there = parameters.device if generator is None else generator.device  # so that policies on every device draw the same actions
         drawn = self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there))
         action = drawn.to(parameters.device)
-        return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value)
+        return Sample(action=action, log_prob=self.head.score(parameters, action, mask)[0], value=value)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
         """Score recorded actions: inputs as :meth:`inputs` made them, plus ``action``; each with the same leading axes."""
@@ -255,9 +255,8 @@ class ActorCritic(nn.Module):
     def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]:
         """A batch of raw observations as the network's inputs; ``update`` first folds it (or those rows) into the running moments.
 
-        ``action_mask``: ``[N, n]`` for Discrete; for MultiDiscrete ``[N, Σ nvec]`` or a tuple of ``[N, n_i]``; unless given, the one
-        in ``observation["action_mask"]``, where the space has one. Raises :class:`UsageError` for wrong shapes, :class:`RunFault`
-        for a state without a legal action.
+        ``action_mask``, unless given that of the observation: ``[N, n]`` for Discrete; ``[N, Σ nvec]`` or a tuple of ``[N, n_i]`` for
+        MultiDiscrete. Raises :class:`UsageError` for wrong shapes, :class:`RunFault` for a state without a legal action.
         """
         encoded = self.encoder(observation) if self.observation_normalizer is None else self._normalized(observation, update)
         if action_mask is not None or self._masked_by_observation:

@@ -94,7 +94,7 @@ class Envs:
         self._asks = self.mask_source is not None and not guarded
         space = self.observation_space
         other = isinstance(space, (spaces.Dict, spaces.Tuple, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
-        self._plain = None if other else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
+        self._plain: tuple[Any, Any] = (None, None) if other else ((self.num_envs, *(space.shape or ())), np.dtype(space.dtype))
         self._all = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self.first_step = np.zeros(self.num_envs, dtype=np.int64)
@@ -169,13 +169,11 @@ class Envs:
         observation = self._checked(observation, "step")
         reward, terminated, truncated = self._checked_outcome(reward, terminated, truncated)
         self.first_step = self.first_step + 1  # a new array, for recordings keep the old one
-        mask, resetting = self._all, self._resetting
-        if resetting is not None:
-            mask = ~resetting
-            # what a reset step reports belongs to no decision
+        resetting, self._resetting = self._resetting, None
+        mask = self._all if resetting is None else ~resetting
+        if resetting is not None:  # what a reset step reports belongs to no decision
             reward, terminated, truncated = np.where(mask, reward, 0.0), terminated & mask, truncated & mask
             self.first_step[resetting] = 0
-            self._resetting = None
         self._returns += reward
         ended = terminated | truncated
         successors, finished, legal = None, _NONE_FINISHED, None
@@ -233,11 +231,10 @@ class Envs:
     # ------------------------------------------------------------------------------------------------------- checks
 
     def _checked(self, observation: Any, where: str) -> Any:
-        if self._plain is not None and type(observation) is np.ndarray:
-            shape, dtype = self._plain
-            fits = observation.shape == shape and observation.dtype == dtype
-            if fits and (dtype.kind != "f" or np.count_nonzero(np.isfinite(observation)) == observation.size):  # quicker than .all()
-                return observation
+        shape, dtype = self._plain
+        fits = type(observation) is np.ndarray and observation.shape == shape and observation.dtype == dtype
+        if fits and (dtype.kind != "f" or np.count_nonzero(np.isfinite(observation)) == observation.size):  # quicker than .all()
+            return observation
         try:
             return trees.checked(observation, self.observation_space, self.num_envs)
         except ValueError as error:

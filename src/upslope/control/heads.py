@@ -134,8 +134,7 @@ class Categorical(Head):
         if mask is not None:
             return super().score(parameters, action, mask)
         log_p = parameters.log_softmax(-1)  # once for both
-        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
-        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), entropy
+        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         return action.cpu().numpy() + self.start

@@ -181,6 +181,5 @@ class ValueScale(Moments):
         if type(last) is nn.Linear and last.bias is not None and (count > 1.0 or bool(last.weight.any())):
             last.weight.mul_(float(self.std) / std)
             last.bias.copy_((last.bias.double() * float(self.std) + float(self.mean) - mean) / std)
-        self.count.fill_(count)
-        self.mean.fill_(mean)
-        self.std.fill_(std)
+        for moment, number in ((self.count, count), (self.mean, mean), (self.std, std)):
+            moment.fill_(number)

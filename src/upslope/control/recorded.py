@@ -13,7 +13,7 @@ from upslope.control import trees
 from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
 from upslope.control.heads import Gaussian, Head, head_for
-from upslope.control.recording import Player, Recording, Replaced, check_spaces, put_replaced
+from upslope.control.recording import COLUMNS, Player, Recording, Replaced, check_spaces, put_replaced
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, require
 from upslope.records import Rollout, Sample, SamplingPolicy, State
@@ -68,7 +68,7 @@ def record(
     tensors = {f"observation{path}": torch.from_numpy(np.stack([parts[path] for parts in seen], 1)) for path in seen[0]}
     inputs, log_prob = recording.acted()
     tensors |= {"action": inputs["action"].cpu(), "behavior_log_prob": log_prob.cpu()}
-    for name in ("reward", "terminated", "truncated", "mask"):
+    for name in COLUMNS:
         tensors[name] = torch.from_numpy(np.stack([getattr(step, name) for step in recording.steps], 1))
     tensors["reward"] = tensors["reward"].float()
     tensors["first_step"] = torch.from_numpy(recording.first_step)

@@ -18,6 +18,7 @@ from upslope.control.trees import Array
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
 
+COLUMNS = ("reward", "terminated", "truncated", "mask")
 EPISODE_METRICS = ("episode_return", "episode_length")
 """Means over the episodes that ended."""
 
@@ -42,10 +43,8 @@ class Player:
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """The critic's values ``[N, T]``: of ``policy.value`` where there is one, else what ``evaluate`` says beside its scores."""
-        if (critic := self.methods.get("value")) is not None:
-            value = critic({name: tensor for name, tensor in inputs.items() if name != "action"})
-        else:
-            value = self.policy.evaluate(**inputs).value
+        critic, states = self.methods.get("value"), {name: tensor for name, tensor in inputs.items() if name != "action"}
+        value = self.policy.evaluate(**inputs).value if critic is None else critic(states)
         if value is not None and value.shape != (shape := next(iter(inputs.values())).shape[:2]):
             raise misshapen("the critic returned value", value, shape)
         return value
@@ -141,8 +140,7 @@ class Recording:
         value, next_value = (None, None) if values is None else (values[:, :-1].contiguous(), values[:, 1:].contiguous())
         if next_value is not None and any(step.successors for step in steps):
             put_replaced(player, next_value, inputs["action"], self.successors(inputs))
-        names = ("reward", "terminated", "truncated", "mask")
-        columns = {name: np.array([getattr(step, name) for step in steps]).T.copy() for name in names}
+        columns = {name: np.array([getattr(step, name) for step in steps]).T.copy() for name in COLUMNS}
         columns["reward"] = columns["reward"].astype(np.float32) if normalizer is None else self.normalized(normalizer)
         columns["first_step"] = self.first_step
         tensors: dict[str, Any] = {name: torch.from_numpy(column).to(log_prob.device) for name, column in columns.items()}

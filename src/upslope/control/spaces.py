@@ -165,10 +165,7 @@ class Encoder:
         return by_space(self.space, observation, lambda array: np.asarray(array)[None])
 
     def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:
-        """A batch of observations as new arrays: ``observation [N, d]`` of ``dtype`` and images ``[N, C, H, W]``.
-
-        Raises :class:`UsageError` for a shape that is not the space's with a leading N.
-        """
+        """``[N, *space.shape]`` as new arrays: ``observation [N, d]`` of ``dtype`` and images ``[N, C, H, W]``; UsageError otherwise."""
         if self._plain_size:  # the common case, and the one that has to be quick
             array = np.array(observation, dtype=dtype, order="C")
             if array.shape[1:] != self.space.shape or array.ndim == 0:

@@ -39,8 +39,7 @@ def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 def categorical_sample(logits: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
     """One action per row by inverting the cumulative distribution at one uniform number u: ``[..., A]`` → ``[...]`` int64.
 
-    ``a = #{j : F(j) ≤ u}``, ``F(j) = p_0 + … + p_j``, u in [0, 1): an action of probability 0 is never drawn, not even at u = 0. At most
-    the first action at which F reaches its last value, which rounding may leave below u.
+    ``a = #{j : F(j) ≤ u}``, ``F(j) = p_0 + … + p_j``, at most the first a at which F reaches its last value, which may round to below u.
     """
     cumulative = (logits if mask is None else _legal(logits, mask)).log_softmax(-1).exp().cumsum(-1)
     uniform = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)

@@ -13,9 +13,7 @@ def scan(addend: Tensor, rate: Tensor | float, ended: Tensor, mask: Tensor | Non
     """``x_t = addend_t + rate_t (1 − ended_t) x_{t+1}`` with 0 after the last column; a masked row passes x on unchanged.
 
     In log₂ T rounds, each of which doubles how far an entry has looked ahead: x_t = b_t + a_t x_{t+s} becomes
-    (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}. Rolling wraps around, but the last column's factor is 0.
-
-    Source: Hillis & Steele 1986, data-parallel prefix sums.
+    (b_t + a_t b_{t+s}) + a_t a_{t+s} x_{t+2s}. Rolling wraps around, but the last column's factor is 0. Source: Hillis & Steele 1986.
     """
     factor = (rate if isinstance(rate, Tensor) else torch.full_like(addend, rate)).masked_fill(ended, 0.0)
     if mask is not None:

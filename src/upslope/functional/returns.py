@@ -85,12 +85,7 @@ def gae(
     gae_lambda: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Generalized advantage estimate, ``[..., T]``: ``Â_t = δ_t + γλ (1 − ended_t) Â_{t+1}``.
-
-    λ = 0 is the TD error, λ = 1 is the return minus the value; ``Â + value`` is the critic's target.
-
-    Source: Schulman et al. 2016, eq. 16.
-    """
+    """``Â_t = δ_t + γλ (1 − ended_t) Â_{t+1}``, ``[..., T]``; ``Â + value`` is the critic's target. Source: Schulman 2016, eq. 16."""
     check_shapes("reward", reward.shape, terminated=terminated, truncated=truncated, mask=mask, value=value, next_value=next_value)
     delta = zero_masked(torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma) - value, mask)
     return zero_masked(scan(delta, gamma * gae_lambda, terminated | truncated, mask), mask)

@@ -8,10 +8,7 @@ FLAGS = frozenset(("terminated", "truncated", "mask", "desirable"))
 
 
 def check_shapes(like: str, shape: torch.Size, **tensors: Tensor | None) -> None:
-    """Refuse tensors whose shape is not ``shape`` (``[N]`` against ``[N, 1]`` would broadcast to ``[N, N]``); None is skipped.
-
-    Raises ValueError naming the tensor, what was expected and what was found; also for end flags and masks that are not boolean.
-    """
+    """ValueError for tensors whose shape is not ``shape``, which would broadcast, and for flags that are not boolean; None is skipped."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {tuple(shape)} like {like}, found {tuple(tensor.shape)}")

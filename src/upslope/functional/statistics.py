@@ -15,8 +15,7 @@ from upslope.functional.shapes import check_shapes
 def has_spread(x: Tensor, mask: Tensor | None = None, *, dim: int | None = None) -> Tensor:
     """Whether the unmasked entries of ``x`` differ: over everything (a 0-d bool) or along ``dim``.
 
-    False for fewer than two entries and where ``max − min ≤ 1e-6 · max(1, |mean|)``; not by the standard deviation, which rounding
-    gives to equal numbers. NaN and infinity count as spread: what is not finite must show. Source: FORMULAS section 3.
+    False for fewer than two and where ``max − min ≤ 1e-6 · max(1, |mean|)``; NaN and infinity must show. Source: FORMULAS section 3.
     """
     check_shapes("x", x.shape, mask=mask)
     axes = tuple(range(x.dim())) if dim is None else (dim,)
@@ -30,12 +29,7 @@ def has_spread(x: Tensor, mask: Tensor | None = None, *, dim: int | None = None)
 
 
 def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Zero mean and unit standard deviation over all unmasked entries: ``(x − mean) / std``; masked entries become 0.
-
-    ``x``, ``mask`` and the result are ``[..., T]``. No eps is added: where :func:`has_spread` says no, all are 0.
-
-    Source: FORMULAS section 3; it is a habit of implementations, not of a paper.
-    """
+    """``(x − mean) / std`` over all unmasked entries, ``[..., T]``; 0 where masked and where nothing spreads. FORMULAS section 3."""
     spread, count = has_spread(x, mask), x.numel() if mask is None else mask.sum()
     centered = zero_masked(x - zero_masked(x, mask).sum() / count, mask)
     std = (centered.square().sum() / (count - 1)).sqrt()
@@ -43,12 +37,7 @@ def normalize(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much of the returns' variance the critic explains, 0-d: ``1 − Var(R − V) / Var(R)``; NaN where the returns are all equal.
-
-    1 is a perfect critic, 0 one that is no better than a constant. ``value`` and ``returns`` are ``[..., T]``.
-
-    Source: FORMULAS section 8.
-    """
+    """``1 − Var(R − V) / Var(R)``, 0-d: 1 is a perfect critic, 0 no better than a constant; NaN for equal returns. FORMULAS section 8."""
     check_shapes("value", value.shape, returns=returns, mask=mask)
     if mask is not None:
         value, returns = value[mask], returns[mask]

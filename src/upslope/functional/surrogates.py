@@ -99,9 +99,8 @@ def clipped_surrogate(
 ) -> Tensor:
     """``min(ratio · A, clip(ratio, 1 − ε_low, 1 + ε_high) · A)``, ``[..., T]``: no reward for moving further than the range.
 
-    ``dual_clip`` c > 1 bounds the other side too: for A < 0, ``max(min(…), c · A)``.
-
-    Raises ValueError for c ≤ 1. Source: Schulman et al. 2017 (PPO), eq. 7; Ye et al. 2020, eq. 5 (dual clip).
+    ``dual_clip`` c bounds the other side too: for A < 0, ``max(min(…), c · A)``; ValueError for c ≤ 1.
+    Source: Schulman et al. 2017 (PPO), eq. 7; Ye et al. 2020, eq. 5 (dual clip).
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     low, high = clip_bounds(clip_range)
@@ -173,9 +172,7 @@ def surrogate_metrics(
     """How far the policy has moved, 0-d: means over unmasked steps, or ``Σ weight · x`` (parts of a batch add up).
 
     ``approx_kl``: k3 of KL(π_old‖π), ``ratio − 1 − log ratio``. ``clip_fraction``: share of ratios outside the range. ``dead_fraction``:
-    share of steps whose gradient the clip takes away (``A > 0`` above the range, ``A < 0`` below it or beyond ``dual_clip``).
-
-    Source: FORMULAS section 8.
+    share of steps without a gradient (``A > 0`` above the range, ``A < 0`` below it or beyond ``dual_clip``). Source: FORMULAS section 8.
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage, weight=weight, behavior_log_prob=behavior_log_prob, mask=mask)
     low, high = clip_bounds(clip_range)

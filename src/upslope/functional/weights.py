@@ -23,8 +23,6 @@ def average_weight(
 
     ``steps`` ``1/Σmask`` · ``sequences`` ``1/(N·|o_i|)`` · ``constant`` ``1/(N·max_steps)``, with N all sequences, empty ones too, and
     ``max_steps`` the longest that one may be. Where lengths differ only ``constant`` is proportional to the policy gradient.
-
-    Raises ValueError for an unknown name and for ``constant`` without a positive ``max_steps``.
     Source: Yu et al. 2025 (DAPO), eq. 8; Shao et al. 2024 (GRPO), eq. 3; Liu et al. 2025 (Dr. GRPO), section 3.2.
     """
     check_shapes("mask", mask.shape, mask=mask)
@@ -48,10 +46,7 @@ def weighted_sum(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def squared_error(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The critic's error per step, ``[..., T]``: ``(V − R)²``. No ½: a coefficient of 0.5 elsewhere is often 0.25 here.
-
-    Raises ValueError when shapes differ. Source: Schulman et al. 2017 (PPO), eq. 9.
-    """
+    """The critic's error per step, ``[..., T]``: ``(V − R)²``, without the ½ that is common. Source: Schulman et al. 2017 (PPO), eq. 9."""
     check_shapes("value", value.shape, returns=returns, mask=mask)
     return mse_loss(zero_masked(value, mask), zero_masked(returns, mask), reduction="none")
 

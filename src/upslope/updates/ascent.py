@@ -143,10 +143,8 @@ class Ascent:
         if not math.isfinite(objective.item()):
             raise Diverged(diagnosis(state, part, policy))
         log_ratio = metrics.pop("log_ratio", None)
-        if first and log_ratio is not None:
-            largest = log_ratio.detach().abs().masked_fill(~part.mask, 0.0).max().item()
-            if largest > RATIO_TOLERANCE:
-                check_first_ratio(largest, policy, part)
+        if first and log_ratio is not None and (largest := log_ratio.abs().masked_fill(~part.mask, 0.0).max().item()) > RATIO_TOLERANCE:
+            check_first_ratio(largest, policy, part)
         torch.autograd.backward(-objective, inputs=state.parameters)  # the only minus sign: Adam minimizes
         return {"objective": objective.detach(), **metrics}
 

@@ -15,10 +15,7 @@ from upslope.records import Batch, HasReturnScale, Policy, ReturnScale, offers
 
 
 def value_error(policy: Policy, value: Tensor | None, batch: Batch, clip_range: float | None = None) -> Tensor:
-    """``((V − R) / σ)²``, ``[..., T]``, σ being the returns' standard deviation; 1 for a policy without a ``value_scale``.
-
-    With ``clip_range`` V counts at most so many σ from what it was (:func:`upslope.functional.clipped_squared_error`).
-    """
+    """``((V − R) / σ)²``, ``[..., T]``, σ from the policy's ``value_scale``; V counts at most ``clip_range`` σ from what it was."""
     if value is None:
         raise UsageError("policy: evaluate() returned no value; use a policy with a value head, or set value_coef or num_value_epochs to 0")
     returns, old = batch.need("returns"), batch.value
