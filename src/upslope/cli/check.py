@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from typing import Any, cast
 
 import upslope
 from upslope.cli.command import Command
@@ -93,10 +93,8 @@ def contract(function: Any, *arguments: Any, **options: Any) -> Any:
 
 def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
     """What a function without parameters returned, or a pair itself."""
-    from upslope.testing.contract import one_line
-
     makes = callable(target) and not hasattr(target, "sample")
-    with one_line(name):
+    with cast(Any, upslope.testing).contract.one_line(name):
         found: Any = target() if makes else target
     what = "name a function that returns (policy, inputs), such as (policy, {'observation': …})"
     require(isinstance(found, tuple) and len(found) == 2, f"check: a policy is checked on its inputs; {what}")

@@ -33,14 +33,13 @@ def play_again(plain: list[str], given: dict[str, Any]) -> int:
     """Replay, report, write."""
     run = Run.load(plain[0])
     config = named_again(run, given)
-    from upslope.run.capsule import write_tensors  # loads PyTorch
-    from upslope.run.replay import replay, summary_of
+    from upslope.run.replay import replay  # loads PyTorch
 
     found = replay(run, config, given["iteration"])
     path = given["out"] or run.path / f"replay-{found.iteration:08d}.safetensors"
     if found.tensors:
-        write_tensors(Path(path), found.tensors)
-    print("\n".join([*summary_of(found), *([f"written to {path}"] if found.tensors else ())]))
+        found.write(Path(path))
+    print("\n".join([*found.words(), *([f"written to {path}"] if found.tensors else ())]))
     return 1 if found.differs else 0
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from upslope.errors import Diverged, UsageError
 from upslope.records import Algorithm, Batch, Policy, State
-from upslope.run.capsule import CAPSULE, copy_of, tensors_of
+from upslope.run.capsule import CAPSULE, copy_of, tensors_of, write_tensors
 from upslope.run.checkpoints import iteration_of, listed, newest
 from upslope.run.config import RunConfig
 from upslope.run.folder import Output, line
@@ -28,6 +28,7 @@ from upslope.run.session import Session
 from upslope.run.train import RunState, load_policy_state, policy_state
 from upslope.run.verify import differences
 from upslope.updates.ascent import micro_batches
+from upslope.updates.mismatch import at_old_policy
 
 
 @dataclass
@@ -84,11 +85,27 @@ class Replay:
         named = cast(Any, policy).named_parameters() if hasattr(policy, "named_parameters") else enumerate(policy.parameters())
         wanted = {str(name): parameter for name, parameter in named if parameter.requires_grad}
         for piece in pieces:
-            objective, _ = cast(Algorithm, self.algorithm).objective(policy, piece.with_old_policy(piece.behavior_log_prob))
-            found = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True)
-            for (name, parameter), gradient in zip(wanted.items(), found, strict=True):
-                sum_so_far = self.tensors.get(f"gradient/{name}", torch.zeros_like(parameter))
-                self.tensors[f"gradient/{name}"] = sum_so_far if gradient is None else sum_so_far + gradient
+            scorer, scored = (policy, piece) if piece.sampler_log_prob is None else at_old_policy(policy, piece)
+            objective, _ = cast(Algorithm, self.algorithm).objective(scorer, scored)
+            found = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(wanted, found, strict=True):
+                self.tensors[f"gradient/{name}"] = self.tensors.get(f"gradient/{name}", 0.0) + gradient
+
+    def write(self, path: Path) -> None:
+        """All tensors into one safetensors file."""
+        write_tensors(path, self.tensors)
+
+    def words(self) -> list[str]:
+        """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""
+        where = f"from the checkpoint of iteration {self.start:,}" if self.start else "from the beginning"
+        same = "it fails as recorded" if self.fault is not None else f"{len(self.compared)} numbers of its metrics are equal to the bit"
+        lines = [f"iteration {self.iteration:,} again, {where}: {f'not the same: {self.differs[0]}' if self.differs else same}"]
+        lines += [f"  {self.fault}"] if self.fault is not None else []
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not name.startswith(("before/", "after/")):
+                low, mean, high = tensor.min(), tensor.mean(), tensor.max()
+                lines.append(f"  {name:<34} {'×'.join(map(str, tensor.shape)):>12}  {mean:.4g} ({low:.4g} to {high:.4g})")
+        return lines
 
 
 def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
@@ -140,19 +157,3 @@ def compare(taken: Replay, run: Run, row: State | None, capsule: State | None) -
         if kept is not None and iteration_of(kept.path) == taken.iteration:
             after = {name.removeprefix("after/"): tensor for name, tensor in taken.tensors.items() if name.startswith("after/")}
             taken.differs += [f"parameters: {name[1:]}" for name in differences(kept.state["run"]["policy"], after)]
-
-
-def summary_of(found: Replay) -> list[str]:
-    """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""
-    where = f"from the checkpoint of iteration {found.start:,}" if found.start else "from the beginning"
-    if found.fault is not None:
-        verdict = "it fails as recorded" if not found.differs else f"not as recorded: {found.differs[0]}"
-        return [f"iteration {found.iteration:,} again, {where}: {verdict}", f"  {found.fault}"]
-    same = f"{len(found.compared)} numbers of its metrics are equal to the bit"
-    verdict = same if not found.differs else f"not the same: {found.differs[0]}"
-    lines = [f"iteration {found.iteration:,} again, {where}: {verdict}"]
-    for name, tensor in found.tensors.items():
-        if tensor.is_floating_point() and not name.startswith(("before/", "after/")):
-            low, mean, high = tensor.min(), tensor.mean(), tensor.max()
-            lines.append(f"  {name:<34} {'×'.join(map(str, tensor.shape)):>12}  {mean:.4g} ({low:.4g} to {high:.4g})")
-    return lines

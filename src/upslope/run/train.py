@@ -208,7 +208,8 @@ def train(
     if follow is not None:  # a collector that wants to know how far the run is
         follow(state)
     for callback in callbacks:
-        getattr(callback, "begin", lambda state: None)(state)
+        if hasattr(callback, "begin"):
+            cast(Any, callback).begin(state)
     choose = compiled().CompiledPaths() if fast else None
     with shown(state, False if progress is None and callbacks else progress) as show:
         while state.fraction < 1.0:
