@@ -31,7 +31,7 @@ CASES = {
 TIMES = (10.0, 11.5, 14.0, 18.0, 19.9, 27.0)
 PROTOCOL = (
     "`upslope train …` with a budget that it never reaches, in a fresh process that is killed from outside so many seconds after its "
-    "start (`times`, each a little later, drawn). The rows of metrics are watched on the way: when the one of each iteration is "
+    "folder is there (`times`, each a little later, drawn). The rows of metrics are watched on the way: when the one of each iteration is "
     "there. `age`: at the kill, seconds since the row of the saved policy's iteration; before the first row, in a warm start, seconds "
     f"since the policy's file was written. `oldest`: the same at every {LOOK} s of the run from {FIRST:g} s on, {LOOK} added for what "
     "was not looked at. `evaluate_age`: that of the policy which `upslope evaluate RUN` says that it has measured. "
@@ -83,7 +83,10 @@ def killed(case: str, after: float, folder: Path) -> Record:
     run, started, oldest = folder / "run", time.monotonic(), 0.0
     watch = Watch(run)
     with fresh(["train", *CASES[case].split(), "--quiet", "--out", run], folder) as process:
-        while (now := time.monotonic() - started) < after and process.poll() is None:
+        while not (run / "config.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        while (now := time.monotonic() - begun) < after and process.poll() is None:
             watch.look()
             age = watch.age()
             if now >= FIRST:
@@ -93,7 +96,13 @@ def killed(case: str, after: float, folder: Path) -> Record:
         code = process.wait()
     watch.look()
     age = watch.age()
-    record: Record = {"case": case, "killed_at": round(after, 2), "exit_code": code, "rows": int(watch.last.get("iteration", 0))}
+    record: Record = {
+        "case": case,
+        "killed_at": round(after, 2),
+        "folder_after": round(begun - started, 2),
+        "exit_code": code,
+        "rows": int(watch.last.get("iteration", 0)),
+    }
     from upslope.run.checkpoints import newest
 
     progress, found = Run.load(run).progress() or {}, newest(run)

@@ -250,7 +250,7 @@ class Clock:
 )
 def test_when_a_policy_is_saved(monkeypatch: pytest.MonkeyPatch, iteration: float, cost: float, saved: list[int]):
     clock = Clock(monkeypatch)
-    pace, found = saving.SavePace(), []
+    pace, found = saving.SavePace(every=10.0), []
     for number in range(1, 8 if iteration > 2 else 46):
         clock.now += iteration
         if pace.due():
@@ -263,7 +263,7 @@ def test_when_a_policy_is_saved(monkeypatch: pytest.MonkeyPatch, iteration: floa
 def test_a_long_iteration_that_may_come_again_is_counted_with(monkeypatch: pytest.MonkeyPatch):
     """Nothing is older than ten seconds when one in seven iterations takes five seconds, saves included."""
     clock = Clock(monkeypatch)
-    pace, saved_at, oldest = saving.SavePace(), math.inf, 0.0
+    pace, saved_at, oldest = saving.SavePace(every=10.0), math.inf, 0.0
     for number in range(1, 60):
         clock.now += 1.0 if number % 7 else 5.0
         if pace.due():
