@@ -290,3 +290,51 @@ def test_places_that_differ_are_named():
     a = {"run": {"x": [1, 2.0], "train_seconds": 3.0}, "only": None}
     b = {"run": {"x": [1, 2], "train_seconds": 4.0}, "other": None}
     assert differences(a, b) == ["/run/x/1", "/only", "/other"]
+
+
+# ------------------------------------------------------------------------------------------------------- one command for a scheduler
+
+AUTO = ["train", "ppo", "CartPole-v1", "--num-envs", "2", "--num-steps", "16", "--total-steps", "320", "--hidden-sizes", "4", "--seed", "1"]
+AUTO += ["--num-minibatches", "2", "--num-epochs", "1", "--eval-episodes", "2", "--out", "run", "--resume", "auto"]
+
+
+def test_the_same_command_begins_goes_on_and_is_done(whole: Path, tmp_path: Path, cli: Command):
+    good(cli(*AUTO))
+    assert rows(tmp_path / "run") == rows(whole)
+    assert "of its 320 steps" in good(cli(*AUTO)).out
+    shutil.rmtree(tmp_path / "run")
+    stopped(tmp_path / "run", 4)
+    assert "going on after iteration 4" in good(cli(*AUTO)).out
+    assert rows(tmp_path / "run") == rows(whole)
+    longer = ["400" if word == "320" else word for word in AUTO]
+    good(cli(*longer))
+    assert len(rows(tmp_path / "run")) > len(rows(whole))
+
+
+def test_a_run_without_a_checkpoint_is_put_aside(whole: Path, tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 2)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with locked(tmp_path / "run"):
+        assert "another process is writing there" in bad(cli(*AUTO))
+    answer = good(cli(*AUTO))
+    assert "run was stopped before its first checkpoint; it is run-stopped-1 now" in answer.out
+    assert rows(tmp_path / "run") == rows(whole) and len(rows(tmp_path / "run-stopped-1")) == 2
+
+
+def test_auto_does_not_take_another_run_for_this_one(tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "run holds another run, with learning_rate 0.003, here it is 0.1" in bad(cli(*AUTO, "--learning-rate", "0.1"))
+    assert "run holds another run, with algorithm 'ppo', here it is 'a2c'" in bad(
+        cli("train", "a2c", *AUTO[2:9], "--out", "run", "--resume", "auto")
+    )
+    assert "give --out" in bad(cli("train", "ppo", "CartPole-v1", "--resume", "auto"))
+    assert "expected auto, found 'yes'" in bad(cli("train", "ppo", "CartPole-v1", "--resume", "yes"))
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("words, kept", WAYS)
+def test_checkpoints_come_as_often_as_is_asked_for(words: list[str], kept: list[int], tmp_path: Path, cli: Command):
+    good(cli(*AUTO, *words))
+    assert [int(path.name[-8:]) for path in listed(tmp_path / "run")] == kept
+    assert "checkpoint_every: expected seconds ≥ 0, found -1" in bad(cli("train", "ppo", "CartPole-v1", "--checkpoint-every", "-1"))

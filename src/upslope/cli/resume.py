@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from upslope.cli.command import Command
-from upslope.cli.flags import COUNT, TEXT, Flag, flags_of, several
-from upslope.run.config import RunConfig
+from upslope.cli.flags import COUNT, TEXT, Flag, Kind, flags_of, several
+from upslope.errors import UsageError
+from upslope.run.config import RunConfig, recorded_settings
 from upslope.run.folder import Output
-from upslope.run.load import Run
+from upslope.run.load import AtItsEnd, NoCheckpoint, Run
 from upslope.run.settings import settings_of
+
+if TYPE_CHECKING:
+    from upslope.run.session import Session
 
 NAMED = (
     Flag("algorithm", TEXT, None, "the algorithm again, where it is module:Class"),
@@ -43,6 +50,45 @@ def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
     named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
     settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name, None)) is not None}
     return RunConfig.from_config(run.config, **named, **settings)
+
+
+def auto(words: Sequence[str]) -> str:
+    if words[0] != "auto":
+        raise ValueError(f"expected auto, found {words[0]!r}; `upslope resume RUN` goes on with a run by itself")
+    return words[0]
+
+
+AUTO = Flag("resume", Kind(auto, "auto"), None, "auto: go on with the run in --out where one has been stopped, else begin it there")
+
+
+def train_or_go_on(config: RunConfig, output: Output) -> Session | None:
+    """For ``--resume auto``: the run in the output's folder where there is one, else a new one; None where it has come to its end.
+
+    Raises:
+        UsageError: no folder is named, or the run there is another one.
+    """
+    out = output.out
+    if out is None:
+        raise UsageError("resume: auto goes on with the run in the folder that --out names; give --out")
+    if not (out / "config.json").exists():
+        return config.session(output)
+    run = Run.load(out)
+    named = [{"algorithm": each["algorithm"]["name"], "env": each.get("env_id")} for each in (config.config(), run.config)]
+    planned, recorded = named[0] | recorded_settings(config.config()), named[1] | recorded_settings(run.config)
+    for name, value in planned.items():
+        if value not in (None, "auto", recorded.get(name)) and name not in ("total_steps", "iterations"):
+            was = f"{name} {recorded.get(name)!r}, here it is {value!r}"
+            raise UsageError(f"resume: {out} holds another run, with {was}; name another folder")
+    try:
+        return config.session(replace(output, out=None), resumed=out)
+    except AtItsEnd as end:
+        print(end)
+        return None
+    except NoCheckpoint:  # it was stopped before anything was learned
+        aside = next(path for number in itertools.count(1) if not (path := out.with_name(f"{out.name}-stopped-{number}")).exists())
+        out.rename(aside)
+        print(f"the run in {out} was stopped before its first checkpoint; it is {aside} now, and begins anew")
+        return config.session(output)
 
 
 def go_on(plain: list[str], given: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from upslope.cli.command import HELP_FLAGS, asks_for_help, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.play import animations
+from upslope.cli.resume import AUTO, train_or_go_on
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
@@ -79,6 +80,7 @@ LAUNCHERS = {
 """Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
 CONFIG = Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override")
+EXTRA = (CONFIG, AUTO)
 PLAY = Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)")
 
 
@@ -105,8 +107,10 @@ class Page:
 
 
 PAGES = {
-    "control": Page("control", "ALGORITHM ENV_ID", ("Collecting:", "The policy:", "The environment:", "The run:"), (PLAY, CONFIG), ""),
-    "language": Page("language", "ALGORITHM", ("Collecting:", "The model:", "The task:", "The run:"), (CONFIG,), "--model tiny "),
+    "control": Page(
+        "control", "ALGORITHM ENV_ID", ("Collecting:", "The policy:", "The environment:", "The run:"), (PLAY, CONFIG, AUTO), ""
+    ),
+    "language": Page("language", "ALGORITHM", ("Collecting:", "The model:", "The task:", "The run:"), (CONFIG, AUTO), "--model tiny "),
 }
 
 
@@ -142,7 +146,7 @@ def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, d
     if helps:
         return show_help(name, plain[1:], settings, page)
     env_id = problem_of(name, plain[1:], settings, page)
-    if output.get("out") is not None:
+    if output.get("out") is not None and output.get("resume") is None:
         check_free(output["out"])
     if "init" in given and (shape := [flags[key].option for key in given if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {given['init']}; leave out {', '.join(shape)}")
@@ -247,7 +251,10 @@ def run(config: RunConfig, output: dict[str, Any]) -> int:
     play = output.pop("play", False)
     if play:
         animations().check_renders(config.env_id or "", config.problem.env_kwargs)
-    session = config.session(Output(**output))
+    goes_on, wanted = output.pop("resume", None), Output(**output)
+    session = config.session(wanted) if goes_on is None else train_or_go_on(config, wanted)
+    if session is None:
+        return 0
     finished = session.run()
     if play and session.exit_code == 0:
         words = animations().record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)

@@ -49,8 +49,17 @@ class Output:
     """also log to Weights & Biases, offline into the run folder unless WANDB_MODE says otherwise"""
     mlflow: bool = False
     """also log to MLflow, into mlflow.db in the run folder unless MLFLOW_TRACKING_URI says otherwise"""
+    checkpoint_every: float = 10.0
+    """seconds between checkpoints, fewer where they would take more than a hundredth of the time (0: after every iteration)"""
+    checkpoint_iterations: int | None = None
+    """iterations between checkpoints, besides those by the clock (none: by the clock alone)"""
     logger: tuple[str, ...] = ()
     """also log to this class of yours, module:Class, which is made with the folder and the configuration and called with each row"""
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_every >= 0, f"checkpoint_every: expected seconds ≥ 0, found {self.checkpoint_every}")
+        count = self.checkpoint_iterations
+        require(count is None or count >= 1, f"checkpoint_iterations: expected an integer ≥ 1 or none, found {count}")
 
     @property
     def loggers(self) -> list[str]:

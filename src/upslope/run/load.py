@@ -24,6 +24,14 @@ PROGRESS = "progress.json"
 """In the folder of a language model, how far it is; in the control world this stands in the header of the weights."""
 
 
+class NoCheckpoint(UsageError):
+    """A run that was stopped before its first checkpoint."""
+
+
+class AtItsEnd(UsageError):
+    """A run that has made all of its steps, or reached its goal."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder on disk: ``config``, ``summary`` (None while it is still running or was killed), ``policy``."""

@@ -20,7 +20,7 @@ from upslope.errors import UsageError
 from upslope.records import State
 from upslope.run.checkpoints import newest
 from upslope.run.folder import versions
-from upslope.run.load import Run, damaged
+from upslope.run.load import AtItsEnd, NoCheckpoint, Run, damaged
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
@@ -51,9 +51,10 @@ class Stopped:
         """
         found = newest(run.path)
         if found is None:
-            raise UsageError(
-                f"run folder {run.path}: it was stopped before its first iteration ended, so there is no checkpoint; train anew"
-            )
+            with locked(run.path):  # no other process is about to write one
+                raise NoCheckpoint(
+                    f"run folder {run.path}: it was stopped before its first iteration ended, so there is no checkpoint; train anew"
+                )
         unit = "iterations" if config.world == "language" else "total_steps"
         try:
             state, reached, _ = found.state["run"], found.state["session"]["reached"], found.state["surroundings"]
@@ -62,10 +63,10 @@ class Stopped:
             raise damaged(found.path, f"it holds no {error}") from error
         planned, finished = getattr(config.settings, unit), run.summary is not None and run.summary.get("status") == "finished"
         if finished and reached:
-            raise UsageError(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
+            raise AtItsEnd(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
         if finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
-            raise UsageError(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
+            raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
         return cls(run.path, found.state, found.passed_over)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -57,7 +58,8 @@ class Session:
         self.folder: RunFolder
         self.progress: Progress
         self.failures = Failures(config.settings)
-        self.pace, self.checkpoints, self.training = SavePace(SAVE_SHARE), SavePace(CHECKPOINT_SHARE), True
+        self.pace, self.training = SavePace(SAVE_SHARE), True
+        self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
         # whether the folder is this session's to change: a stopped run stays what it was until there is something new to write
         self.writes = resumed is None
@@ -208,7 +210,8 @@ class Session:
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
-        if self.checkpoints.due():
+        every = self.output.checkpoint_iterations
+        if self.checkpoints.due() or (every is not None and state.iteration % every == 0):
             with self.checkpoints.saving():
                 self._checkpoint()
         self.save_in_time()

@@ -6,7 +6,6 @@ one has left. Then every row of metrics and every number of the two last states 
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -25,7 +24,6 @@ from upslope.run.checkpoints import newest
 from upslope.run.config import RunConfig
 from upslope.run.folder import Output
 from upslope.run.load import Run
-from upslope.run.saving import SavePace
 from upslope.run.train import RunState
 
 NOT_COMPARED = ("_seconds", "_per_second")
@@ -124,9 +122,7 @@ def reported(sent: Any, work: Any, *arguments: Any) -> None:
 
 def fresh(config: RunConfig, out: Path, stop: StopAt) -> None:
     """A run from its beginning, with a checkpoint after each iteration."""
-    session = config.session(Output(out=out, quiet=True), [stop])
-    session.checkpoints = SavePace(share=math.inf, every=0.0)
-    session.run()
+    config.session(Output(out=out, quiet=True, checkpoint_every=0.0), [stop]).run()
 
 
 def resumed(config: RunConfig, out: Path, stop: StopAt) -> None:
