@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -25,14 +25,12 @@ from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SAVE_SHARE, SavePace
+from upslope.run.signals import handled
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.world import Evaluated, World
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
-
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Ctrl-C, a scheduler, a terminal that was closed: each ends a run after its iteration, with everything saved."""
 
 
 class Session:
@@ -112,7 +110,7 @@ class Session:
         result: Evaluated | None = None
         try:
             try:
-                with self._signals(), one_thread(self.world.policy):
+                with handled(self._stop), one_thread(self.world.policy):
                     self._train()
                     if self.signal is None:
                         self._begin_writing()
@@ -353,30 +351,13 @@ class Session:
     def _write_config(self) -> None:
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
 
-    @contextlib.contextmanager
-    def _signals(self) -> Generator[None]:
-        """The first Ctrl-C (or another of the :data:`SIGNALS`) ends the run after the iteration, the second one at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            again, self.signal = self.signal is not None, number
-            if again or not self.training:
-                raise KeyboardInterrupt
-            with contextlib.suppress(RuntimeError):  # it struck while something was being printed
-                self.note("stopping after this iteration; once more stops at once")
-
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        hangup = getattr(signal, "SIGHUP", None)
-        if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:  # nohup: the run goes on
-            numbers.remove(hangup)
-        try:
-            before = {number: signal.signal(number, stop) for number in numbers}
-        except ValueError:  # not the main thread: the program around us handles its signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal ends the run after the iteration, the second one at once."""
+        again, self.signal = self.signal is not None, number
+        if again or not self.training:
+            raise KeyboardInterrupt
+        with contextlib.suppress(RuntimeError):  # it struck while something was being printed
+            self.note("stopping after this iteration; once more stops at once")
 
     # ------------------------------------------------------------------------------------------------------------ the end
 
