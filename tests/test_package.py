@@ -69,3 +69,48 @@ def test_no_bare_assert_reaches_a_user():
         if isinstance(node, ast.Assert) and str(path.relative_to(SOURCE)) not in own_kernels and path.parent.name != "testing"
     }
     assert found == set()
+
+
+REFUSED_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "code", "runpy"}
+REFUSED_CALLS = {"eval", "exec", "compile", "__import__"}
+REFUSED_METHODS = {("torch", "load"), ("torch", "save"), ("jit", "load"), ("os", "system"), ("subprocess", "getoutput")}
+
+
+def dangers_of(tree: ast.AST) -> set[str]:
+    """What in a piece of code could make code of data."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.partition(".")[0] in REFUSED_MODULES}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in REFUSED_MODULES and not node.level:
+            found.add(str(node.module))
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in REFUSED_CALLS:
+                found.add(node.func.id)
+            if isinstance(node.func, ast.Attribute):
+                owner = node.func.value
+                name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+                found |= {f"{name}.{node.func.attr}"} if (name, node.func.attr) in REFUSED_METHODS else set()
+            for keyword in node.keywords:
+                if keyword.arg in ("allow_pickle", "trust_remote_code", "shell") and not isinstance(keyword.value, ast.Constant | ast.Name):
+                    found.add(str(keyword.arg))
+                if isinstance(keyword.value, ast.Constant) and keyword.value.value is True:
+                    found |= {keyword.arg} & {"allow_pickle", "trust_remote_code", "shell"}
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "trust_remote_code":
+                    found |= set() if isinstance(value, ast.Constant) and value.value is False else {"trust_remote_code"}
+    return found
+
+
+def test_nothing_in_the_package_makes_code_of_data():
+    assert {name: dangers for name, path in MODULES.items() if (dangers := dangers_of(ast.parse(path.read_text(encoding="utf-8"))))} == {}
+
+
+def test_what_is_refused_is_seen():
+    for code in (
+        *("import pickle", "from pickle import loads", "import yaml", "eval(x)", "exec(x)", "compile(x, '', 'exec')", "torch.load(path)"),
+        *("np.load(path, allow_pickle=True)", "f(trust_remote_code=True)", "f(trust_remote_code=x.y)", "{'trust_remote_code': trusted}"),
+        *("subprocess.run(x, shell=True)", "os.system(x)", "torch.jit.load(x)", "__import__(x)"),
+    ):
+        assert dangers_of(ast.parse(code)), code
