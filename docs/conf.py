@@ -28,6 +28,7 @@ SHOWN = {
     "index": "README.md",
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
+    "security": "SECURITY.md",
     "benchmarks": "benchmarks/README.md",
     "benchmark_log": "benchmarks/LOG.md",
 }
