@@ -509,3 +509,15 @@ def test_policies_of_one_s_own_train(kind: str) -> None:
     envs.close()
     assert state.total_steps > 0
     assert all(not torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_state_in_which_the_network_allows_no_action_is_an_error(greedy):
+    class Hopeless(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).masked_fill(x[..., :1] > 0.5, -torch.inf)
+
+    policy = ActorCritic(Hopeless, (spaces.Box(-1, 1, (3,)), spaces.Discrete(4)))
+    assert 0 <= policy.act(np.zeros(3, np.float32), greedy=greedy)[0] < 4
+    with pytest.raises(RunFault, match="gives no action a probability"):
+        policy.act(np.ones((2, 3), np.float32), greedy=greedy)

@@ -316,7 +316,16 @@ class ActorCritic(nn.Module):
         vector = inputs.get("observation")
         require(vector is None or bool(vector.isfinite().all()), "observation: it holds a number that is not finite")
         mask = inputs.get("action_mask")
-        action = self.head.mode(self._actor(inputs), mask) if greedy else self.sample(inputs, generator=generator).action
+        if greedy:
+            outputs = self._actor(inputs)
+            action, hopeless = self.head.mode(outputs, mask), outputs.isneginf().all(-1) | outputs.isnan().any(-1)
+        else:
+            sample = self.sample(inputs, generator=generator)
+            action, hopeless = sample.action, sample.log_prob.isnan()
+        if bool(hopeless.any()):
+            raise RunFault(
+                "policy: its network gives no action a probability (every output is −∞, or one is NaN); leave one possible in every state"
+            )
         array = self.head.to_env(action)
         if not single:
             return array, state
