@@ -79,6 +79,10 @@ class Rollout:
         return int(self.mask.sum())
 
 
+SHARED = ("inputs", "behavior_log_prob", "mask", "unit", "value", "reference_log_prob", "sampler_log_prob")
+"""What a batch has of its rollout."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What an objective sees: scored steps, each with its share ``weight`` of the whole batch's objective.
@@ -103,8 +107,7 @@ class Batch:
     def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
         """The batch of a rollout: what both have, a weight per step, and the estimates given by name."""
         weight = F.average_weight(rollout.mask, average_over, rollout.max_steps, dtype=rollout.behavior_log_prob.dtype)
-        names = ("inputs", "behavior_log_prob", "mask", "unit", "value", "reference_log_prob", "sampler_log_prob")
-        shared: dict[str, Any] = {name: getattr(rollout, name) for name in names}
+        shared: dict[str, Any] = {name: getattr(rollout, name) for name in SHARED}
         return cls(weight=weight, **{**shared, **estimates})
 
     def need(self, name: str) -> Tensor:

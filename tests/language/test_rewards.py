@@ -17,7 +17,7 @@ import torch
 
 from upslope.errors import RunFault, UsageError
 from upslope.language.asked import TrainerState
-from upslope.language.checks import BUILTIN, builtin, completion_for, text_of
+from upslope.language.checks import BUILTIN, builtin, text_of
 from upslope.language.rewards import Part, Rewards
 from upslope.language.tasks import task
 
@@ -116,7 +116,9 @@ def test_messages_reach_a_reward_as_messages():
         return [0.0] * len(prompts)
 
     prompts = ["text", [{"role": "user", "content": "chat"}]]
-    Rewards.of(reward)(prompts=prompts, completions=[completion_for(prompt, "yes") for prompt in prompts])
+    Rewards.of(reward)(
+        prompts=prompts, completions=["yes" if isinstance(prompt, str) else [{"role": "assistant", "content": "yes"}] for prompt in prompts]
+    )
     assert seen == ["yes", [{"role": "assistant", "content": "yes"}]] and [text_of(item) for item in seen] == ["yes", "yes"]
 
 

@@ -24,7 +24,7 @@ from tests.language.models import (
 from upslope import GRPO, Ascent, train
 from upslope import functional as F
 from upslope.language import Completions, EmbeddedEngine, LanguagePolicy
-from upslope.language.collect import padded, recorded
+from upslope.language.collect import Generated, padded, recorded
 from upslope.records import Batch
 
 
@@ -46,15 +46,11 @@ def group_batch(inputs, policy, seed=0, **options):
     """A batch of groups with random scores at the last tokens."""
     mask = torch.arange(inputs["completion_ids"].shape[-1]) < inputs["completion_length"][..., None]
     score = torch.randn(mask.shape[:2], generator=torch.Generator().manual_seed(seed))
-    rollout = recorded(
-        [ids[:n].tolist() for ids, n in zip(inputs["prompt_ids"], inputs["prompt_length"].tolist(), strict=True)],
-        inputs["completion_ids"],
-        inputs["completion_length"],
-        score=score,
-        finished=torch.ones_like(score, dtype=torch.bool),
-        counted=mask.any(-1, keepdim=True),
-        max_steps=mask.shape[-1],
-    )
+    prompts = [ids[:n].tolist() for ids, n in zip(inputs["prompt_ids"], inputs["prompt_length"].tolist(), strict=True)]
+    finished = torch.ones_like(score, dtype=torch.bool)
+    ids, length = inputs["completion_ids"], inputs["completion_length"]
+    made = Generated(completion_ids=ids, log_prob=torch.zeros(mask.shape), length=length, finished=finished)
+    rollout = recorded(prompts, made, score, mask.any(-1, keepdim=True), max_steps=mask.shape[-1])
     return GRPO(**options).estimate(policy, rollout)
 
 

@@ -102,10 +102,10 @@ def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor)
     return advantage / std if std > 0.0 else advantage
 
 
-def check_average(average_over: str, rollout: Rollout) -> None:
+def check_longest(rollout: Rollout) -> None:
     """Refuse ``constant`` where nobody knows the longest that a row may be."""
     require(
-        average_over != "constant" or rollout.max_steps is not None,
+        rollout.max_steps is not None,
         "average_over: 'constant' divides by the longest that a row may be, which this collector does not know; "
         "take 'sequences' or 'steps', or let the collector set max_steps",
     )

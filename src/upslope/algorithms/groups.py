@@ -9,8 +9,8 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.algorithms.common import (
-    check_average,
     check_clip_range,
+    check_longest,
     check_not_negative,
     penalized_reward,
     reference_metrics,
@@ -81,14 +81,9 @@ class ComparesRows:
         check_not_negative(entropy_coef=self.entropy_coef)
 
     @property
-    def kl_in_objective(self) -> bool:
-        """Whether the objective holds a KL term."""
-        return self.kl_coef > 0 and self.kl_placement == "objective"
-
-    @property
     def zero_variance_groups_have_gradient(self) -> bool:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
-        return self.kl_in_objective or self.entropy_coef > 0
+        return (self.kl_coef > 0 and self.kl_placement == "objective") or self.entropy_coef > 0
 
 
 def check_group_size(rollout: Rollout) -> None:
@@ -101,16 +96,15 @@ def check_group_size(rollout: Rollout) -> None:
 def group_batch(algorithm: ComparesRows, rollout: Rollout, advantage: Advantage) -> Batch:
     """A row's score is the sum of its rewards, its advantage the comparison within the group, the same at each of its steps.
 
-    Rows without an unmasked step have no score and are no part of the sample: N, the number of sequences that ``average_over``
-    divides by, counts the others, so that a reward that fails does not make every step smaller. Groups whose advantages are all 0
-    are counted (``dead_groups``) and, if they have no gradient, hidden: they keep their share of the weights, so that the others
-    weigh what they would beside them.
+    Rows without an unmasked step have no score and are no part of the N that ``average_over`` divides by. Groups whose advantages are all
+    0 are counted (``dead_groups``) and, if they have no gradient, hidden; the others weigh what they would beside them.
     """
     require(
         rollout.unit == "group" and rollout.mask.dim() >= 2,
         f"rollout: this algorithm compares the rows of a group, and the collector's unit is {rollout.unit!r}; take a collector of groups",
     )
-    check_average(algorithm.average_over, rollout)
+    if algorithm.average_over == "constant":
+        check_longest(rollout)
     if algorithm.kl_coef > 0:
         reference_of(rollout, "kl_coef")
     present = rollout.mask.any(-1)
@@ -121,7 +115,7 @@ def group_batch(algorithm: ComparesRows, rollout: Rollout, advantage: Advantage)
         raise UsageError(f"advantage: expected one value per row, shape {tuple(score.shape)}, found {tuple(compared.shape)}")
     alive = (compared.masked_fill(~present, 0.0) != 0).any(-1, keepdim=True)
     metrics = {"dead_groups": 1.0 - float(alive.float().mean()), "missing_rows": 1.0 - float(present.float().mean())}
-    metrics |= {**score_metrics(reward, rollout.mask), **reference_metrics(rollout)}
+    metrics |= score_metrics(reward, rollout.mask) | ({} if rollout.reference_log_prob is None else reference_metrics(rollout))
     spread = compared.unsqueeze(-1).expand_as(reward)
     batch = Batch.of(rollout, average_over=algorithm.average_over, advantage=spread, metrics=metrics)
     mask, weight = batch.mask, batch.weight

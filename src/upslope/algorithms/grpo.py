@@ -101,11 +101,11 @@ class GRPO(ComparesRows):
         """Of a KL or an entropy term, or of a surrogate that is not known."""
         surrogate: Any = self.surrogate
         known = (surrogate.func if isinstance(surrogate, partial) else surrogate) in HOMOGENEOUS
-        return self.kl_in_objective or self.entropy_coef > 0 or not known
+        return (self.kl_coef > 0 and self.kl_placement == "objective") or self.entropy_coef > 0 or not known
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """Score of a row = Σ_t reward; advantage = its comparison with the group, at each of the row's steps."""
-        if self.advantage in ADVANTAGES.values():
+        if self.advantage in ADVANTAGES.values() and (rollout.mask.dim() < 2 or rollout.mask.shape[-2] < 2):
             check_group_size(rollout)
         return group_batch(self, rollout, self.advantage)
 
@@ -113,15 +113,14 @@ class GRPO(ComparesRows):
         """``surrogate − kl_coef · KL + entropy_coef · H``, weighted and summed."""
         new = policy.evaluate(**batch.inputs)
         options: dict[str, Any] = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
-        if self.ratio is not F.token_ratio:
-            options["ratio"] = self.ratio
+        options |= {} if self.ratio is F.token_ratio else {"ratio": self.ratio}
         total = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         if self.surrogate not in SURROGATES.values():
             check_surrogate_value(total, new.log_prob)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip)
         if self.ratio is not F.token_ratio:
             metrics |= self.clip_metrics(new.log_prob.detach(), batch)
-        if self.kl_in_objective:
+        if self.kl_coef > 0 and self.kl_placement == "objective":
             divergence = kl_term(self.kl_estimator, new.log_prob, batch)
             total = total - self.kl_coef * divergence
             metrics["kl"] = masked_mean(divergence, batch.mask)

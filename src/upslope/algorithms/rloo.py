@@ -38,7 +38,7 @@ class RLOO(ComparesRows):
         surrogate = F.score_function if self.update.makes_one_step else F.clipped_surrogate
         total = surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range)
-        if self.kl_in_objective:
+        if self.kl_coef > 0 and self.kl_placement == "objective":
             divergence = kl_term(self.kl_estimator, new.log_prob, batch)
             total = total - self.kl_coef * divergence
             metrics["kl"] = masked_mean(divergence, batch.mask)

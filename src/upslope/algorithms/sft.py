@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_average, check_not_negative, masked_mean
+from upslope.algorithms.common import check_longest, check_not_negative, masked_mean
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
 
@@ -34,7 +34,8 @@ class SFT:
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """The recording and its weights; nothing is estimated."""
-        check_average(self.average_over, rollout)
+        if self.average_over == "constant":
+            check_longest(rollout)
         return Batch.of(rollout, average_over=self.average_over)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -255,8 +255,7 @@ class ActorCritic(nn.Module):
     def inputs(self, observation: Any, *, action_mask: Any = None, update: bool | Array = False) -> dict[str, Tensor]:
         """A batch of raw observations as the network's inputs; ``update`` first folds it (or those rows) into the running moments.
 
-        ``action_mask``, unless given that of the observation: ``[N, n]`` for Discrete; ``[N, Σ nvec]`` or a tuple of ``[N, n_i]`` for
-        MultiDiscrete. Raises :class:`UsageError` for wrong shapes, :class:`RunFault` for a state without a legal action.
+        ``action_mask``, unless given the observation's, ``[N, n]`` or ``[N, Σ nvec]``: UsageError for others, RunFault if nothing is legal.
         """
         encoded = self.encoder(observation) if self.observation_normalizer is None else self._normalized(observation, update)
         if action_mask is not None or self._masked_by_observation:

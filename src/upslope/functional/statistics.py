@@ -62,11 +62,8 @@ def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
 def group_relative(score: Tensor, mask: Tensor | None = None, *, scale: bool = True, eps: float = 1e-6) -> Tensor:
     """Scores compared within their group, ``[..., G]``: ``(r_i − mean) / (std + eps)``, or ``r_i − mean`` with ``scale=False``.
 
-    ``mask [..., G]`` is False for members without a score: they are in no statistic and get 0. Groups without spread, and
-    groups of one, get exactly 0. The mean contains r_i, which shrinks the expected gradient by (G − 1)/G;
-    :func:`leave_one_out` does not.
-
-    Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025 (Dr. GRPO) for ``scale=False``.
+    ``mask [..., G]`` is False for members without a score: they are in no statistic and get 0, as do groups without spread. The mean
+    contains r_i, which shrinks the expected gradient by (G − 1)/G. Source: Shao et al. 2024 (GRPO), section 4.1.2; Liu et al. 2025.
     """
     centered = _center(score, mask)
     if not scale or score.shape[-1] < 2:

@@ -99,8 +99,7 @@ def clipped_surrogate(
 ) -> Tensor:
     """``min(ratio · A, clip(ratio, 1 − ε_low, 1 + ε_high) · A)``, ``[..., T]``: no reward for moving further than the range.
 
-    ``dual_clip`` c bounds the other side too: for A < 0, ``max(min(…), c · A)``; ValueError for c ≤ 1.
-    Source: Schulman et al. 2017 (PPO), eq. 7; Ye et al. 2020, eq. 5 (dual clip).
+    ``dual_clip`` c, ValueError for c ≤ 1: for A < 0, ``max(min(…), c · A)``. Source: Schulman et al. 2017, eq. 7; Ye et al. 2020, eq. 5.
     """
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     low, high = clip_bounds(clip_range)

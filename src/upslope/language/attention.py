@@ -154,10 +154,7 @@ class Packed:
     def of(
         cls, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor, *, whole: bool = False
     ) -> Packed:
-        """Pack right-padded ``[B, P]`` prompts and ``[B, G, T]`` completions with lengths ``[B]`` and ``[B, G]``.
-
-        The last token of a completion predicts nothing, so it is no input unless ``whole`` asks for its output (reward models do).
-        """
+        """From :meth:`LanguagePolicy.evaluate`'s arguments; a completion's last token is no input unless ``whole`` asks for its output."""
         device, longest = completion_ids.device, max(1, int(completion_length.max()))
         inputs = completion_length if whole else (completion_length - 1).clamp(min=0)
         p, t = torch.arange(int(prompt_length.max()), device=device), torch.arange(longest, device=device)
@@ -171,16 +168,9 @@ class Packed:
         # the first completion token is predicted by the prompt's last token, every other one by the token before it
         first = (prompt_length.cumsum(0) - 1)[:, None, None].expand(*inputs.shape, 1)
         outputs = torch.cat([first, (real.flatten().cumsum(0) - 1 + num_prompt).view_as(real)], -1)
-        return cls(
-            ids,
-            positions,
-            prompts=Grid.of(prompt_real, 0),
-            completions=Grid.of(real, num_prompt) if len(ids) > num_prompt else None,
-            inner=Mask(p, p),
-            outer=Mask(after[:, None, None], places[:, None, None]),
-            predicts=outputs[..., :longest][t < completion_length[..., None]],
-            last=outputs.gather(-1, inputs[..., None]).squeeze(-1),
-        )
+        predicts, last = outputs[..., :longest][t < completion_length[..., None]], outputs.gather(-1, inputs[..., None]).squeeze(-1)
+        grids = Grid.of(prompt_real, 0), Grid.of(real, num_prompt) if len(ids) > num_prompt else None
+        return cls(ids, positions, *grids, Mask(p, p), Mask(after[:, None, None], places[:, None, None]), predicts, last)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``."""
@@ -188,7 +178,8 @@ class Packed:
         q, k, v = (self.prompts.spread(x) for x in (query, key, value))
         if self.keep is not None:
             self.keep(layer, k, v)
-        rows = [self.prompts.gather(prompt_attention(q, k, v, options, self.inner.of(options.window, query.dtype)))]
+        weight = softmax(options.scores(q, k.unsqueeze(1)) + self.inner.of(options.window, query.dtype))  # of prompts, for themselves
+        rows = [self.prompts.gather(torch.matmul(weight, v.unsqueeze(1)))]
         if self.completions is not None:
             own_q, own_k, own_v = (self.completions.spread(x) for x in (query, key, value))
             own_q, mask = own_q.permute(0, 2, 3, 1, 4, 5).contiguous(), self.outer.of(options.window, query.dtype)
@@ -205,18 +196,12 @@ def softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
-def prompt_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor) -> Tensor:
-    """Prompts with themselves: ``[key heads, repeat, B, P, D]`` queries, ``[key heads, B, P, D]`` keys, a mask ``[P, P]``."""
-    return torch.matmul(softmax(options.scores(query, key.unsqueeze(1)) + mask), value.unsqueeze(1))
-
-
 def group_attention(
     query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor
 ) -> Tensor:
     """Completions with their group's prompt and their own past, under one softmax; a group's queries meet the prompt in one product.
 
-    Queries ``[X, Y, G, repeat, T, D]``; keys of prompts ``[X, Y, P, D]``, of completions ``[X, Y, G, L, D]``, X and Y being key heads
-    and groups in either order; a mask that broadcasts to ``[X, Y, G, repeat, T, P + L]``. A value may be wider or narrower than its key.
+    Queries ``[X, Y, G, repeat, T, D]``; keys of prompts ``[X, Y, P, D]``, of completions ``[X, Y, G, L, D]``; X, Y: key heads, groups.
     """
     X, Y, G, repeat, T, D = query.shape
     P, L, wide = prompt_key.shape[2], key.shape[3], value.shape[-1]

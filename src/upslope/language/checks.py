@@ -32,11 +32,6 @@ def text_of(completion: Completion) -> str:
     raise UsageError(f"a completion is a string or a list of messages with role and content, found {type(completion).__name__}")
 
 
-def completion_for(prompt: Prompt, text: str) -> Completion:
-    """``text`` in the form in which a reward receives it: one assistant message if the prompt was messages, else a string."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
 def tagged(text: str, tag: str = "answer") -> str | None:
     """What stands in the last ``<tag>…</tag>`` of ``text``, stripped; None where there is no such pair."""
     end = text.rfind(f"</{tag}>")

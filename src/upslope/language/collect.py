@@ -14,7 +14,7 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.errors import UsageError, require
 from upslope.language.asked import ALSO_KNOWN, TrainerState
-from upslope.language.checks import Prompt, Reward, completion_for, text_of
+from upslope.language.checks import Prompt, Reward, text_of
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
@@ -131,7 +131,7 @@ class Completions:
         while len(self.rounds) <= self.refill and sum(int(found.spread.sum()) for found in self.rounds) < self.num_prompts:
             before = time.perf_counter()
             problems = [self.problems[i] for i in self.order.take(self.num_prompts)]
-            prompt_ids = policy.rendering.prompts([p.prompt for p in problems], [p.place for p in problems])
+            _, prompt_ids = policy.rendering.asked([p.prompt for p in problems], [p.place for p in problems])
             seed = self.seed * 1_000_003 + self.iteration * 101 + len(self.rounds)
             generated = engine.generate(prompt_ids, group_size=self.group_size, max_tokens=self.max_tokens, seed=seed)
             seconds += time.perf_counter() - before
@@ -155,17 +155,7 @@ class Completions:
         rewarded = torch.tensor(values, device=generated.length.device).view_as(generated.length)
         known, penalty = ~rewarded.isnan(), self.overlong(generated.length) if self.overlong_buffer else torch.zeros_like(rewarded)
         score = rewarded.nan_to_num() + penalty.where(known, 0.0)
-        rollout = recorded(
-            prompt_ids,
-            generated.completion_ids,
-            generated.length,
-            score=score,
-            finished=generated.finished,
-            counted=known[..., None],
-            log_prob=generated.log_prob,
-            max_steps=self.max_tokens,
-            policy_version=generated.policy_version,
-        )
+        rollout = recorded(prompt_ids, generated, score, known[..., None], max_steps=self.max_tokens)
         if policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine):  # other numerics than the policy's
             rollout = replace(rollout, sampler_log_prob=rollout.behavior_log_prob)
         return Round(rollout, generated, problems, told, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
@@ -175,25 +165,18 @@ class Completions:
         return ((self.max_tokens - self.overlong_buffer - length) / self.overlong_buffer).clamp(-1.0, 0.0)
 
     def metrics(self) -> Metrics:
-        """What the progress display and ``metrics.jsonl`` show of all rounds together.
-
-        Means of scores are over the completions that have one, those of a reward's own values over the ones it spoke about.
-        """
+        """Of all rounds together: means of scores over the completions that have one, of a reward's values over what it spoke about."""
         flat = [(r.score, r.known, r.penalty, r.spread, r.generated.length, r.generated.finished) for r in self.rounds]
         score, known, penalty, spread, length, finished = (torch.cat([x.flatten() for x in same]) for same in zip(*flat, strict=True))
         all_scores = [found.scores for found in self.rounds]
         spoken = {name: [v for scores in all_scores for v in scores.parts[name] if v is not None] for name in all_scores[0].parts}
+        means = {"completion_length": length, "cut_short": ~finished, "groups_with_spread": spread, "missing_rewards": ~known}
         return {
             "reward": float(score[known].mean()),
             **{f"reward/{name}": math.fsum(values) / len(values) for name, values in spoken.items() if values},
             **({"overlong_penalty": float(penalty[known].mean())} if self.overlong_buffer else {}),
-            "completion_length": float(length.float().mean()),
-            "cut_short": float((~finished).float().mean()),
-            "groups_with_spread": float(spread.float().mean()),
-            "missing_rewards": float((~known).float().mean()),
-            "rewards_none": float(sum(scores.num_none for scores in all_scores)),
-            "rewards_raised": float(sum(scores.num_raised for scores in all_scores)),
-            "rewards_timed_out": float(sum(scores.num_timed_out for scores in all_scores)),
+            **{name: float(x.float().mean()) for name, x in means.items()},
+            **{f"rewards_{n}": float(sum(getattr(scores, f"num_{n}") for scores in all_scores)) for n in ("none", "raised", "timed_out")},
         }
 
     @property
@@ -237,48 +220,34 @@ class Order:
 
 def spoken(policy: LanguagePolicy, problems: Sequence[Problem], generated: Generated) -> dict[str, Any]:
     """What rewards are told of completions, one for each of ``problems``, besides columns."""
-    rows = zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)
-    said = [ids[:length] for ids, length in rows]
+    said = [ids[:n] for ids, n in zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)]
     prompts = [problem.prompt for problem in problems]
     texts = [policy.rendering.decode(ids, prompt) for ids, prompt in zip(said, prompts, strict=True)]
+    pairs = zip(prompts, texts, strict=True)
     return {
         "prompts": prompts,
-        "completions": [completion_for(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        "completions": [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}] for prompt, text in pairs],
         "completion_ids": said,
         "finish_reason": ["stop" if done else "length" for done in generated.finished.flatten().tolist()],
     }
 
 
-def recorded(
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Tensor,
-    completion_length: Tensor,
-    *,
-    score: Tensor,
-    finished: Tensor,
-    counted: Tensor | None = None,
-    log_prob: Tensor | None = None,
-    **others: Any,
-) -> Rollout:
+def recorded(prompts: Sequence[Sequence[int]], made: Generated, score: Tensor, counted: Tensor | None = None, **others: Any) -> Rollout:
     """A rollout ``[units, G, T]`` with each row's score at its last token; tokens that are not ``counted`` (it broadcasts) are masked."""
-    prompts, prompt_length = padded(prompt_ids, completion_ids.device)
-    t = torch.arange(completion_ids.shape[-1], device=completion_ids.device)
-    real = t < completion_length[..., None]
+    prompt_ids, prompt_length = padded(prompts, made.length.device)
+    t = torch.arange(made.completion_ids.shape[-1], device=made.length.device)
+    real = t < made.length[..., None]
     mask = real if counted is None else real & counted
-    last = (t == completion_length[..., None] - 1) & mask
-    reward = (score[..., None] * last).float()
+    last = (t == made.length[..., None] - 1) & mask
+    texts = {"prompt_ids": prompt_ids, "prompt_length": prompt_length, "completion_ids": made.completion_ids.where(real, 0)}
     return Rollout(
-        inputs={
-            "prompt_ids": prompts,
-            "prompt_length": prompt_length,
-            "completion_ids": completion_ids.where(real, 0),
-            "completion_length": completion_length,
-        },
-        reward=reward,
-        terminated=last & finished[..., None],
-        truncated=last & ~finished[..., None],
+        inputs={**texts, "completion_length": made.length},
+        reward=(score[..., None] * last).float(),
+        terminated=last & made.finished[..., None],
+        truncated=last & ~made.finished[..., None],
         mask=mask,
-        behavior_log_prob=torch.zeros_like(reward) if log_prob is None else log_prob.where(mask, 0.0),
+        behavior_log_prob=made.log_prob.where(mask, 0.0),
+        policy_version=made.policy_version,
         **{"unit": "group", **others},
     )
 

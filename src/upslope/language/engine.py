@@ -80,27 +80,25 @@ class EmbeddedEngine:
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], *, group_size: int, max_tokens: int, seed: int = 0, greedy: bool = False
     ) -> Generated:
-        """``group_size`` completions of each prompt, each up to its end token or ``max_tokens``.
-
-        Raises:
-            UsageError: no prompt, an empty one, or one that leaves no room for ``max_tokens`` in the model's context; sizes below 1.
-        """
+        """``group_size`` completions of each prompt, up to an end token or ``max_tokens``; UsageError for what leaves no room for them."""
         require(group_size >= 1, f"group_size: expected an integer ≥ 1, found {group_size}")
         check_prompts(self.policy, prompt_ids, max_tokens)
         self.policy.look_up_to(max(map(len, prompt_ids)) + max_tokens)
+        shape = len(prompt_ids), group_size, max_tokens
+        uniform = None if greedy else uniforms(shape, seed, self.policy.body.model.device)
         if not self.policy.attention.packed:
-            return self.one_by_one(prompt_ids, group_size, max_tokens, seed, greedy)
-        run = Decoding(self, prompt_ids, group_size, max_tokens, seed, greedy)
+            return self.one_by_one(prompt_ids, shape, uniform)
+        run = Decoding(self, prompt_ids, shape, uniform)
         while run.next_prompt < len(prompt_ids) or bool(run.alive.any()):
             run.fill()
             run.step()
         ids, log_prob = (x[..., : int(run.length.max())] for x in (run.ids, run.log_prob))
         return Generated(completion_ids=ids, log_prob=log_prob, length=run.length, finished=run.finished, policy_version=self.version)
 
-    def one_by_one(self, prompt_ids: Sequence[Sequence[int]], group_size: int, max_tokens: int, seed: int, greedy: bool) -> Generated:
+    def one_by_one(self, prompt_ids: Sequence[Sequence[int]], sizes: tuple[int, ...], uniform: Tensor | None) -> Generated:
         """The plain way; the same random numbers choose."""
-        policy, device, shape = self.policy, self.policy.device, (len(prompt_ids), group_size)
-        decoding, uniform = PlainDecoding(policy, self.weights), None if greedy else uniforms((*shape, max_tokens), seed, device)
+        policy, device, shape, (_, group_size, max_tokens) = self.policy, self.policy.device, sizes[:2], sizes
+        decoding = PlainDecoding(policy, self.weights)
         numbers = [None] * len(prompt_ids) if uniform is None else list(uniform)
         made = [row for ids, u in zip(prompt_ids, numbers, strict=True) for row in decoding.completions(ids, u, group_size, max_tokens)]
         ids, length = padded([tokens for tokens, _ in made], device)
@@ -121,10 +119,15 @@ def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], m
     for i, ids in enumerate(prompt_ids):
         require(bool(ids), f"prompts[{i}]: it has no token")
         if len(ids) + max_tokens > policy.context:
-            raise UsageError(
-                f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}"
-                f"{policy.beyond}; shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
-            )
+            raise no_room(policy, i, ids, max_tokens)
+
+
+def no_room(policy: LanguagePolicy, i: int, ids: Sequence[int], max_tokens: int) -> UsageError:
+    """For a prompt that leaves no room for ``max_tokens`` in the model's context."""
+    return UsageError(
+        f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}"
+        f"{policy.beyond}; shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
+    )
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -187,19 +190,17 @@ class Step:
 class Decoding:
     """One call of :meth:`EmbeddedEngine.generate` under way: what was sampled, by prompt and lane, and where each slot is."""
 
-    def __init__(
-        self, engine: EmbeddedEngine, prompt_ids: Sequence[Sequence[int]], group_size: int, max_tokens: int, seed: int, greedy: bool
-    ) -> None:
+    def __init__(self, engine: EmbeddedEngine, prompts: Sequence[Sequence[int]], shape: tuple[int, ...], uniform: Tensor | None) -> None:
         self.policy, self.weights, self.head = engine.policy, engine.weights, engine.policy.head(engine.weights)
-        self.prompts, self.next_prompt, self.max_tokens = prompt_ids, 0, max_tokens
-        shape, device = (len(prompt_ids), group_size, max_tokens), self.head.weight.device
+        (_, group_size, max_tokens), device = shape, self.head.weight.device
+        self.prompts, self.next_prompt, self.max_tokens = prompts, 0, max_tokens
         self.ids = torch.zeros(shape, dtype=torch.long, device=device)
         self.log_prob = torch.zeros(shape, device=device)
         self.length = torch.zeros(shape[:2], dtype=torch.long, device=device)
         self.finished = torch.zeros(shape[:2], dtype=torch.bool, device=device)
-        self.uniform = None if greedy else uniforms(shape, seed, device)
+        self.uniform = uniform
         self.stop = torch.tensor(sorted(self.policy.stop_ids), device=device, dtype=torch.long)
-        slots, prompt_size = min(len(prompt_ids), max(1, engine.width // group_size)), max(map(len, prompt_ids))
+        slots, prompt_size = min(len(prompts), max(1, engine.width // group_size)), max(map(len, prompts))
         self.cache = Cache(slots, group_size, prompt_size, max_tokens)
         self.product = Product(self.head.weight, slots * group_size)
         self.prompt, self.prompt_length, self.at = torch.zeros(3, slots, dtype=torch.long, device=device)

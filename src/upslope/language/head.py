@@ -43,7 +43,8 @@ class TokenLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
-        log_prob, entropy = (torch.empty(len(targets), dtype=accumulated(hidden), device=hidden.device) for _ in range(2))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        log_prob, entropy = (hidden.new_empty(len(targets), dtype=dtype) for _ in range(2))
         keep = cap is None and ctx.needs_input_grad[0] and len(targets) * weight.shape[0] <= KEPT
         kept: list[Tensor] = []
         for rows in chunks(len(targets), weight.shape[0]):
@@ -67,7 +68,7 @@ class TokenLogProb(torch.autograd.Function):
             return (None,) * 6
         hidden, weight, bias, targets, log_prob, entropy, *kept = ctx.saved_tensors
         to_hidden, to_weight = torch.empty_like(hidden), None
-        to_bias = None if bias is None else torch.zeros_like(bias, dtype=accumulated(bias))
+        to_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
         for i, rows in enumerate(chunks(len(targets), weight.shape[0])):
             if kept:
                 p, slope = kept[2 * i] / kept[2 * i + 1][:, None], None
@@ -96,18 +97,13 @@ class TokenLogProb(torch.autograd.Function):
 
 def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``total + a b``, in float32 at least, in which many products add up."""
-    total = total.to(accumulated(total))
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(torch.mm(a, b))
-
-
-def accumulated(hidden: Tensor) -> torch.dtype:
-    """Log-probabilities are float32 at least."""
-    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 def finished(logits: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> tuple[Tensor, Tensor | None]:
     """From ``h Wᵀ [rows, V]``, which may be overwritten, to the logits of every token, and the slope of the cap where there is one."""
-    logits = logits.to(accumulated(logits))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits if bias is None else logits.add_(bias)
     slope = None
     if cap is not None:
@@ -124,10 +120,7 @@ def chunks(rows: int, vocabulary: int) -> list[slice]:
 
 
 def inverse_cdf(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """The token whose stretch of [0, 1) holds the uniform number ``[rows]``: first which block of tokens, then which in it.
-
-    Two short cumulative sums round less than one over the whole vocabulary. A token of probability 0 is never chosen.
-    """
+    """The token whose stretch of [0, 1) holds the uniform number ``[rows]``: its block, then its place, by short sums, which round less."""
     p = log_p.exp()
     size = min(BLOCK, p.shape[1])
     if p.shape[1] % size:

@@ -225,11 +225,11 @@ class LanguagePolicy(nn.Module):
     def evaluate(self, *, prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Evaluation:
         """Log-probability, entropy and value of every completion token: ``[B, G, T]``, 0 behind a completion's end.
 
-        ``prompt_ids [B, P]`` and ``completion_ids [B, G, T]`` are right-padded, their lengths ``[B]`` and ``[B, G]``; what stands in
-        the padding is never looked at. ``value`` at a token is that of the text before it.
+        ``prompt_ids [B, P]`` and ``completion_ids [B, G, T]`` are right-padded; ``value`` at a token is that of the text before it.
         """
         texts = prompt_ids, prompt_length, completion_ids, completion_length
-        self.check_context(prompt_length, completion_length)
+        if (longest := int((prompt_length[:, None] + completion_length).max())) > self.context:
+            raise self.too_long(longest)
         if not self.attention.packed:
             return plain.evaluate(self, *texts)
         row, weights = Packed.of(*texts), self.weights()
@@ -246,16 +246,16 @@ class LanguagePolicy(nn.Module):
         if self.body.value_head is None:
             raise UsageError("policy: a reward model needs a value head; make it with value_head=True")
         texts = prompt_ids, prompt_length, completion_ids, completion_length
-        self.check_context(prompt_length, completion_length)
+        if (longest := int((prompt_length[:, None] + completion_length).max())) > self.context:
+            raise self.too_long(longest)
         if not self.attention.packed:
             return plain.score(self, *texts)
         row = Packed.of(*texts, whole=True)
         return self.values(self.run(row, self.weights())[row.last])
 
-    def check_context(self, prompt_length: Tensor, completion_length: Tensor) -> None:
-        """Refuse texts that the model cannot see, or not as it sees shorter ones."""
-        longest = int((prompt_length[:, None] + completion_length).max())
-        require(longest <= self.context, f"texts: {longest} tokens exceed the model's context of {self.context}{self.beyond}; shorten them")
+    def too_long(self, longest: int) -> UsageError:
+        """For texts that the model cannot see, or not as it sees shorter ones."""
+        return UsageError(f"texts: {longest} tokens exceed the model's context of {self.context}{self.beyond}; shorten them")
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head, in float32."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from upslope.errors import require
 from upslope.language.checks import Prompt
 from upslope.language.collect import Order, check_reference, log_probs, recorded, widened
-from upslope.language.engine import padded
+from upslope.language.engine import Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
 from upslope.language.rendering import Row, and_more
@@ -81,10 +81,12 @@ class Recorded:
         ids, length = padded(rows, policy.device)
         score = torch.tensor([self.scores[i] for i in indices], device=policy.device)
         start = torch.tensor([self.starts[i] for i in indices], device=policy.device)
-        texts = [self.prompts[i] for i in indices], ids.view(len(indices), count, -1), length.view(len(indices), count)
+        shape = len(indices), count, ids.shape[-1]
         finished = torch.ones_like(score, dtype=torch.bool)
+        ids, length, log_prob = ids.view(shape), length.view(shape[:2]), torch.zeros(shape, device=policy.device)
+        made = Generated(completion_ids=ids, log_prob=log_prob, length=length, finished=finished)
         counted = torch.arange(ids.shape[-1], device=policy.device) >= start[..., None]
-        rollout = recorded(*texts, score=score, finished=finished, counted=counted, unit="pair")
+        rollout = recorded([self.prompts[i] for i in indices], made, score, counted, unit="pair")
         if self.reference is None:
             return rollout
         return replace(rollout, reference_log_prob=self.by_reference(self.reference, indices, rollout))

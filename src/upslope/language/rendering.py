@@ -89,14 +89,20 @@ class Rendering:
             UsageError: a prompt that is neither text nor messages, that the template refuses, or with characters the tokenizer has
                 no token for.
         """
-        places = [place or f"prompts[{i}]" for i, place in enumerate(places or [""] * len(prompts))]
-        return self._asked(prompts, places)[1]
+        return self.asked(prompts, places or [""] * len(prompts))[1]
 
-    def _asked(self, prompts: Sequence[Prompt], places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
-        """Each prompt as the text that is tokenized, and as ids."""
+    def asked(self, prompts: Sequence[Prompt], places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        """Each prompt as the text that is tokenized, and as ids; raises as :meth:`prompts`."""
+        places = [place or f"prompts[{i}]" for i, place in enumerate(places)]
         for prompt, place in zip(prompts, places, strict=True):
             if not (isinstance(prompt, str) and prompt.isascii()):
                 check_prompt(prompt, place)
+        texts: list[Any] = list(prompts) if all(isinstance(prompt, str) for prompt in prompts) else self._written(prompts, places)
+        ids = self._encodings(texts, places)["input_ids"] if texts else []
+        return texts, [self._begin(x) if self.prefix and isinstance(prompt, str) else x for prompt, x in zip(prompts, ids, strict=True)]
+
+    def _written(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[Any]:
+        """Messages as the template writes them, text as it is."""
         texts: list[Any] = list(prompts)
         begun = {i: is_begun(prompt) for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
         for going_on in sorted(set(begun.values())):
@@ -105,8 +111,7 @@ class Rendering:
             rendered = self._render([without_empty_turn(prompts[i]) for i in found], [places[i] for i in found], **options)
             for i, text in zip(found, rendered, strict=True):
                 texts[i] = text
-        ids = self._encodings(texts, places)["input_ids"] if texts else []
-        return texts, [self._begin(x) if self.prefix and isinstance(prompt, str) else x for prompt, x in zip(prompts, ids, strict=True)]
+        return texts
 
     def _render(self, talks: Sequence[Sequence[Any]], places: Sequence[str], **options: Any) -> list[str]:
         if not self.tokenizer.chat_template:
@@ -165,7 +170,7 @@ class Rendering:
                 whose own tokens do not begin the whole.
         """
         places = places or [f"data[{i}]" for i in range(len(prompts))]
-        asked, alone = self._asked(prompts, places)
+        asked, alone = self.asked(prompts, places)
         owner = [i for i, texts in enumerate(completions) for _ in texts]
         answers = [self._unended(prompts[i], text) for i, texts in zip(range(len(prompts)), completions, strict=True) for text in texts]
         of_row = [places[i] for i in owner]
@@ -241,8 +246,7 @@ class Rendering:
     def decode(self, ids: Sequence[int], after: Prompt | None = None) -> str:
         """The text of a completion without its end and other special tokens; exact behind the prompt that it goes on with.
 
-        Tokenizers that mark the starts of words lose the first blank of a text; behind a prompt it is kept. What the template itself
-        writes around an assistant's content (a blank, a role, the words of an end) is no part of the content.
+        Tokenizers that mark the starts of words lose a text's first blank; behind a prompt it stays. What the template writes is left out.
         """
         turn = self.turn
         ended = len(ids) > 0 and ids[-1] in (*self.ends, turn.end_id)

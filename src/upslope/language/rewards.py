@@ -127,22 +127,15 @@ class Rewards:
                 require(known, f"reward {part.name} needs the column {name!r}, which the data does not have (columns: {shown})")
 
     def __call__(
-        self,
-        *,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        trainer_state: TrainerState | None = None,
-        **columns: Sequence[Any],
+        self, *, prompts: Sequence[Prompt], completions: Sequence[Completion], trainer_state: TrainerState | None = None, **columns: Any
     ) -> Scores:
-        """Scores of ``completions``; raises :class:`RunFault` where a reward breaks the convention or scores nothing.
-
-        ``columns`` may hold ``completion_ids`` and ``finish_reason``; without ``trainer_state`` it is that of a run's beginning.
-        """
+        """Scores of ``completions``; :class:`RunFault` where a reward breaks the convention, or where there is none at all."""
         given = {name: list(column) for name, column in {"prompts": prompts, "completions": completions, **columns}.items()}
         count = len(completions)
         for name, column in given.items():
             require(len(column) == count, f"{name}: expected one entry for each of {count} completions, found {len(column)}")
-        self.check([*columns, "trainer_state"], also_known=())
+        if any(name not in given and name != "trainer_state" for part in self.parts for name in part.asked.needed):
+            self.check([*columns, "trainer_state"], also_known=())
         parts: dict[str, list[float | None]] = {}
         lost: dict[tuple[str, int], Outcome] = {}  # what is not known, for a reward raised or took too long
         num_retried = 0

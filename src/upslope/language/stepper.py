@@ -10,7 +10,7 @@ from upslope.algorithms import PPO
 from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt
 from upslope.language.collect import log_probs, recorded, with_values
-from upslope.language.engine import EmbeddedEngine, padded
+from upslope.language.engine import EmbeddedEngine, Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.records import Metrics
 from upslope.updates import Ascent
@@ -62,7 +62,9 @@ class PPOStepper:
         ids, length = padded([responses[i] for i in order], device)
         finished = torch.tensor([responses[i][-1] in policy.stop_ids for i in order], device=device).view(shape)
         score = torch.tensor([float(rewards[i]) for i in order], device=device).view(shape)
-        rollout = recorded(prompts, ids.view(*shape, -1), length.view(shape), score=score, finished=finished)
+        ids, length = ids.view(*shape, -1), length.view(shape)
+        made = Generated(completion_ids=ids, log_prob=torch.zeros(ids.shape, device=device), length=length, finished=finished)
+        rollout = recorded(prompts, made, score)
         with torch.no_grad():
             own = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0)
         rollout = with_values(policy, replace(rollout, behavior_log_prob=own))

@@ -84,10 +84,9 @@ class Ascent:
             follow(batch.returns[batch.mask])  # the critic's units, before it learns; its values stay what they are
         if batch.sampler_log_prob is not None and not self.makes_one_step:
             batch = self.with_old_policy(policy, batch)
-        count = min(self.num_minibatches, num_units)
+        count, skipped = min(self.num_minibatches, num_units), 0
         before = [t.detach().reshape(-1)[:: max(1, t.numel() // SAMPLE)].clone() for t in state.targets]
         collected: defaultdict[str, list[Tensor]] = defaultdict(list)
-        skipped = 0
         shuffles = (torch.randperm(num_units, generator=state.generator).to(device) for _ in range(self.num_epochs))
         for part in itertools.chain.from_iterable(batch.minibatches(shuffle, count) for shuffle in shuffles):
             try:
@@ -137,8 +136,7 @@ class Ascent:
 
     def backward(self, algorithm: HasObjective, policy: Policy, part: Batch, state: AscentState, *, first: bool) -> dict[str, Tensor]:
         """Add the gradient of minus the objective to ``p.grad``; what the objective reports, and its value."""
-        one_step = part.sampler_log_prob is not None and self.makes_one_step
-        scorer, scored = at_old_policy(policy, part) if one_step else (policy, part)
+        scorer, scored = at_old_policy(policy, part) if part.sampler_log_prob is not None and self.makes_one_step else (policy, part)
         objective, metrics = algorithm.objective(scorer, scored)
         if not math.isfinite(objective.item()):
             raise Diverged(diagnosis(state, part, policy))

@@ -1,4 +1,7 @@
-"""What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling."""
+"""What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling.
+
+The compiled update has its own Adam (``upslope.fast.kernels``), which does not see an edit here: train with ``--no-fast`` then.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -123,7 +126,6 @@ class AscentState(Trained):
         """One step of Adam down these gradients, in place: ``θ −= α · m̂ / (√v̂ + eps)``. A target in bfloat16 is rounded stochastically.
 
         ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``, ``m̂ = m/(1−β₁ⁿ)``, ``v̂ = v/(1−β₂ⁿ)``, n counting this step (Kingma & Ba 2015).
-        The compiled update has its own Adam (``upslope.fast.kernels``), which does not see an edit here: train with ``--no-fast`` then.
         """
         self.num_updates, self.skipped = self.num_updates + 1, 0
         (beta1, beta2), n = BETAS, self.num_updates
