@@ -28,7 +28,7 @@ PATIENCE = 300.0
 
 def fresh(words: Sequence[object], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
     """``upslope WORDS`` in a fresh process and a session of its own, its output in files of the folder."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         command = [sys.executable, "-m", "upslope", *map(str, words)]

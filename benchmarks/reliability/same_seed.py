@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import Record, finish, fresh, harness, said
 
+from upslope.run.checkpoints import newest
 from upslope.run.load import Run
 from upslope.run.methods import METHODS, methods_in
 from upslope.run.verify import compared, differences
@@ -24,12 +25,13 @@ CONTROL = {
     **dict.fromkeys(
         ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp", "rloo"), "--group-size 4 --num-groups 2 --total-steps 1000"
     ),
-    "off-policy": "--data {data} --total-steps 1280",
+    "off-policy": "--data {data} --num-rows 2 --total-steps 2000",
 }
 """What makes a run on CartPole short; ``STEPS`` where a method is not named."""
 ENVIRONMENTS = {"continuing-actor-critic": "Pendulum-v1"}
 """What has no end, for a method that refuses one; CartPole for all others."""
 TINY = "--model tiny --task addition --iterations 6 --warm-start 0.99 --warm-start-iterations 3 --eval-every 2 --eval-episodes 4"
+CHECKS = ("processes", "threads", "workers")
 WORKERS = ("a2c", "ppo", "reinforce", "trpo")
 PROTOCOL = (
     "`upslope train METHOD …` with one seed in `processes` fresh processes: every row of metrics but for measured times, and every "
@@ -68,21 +70,29 @@ def checked(what: str, method: str, words: Sequence[str], runs: Sequence[Path], 
     return record
 
 
-def of_method(method: str, world: str, processes: int, work: Path, data: Path) -> list[Record]:
+def threads_of(run: Path) -> int:
+    """PyTorch's, as the last checkpoint of a run has them."""
+    found = newest(run)
+    return 0 if found is None else found.state["surroundings"]["threads"]
+
+
+def of_method(method: str, world: str, checks: Sequence[str], processes: int, work: Path, data: Path) -> list[Record]:
     """The processes of a method, and in the control world its threads and workers."""
-    words = words_of(method, world, data)
-    runs = [work / f"{world}-{method}-{index}" for index in range(processes)]
+    words, records = words_of(method, world, data), list[Record]()
+    shown = [word if word != str(data) else "DATA" for word in words]
+    runs = [work / f"{world}-{method}-{index}" for index in range(processes if "processes" in checks else 1)]
     for run in runs:
         train(words, run)
-    verdicts = [compared(runs[0], run, 0) for run in runs[1:]]
-    differs, shown = [place for verdict in verdicts for place in verdict.differs], [word if word != str(data) else "DATA" for word in words]
-    records = [checked(f"{processes} processes", method, shown, runs, differs, world=world, tensors=verdicts[0].tensors)]
-    if world == "language":
-        return records
-    run = work / f"{method}-threads"
-    train(words, run, threads=2)
-    records.append(checked("2 threads", method, shown, runs, compared(runs[0], run, 0).differs, world=world))
-    for count in (1, 2, 4) if method in WORKERS else ():
+    if "processes" in checks:
+        verdicts = [compared(runs[0], run, 0) for run in runs[1:]]
+        differs = [place for verdict in verdicts for place in verdict.differs]
+        records.append(checked(f"{processes} processes", method, shown, runs, differs, world=world, tensors=verdicts[0].tensors))
+    if world == "control" and "threads" in checks:
+        run = work / f"{method}-threads"
+        train(words, run, threads=2)
+        differs = [*compared(runs[0], run, 0).differs, *([] if threads_of(run) == 2 else ["it had not two threads"])]
+        records.append(checked("2 threads", method, shown, runs, differs, world=world))
+    for count in (1, 2, 4) if world == "control" and "workers" in checks and method in WORKERS else ():
         ways = ("sync", "async")
         those = [work / f"{method}-{count}-{way}" for way in ways]
         for run, way in zip(those, ways, strict=True):
@@ -95,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="these methods")
     parser.add_argument("--worlds", nargs="+", choices=["control", "language"], default=["control", "language"])
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS)
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "same_seed.json")
     args = parser.parse_args()
@@ -108,7 +119,7 @@ def main() -> int:
                     raise SystemExit(f"record failed: {said(work / 'record')}")
         for world in args.worlds:
             for method in methods_in(world):
-                records += of_method(method, world, args.processes, work, data) if method in args.only else []
+                records += of_method(method, world, args.checks, args.processes, work, data) if method in args.only else []
     return finish("same_seed", records, args.out, protocol=PROTOCOL, processes=args.processes)
 
 
