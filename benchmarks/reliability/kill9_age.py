@@ -26,7 +26,8 @@ CASES = {
     PPO: f"{PPO} --total-steps 100000000",
     f"{PPO}, long evaluations": f"{PPO} --total-steps 100000000 --eval-every 50000 --eval-episodes 600",
     "actor-critic CartPole-v1": "actor-critic CartPole-v1 --total-steps 100000000",
-    "grpo tiny": "grpo --model tiny --task addition --iterations 1000000",
+    "grpo tiny, in its warm start": "grpo --model tiny --task addition --iterations 1000000",
+    "grpo tiny, without": "grpo --model tiny --task addition --iterations 1000000 --warm-start 0",
 }
 TIMES = (10.0, 11.5, 14.0, 18.0, 19.9, 27.0)
 PROTOCOL = (

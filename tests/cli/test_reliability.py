@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from upslope import Run
+from upslope.run.config import RunConfig
+from upslope.run.folder import Output
+from upslope.run.verify import differences
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "reliability"
 KILLED = ["--only", "ppo", "--points", "half a line", "half removed", "between cut and tidy"]
@@ -27,3 +33,17 @@ def test_all_of_some_cases_are_right(script: str, words: list[str], expected: st
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [expected]), done.stdout + done.stderr
     assert (tmp_path / "result.json").stat().st_size > 1000
+
+
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before, runs = torch.get_num_threads(), list[Run]()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            config = RunConfig.of("trpo", "CartPole-v1", num_envs=4, num_steps=256, total_steps=2048, eval_episodes=2)
+            runs.append(config.run(Output(out=tmp_path / str(count), quiet=True)))
+    finally:
+        torch.set_num_threads(before)
+    assert differences(runs[0].metrics(), runs[1].metrics()) == []
+    assert (tmp_path / "1" / "policy.safetensors").read_bytes() == (tmp_path / "2" / "policy.safetensors").read_bytes()

@@ -12,6 +12,7 @@ from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
+from upslope.run.device import one_thread
 from upslope.run.load import Run, load_state
 from upslope.run.settings import plain_value
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from upslope.run.config import RunConfig
 
 
+@one_thread()
 def make_policy(config: RunConfig, envs: control.Envs) -> Any:
     chosen, by_values = config.policy, getattr(config.algorithm, "action_values", False)  # in place of preferences
     require(by_values or chosen.epsilon is None, f"epsilon: {config.name} learns no action values; leave it out, or take sarsa")

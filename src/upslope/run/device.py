@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Generator
 
 import torch
@@ -16,15 +15,16 @@ SMALL = 500_000
 
 
 @contextlib.contextmanager
-def one_thread(policy: Policy) -> Generator[None]:
-    """Small networks on the processor run on one thread: waking a second one costs more than their products.
+def one_thread(policy: Policy | None = None) -> Generator[None]:
+    """Small networks on the processor are made and run on one thread: waking a second one costs more than their products.
 
-    ``OMP_NUM_THREADS`` in the environment is taken as the user's own choice and left alone.
+    Sums round by the number of threads, so the same seed gives the same bits whatever the number of cores, and ``OMP_NUM_THREADS``.
+    Without a policy it is about to be made.
     """
-    parameters = list(policy.parameters())
+    parameters = [] if policy is None else list(policy.parameters())
     small = sum(p.numel() for p in parameters) < SMALL and all(p.device.type == "cpu" for p in parameters)
     before = torch.get_num_threads()
-    if small and "OMP_NUM_THREADS" not in os.environ:
+    if small:
         torch.set_num_threads(1)
     try:
         yield

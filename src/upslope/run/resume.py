@@ -74,11 +74,11 @@ class Stopped:
         """Iterations that are behind it."""
         return self.state["run"]["iteration"]
 
-    def words(self) -> list[str]:
+    def words(self, now: Mapping[str, Any]) -> list[str]:
         """Where it goes on, and what is no longer as it was."""
         state = self.state["run"]
         lines = [f"going on after iteration {state['iteration']:,}, step {state['total_steps']:,}", *self.passed_over]
-        changed = differences(self.state["surroundings"], surroundings())
+        changed = differences(self.state["surroundings"], now)
         return [*lines, f"warning: not to the bit what it would have been: {changed}"] if changed else lines
 
 

@@ -83,7 +83,7 @@ class Session:
 
     def run(self) -> Run:
         """Check everything, then make the folder, train, evaluate and write the summary."""
-        self.started, self.surroundings = time.perf_counter(), surroundings()
+        self.started = time.perf_counter()
         if self.output.out is not None and self.resumed is None:
             check_free(self.output.out)
         check_loggers(self.output.loggers)
@@ -94,6 +94,8 @@ class Session:
         """Make what the run needs, carry it out, release it."""
         self.world = self.config.prepare()
         self.config = self.world.config
+        with one_thread(self.world.policy):
+            self.surroundings = surroundings()
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
             self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
@@ -161,7 +163,8 @@ class Session:
                 self.folder.discard()
             raise
         if not self.output.quiet:
-            title, *lines = [*self.world.plan(), f"update: {self._update_words()}", *(self.resumed.words() if self.resumed else ())]
+            resumed = self.resumed.words(self.surroundings) if self.resumed else []
+            title, *lines = [*self.world.plan(), f"update: {self._update_words()}", *resumed]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.path}"])]), flush=True)
         meter = Meter(self.world.budget, self.world.fields)
         self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
