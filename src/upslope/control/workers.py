@@ -132,7 +132,8 @@ class Line:
         self.asked, self.since, self.busy, self.late = "", 0.0, False, False
 
     def close(self) -> None:
-        self.pipe.close()
+        with contextlib.suppress(OSError):  # where both are collected as garbage, the pipe may have been first
+            self.pipe.close()
 
     def send(self, message: tuple[str, Any]) -> None:
         self.asked, self.since, self.busy = ASKED.get(message[0], message[0]), time.monotonic(), True
