@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ import torch
 
 from tests.cli.conftest import SHORT, Answer, Command, good
 from tests.cli.test_bad_input import one_line
-from upslope import Diverged, Run, RunFault
+from upslope import PPO, Ascent, Diverged, Run, RunConfig, RunFault
 from upslope.run import saving
-from upslope.run.folder import RunFolder
+from upslope.run.folder import Output, RunFolder
 
 FAULTS = {
     "step-raises": "raised RuntimeError in step: the motor is on fire",
@@ -309,3 +311,29 @@ def test_killed_before_the_first_iteration(cli: Command, monkeypatch: pytest.Mon
     )
     cli("train", "ppo", "CartPole-v1", "--out", "run", "--total-steps", "32", *SHORT)
     assert Run.load("killed").caution() == "untrained policy (the run was killed, or is still going on before the first iteration ended)"
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("the third"), KeyboardInterrupt()])
+def test_an_update_that_is_cut_short_is_not_saved_under_the_iteration_before(fault, tmp_path: Path):
+    @dataclass(frozen=True, kw_only=True)
+    class Cut(PPO):
+        def objective(self, policy, batch):
+            calls.append(1)
+            if len(calls) == 4 * 3 - 1:  # of four minibatches in the third iteration the third
+                raise fault
+            return super().objective(policy, batch)
+
+    def keep(state):
+        kept[state.iteration] = {name: tensor.clone() for name, tensor in state.policy.state_dict().items()}
+
+    calls: list[int] = []
+    kept: dict[int, Any] = {}
+    settings = {"num_envs": 2, "num_steps": 16, "total_steps": 320, "fast": False}
+    config = RunConfig.of(Cut(update=Ascent(num_minibatches=4, target_kl=None)), "CartPole-v1", **settings)
+    with contextlib.suppress(RuntimeError):
+        config.run(Output(out=tmp_path / "run", quiet=True), callbacks=[keep])
+    run = Run.load(tmp_path / "run")
+    assert len(run.metrics()) == 2
+    assert run.summary["status"] == ("interrupted" if isinstance(fault, KeyboardInterrupt) else "failed")
+    saved = run.policy.state_dict()
+    assert all(torch.equal(tensor, kept[run.progress()["iteration"]][name]) for name, tensor in saved.items())

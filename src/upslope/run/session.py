@@ -59,6 +59,7 @@ class Session:
         self.pace, self.training = SavePace(SAVE_SHARE), True
         self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
+        self.updates: int | None = None
         # whether the folder is this session's to change: a stopped run stays what it was until there is something new to write
         self.writes = resumed is None
         # why this run can not be resumed, once that is known
@@ -199,7 +200,7 @@ class Session:
     def _after_iteration(self, state: RunState) -> bool:
         """Evaluate where it is time, write the iteration down wherever it is wanted, save in time; True ends the run."""
         self._begin_writing()
-        before, self.state = self.trained.get("total_steps", 0), state
+        before, self.state, self.updates = self.trained.get("total_steps", 0), state, num_updates(state)
         self.trained = row = dict(state.metrics)
         episodes = self.world.due(before, state)
         if episodes and not self.failures.gave_up:
@@ -366,7 +367,8 @@ class Session:
 
     def _finish(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
         """Save the policy, draw the curve, write the summary."""
-        if not isinstance(error, Diverged):  # the parameters may be what diverged; the last saved ones stay
+        # the parameters may be what diverged, or an update was cut short: then the last saved ones stay
+        if not isinstance(error, Diverged) and self.updates == num_updates(self.state):
             self._save()
         summary = self._summary(error, result)
         self.world.draw(self.folder.path / "curve.png", self.rows, summary)
@@ -405,3 +407,8 @@ class Session:
     def exit_code(self) -> int:
         """0, or 128 plus the signal that ended the run (130 after Ctrl-C)."""
         return 0 if self.signal is None else 128 + self.signal
+
+
+def num_updates(state: RunState | None) -> int | None:
+    """Gradient steps up to now, where that is counted: more than behind the last iteration are part of an update that was cut short."""
+    return None if state is None else getattr(state.update_state, "num_updates", None)
