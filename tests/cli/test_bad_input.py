@@ -40,7 +40,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a name of another library": ([*PPO, "--batch-size", "64"], "'--batch-size': did you mean '--num-minibatches'"),
     "another of them": ([*PPO, "--timesteps", "64"], "'--timesteps': did you mean '--total-steps'"),
     "an older name": (["evaluate", "run", "--best"], "'--best': did you mean '--policy'"),
-    "a flag that resembles none": ([*PPO, "--resume"], "unknown flag '--resume': --help lists them all"),
+    "a flag that resembles none": ([*PPO, "--warp"], "unknown flag '--warp': --help lists them all"),
     "a module that ends Python": (["train", "ppo", "exits_at_once:make"], "importing 'exits_at_once' ended Python (sys.exit)"),
     "list takes nothing": (["list", "ppo"], "unexpected 'ppo'"),
     # algorithms and environments
