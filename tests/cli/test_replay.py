@@ -124,3 +124,6 @@ def test_a_run_that_diverged_leaves_a_capsule_that_repeats_it(tmp_path: Path, cl
     save_file(batch, capsule / "batch.safetensors")
     answer = cli("replay", capsule, "--algorithm", "fragile:Fragile")
     assert answer.code == 1 and "the minibatch that failed: batch/advantage" in answer.out
+    (capsule / "capsule.json").write_text('{"format_version": 1, "iteration": "next"}')
+    answer = cli("replay", capsule, "--algorithm", "fragile:Fragile")
+    assert answer.code == 2 and "capsule.json is damaged: it names no iteration and no error" in answer.err

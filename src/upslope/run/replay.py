@@ -23,7 +23,7 @@ from upslope.run.capsule import CAPSULE, copy_of, tensors_of, write_tensors
 from upslope.run.checkpoints import iteration_of, listed, newest
 from upslope.run.config import RunConfig
 from upslope.run.folder import Output, line
-from upslope.run.load import Run, read_json, read_safetensors
+from upslope.run.load import Run, damaged, read_json, read_safetensors
 from upslope.run.session import Session
 from upslope.run.train import RunState, load_policy_state, policy_state
 from upslope.run.verify import differences
@@ -115,9 +115,11 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
         UsageError: the run has not come so far, or cannot be made again.
     """
     capsule = read_json(run.path / CAPSULE) if (run.path / CAPSULE).exists() else None
+    if capsule is not None and not (isinstance(capsule.get("iteration"), int) and isinstance(capsule.get("error"), str)):
+        raise damaged(run.path / CAPSULE, "it names no iteration and no error")
     if iteration is None and capsule is not None:
         iteration = capsule["iteration"]
-    rows = {row["iteration"]: row for row in run.metrics()}
+    rows: dict[int, State] = {row["iteration"]: row for row in run.metrics() if isinstance(row.get("iteration"), int)}
     if iteration is None or not (iteration in rows or (capsule is not None and iteration == capsule["iteration"])):
         raise UsageError(f"iteration: expected one of this run's iterations, 1 to {max(rows, default=0):,}, found {iteration}")
     found = newest(run.path, before=iteration)
