@@ -82,19 +82,16 @@ def describe_error(error: BaseException) -> str:
 
 
 def one_line(value: object, most: int) -> str:
-    """The text of a value in one line of at most so many characters."""
     line = " ".join(str(value).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The first line of a message that may have many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:most]
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise :class:`UsageError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UsageError(message)
 
@@ -112,12 +109,10 @@ class MissingExtra(UsageError, ImportError):
 
 
 def missing_extra(package: str, extra: str) -> MissingExtra:
-    """The error for a package that an optional feature needs, with the command that installs it."""
     return MissingExtra(f"this needs {package}, which is not installed: {install(f'upslope[{extra}]')}")
 
 
 def require_packages(extra: str, *packages: str) -> None:
-    """Raise :class:`MissingExtra` for the first of these packages that is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, extra)

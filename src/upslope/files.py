@@ -22,12 +22,9 @@ from typing import Any, BinaryIO, TextIO
 from upslope.errors import RunFault
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-PARTIAL = ".partial"
-"""How the name of everything ends that is not finished yet."""
-KEYS = ("config.json", "adapter_config.json")
-"""Files without which no reader takes a folder for a model."""
-ASIDE = ".replaced"
-"""How the name of a folder ends that is moved aside for the one that takes its place."""
+PARTIAL = ".partial"  # how the name of everything ends that is not finished yet
+KEYS = ("config.json", "adapter_config.json")  # files without which no reader takes a folder for a model
+ASIDE = ".replaced"  # how the name of a folder ends that is moved aside for the one that takes its place
 
 
 def temporary_beside(path: Path) -> Path:
@@ -167,7 +164,6 @@ def swapped(a: Path, b: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that it holds, a file or a link."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:

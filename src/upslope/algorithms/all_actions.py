@@ -26,8 +26,7 @@ from upslope.updates.fisher import distribution_of
 
 ActionValues = Callable[[Mapping[str, Tensor]], Tensor]
 """``inputs -> q̂ [..., T, A]``: a value for every action of each recorded state; nothing is differentiated through it."""
-NAME = "action_values"
-"""Under which q̂ travels among a batch's inputs."""
+NAME = "action_values"  # under which q̂ travels among a batch's inputs
 
 
 @dataclass(frozen=True, kw_only=True)

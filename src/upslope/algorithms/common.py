@@ -20,7 +20,6 @@ def check_fractions(**values: float) -> None:
 
 
 def check_not_negative(**values: float | None) -> None:
-    """Refuse negative weights of terms."""
     for name, value in values.items():
         require(value is None or value >= 0.0, f"{name}: expected a number ≥ 0, found {value}")
 
@@ -157,5 +156,4 @@ def policy_metrics(
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over unmasked entries, 0-d, for reporting."""
     return x.detach().masked_fill(~mask, 0.0).sum() / mask.sum()

@@ -87,7 +87,6 @@ class ComparesRows:
 
 
 def check_group_size(rollout: Rollout) -> None:
-    """Refuse groups of one."""
     size = rollout.mask.shape[-2] if rollout.mask.dim() > 1 else 1
     require(size > 1, f"group_size: expected at least 2, found {size}; there is nothing to compare a row with")
 

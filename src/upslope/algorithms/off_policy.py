@@ -64,8 +64,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "per-step": per_step,
 }
 """The names that the command line knows."""
-CAPPED: tuple[Estimator, ...] = (vtrace, truncated)
-"""Those whose weights ``ratio_cap`` bounds."""
+CAPPED: tuple[Estimator, ...] = (vtrace, truncated)  # those whose weights ratio_cap bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +175,12 @@ def weighted_credit(rollout: Rollout, weight: Tensor, settings: Any) -> Tensor:
 
 
 def vtrace_of(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
-    """V-trace's targets and advantages of a rollout."""
     steps = (rollout.reward, *critic_values(rollout), log_prob, rollout.behavior_log_prob, rollout.terminated, rollout.truncated)
     caps = cap(settings.ratio_cap), cap(settings.trace_cap)
     return F.vtrace(*steps, settings.gamma, settings.trace_lambda, *caps, rollout.mask)
 
 
 def cap(value: float | None) -> float:
-    """The number that a cap stands for."""
     return math.inf if value is None else value
 
 

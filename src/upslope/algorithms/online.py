@@ -31,8 +31,7 @@ class Rows:
         z.numpy()[self.index] += np.float32(weight) * self.row
 
 
-Gradients = Sequence[Tensor | Rows | None]
-"""One gradient per parameter; None where the parameter is not reached."""
+Gradients = Sequence[Tensor | Rows | None]  # one gradient per parameter; None where the parameter is not reached
 
 
 class Trace:
@@ -103,7 +102,6 @@ class OnlineState:
         return cls(parameters, parameters, Trace(len(parameters)), Trace(len(parameters)))
 
     def state_dict(self) -> State:
-        """Everything but the parameters, which are the policy's."""
         names = ("weight", "average_reward", "action", "num_updates", "squared_errors")
         return {"trace": self.trace.z, "value_trace": self.value_trace.z, **{name: getattr(self, name) for name in names}}
 
@@ -129,7 +127,6 @@ class OnlineState:
         return td_error
 
     def mean_squared_error(self) -> float:
-        """Mean of δ² since the last call."""
         errors, self.squared_errors = self.squared_errors, []
         return sum(errors) / max(len(errors), 1)
 

@@ -59,7 +59,6 @@ def policy_of(text: str) -> LanguagePolicy:
 
 
 def lines() -> Iterator[str]:
-    """What is typed or piped in, up to an empty line or the end."""
     while True:
         try:
             line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()

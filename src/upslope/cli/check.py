@@ -83,7 +83,6 @@ def check(target: Any, kind: str, options: dict[str, Any]) -> tuple[dict[str, An
 
 
 def contract(function: Any, *arguments: Any, **options: Any) -> Any:
-    """The error that a check of a contract raised, or None."""
     try:
         function(*arguments, **options)
     except upslope.testing.ContractError as error:
@@ -92,7 +91,6 @@ def contract(function: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
-    """What a function without parameters returned, or a pair itself."""
     makes = callable(target) and not hasattr(target, "sample")
     with cast(Any, upslope.testing).contract.one_line(name):
         found: Any = target() if makes else target

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from upslope.run.load import Run
 
 HELP_FLAGS = ("--help", "-h")
-COLUMN = 30
-"""Where the help of a flag begins."""
+COLUMN = 30  # where the help of a flag begins
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,9 @@ class Command:
 
     work: Callable[[list[str], dict[str, Any]], int]
     """called with the plain words and the values of all flags, those that were not given at their defaults"""
-    usage: str | Callable[[], str]
-    """the page, without the flags"""
+    usage: str | Callable[[], str]  # the page, without the flags
     flags: tuple[Flag, ...] = ()
-    missing: str = ""
-    """the error where no plain word is given; empty: it needs none"""
+    missing: str = ""  # the error where no plain word is given; empty: it needs none
     most_words: int | None = 1
 
     def __call__(self, argv: Sequence[str]) -> int:

@@ -76,13 +76,11 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
 
 
 def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:
-    """Which policy was measured, and how far it was trained."""
     progress = run.progress(given["policy"]) or {}
     return {"policy": given["policy"], **{k: n for k, n in progress.items() if k != "format_version"}, "finished": run.finished}
 
 
 def evaluate_language(run: Run | Path, given: dict[str, Any]) -> int:
-    """Answer held-out problems, or rank pairs, and report; ``run`` may also be a model's folder."""
     from upslope.run.language_evaluate import evaluate_model  # loads Transformers
 
     options = {name: given[name] for name in ("task", "reward", "pairs", "episodes", "max_tokens", "seed", "long_prompts")}

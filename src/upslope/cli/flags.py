@@ -48,7 +48,6 @@ class Flag:
 
     @property
     def option(self) -> str:
-        """``--num-envs``."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -116,7 +115,6 @@ def not_json(text: str) -> Any:
 
 
 def json_object(words: Values) -> dict[str, Any]:
-    """``{"continuous": true}``."""
     expected = "expected a JSON object such as '{\"continuous\": true}', found"
     try:
         value = json.loads(words[0], parse_constant=not_json)

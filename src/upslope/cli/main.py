@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def carried_out(argv: list[str]) -> int:
-    """The exit code of a command line; its errors are printed."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

@@ -89,13 +89,10 @@ class Page:
     """What ``train`` asks and says in one world."""
 
     world: str
-    expected: str
-    """what comes first"""
-    titles: tuple[str, ...]
-    """of the collector's settings, the policy's, the problem's, the run's"""
+    expected: str  # what comes first
+    titles: tuple[str, ...]  # of the collector's settings, the policy's, the problem's, the run's
     extra: tuple[Flag, ...]
-    help: str
-    """how a method's page is asked for, behind its name"""
+    help: str  # how a method's page is asked for, behind its name
 
     @property
     def outputs(self) -> list[Flag]:
@@ -195,7 +192,6 @@ def introduction(page: Page) -> str:
 
 
 def show_overview(page: Page) -> int:
-    """Help for a command line that names no method."""
     print(introduction(page))
     if page.world == "control":
         print("\n" + section("The run:", flags_of(settings_of(RunSettings())).values()))
@@ -221,7 +217,6 @@ def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Pa
 
 
 def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page) -> int:
-    """Every setting of a method; with a task, the task's preset as the defaults."""
     config = RunConfig.of(name, (plain or [""])[0] if page.world == "control" else None, **settings)
     shown = flags_of(settings_of(*config.parts()))
     print(introduction(page))

@@ -59,7 +59,6 @@ class ActionMasks:
         return np.asarray(np.stack([part.any(axis=1) for part in np.split(mask, self._cuts, axis=1)]).all(axis=0))
 
     def check_legal(self, mask: Array) -> None:
-        """Every factor of every environment's action needs a legal choice."""
         legal = self.has_legal(mask)
         if not legal.all():
             raise ValueError(f"action_mask allows no action in environment {int(np.flatnonzero(~legal)[0])}")

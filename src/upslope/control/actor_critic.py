@@ -265,7 +265,6 @@ class ActorCritic(nn.Module):
         return tensors if self._device.type == "cpu" else {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _normalized(self, observation: Any, update: bool | Array) -> dict[str, Array]:
-        """Encoded, and the vector part in standard deviations."""
         encoded, normalizer = self.encoder(observation, np.float64), self.observation_normalizer
         if normalizer is not None:
             if update is not False:

@@ -13,8 +13,7 @@ from upslope.control.trees import Array
 from upslope.errors import RunFault, require
 from upslope.records import Rollout, SamplingPolicy, State
 
-MAX_EPISODE_STEPS = 100_000
-"""An episode of so many steps has no end."""
+MAX_EPISODE_STEPS = 100_000  # an episode of so many steps has no end
 
 
 class Collector:
@@ -30,7 +29,6 @@ class Collector:
         return self.envs.num_envs
 
     def state_dict(self) -> State:
-        """Everything that the next recording depends on, but for the policy."""
         return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
 
     def load_state_dict(self, state: State) -> None:

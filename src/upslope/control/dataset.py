@@ -47,12 +47,9 @@ from upslope.control.spaces import space_from_json, space_to_json
 from upslope.errors import UsageError, require
 from upslope.files import write_bytes
 
-DATASET_VERSION = 2
-"""2 says whether actions are scaled; before, they never were."""
-STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")
-"""The fields of shape ``[N, T]``."""
-AXES = {"observation": 2, "successor": 1}
-"""How many leading axes are not the observation's own."""
+DATASET_VERSION = 2  # 2 says whether actions are scaled; before, they never were
+STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")  # the fields of shape [N, T]
+AXES = {"observation": 2, "successor": 1}  # how many leading axes are not the observation's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +163,6 @@ class Dataset:
 
 
 def check(data: Dataset) -> None:
-    """Everything that must be true of a recording; raises :class:`UsageError` with the first thing that does not."""
     tensors, paths = data.tensors, [path for path, _ in trees.leaf_spaces(data.observation_space)]
     needed = [*(f"observation{path}" for path in paths), "action", "behavior_log_prob", "reward", "terminated", "truncated"]
     if any(name.startswith("successor") for name in tensors):
@@ -186,7 +182,6 @@ def check(data: Dataset) -> None:
 
 
 def check_shapes(data: Dataset) -> None:
-    """Every tensor has the rows and columns of the rewards, and the features of its space."""
     tensors = data.tensors
     lead = tuple(tensors["reward"].shape)
     require(len(lead) == 2, f"reward: expected shape [rows, steps], found {list(lead)}")

@@ -20,8 +20,7 @@ from upslope.errors import UsageError, require, unknown
 
 Array = NDArray[Any]
 FEATURES = ("linear", "tiles", "fourier")
-MAX_FEATURES = 2**22
-"""Beyond this a table of weights is a slip of the keyboard."""
+MAX_FEATURES = 2**22  # beyond this a table of weights is a slip of the keyboard
 
 
 class Features(ABC):

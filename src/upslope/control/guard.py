@@ -220,7 +220,6 @@ def raised(error: BaseException, where: str) -> str:
 
 
 def miscounted(answer: Any) -> str:
-    """What ``step`` returned instead of five values."""
     if not isinstance(answer, tuple):
         return f"it returned {trees.describe(answer)}, expected ({STEP})"
     old = f" {OLD}" if len(answer) == 4 else ""
@@ -228,7 +227,6 @@ def miscounted(answer: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """``'one' (str)``, in a few words."""
     return f"{one_line(repr(value), 40)} ({type(value).__name__})"
 
 

@@ -26,14 +26,12 @@ from numpy.typing import NDArray
 from upslope.errors import UsageError, unknown
 
 ImageChoice = Literal["auto", "yes", "no", "bytes"]
-IMAGE_SIDE = 16
-"""Smallest height and width of what is taken for an image unasked."""
+IMAGE_SIDE = 16  # smallest height and width of what is taken for an image unasked
 NATURE_SIDE = 36
 """Smallest height and width for the convolutions of Mnih et al. 2015; integers from 0 to 255 on such an image are intensities."""
 MAX_CODES, FIRST_CODES = 32, 16
 """So many values at most are codes, each told apart; of more, the first 16 are told apart, and all are also intensities."""
-MAX_ONES = 2**14
-"""Longest one-hot vector of a grid; a longer one is left to convolutions."""
+MAX_ONES = 2**14  # longest one-hot vector of a grid; a longer one is left to convolutions
 
 
 class Reading(NamedTuple):
@@ -90,7 +88,6 @@ def reading(space: spaces.Box, *, large: bool = False) -> Reading | None:
 
 
 def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
-    """Whether a space is taken for an image; see the module."""
     if choice not in get_args(ImageChoice):
         raise unknown("image", str(choice), get_args(ImageChoice))
     if not isinstance(space, spaces.Box) or not 2 <= len(space.shape) <= 4 or 0 in space.shape or choice == "no":

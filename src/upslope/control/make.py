@@ -25,8 +25,7 @@ Vectorization = Literal["auto", "sync", "async", "envpool"]
 VECTOR_PAYS_FROM = 5
 """A natively vectorized environment costs about as much a step as five plain ones (CartPole: 145 µs against 20 to 30 µs each)."""
 
-STEP_TIMEOUT = 120.0
-"""Seconds that an environment in a process of its own may take to answer, unless given."""
+STEP_TIMEOUT = 120.0  # seconds that an environment in a process of its own may take to answer, unless given
 
 _EXTRAS = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("box2d", "box2d")}
 
@@ -226,7 +225,6 @@ def _vector(
 
 
 def _envpool(env: Any, num_envs: int, seed: int, kwargs: dict[str, Any], *, training: bool, reward_scale: float) -> Envs:
-    """EnvPool's environment of that name; its Atari games bring the usual preprocessing themselves."""
     try:
         envpool = importlib.import_module("envpool")
     except ImportError as error:

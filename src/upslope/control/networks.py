@@ -29,7 +29,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
-    """The sizes as a tuple of positive integers, or :class:`UsageError`."""
     sizes = tuple(hidden_sizes) if isinstance(hidden_sizes, Iterable) else (hidden_sizes,)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise UsageError(f"hidden_sizes: expected positive integers, found {list(sizes)}")
@@ -41,7 +40,6 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 
 
 def orthogonal(make: Callable[[], Layer], gain: float, generator: torch.Generator) -> Layer:
-    """A layer with orthogonal weights times ``gain`` and zero biases."""
     # not nn.utils.skip_init: it spares these few draws and imports PyTorch's decompositions, 0.3 s
     with torch.random.fork_rng(devices=[]):
         layer = make()

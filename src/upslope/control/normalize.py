@@ -19,8 +19,7 @@ from upslope.errors import UsageError, require
 from upslope.records import State
 
 Array = NDArray[Any]
-RATE = 0.1
-"""Share of a new batch in the running moments of the returns; the first 1/RATE batches count alike."""
+RATE = 0.1  # share of a new batch in the running moments of the returns; the first 1/RATE batches count alike
 MIN_STD = 1e-5
 """Smallest standard deviation, as a fraction of the mean's size: below it float32 tells returns no longer apart."""
 

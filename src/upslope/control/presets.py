@@ -22,7 +22,6 @@ class Preset:
 
 
 def read_presets() -> tuple[dict[str, dict[str, Preset]], dict[str, dict[str, Preset]]]:
-    """The tables of ``presets.toml``, by task and by family."""
     tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     shared, families = tables.pop("shared"), tables.pop("families")
 
@@ -37,14 +36,12 @@ def read_presets() -> tuple[dict[str, dict[str, Preset]], dict[str, dict[str, Pr
     return presets(tables), presets(families)
 
 
-PRESETS, FAMILIES = read_presets()
-"""Task → algorithm → preset, and the same by the beginning of the environment's id."""
+PRESETS, FAMILIES = read_presets()  # task → algorithm → preset, and the same by the beginning of the environment's id
 
 SAMPLED = ("upslope/ShortCorridor-v0",)
 """Tasks whose best policy is random: its most likely action alone never arrives, so evaluations sample."""
 
-GOALS = {"Pendulum-v1": -200.0}
-"""Mean returns at which a task counts as solved, where Gymnasium names none."""
+GOALS = {"Pendulum-v1": -200.0}  # mean returns at which a task counts as solved, where Gymnasium names none
 
 MEASURED_WITH: Values = {"normalize_value": False}
 """What every preset was measured with unless it says otherwise: values in the task's own rewards, whose size the settings fit."""

@@ -176,7 +176,6 @@ class Recorded:
         return rows
 
     def _successors(self, player: Player, rows: Tensor, legal: Any) -> Replaced | None:
-        """Where in these rows a true successor was replaced, and its inputs."""
         at = self.data.tensors.get("successor_at", torch.zeros(0, 2, dtype=torch.int64))
         here, which = (rows.unsqueeze(1) == at[:, 0]).nonzero(as_tuple=True)
         if len(which) == 0:

@@ -19,8 +19,7 @@ from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
 
 COLUMNS = ("reward", "terminated", "truncated", "mask")
-EPISODE_METRICS = ("episode_return", "episode_length")
-"""Means over the episodes that ended."""
+EPISODE_METRICS = ("episode_return", "episode_length")  # means over the episodes that ended
 
 
 class Player:
@@ -78,7 +77,6 @@ class Player:
 
 
 def check_spaces(policy: object, envs: Envs) -> None:
-    """Refuse environments that a policy with spaces of its own was not made for."""
     for kind in ("observation_space", "action_space"):
         made, here = getattr(policy, kind, None), getattr(envs, kind)
         if isinstance(made, spaces.Space) and made != here:
@@ -113,7 +111,6 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
 
     def act(self) -> Array:
-        """The policy's actions for what the environments show, as they take them."""
         player, envs = self.player, self.player.envs
         inputs = player.encode(envs.observation, action_mask=envs.action_mask, update=self.live)
         sample = player.policy.sample(inputs, generator=self.generator)
@@ -150,7 +147,6 @@ class Recording:
         return Rollout(inputs=inputs, behavior_log_prob=log_prob, value=value, next_value=next_value, metrics=metrics, **tensors)
 
     def normalized(self, normalizer: Any) -> Array:
-        """``[N, T]`` rewards divided by the running scale that the policy keeps."""
         for step in self.steps:
             normalizer.update(step.reward, step.terminated | step.truncated, step.mask)
         return normalizer(np.stack([step.reward for step in self.steps], 1))

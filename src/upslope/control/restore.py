@@ -17,8 +17,7 @@ from gymnasium.vector.utils import concatenate
 from upslope.control import trees
 from upslope.records import State
 
-MAX_ACTIONS = 100_000
-"""Actions of one episode that are remembered; a longer one cannot be played again."""
+MAX_ACTIONS = 100_000  # actions of one episode that are remembered; a longer one cannot be played again
 STATELESS = {"Guard", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker"}
 """Wrappers that remember nothing but the steps of the episode."""
 BIT_GENERATORS = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
@@ -102,7 +101,6 @@ def own_state(env: Any) -> State:
 
 
 def storable(value: Any) -> bool:
-    """Whether tensors and JSON can hold it."""
     if isinstance(value, Mapping):
         return all(isinstance(name, str) and storable(part) for name, part in value.items())
     if isinstance(value, (list, tuple)):
@@ -113,7 +111,6 @@ def storable(value: Any) -> bool:
 
 
 def wrappers(env: Any) -> list[Any]:
-    """The wrappers around an environment, from the outside."""
     found: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         found.append(env)
@@ -161,7 +158,6 @@ def stacked(actions: Sequence[Any]) -> Any:
 
 
 def unstacked(space: Space[Any], tree: Any, count: int) -> list[Any]:
-    """The actions again, one by one."""
     if count == 0:
         return []
     if isinstance(space, spaces.Dict):

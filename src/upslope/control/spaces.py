@@ -23,7 +23,6 @@ SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of the
 
 
 def short(space: Any) -> str:
-    """The space's repr in one line of at most 80 characters."""
     line = " ".join(repr(space).split())
     return line if len(line) <= 80 else line[:77] + "..."
 
@@ -161,7 +160,6 @@ class Encoder:
         raise UsageError(f"observation: expected shape {wanted} or {('N', *wanted)}, found {shape}".replace("'", ""))
 
     def batch(self, observation: Any) -> Any:
-        """One observation as a batch of one."""
         return by_space(self.space, observation, lambda array: np.asarray(array)[None])
 
     def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:

@@ -57,5 +57,4 @@ def time_limit(vector: Any) -> int | None:
 
 
 def limit_of(env: Any) -> int | None:
-    """The steps of the outermost ``TimeLimit`` around an environment; None without one."""
     return next((wrapper._max_episode_steps for wrapper in time_limits(env)), None)

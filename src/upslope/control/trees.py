@@ -33,7 +33,6 @@ def leaves(tree: Any) -> Iterator[Array]:
 
 
 def rows(tree: Any, indices: Array) -> Any:
-    """A copy of the rows with these indices."""
     return tree_map(lambda array: array[indices].copy(), tree)
 
 
@@ -118,7 +117,6 @@ def check_range(array: Array, space: Any, path: str = "") -> None:
 
 
 def describe(tree: Any) -> str:
-    """What an unexpected observation is, in a few words."""
     if tree is None:
         return "None"
     if isinstance(tree, dict):

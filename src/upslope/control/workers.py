@@ -26,8 +26,7 @@ from upslope.control.restore import unstacked
 from upslope.control.starts import limit_of
 from upslope.records import State
 
-CLOSING = 5.0
-"""Seconds that workers have to close their environments before they are terminated."""
+CLOSING = 5.0  # seconds that workers have to close their environments before they are terminated
 ASKED = {"_check_spaces": "its constructor", "reset": "reset", "reset-noop": "reset", "step": "step", "_call": "a call"}
 
 

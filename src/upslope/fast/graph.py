@@ -25,12 +25,9 @@ class Node:
     op: str
     inputs: tuple[Node, ...] = ()
     value: Any = None
-    row: bool = False
-    """whether there is one for each step"""
-    flag: bool = False
-    """whether it is true or false"""
-    moves: bool = False
-    """whether the gradient goes through it"""
+    row: bool = False  # whether there is one for each step
+    flag: bool = False  # whether it is true or false
+    moves: bool = False  # whether the gradient goes through it
 
     def __add__(self, other: Any) -> Node:
         return node("add", self, other)
@@ -84,7 +81,6 @@ def where(condition: Node, yes: Node | float, no: Node | float) -> Node:
 
 
 def total(x: Node) -> Node:
-    """The sum over the steps of a minibatch."""
     x = as_number(x)
     return Node("total", (x,), moves=x.moves and torch.is_grad_enabled()) if x.row else x * Node("rows")
 
@@ -164,7 +160,6 @@ def in_order(outputs: Iterable[Node]) -> list[Node]:
 
 
 def differentiate(output: Node) -> dict[Node, Node]:
-    """The derivative of a number by every leaf that moves it."""
     slopes: dict[Node, Node] = {output: literal(1.0)}
     with torch.no_grad():
         for x in reversed(in_order([output])):

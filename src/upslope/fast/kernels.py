@@ -50,7 +50,6 @@ def adam(
 
 
 def run(function: int, rows: int, order: Integers, batch: Table, objective: Table) -> None:
-    """One of the objective's functions on so many rows."""
     columns = shift(batch, at.OBJECTIVE_COLUMNS)
     numbers, each, sums, values = objective[at.NUMBERS], objective[at.EACH], objective[at.SUMS], objective[at.VALUES]
     invoke(objective[function], rows, order, columns, numbers, each, sums, values)
@@ -95,7 +94,6 @@ def score_block(
 
 
 def begin(networks: Integers, batch: Table, order: Integers, size: int, scale: float, objective: Table) -> None:
-    """Before a minibatch: its numbers, and sums of 0."""
     numbers: Doubles = objective[at.NUMBERS]
     sums: Doubles = objective[at.SUMS]
     numbers[0] = 1.0 * size
@@ -146,7 +144,6 @@ def score_minibatch(
     networks: Integers, options: Doubles, parameters: Floats, scratch: Floats, batch: Table, order: Integers, size: int, scale: float,
     objective: Table,
 ) -> None:  # fmt: skip
-    """The objective and the gradient of one minibatch, block by block."""
     gradient, x = shift(scratch, networks[at.GRADIENT_AT]), shift(scratch, networks[at.OBSERVATION_AT])
     rowwise, product = shift(scratch, networks[at.ROWWISE_AT]), shift(scratch, networks[at.PRODUCT_AT])
     delta, other = shift(scratch, networks[at.DELTA_AT]), shift(scratch, networks[at.OTHER_AT])

@@ -79,7 +79,6 @@ class FastLinear(PolicyProxy):
         return Sample(action=torch.tensor([drawn]), log_prob=torch.from_numpy(np.log(p[[drawn]])), value=value)
 
     def value(self, inputs: Inputs) -> Tensor | None:
-        """The twin of ``LinearPolicy.value``."""
         critic = self.view(self.policy.network.critic)
         if critic is None or not single(inputs):
             return self.policy.value(inputs)

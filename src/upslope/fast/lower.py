@@ -14,10 +14,8 @@ from upslope.fast.graph import OPERATIONS, Node, NotLowered, differentiate, in_o
 from upslope.fast.trace import Recorded
 
 NETWORK = {"log_prob": at.LOG_PROB, "entropy": at.ENTROPY, "value": at.VALUE}
-FIXED = ("rows", "scale")
-"""The numbers of a minibatch: its rows, and by how many times it is smaller than the batch."""
-MAIN = 100
-"""The pass in which the policy is evaluated; the passes before it are numbered from 0."""
+FIXED = ("rows", "scale")  # the numbers of a minibatch: its rows, and by how many times it is smaller than the batch
+MAIN = 100  # the pass in which the policy is evaluated; the passes before it are numbered from 0
 PARAMETERS = "rows: int, order: Integers, columns: Table, numbers: Doubles, each: Doubles, sums: Doubles, values: Doubles"
 MASK = Node("column", value="mask", row=True, flag=True)
 FUNCTIONS = ("before", "block", "after")

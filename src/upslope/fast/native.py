@@ -25,8 +25,7 @@ SOURCES = (*TRANSLATOR, "networks", "formulas", "kernels", "policy_kernels")
 ENTRY_POINTS: tuple[Callable[..., Any], ...] = (kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step)
 """The kernels that Python calls."""
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
-DIGEST = 32
-"""Bytes of the hash that the file begins with."""
+DIGEST = 32  # bytes of the hash that the file begins with
 
 
 class Library:
@@ -121,7 +120,6 @@ def cache_folder() -> Path:
 
 
 def read(path: Path) -> bytes | None:
-    """The machine code in a file; None if there is no such file or it is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -141,7 +139,6 @@ def write(path: Path, code: bytes) -> bytes:
 
 
 def compiled(llvm: Any, machine: Any, text: str) -> bytes:
-    """Optimize what is written in LLVM's language for this processor, and emit its machine code."""
     module = llvm.parse_assembly(text)
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)

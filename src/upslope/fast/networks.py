@@ -15,7 +15,6 @@ from upslope.fast.registers import Floats, Integers, Register, at_least, at_most
 
 
 def padded(count: int) -> int:
-    """The next multiple of the register width."""
     return (count + WIDTH - 1) // WIDTH * WIDTH
 
 

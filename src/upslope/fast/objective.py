@@ -79,7 +79,6 @@ class Objectives:
 
 
 def lowered(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
-    """An objective in the kernels' subset of Python; raises :class:`NotLowered`."""
     try:
         return Lowered(trace(algorithm, policy, batch, restored))
     except RecursionError as error:
@@ -99,8 +98,7 @@ def kinds_of(policy: Policy, batch: Batch) -> Any:
     return id(policy), getattr(policy, "value_scale", None) is None, kinds, list(batch.inputs), batch.unit
 
 
-Watched = tuple[Callable[[Any], Any], Any, Any]
-"""How to read something, its name, and what it was."""
+Watched = tuple[Callable[[Any], Any], Any, Any]  # how to read something, its name, and what it was
 
 
 def watch(x: Any, depth: int = 3) -> Iterator[Watched]:

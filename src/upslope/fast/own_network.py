@@ -58,7 +58,6 @@ class HeadAscent(Ascent):
     objectives: Objectives
 
     def backward(self, algorithm: HasObjective, policy: Any, part: Batch, state: AscentState, *, first: bool) -> dict[str, Tensor]:
-        """The twin of :meth:`Ascent.backward`."""
         try:
             objective = self.objectives(algorithm, policy, part, None if part.value is None else lambda value: value)
             columns = Columns(part, self.plan.head, self.plan.outputs, objective.columns)
@@ -115,7 +114,6 @@ def critic_stretch(state: AscentState) -> tuple[int, int] | None:
 
 
 def can_be_read(end: Tensor | None, mask: Tensor) -> bool:
-    """Whether a network's output is numbers that the kernel can read, a row (or one value) for each step."""
     return end is not None and end.dtype == torch.float32 and end.device.type == "cpu" and end.shape[: mask.dim()] == mask.shape
 
 
@@ -126,7 +124,6 @@ class HeadUpdate:
         self.parts = {"library": library, "plan": HeadPlan(head, outputs), "objectives": Objectives()}
 
     def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
-        """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         ascent = cast(Ascent, algorithm.update)
         if batch.sampler_log_prob is None and ascent.micro_batch_size is None:
             ascent = HeadAscent(**{field.name: getattr(ascent, field.name) for field in fields(ascent)}, **self.parts)

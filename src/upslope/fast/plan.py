@@ -30,14 +30,12 @@ MOST_SCRATCH = 2**24
 class MLPLayout:
     """The parts of an MLP policy."""
 
-    head: int
-    """``CATEGORICAL`` or ``GAUSSIAN`` (with one log standard deviation per dimension)"""
+    head: int  # CATEGORICAL or GAUSSIAN (with one log standard deviation per dimension)
     activation: int
     actor: tuple[nn.Linear, ...]
     critic: tuple[nn.Linear, ...]
     log_std: nn.Parameter | None
-    apart: bool = False
-    """whether the critic's gradient is clipped by itself"""
+    apart: bool = False  # whether the critic's gradient is clipped by itself
 
     @property
     def inputs(self) -> int:
@@ -96,7 +94,6 @@ def structure_key(policy: object) -> Any:
 
 
 def head_kind(policy: ActorCritic) -> int | None:
-    """The head's number in :mod:`upslope.fast.layout`, if the kernels know it."""
     heads = sys.modules["upslope.control.heads"]
     if type(policy.head) is heads.Categorical:
         return at.CATEGORICAL
@@ -134,7 +131,6 @@ def shared_sizes(parts: MLPLayout) -> tuple[int, int, int]:
 
 
 def fits(parts: MLPLayout) -> bool:
-    """Whether the scratch memory, a gradient among it, stays within :data:`MOST_SCRATCH`."""
     rowwise, product, _ = shared_sizes(parts)
     return 2 * rowwise + product + sum(p.numel() for p in parts.parameters) <= MOST_SCRATCH
 
@@ -148,7 +144,6 @@ class Plan:
         self.make(self.look())
 
     def look(self) -> tuple[int, int]:
-        """Where the first and the last parameter are."""
         return self.first.data_ptr(), self.last.data_ptr()
 
     def addresses(self) -> tuple[int, int, int]:
@@ -200,7 +195,6 @@ def rounded(count: int, multiple: int) -> int:
 
 
 def kernel_can_read(observation: Tensor, legal: Tensor | None, parts: MLPLayout) -> bool:
-    """Whether the kernels can read these inputs where they lie."""
     fits = observation.dtype == torch.float32 and observation.shape[-1] == parts.inputs
     if not (fits and observation.is_contiguous() and observation.device.type == "cpu"):
         return False

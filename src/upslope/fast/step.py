@@ -56,7 +56,6 @@ class CompiledPolicy(PolicyProxy):
         )
 
     def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
-        """The twin of ``MLPPolicy.sample``."""
         observation, legal = inputs["observation"], inputs.get("action_mask")
         if not kernel_can_read(observation, legal, self.parts):
             return self.policy.sample(inputs, generator=generator)
@@ -75,7 +74,6 @@ class CompiledPolicy(PolicyProxy):
         return Sample(action=action, log_prob=log_prob, value=self.restored(value))
 
     def tape(self, num_envs: int, num_steps: int) -> Tape:
-        """The tape for recordings of this size; one for each size is kept."""
         size = num_envs, num_steps
         if size not in self.tapes:
             self.tapes[size] = Tape(self.library, self.parts, self.plan, *size)
@@ -95,7 +93,6 @@ class CompiledPolicy(PolicyProxy):
         return value if value is None or self.policy.value_scale is None else self.policy.value_scale(value)
 
     def act(self, *arguments: Any, **options: Any) -> Any:
-        """``MLPPolicy.act`` on the compiled actor."""
         return type(self.policy).act(self, *arguments, **options)
 
     def _actor(self, inputs: Mapping[str, Tensor]) -> Tensor:

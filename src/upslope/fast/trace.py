@@ -21,8 +21,7 @@ from upslope.records import ROW_AXES, Batch, Evaluation, HasObjective, Policy
 
 SIZES = (5, 7)
 """Units of the batches that an objective is run on: what differs between the two graphs depends on the size of a minibatch."""
-UNIT_SHAPE = (2, 3)
-"""Rows and steps of a group."""
+UNIT_SHAPE = (2, 3)  # rows and steps of a group
 READS = frozenset(["bool", "float", "int", "index", "item", "tolist", "numpy", "repr", "format", "array", "contains"])
 PLAIN = frozenset(("dim", "size", "__len__", "__hash__", "ndimension", "is_floating_point", "is_contiguous"))
 """What is no tensor and may be asked of one."""
@@ -85,7 +84,6 @@ def check_steps(name: str, result: Tensor, rows: list[Symbol]) -> None:
 
 
 def attribute(func: Any, tensor: Symbol) -> Any:
-    """``x.shape`` and the like."""
     name = func.__self__.__name__
     if name == "data":
         return symbol(tensor.detach(), held(tensor.node), tensor.chosen)
@@ -109,7 +107,6 @@ def operand(x: Any) -> Any:
 
 
 def refusal(word: str, *, in_place: bool = False) -> str:
-    """Why an operation is not compiled, in a user's words."""
     if in_place:
         return f"it changes a tensor in place ({word})"
     return f"it looks at a number while it runs ({word})" if word in READS else f"{word}() is not compiled"
@@ -274,7 +271,6 @@ class TracedPolicy:
         self._policy, self._inputs, self._evaluation = policy, inputs, evaluation
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
-        """The evaluation of the whole batch."""
         if inputs.keys() != self._inputs.keys() or any(inputs[name] is not given for name, given in self._inputs.items()):
             raise NotLowered("it evaluates something else than the batch")
         return self._evaluation
@@ -318,7 +314,6 @@ def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Calla
 
 
 def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Recorded:
-    """Run the objective on symbols of so many units."""
     shape = (size, *UNIT_SHAPE[2 - ROW_AXES[batch.unit] :])
     generator = torch.Generator().manual_seed(size)
 

@@ -379,7 +379,6 @@ class Translation:
         return self.call(self.meaning(node.func), [self.value(argument) for argument in node.args])
 
     def library(self, function: Callable[..., Any], arguments: list[Value]) -> Value:
-        """A function of one or two float64 numbers."""
         return self.new("float", f"call double @{LIBRARY[function]}({listed(self.cast(x, 'float') for x in arguments)})")
 
     def call(self, function: Callable[..., Any], arguments: list[Value]) -> list[Value]:

@@ -40,7 +40,6 @@ class CompiledUpdate:
         self.plan = Plan(parts)
 
     def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
-        """One update on one batch; the metrics of :meth:`Ascent.__call__`."""
         state.check()
         ascent = cast(Ascent, algorithm.update)
         try:
@@ -88,7 +87,6 @@ class CompiledUpdate:
         return {**metrics, "num_minibatches": float(results[at.STEPPED])}
 
     def objective(self, algorithm: Algorithm, policy: Policy, batch: Batch) -> CompiledObjective:
-        """The compiled objective of this batch; raises where there is none."""
         if batch.sampler_log_prob is not None or cast(Ascent, algorithm.update).micro_batch_size is not None:
             raise NotLowered
         restored = (cast(Any, policy).value_scale or (lambda value: value)) if self.parts.critic else None
@@ -113,12 +111,10 @@ class CompiledNatural:
         self.fit = CompiledUpdate(library, replace(parts, actor=(), log_std=None))
 
     def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: NaturalState) -> Metrics:
-        """One update on one batch; the metrics of the readable twin."""
         return cast(Any, algorithm.update)(algorithm, policy, batch, state, ascend=self.fit)
 
 
 def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
-    """The numbers that the kernel goes by."""
     options = np.zeros(at.NUM_OPTIONS)
     options[at.MASKED] = masked
     options[at.MAX_GRAD_NORM] = math.inf if ascent.max_grad_norm is None else ascent.max_grad_norm
@@ -131,6 +127,5 @@ def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
 
 
 def flat_part(batch: Batch, rows: Array) -> Batch:
-    """These steps of a batch, one after the other."""
     flat = map_tensors(batch, lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))
     return flat.select(torch.from_numpy(rows))

@@ -78,8 +78,7 @@ def borrowed(model: PreTrainedModel) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------- who sees whom, and where
 
 
-NEVER = 1 << 30
-"""The place of padding, which no token ever reaches."""
+NEVER = 1 << 30  # the place of padding, which no token ever reaches
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,6 @@ def _number(said: str, value: Any, index: int) -> float | None:
 
 
 def kind_of(value: Any) -> str:
-    """A value and its type, for messages."""
     return "None" if value is None else f"{one_line(repr(value), 40)} of type {type(value).__name__}"
 
 

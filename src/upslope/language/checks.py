@@ -52,7 +52,6 @@ def last_number(text: str) -> Decimal | None:
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that the whole of ``text`` is, else None."""
     return last_number(text) if _NUMBER.fullmatch(text.strip()) else None
 
 

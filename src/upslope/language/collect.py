@@ -122,7 +122,6 @@ class Completions:
         return TrainerState(**{name: getattr(self.run, name) for name in ("iteration", "iterations", "total_steps", "fraction")})
 
     def __call__(self, policy: LanguagePolicy) -> Rollout:
-        """Sample, score, record."""
         if self.reference is not None:
             check_reference(self.reference, policy)
         engine = self.engine = self.engine or EmbeddedEngine(policy)
@@ -210,7 +209,6 @@ class Order:
         self.left = list(state["left"])
 
     def take(self, number: int) -> list[int]:
-        """The next ``number`` indices."""
         while len(self.left) < number:
             more = list(range(self.count))
             self.random.shuffle(more)
@@ -253,7 +251,6 @@ def recorded(prompts: Sequence[Sequence[int]], made: Generated, score: Tensor, c
 
 
 def check_reference(reference: LanguagePolicy, policy: LanguagePolicy) -> None:
-    """Refuse a reference of another vocabulary."""
     sizes = reference.vocabulary, policy.vocabulary
     require(sizes[0] == sizes[1], "reference: it has {} tokens, the policy {}; take one of the same vocabulary".format(*sizes))
 
@@ -264,7 +261,6 @@ def widened(x: Tensor, size: int) -> Tensor:
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
-    """Several rounds as one rollout, padded to the longest prompt and completion."""
     prompt_size, steps = (max(r.inputs[name].shape[-1] for r in rollouts) for name in ("prompt_ids", "completion_ids"))
     wide: list[Rollout] = []
     for rollout in rollouts:

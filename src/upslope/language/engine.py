@@ -113,7 +113,6 @@ class EmbeddedEngine:
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
-    """Refuse what cannot be completed, naming the prompt."""
     require(bool(prompt_ids), "prompts: expected at least one, found none")
     require(max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens}")
     for i, ids in enumerate(prompt_ids):
@@ -229,7 +228,6 @@ class Decoding:
         self.draw(log_p.repeat_interleave(lanes, 0), slots.repeat_interleave(lanes), torch.arange(lanes, device=p.device).repeat(len(ids)))
 
     def step(self) -> None:
-        """One more token for every active row."""
         slot, lane = self.alive.nonzero(as_tuple=True)
         if len(slot) == 0:
             return
@@ -258,7 +256,6 @@ class Decoding:
         self.alive[slot, lane] = ~stopped & (place + 1 < self.max_tokens)
 
     def compact(self) -> None:
-        """Keep the slots in which a row is still active."""
         kept = self.alive.any(1).nonzero().squeeze(1)
         for name in ("prompt", "prompt_length", "at", "places", "alive", "token"):
             setattr(self, name, getattr(self, name)[kept])

@@ -21,8 +21,7 @@ from typing import Any
 
 from upslope.language.calls import Call, Limit, Outcome
 
-SPARE_SECONDS = 5.0
-"""A copy whose parent is gone ends itself, this long after the parent would have ended it."""
+SPARE_SECONDS = 5.0  # a copy whose parent is gone ends itself, this long after the parent would have ended it
 
 
 def can_fork() -> bool:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1 << 24
-"""Logits that exist at one time (64 MiB in float32)."""
+CHUNK = 1 << 24  # logits that exist at one time (64 MiB in float32)
 
-BLOCK = 512
-"""Tokens in each of the blocks, one of which is drawn before a token in it."""
+BLOCK = 512  # tokens in each of the blocks, one of which is drawn before a token in it
 
 LOWEST = torch.finfo(torch.float32).min
 """What stands for log-probabilities of −∞: times a probability of 0 it adds nothing."""

@@ -11,8 +11,7 @@ from upslope.language.asked import ALSO_KNOWN
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
 
-RESERVED = (*ALSO_KNOWN, "self")
-"""Names under which a reward receives something else; no column may be called so."""
+RESERVED = (*ALSO_KNOWN, "self")  # names under which a reward receives something else; no column may be called so
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

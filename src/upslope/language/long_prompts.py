@@ -12,8 +12,7 @@ from upslope.language.problems import Task
 LongPrompts = Literal["error", "drop", "cut"]
 Item = TypeVar("Item", bound=Any)
 
-ROOM_FOR_ENDS = 8
-"""Tokens kept free behind a recorded completion for what its template ends a turn with."""
+ROOM_FOR_ENDS = 8  # tokens kept free behind a recorded completion for what its template ends a turn with
 
 
 def fit(

@@ -46,7 +46,6 @@ def unwrapped(model: Any) -> tuple[PreTrainedModel, Any]:
 
 
 def check_settings(model: PreTrainedModel) -> None:
-    """Refuse what the user switched on and a policy does not do."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise UsageError(
             "model: gradient checkpointing is on, which a policy's passes do not follow; switch it off with "

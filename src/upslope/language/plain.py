@@ -82,7 +82,6 @@ def evaluate(
 
 
 def score(policy: LanguagePolicy, *texts: Tensor) -> Tensor:
-    """What the value head gives each whole completion ``[B, G]``."""
     weights = policy.weights()
     last = [required(policy.run(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(*texts)]
     return policy.values(torch.stack(last)).view(texts[-1].shape)
@@ -127,7 +126,6 @@ class PlainDecoding:
     def one(
         self, ids: Tensor, state: dict[str, Any], log_p: Tensor, uniform: Tensor | None, max_tokens: int
     ) -> tuple[list[int], list[float]]:
-        """One completion, up to its end token or ``max_tokens``."""
         tokens: list[int] = []
         said: list[float] = []
         while True:

@@ -39,8 +39,7 @@ ON_TINY: dict[str, Values] = {
 NEED_A_WARM_START = ("addition", "copy", "sums")
 """Tasks in which a model that was made on the spot, and says anything, would wait very long for its first reward."""
 
-PAIRS_IN_A_PASS = 4
-"""For pretrained models: pairs or single texts, which are fewer tokens than a group."""
+PAIRS_IN_A_PASS = 4  # for pretrained models: pairs or single texts, which are fewer tokens than a group
 
 
 def preset_for(algorithm: str, model: str, task: str | None, known: set[str], *, recorded: bool = False) -> dict[str, Any]:

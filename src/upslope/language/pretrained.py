@@ -73,8 +73,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 Policy = TypeVar("Policy", bound="LanguagePolicy")
 AGAIN = "write the folder again (upslope export or upslope model), or download it again"
 """What to do about a damaged folder."""
-HUB_SECONDS = 5.0
-"""How long the hub may take to say whether it has a model."""
+HUB_SECONDS = 5.0  # how long the hub may take to say whether it has a model
 
 
 def unreachable(name: str) -> str:
@@ -106,7 +105,6 @@ def is_cached(name: str) -> bool:
 
 
 def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
-    """Write config, weights and tokenizer; merged where there are adapters."""
     require(folder.is_dir() or not folder.exists(), f"folder: {folder} is a file; name another place")
     with filled_folder(folder) as new, quiet():
         if policy.adapter and not merge:
@@ -125,8 +123,7 @@ def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, mer
             save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, new / VALUE_HEAD)
 
 
-VALUE_HEAD = "value_head.safetensors"
-"""Beside the model's own files; plain Transformers does not look at it."""
+VALUE_HEAD = "value_head.safetensors"  # beside the model's own files; plain Transformers does not look at it
 
 
 def load_value_head(head: nn.Linear, folder: Path) -> None:

@@ -10,11 +10,9 @@ import platform
 import torch
 from torch import Tensor
 
-SMALLEST = 1 << 20
-"""Entries from which on a second copy is worth its memory."""
+SMALLEST = 1 << 20  # entries from which on a second copy is worth its memory
 
-FEWEST = 4
-"""Rows at a time from which on the other order is worth the time it takes to get there."""
+FEWEST = 4  # rows at a time from which on the other order is worth the time it takes to get there
 
 
 class Product:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers and peft without progress bars, remarks and warnings about one another."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")

@@ -147,7 +147,6 @@ def unpack_examples(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any,
 
 
 def places_of(examples: Sequence[Any]) -> list[str]:
-    """Where each example was read, as far as it knows, for errors."""
     return [getattr(example, "place", "") or f"data[{i}]" for i, example in enumerate(examples)]
 
 

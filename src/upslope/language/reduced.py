@@ -60,7 +60,6 @@ def small_settings(settings: dict[str, Any], *, shorter: bool = True) -> dict[st
 
 
 def first(numbers: dict[str, int], names: str) -> int | None:
-    """The first setting that has one of these names."""
     return next((value for name, value in numbers.items() if re.fullmatch(names, name)), None)
 
 

@@ -41,10 +41,8 @@ class Row:
     seam: str = ""
 
 
-Offsets = Sequence[tuple[int, int]] | None
-"""Where each token stands in its text, if the tokenizer tells."""
-AS_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-"""How ids become text."""
+Offsets = Sequence[tuple[int, int]] | None  # where each token stands in its text, if the tokenizer tells
+AS_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}  # how ids become text
 AS_IDS = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
 """How text becomes ids: without what the tokenizer puts around texts."""
 
@@ -77,7 +75,6 @@ class Rendering:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Every token that ends a completion."""
         return frozenset(i for i in (*self.ends, self.turn.end_id) if i is not None)
 
     # -------------------------------------------------------------------------------------------------------------- prompts
@@ -266,5 +263,4 @@ def squeezed(text: str) -> str:
 
 
 def and_more(places: Sequence[str]) -> str:
-    """How many there are besides the first."""
     return f" (and {len(places) - 1} more)" if len(places) > 1 else ""

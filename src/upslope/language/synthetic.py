@@ -9,8 +9,7 @@ from upslope.errors import UsageError, require
 from upslope.language.checks import Prompt, as_number, each, exact_match, tagged
 from upslope.language.problems import Pair, Problem, Task, num_held_out, shuffled, split
 
-MAX_PROBLEMS = 16384
-"""A generated task with more problems than this takes a random part of them."""
+MAX_PROBLEMS = 16384  # a generated task with more problems than this takes a random part of them
 
 SUMS_EXAMPLE = (17, 25)
 
@@ -92,12 +91,10 @@ def _task(name: str, problems: list[Problem], held_out: int | None, seed: int, *
 
 
 def answer_of(problem: Problem) -> str:
-    """The answer itself, as a completion."""
     return str(problem.columns["answer"])
 
 
 def tagged_answer_of(problem: Problem) -> str:
-    """The answer in an answer tag, as a completion."""
     return f"<answer>{answer_of(problem)}</answer>"
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from upslope.errors import UsageError
 
-SAID = "SAIDBYTHEASSISTANT"
-"""Stands for the assistant's content where a template is asked how a turn ends."""
+SAID = "SAIDBYTHEASSISTANT"  # stands for the assistant's content where a template is asked how a turn ends
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Turn:
 
 
 def turn_of(tokenizer: Any) -> Turn:
-    """How the template writes an assistant's turn, by rendering one."""
     if not tokenizer.chat_template:
         return Turn()
     asked = [{"role": "user", "content": "x"}]

@@ -36,8 +36,7 @@ class WorldParts:
     problem: type
     settings: type
     problem_key: str
-    path: str
-    """``module:Class``, which loads the world's packages, so it is imported when it is first needed"""
+    path: str  # module:Class, which loads the world's packages, so it is imported when it is first needed
 
     @property
     def alive(self) -> type[World[Any]]:

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from upslope.run.config import RunConfig
     from upslope.run.session import Session
 
-SLOW_TO_MAKE = 0.5
-"""Seconds for one environment from which on an evaluation makes a single one."""
+SLOW_TO_MAKE = 0.5  # seconds for one environment from which on an evaluation makes a single one
 
 
 @dataclass(kw_only=True)
@@ -44,8 +43,7 @@ class Control(World[control.ActorCritic]):
     envs: control.Envs
     policy: control.ActorCritic
     collect: Collector | Stream
-    make_seconds: float = 0.0
-    """how long it took to make one of the environments"""
+    make_seconds: float = 0.0  # how long it took to make one of the environments
     evaluator: Evaluator | None = None
 
     fields = FIELDS
@@ -244,7 +242,6 @@ def evaluated(result: EvaluationResult) -> Evaluated:
 
 
 def env_options(config: RunConfig) -> dict[str, Any]:
-    """What the environments of a run are made with, for training and for evaluation alike."""
     env: EnvSettings = config.problem
     return {name: getattr(env, name) for name in ("vectorization", "env_kwargs", "max_episode_steps", "step_timeout")}
 

@@ -59,7 +59,6 @@ def make_collector(config: RunConfig, envs: control.Envs) -> Any:
 
 
 def recorded_steps(config: RunConfig) -> control.Recorded | None:
-    """The recorded steps to learn from, where the collector names a file of them."""
     if not isinstance(config.collector, DataSettings) or config.collector.data is None:
         return None
     scale, seed = config.problem.reward_scale, config.settings.seed

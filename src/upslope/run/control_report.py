@@ -16,8 +16,7 @@ from upslope.run.report import STOPPED, climbing, passes, plural
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
 
-LARGE = 100.0
-"""A number of the observation beyond this saturates a network's first layer."""
+LARGE = 100.0  # a number of the observation beyond this saturates a network's first layer
 LARGE_PIXEL = 10.0
 
 
@@ -80,7 +79,6 @@ def natural(update: Any, transitions: int | None) -> str:
 
 
 def stopping(settings: RunSettings, stop_at: float | None) -> str:
-    """When the run ends, and what is watched on the way."""
     words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
     every, how, episodes = settings.eval_every, "sampled" if settings.eval_sample else "greedy", settings.eval_episodes
     if stop_at is not None:
@@ -94,7 +92,6 @@ def stopping(settings: RunSettings, stop_at: float | None) -> str:
 
 
 def policy_words(policy: ActorCritic, chosen: PolicySettings, settings: RunSettings) -> str:
-    """What the policy is, where it starts from and where it lives."""
     options, init = policy.describe(), "" if settings.init is None else f", continued from {settings.init}"
     if isinstance(policy, LinearPolicy):
         tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"

@@ -13,17 +13,14 @@ from upslope.errors import require, require_counts
 
 MAX_ENVS, MAX_ROWS, MAX_UNITS, MAX_STEPS, MAX_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
 """Upper bounds that catch typing errors."""
-STEP_TIMEOUT = 120.0
-"""Seconds that a step may take in a process of its own unless told otherwise."""
+STEP_TIMEOUT = 120.0  # seconds that a step may take in a process of its own unless told otherwise
 
 
 def check_num_envs(count: int) -> None:
-    """Raise :class:`UsageError` for a number of environments out of bounds."""
     require(1 <= count <= MAX_ENVS, f"num_envs: expected an integer from 1 to {MAX_ENVS}, found {count}")
 
 
 def check_seed(seed: int) -> None:
-    """Raise :class:`UsageError` for a seed that a generator does not take."""
     require(0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed}")
 
 

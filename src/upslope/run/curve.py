@@ -16,8 +16,7 @@ from upslope.run.settings import flattened
 
 Rows = Sequence[Mapping[str, Any]]
 STEPS, RETURN, PER_STEP = "environment steps", "episode return", "reward per step"
-RETURN_OF = {"control": "episode_return", "language": "reward"}
-"""What is compared between runs."""
+RETURN_OF = {"control": "episode_return", "language": "reward"}  # what is compared between runs
 OTHERWISE = {"reward_per_step": PER_STEP, "evaluation_return": "return in evaluations"}
 """What is compared where no run in an environment ended an episode: what they were paid, or evaluations, with their axes."""
 
@@ -95,7 +94,6 @@ def measured(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs that have what is compared in their environment."""
     measures = measured(runs)
     return [run for run in runs if len(series(run.metrics(), measures[run.world, run.env_id])[0])]
 
@@ -113,8 +111,7 @@ def nothing_to_plot(run: Run) -> str:
 UNNAMED = ("format_version", "versions", "world", "algorithm.name")
 WITHOUT_EFFECT = tuple(f"settings.{name}" for name in ("seed", "device", "fast", "eval_every", "eval_episodes", "eval_sample"))
 """Settings that change nothing of what is learned, but for chance."""
-MAX_NAMED = 4
-"""Settings that a legend names at most."""
+MAX_NAMED = 4  # settings that a legend names at most
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -10,8 +10,7 @@ import torch
 from upslope.errors import UsageError, require
 from upslope.records import Policy
 
-SMALL = 500_000
-"""Parameters below which a policy on the processor runs on one thread."""
+SMALL = 500_000  # parameters below which a policy on the processor runs on one thread
 
 
 @contextlib.contextmanager
@@ -33,7 +32,6 @@ def one_thread(policy: Policy | None = None) -> Generator[None]:
 
 
 def check_device(name: str) -> torch.device:
-    """The torch device of this name; raises :class:`UsageError` where there is none here."""
     try:
         device = torch.device(name)
     except RuntimeError:

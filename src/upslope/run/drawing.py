@@ -26,8 +26,7 @@ from upslope.files import whole_file
 from upslope.terminal import printable
 
 Array = NDArray[np.float64]
-Name = tuple[str, float, float, Any]
-"""Of a curve or level: text, the point where it belongs, and color."""
+Name = tuple[str, float, float, Any]  # of a curve or level: text, the point where it belongs, and color
 
 PALETTE = ("#0072b2", "#d55e00", "#00a174", "#a7427d", "#dc9f0f", "#53b1e8", "#423995", "#50403a")
 """Colors that stay apart for color-blind eyes: near those of Okabe and Ito (2008)."""
@@ -57,14 +56,10 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "upslope",
 }
 DPI = 150
-LEFT, RIGHT, TOP, BOTTOM = 0.75, 0.3, 0.8, 0.62
-"""Inches around a set of axes, for numbers, title and labels."""
-UNTITLED = 0.45
-"""Inches above axes without a title."""
-LABEL_GAP = 0.25
-"""Inches from the axes to the names of the curves."""
-ROW = 0.19
-"""Inches that a line of text needs."""
+LEFT, RIGHT, TOP, BOTTOM = 0.75, 0.3, 0.8, 0.62  # inches around a set of axes, for numbers, title and labels
+UNTITLED = 0.45  # inches above axes without a title
+LABEL_GAP = 0.25  # inches from the axes to the names of the curves
+ROW = 0.19  # inches that a line of text needs
 
 
 @dataclass(frozen=True)

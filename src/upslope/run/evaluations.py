@@ -9,22 +9,16 @@ from typing import Any
 from upslope.errors import RunFault
 from upslope.records import State
 
-POINTS = 20
-"""Evaluations of a run for which nothing was chosen."""
+POINTS = 20  # evaluations of a run for which nothing was chosen
 SHARE = 0.2
 """Steps of those evaluations for each step of training, about: they have no update, so it is less of the time."""
-NATIVE_STEP = 2
-"""Steps of training that take about as long as one of all rows of CartPole's vectorized version."""
-MIN_EPISODES = 5
-"""Episodes of one of them at least."""
-UNTIL_EVERY = 2048
-"""Steps between the evaluations that decide whether a goal is reached."""
+NATIVE_STEP = 2  # steps of training that take about as long as one of all rows of CartPole's vectorized version
+MIN_EPISODES = 5  # episodes of one of them at least
+UNTIL_EVERY = 2048  # steps between the evaluations that decide whether a goal is reached
 CUT_AFTER = 1000
 """Steps after which an episode without a time limit is cut off, unless training has seen longer ones end."""
-TRIES = 3
-"""Evaluations in a row that fail before no more are tried."""
-UNTIL = ("until_solved", "until_return", "until_accuracy")
-"""Settings with which evaluations decide when a run ends."""
+TRIES = 3  # evaluations in a row that fail before no more are tried
+UNTIL = ("until_solved", "until_return", "until_accuracy")  # settings with which evaluations decide when a run ends
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,6 @@ class Schedule:
         self.spent, self.length, self.longest = 0.0, 0.0, 0.0
 
     def watch(self, row: Mapping[str, Any]) -> None:
-        """What training says of its episodes."""
         self.longest = max(self.longest, row.get("episode_length", 0.0))
 
     def due(self, before: int, now: int) -> int:
@@ -116,7 +109,6 @@ class Failures:
         return f"no more are made after {TRIES} in a row{self.cannot}"
 
     def warnings(self) -> list[str]:
-        """One line for all of them, where there are any."""
         if not self.faults:
             return []
         (steps, fault), count = self.faults[0], len(self.faults)

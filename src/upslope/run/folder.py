@@ -31,8 +31,7 @@ from upslope import files
 from upslope._version import __version__
 from upslope.errors import UsageError, require
 
-FORMAT_VERSION = 1
-"""Raised when an older upslope could no longer read what a newer one writes."""
+FORMAT_VERSION = 1  # raised when an older upslope could no longer read what a newer one writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,6 @@ class RunFolder:
         self.write_bytes(name, (json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a whole file under a temporary name and rename it."""
         files.write_bytes(self.path / name, content)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -42,12 +42,9 @@ if TYPE_CHECKING:
     from upslope.run.config import RunConfig
     from upslope.run.session import Session
 
-EVALUATE_EVERY = 10
-"""Iterations between evaluations unless told otherwise."""
-GOOD = 0.95
-"""Accuracy from which on nobody minds that a policy has become certain."""
-PAIRS_IN_A_PASS = 16
-"""Pairs that are measured at once."""
+EVALUATE_EVERY = 10  # iterations between evaluations unless told otherwise
+GOOD = 0.95  # accuracy from which on nobody minds that a policy has become certain
+PAIRS_IN_A_PASS = 16  # pairs that are measured at once
 
 
 @dataclass(kw_only=True)
@@ -58,15 +55,12 @@ class Language(World[LanguagePolicy]):
     task: Task | None
     policy: LanguagePolicy
     collect: Any
-    num_long: int = 0
-    """prompts that were left out or cut"""
-    before: float | None = None
-    """accuracy before training"""
+    num_long: int = 0  # prompts that were left out or cut
+    before: float | None = None  # accuracy before training
     warm_start_seconds: float = 0.0
     warm_start_iterations: int | None = None
     said_that_weights_stand_still: bool = False
-    reference: str | None = None
-    """SHA-256 of the model that the reference is frozen from"""
+    reference: str | None = None  # SHA-256 of the model that the reference is frozen from
 
     fields = report.FIELDS
     kept = ("iteration", "total_steps", "evaluation_accuracy", "objective", *report.CURVES)

@@ -16,8 +16,7 @@ from upslope.run.language_make import rewards_from
 from upslope.run.language_settings import TaskSettings
 from upslope.run.load import Run
 
-HELD_OUT_PAIRS = 256
-"""Pairs that are made of a task's held-out problems to measure a preference on."""
+HELD_OUT_PAIRS = 256  # pairs that are made of a task's held-out problems to measure a preference on
 
 NO_CONFIG: dict[str, dict[str, Any]] = {"task": {}, "collector": {}}
 """That of a model's folder, which was trained by nobody that we know."""

@@ -102,7 +102,6 @@ def outcome(summary: Mapping[str, Any]) -> list[str]:
 
 
 def next_commands(summary: Mapping[str, Any], folder: Path, config: RunConfig) -> dict[str, str]:
-    """Commands that make sense after this run, and work as they stand, with what each is for."""
     task = [] if config.problem.task is None else ["--task", config.problem.task]
     rows: dict[tuple[str, ...], str] = {}
     scores = config.needs.scores_texts

@@ -21,8 +21,7 @@ from upslope.run.settings import flattened, load_object
 Row = Mapping[str, Any]
 
 
-Logger = Callable[[Row], object]
-"""Takes one row per iteration; its ``close()``, where it has one, is called at the end."""
+Logger = Callable[[Row], object]  # takes one row per iteration; its close(), where it has one, is called at the end
 MakesLogger = Callable[[Path, Mapping[str, Any]], Logger]
 """A logger's class: called with the run folder and the configuration."""
 GivenLogger = Logger | MakesLogger
@@ -30,7 +29,6 @@ GivenLogger = Logger | MakesLogger
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Raise :class:`UsageError` for a logger that is asked for and not installed, or that no module has."""
     for name in names:
         if ":" in name:
             load_object(name, "logger")

@@ -124,7 +124,6 @@ class Needs:
 
 
 def methods_in(world: str) -> dict[str, Method]:
-    """The rows that train in a world."""
     return {name: method for name, method in METHODS.items() if getattr(method, world) is not None}
 
 
@@ -179,7 +178,6 @@ def made(found: Any, name: str) -> Any:
 
 
 def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
-    """Refuse what lacks a member that the loop will ask for."""
     wanted = ("learn", "start") if hasattr(algorithm, "learn") else ("estimate", "objective", "update")
     missing = [member for member in wanted if not hasattr(algorithm, member)]
     require(not missing, f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")

@@ -25,8 +25,7 @@ from upslope.run.load import Run
 
 Frame = NDArray[np.uint8]
 DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
-GIF_WIDTH, GIF_RATE = 480, 25
-"""Pixels and frames per second: enough to watch, small enough to mail."""
+GIF_WIDTH, GIF_RATE = 480, 25  # pixels and frames per second: enough to watch, small enough to mail
 
 
 def record(

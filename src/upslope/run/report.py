@@ -18,10 +18,8 @@ from upslope.terminal import drawn_on, printable
 Row = Mapping[str, Any]
 Samples = Callable[[], Sequence[str]]
 SECONDS_BETWEEN_LINES = 2.0
-RECENT = 10
-"""Iterations over which the shown return is averaged."""
-WIDE = 120
-"""Terminal columns from which the live line has a bar and full names."""
+RECENT = 10  # iterations over which the shown return is averaged
+WIDE = 120  # terminal columns from which the live line has a bar and full names
 
 
 @dataclass(frozen=True)

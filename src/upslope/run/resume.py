@@ -71,7 +71,6 @@ class Stopped:
 
     @property
     def iteration(self) -> int:
-        """Iterations that are behind it."""
         return self.state["run"]["iteration"]
 
     def words(self, now: Mapping[str, Any]) -> list[str]:
@@ -97,7 +96,6 @@ def surroundings() -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """Of a package that need not be there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

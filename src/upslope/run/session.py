@@ -257,15 +257,12 @@ class Session:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal has asked for the end."""
         return self.signal is not None
 
     def note(self, text: str) -> None:
-        """Say something beside the progress."""
         self.progress.note(text)
 
     def save_in_time(self) -> None:
-        """Save the policy if it is time to."""
         if self.pace.due():
             with self.pace.saving():
                 self._save()
@@ -366,7 +363,6 @@ class Session:
     # ------------------------------------------------------------------------------------------------------------ the end
 
     def _finish(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
-        """Save the policy, draw the curve, write the summary."""
         # the parameters may be what diverged, or an update was cut short: then the last saved ones stay
         if not isinstance(error, Diverged) and self.updates == num_updates(self.state):
             self._save()

@@ -70,7 +70,6 @@ def replaced(instance: T, values: Mapping[str, Any]) -> T:
 
 
 def check_names(values: Iterable[str], known: Iterable[str], kind: str = "setting") -> None:
-    """Raise :class:`UsageError` with the nearest name for the first name that is not a setting."""
     names = set(known)
     for name in values:
         if name not in names:
@@ -131,8 +130,7 @@ def check_imports_nothing(values: Mapping[str, Any], source: str, imports: Calla
                 raise UsageError(f"{name}: {source} names {text}, and {why}; say {again} to import it")
 
 
-PATHS = ("init", "pairs", "data")
-"""Settings that are paths and text in JSON."""
+PATHS = ("init", "pairs", "data")  # settings that are paths and text in JSON
 
 
 def function_name(function: Callable[..., Any], owner: type, name: str) -> str:

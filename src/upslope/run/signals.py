@@ -5,8 +5,7 @@ import signal
 from collections.abc import Callable, Generator
 from typing import Any
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Ctrl-C, a scheduler, a terminal that was closed."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler, a terminal that was closed
 
 
 @contextlib.contextmanager

@@ -63,7 +63,6 @@ class RunState:
     batch: Batch | None = None
 
     def __repr__(self) -> str:
-        """What was trained by what, and how far it is; the parameters are in ``policy``."""
         returned = "".join(f", {name}={self.metrics[name]:.4g}" for name in ("episode_return", "reward") if name in self.metrics)
         names = ", ".join(type(part).__name__ for part in (self.algorithm, self.policy, self.collect))
         return f"RunState({names}, iteration={self.iteration:,}, total_steps={self.total_steps:,}, {self.fraction:.0%} done{returned})"
@@ -148,7 +147,6 @@ def policy_state(policy: Any) -> State:
 
 @torch.no_grad()
 def load_policy_state(policy: Any, state: State) -> None:
-    """Fill a policy in place."""
     if isinstance(policy, nn.Module):
         policy.load_state_dict(state)
         return

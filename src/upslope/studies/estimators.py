@@ -15,8 +15,7 @@ from upslope.algorithms.off_policy import ESTIMATORS as WEIGHTED
 from upslope.algorithms.reinforce import RETURNS
 from upslope.errors import require, unknown
 
-Make = Callable[[float, float], Any]
-"""``(gamma, gae_lambda) -> algorithm``"""
+Make = Callable[[float, float], Any]  # (gamma, gae_lambda) -> algorithm
 
 
 @dataclass(frozen=True)

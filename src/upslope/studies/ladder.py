@@ -24,8 +24,7 @@ from upslope.studies.ladder_page import interval, page, picture
 from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
 from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
 
-TAIL = POINTS // 10
-"""The last points, over which a run's result is averaged."""
+TAIL = POINTS // 10  # the last points, over which a run's result is averaged
 MIN_BUDGET, MAX_BUDGET, MAX_SEEDS = 100, 10**12, 1000
 
 
@@ -85,7 +84,6 @@ def ladder(
 
 
 def found_on(task: Task, rung: Rung, climbs: list[Climb], noise: dict[str, Any], budget: int) -> dict[str, Any]:
-    """Everything that is known of a rung, for ``ladder.json`` and the page."""
     table = np.stack([c.returns for c in climbs])
     low, high = bootstrap_band(table)
     last = table[:, -TAIL:].mean(1)

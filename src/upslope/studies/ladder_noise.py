@@ -18,16 +18,12 @@ from upslope.studies.ladder_runs import prepared_for, problem_of
 from upslope.studies.variance import Measurement, Reference, measure
 from upslope.studies.variance_run import Tabulated, episodes, fit_critic
 
-SEED = 100_000
-"""Far from the seeds of the runs."""
-HALFWAY = 3_000
-"""Steps of PPO that make the policy to measure at, where a fresh one would show nothing."""
-LANES, MAX_STEPS = 64, 1000
-"""Episodes played side by side, and more steps than any of them has."""
+SEED = 100_000  # far from the seeds of the runs
+HALFWAY = 3_000  # steps of PPO that make the policy to measure at, where a fresh one would show nothing
+LANES, MAX_STEPS = 64, 1000  # episodes played side by side, and more steps than any of them has
 
 
 def measured_policy(task: Task) -> Any:
-    """Where the gradients are taken."""
     prepared = prepared_for(task, next(rung for rung in RUNGS if rung.key == "ppo"), SEED)
     try:
         if not task.problem:

@@ -55,8 +55,7 @@ class Rung:
     estimator: str
     settings: Values
     tuned: Mapping[str, Values]
-    scale_free: bool = False
-    """its gradient is divided by a spread, so only its direction can be compared"""
+    scale_free: bool = False  # its gradient is divided by a spread, so only its direction can be compared
     coincides: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -78,8 +77,7 @@ def read_ladder() -> tuple[dict[str, Task], tuple[Rung, ...]]:
     return tasks, tuple(rungs)
 
 
-TASKS, RUNGS = read_ladder()
-"""The tasks, by the names that the command line knows, and the rungs in their order."""
+TASKS, RUNGS = read_ladder()  # the tasks, by the names that the command line knows, and the rungs in their order
 
 
 def settings_for(task: Task, rung: Rung) -> Values:

@@ -17,8 +17,7 @@ from upslope.run.train import train
 from upslope.studies.ladder_rungs import Rung, Task, settings_for
 from upslope.tabular import exact, problems
 
-POINTS = 60
-"""Of a learning curve."""
+POINTS = 60  # of a learning curve
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from upslope.run.drawing import INK, PALETTE, Array, Line, Panel, draw, save
 from upslope.run.folder import RunFolder, check_free
 from upslope.studies.textbook import corridor_runs, gradient_bandit_runs
 
-OPTIMUM = -(6.0 + 4.0 * 2.0**0.5)
-"""The corridor's best value, −11.657, at p(right) = 2 − √2."""
+OPTIMUM = -(6.0 + 4.0 * 2.0**0.5)  # the corridor's best value, −11.657, at p(right) = 2 − √2
 NUM_EPISODES, NUM_PULLS, SHIFT = 1000, 1000, 4.0
 TEN_RUNS = "an independent simulation of 10 runs:"
 
@@ -166,8 +165,7 @@ class Verdict:
     path: Path
     within: bool
     fields: dict[str, Any]
-    paragraph: str
-    """the verdict in sentences"""
+    paragraph: str  # the verdict in sentences
 
 
 def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path | None = None) -> Verdict:

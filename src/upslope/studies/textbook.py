@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-START_PREFERENCE = -2.94
-"""θ_right − θ_left for θ₀ = (−1.47, 1.47): p(right) = 0.0502."""
-FLOOR = 0.05
-"""Neither action of the corridor is ever rarer."""
+START_PREFERENCE = -2.94  # θ_right − θ_left for θ₀ = (−1.47, 1.47): p(right) = 0.0502
+FLOOR = 0.05  # neither action of the corridor is ever rarer
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,12 @@ from upslope.intervals import central, resample
 from upslope.records import Algorithm, Policy, Rollout, concatenate, map_tensors
 from upslope.tabular import flat_gradient
 
-RESAMPLES = 1000
-"""Of the bootstrap."""
+RESAMPLES = 1000  # of the bootstrap
 CHANCE = 0.99
 """Quantile of what a bias of 0 would show: many estimators are looked at, and few false alarms are wanted."""
-BLOCKS = 64
-"""Parts that a sampled reference is split into; its own noise is known from how they differ."""
+BLOCKS = 64  # parts that a sampled reference is split into; its own noise is known from how they differ
 TIMINGS = 3
-MAX_NUMBERS = 2**29
-"""Numbers in the gradients of one estimator: 4 GiB."""
+MAX_NUMBERS = 2**29  # numbers in the gradients of one estimator: 4 GiB
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 

@@ -41,8 +41,7 @@ class Comparison:
 
     run: Any
     rows: tuple[Measurement, ...]
-    targets: tuple[str, ...]
-    """for whose gradient each is unbiased"""
+    targets: tuple[str, ...]  # for whose gradient each is unbiased
     reference: str
     reference_length: float
     num_steps: int

@@ -26,12 +26,9 @@ from upslope.tabular.chains import endless_start
 from upslope.updates.fisher import reached
 
 Objective = Literal["discounted", "undiscounted"]
-MAX_EPISODES = 10**6
-"""Of any kind."""
-MAX_LANES = 64
-"""Environments played side by side, unless a group is larger."""
-FIT_STEPS = 50
-"""Of L-BFGS on the critic."""
+MAX_EPISODES = 10**6  # of any kind
+MAX_LANES = 64  # environments played side by side, unless a group is larger
+FIT_STEPS = 50  # of L-BFGS on the critic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +79,6 @@ class VarianceRun:
             raise UsageError(f"--behavior: {reason}; add off-policy-per-decision")
 
     def run(self) -> Comparison:
-        """Sample, fit the critic, find the reference, measure."""
         started = time.perf_counter()
         chosen = {name: estimator_of(name) for name in self.estimators}
         grouped = any(item.grouped for item, _ in chosen.values())

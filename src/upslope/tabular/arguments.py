@@ -30,7 +30,6 @@ def attached(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tenso
 
 
 def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A detached copy of an array, a list or a tensor."""
     return attached(name, value, dtype).detach().clone()
 
 
@@ -41,7 +40,6 @@ def check_whole(name: str, value: Any, least: int = 1, *, optional: bool = False
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """Refuse what is no finite number within ``[low, high]``."""
     bounds = (
         f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number ≥ {low:g}" if math.isfinite(low) else "a finite number"
     )

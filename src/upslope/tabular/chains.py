@@ -19,8 +19,7 @@ class HasProbabilities(Protocol):
     def probabilities(self) -> Tensor: ...
 
 
-TabularPolicy = HasProbabilities | Tensor
-"""A policy with probabilities, or a table of them by state."""
+TabularPolicy = HasProbabilities | Tensor  # a policy with probabilities, or a table of them by state
 
 
 def policy_table(mdp: MDP, policy: TabularPolicy) -> Tensor:

@@ -61,7 +61,6 @@ class Collector:
             policy_table(self.mdp, policy)
 
     def act(self, policy: SamplingPolicy) -> Sample:
-        """What the policy draws for what the rows look like now."""
         return policy.sample({"observation": self.mdp.observation[self.state]}, generator=self.generator)
 
     def step(self, policy: SamplingPolicy, alive: Tensor) -> Column:

@@ -14,8 +14,7 @@ from upslope.records import Policy, Rollout, offers
 from upslope.tabular.arguments import check_whole
 from upslope.tabular.mdp import MDP
 
-MAX_TRAJECTORIES = 1_000_000
-"""Trajectories that are listed at most."""
+MAX_TRAJECTORIES = 1_000_000  # trajectories that are listed at most
 
 
 def enumerate_rollouts(mdp: MDP, policy: object, horizon: int | None = None) -> tuple[Rollout, Tensor]:

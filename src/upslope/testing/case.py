@@ -29,20 +29,15 @@ class Case:
     full: Estimator
     plain: Estimator
     main: Probe
-    independent: bool
-    """rows do not see each other, so that batches of one row say it all"""
-    scale_free: bool
-    """twice the reward gives the same estimate: it divides by a spread"""
+    independent: bool  # rows do not see each other, so that batches of one row say it all
+    scale_free: bool  # twice the reward gives the same estimate: it divides by a spread
     uses_critic: bool
-    bootstraps: bool
-    """it asks for the value of what follows"""
+    bootstraps: bool  # it asks for the value of what follows
     uses_behavior: bool
     in_large_batch: bool = False
     """its rows do see each other, and ``plain`` is what each becomes where the batch is large (:class:`Alone`)"""
-    sign: float = 1.0
-    """−1 once it has been found to point down"""
-    form: str | None = None
-    """what its expectation is the gradient of, once that is known: one of :data:`FORMS`"""
+    sign: float = 1.0  # −1 once it has been found to point down
+    form: str | None = None  # what its expectation is the gradient of, once that is known: one of FORMS
 
     @property
     def group(self) -> bool:
@@ -74,8 +69,7 @@ class Log:
     """each mistake's name, and the numbers that show it"""
     notes: list[str] = field(default_factory=list[str])
     checked: list[str] = field(default_factory=list[str])
-    not_checked: list[str] = field(default_factory=list[str])
-    """what could not be checked, each with its mistakes"""
+    not_checked: list[str] = field(default_factory=list[str])  # what could not be checked, each with its mistakes
     left_out: list[str] = field(default_factory=list[str])
     """what does not apply, each with its mistakes and the reason"""
 

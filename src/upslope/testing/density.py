@@ -11,14 +11,12 @@ from torch import Tensor
 from upslope.records import SamplingPolicy
 from upslope.testing.contract import expect
 
-SAMPLES = 1 << 14
-"""Actions that are drawn."""
+SAMPLES = 1 << 14  # actions that are drawn
 SIGMAS = 7.0
 """A difference of more than this many standard errors is no chance: one in 10¹¹, for thousands of parameters and a t distribution."""
 MAX_DIMENSIONS = 6
 """Dimensions of an action that are looked at: in more, a box around the middle holds too few of the samples."""
-INSIDE = 0.05
-"""What is cut off at either end of each dimension, for the density there may be next to nothing."""
+INSIDE = 0.05  # what is cut off at either end of each dimension, for the density there may be next to nothing
 
 
 @torch.no_grad()

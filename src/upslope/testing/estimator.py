@@ -20,8 +20,7 @@ from upslope.testing.report import EstimatorReport, Finding
 
 SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
 """What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
-NOTHING = 1e-24
-"""Size of an estimate that is 0 in every batch."""
+NOTHING = 1e-24  # size of an estimate that is 0 in every batch
 LATER = {
     "lengths": "length bias",
     "truncation": "truncation taken for termination, termination taken for truncation",

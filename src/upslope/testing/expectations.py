@@ -66,7 +66,6 @@ def bonus_of_the_action(case: Case, log: Log) -> None:
 
 
 def cut_short(case: Case, log: Log) -> None:
-    """Recordings that stop before their episodes do."""
     assert case.form is not None
     p = probe(probes.TRUNCATED, case.gamma)
     mean = case.mean(p)

@@ -17,10 +17,8 @@ from upslope.tabular import MDP, SoftmaxPolicy
 from upslope.testing.estimates import Estimator
 from upslope.testing.probes import enumerated, rows
 
-MAX_BATCHES = 2000
-"""Batches that are listed at most; beyond, they are sampled."""
-NORMAL = 1.96
-"""Standard errors in a 95 % interval."""
+MAX_BATCHES = 2000  # batches that are listed at most; beyond, they are sampled
+NORMAL = 1.96  # standard errors in a 95 % interval
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ NEARBY, FAR = 1e-4, 0.5
 """How far the log-probabilities of the policy that acted are from the policy's: so near that no clip acts, and far."""
 KEPT = ("kl_coef", "reference_kl_coef")
 SCALED = "KL in a reward that is scaled (k2 or k3 in the reward, k3 with swapped arguments)"
-NOTHING = 1e-12
-"""Length of a gradient that is 0."""
+NOTHING = 1e-12  # length of a gradient that is 0
 
 
 def another_policy(case: Case, log: Log) -> None:

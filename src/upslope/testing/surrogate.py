@@ -15,8 +15,7 @@ from upslope.testing.contract import ContractError, expect, same
 from upslope.testing.known_mistakes import MISTAKES
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
-Run = Callable[..., tuple[Tensor, Tensor]]
-"""``(log_prob, behavior_log_prob, advantage, mask) -> (values, gradient)``."""
+Run = Callable[..., tuple[Tensor, Tensor]]  # (log_prob, behavior_log_prob, advantage, mask) -> (values, gradient)
 
 
 def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, sequence: bool = False, seed: int = 0) -> None:

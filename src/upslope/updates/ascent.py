@@ -27,8 +27,7 @@ from upslope.updates.schedules import SCHEDULES, Schedule, constant
 from upslope.updates.state import AscentState, trainable
 from upslope.updates.watch import SAMPLE, weights_moved
 
-Gradients = tuple[list[Tensor], dict[str, Tensor]]
-"""Of each target, and what the objective reports."""
+Gradients = tuple[list[Tensor], dict[str, Tensor]]  # of each target, and what the objective reports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from upslope.records import Batch, HasDistribution, Policy, offers
 
 RATIO_TOLERANCE = 1e-3
 """Largest |log π − log π_behavior| on the first minibatch of an update that rounding can explain (float32 sums)."""
-UNITS = 16
-"""Units in the last place of an action, or of its mean, that the sums of a network may differ by."""
+UNITS = 16  # units in the last place of an action, or of its mean, that the sums of a network may differ by
 COARSEST = 0.1
 """Largest |log π − log π_behavior| of a very narrow policy that is let pass as rounding: beyond, updates would follow noise."""
 

@@ -14,10 +14,8 @@ from upslope import functional as F
 from upslope.errors import UsageError
 from upslope.records import Batch, HasDistribution, Policy, offers
 
-Product = Callable[[Tensor], Tensor]
-"""``v [P] ↦ F v [P]``."""
-NEEDED = "take ppo or a2c, which need none"
-"""What to do with a policy that has no exact divergences."""
+Product = Callable[[Tensor], Tensor]  # v [P] ↦ F v [P]
+NEEDED = "take ppo or a2c, which need none"  # what to do with a policy that has no exact divergences
 
 
 def distribution_of(policy: object, inputs: Mapping[str, Tensor], *, otherwise: str) -> Any:

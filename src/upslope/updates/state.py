@@ -16,8 +16,7 @@ from upslope.updates.flat import FlatParameters
 
 MOST_SKIPPED = 5
 """Gradient steps in a row that may be left out because they are not finite; the last one ends the run."""
-BETAS = (0.9, 0.999)
-"""Decay rates of Adam's two moments."""
+BETAS = (0.9, 0.999)  # decay rates of Adam's two moments
 
 
 def exact(tensor: Tensor) -> torch.dtype:

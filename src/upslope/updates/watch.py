@@ -11,10 +11,8 @@ from torch import Tensor
 from upslope.records import Metrics
 from upslope.updates.state import AscentState
 
-SAMPLE = 1024
-"""Weights of each tensor that are looked at, evenly spread."""
-ALMOST_NONE = 0.01
-"""Share of weights below which an update is reported."""
+SAMPLE = 1024  # weights of each tensor that are looked at, evenly spread
+ALMOST_NONE = 0.01  # share of weights below which an update is reported
 
 
 def weights_moved(state: AscentState, before: Sequence[Tensor]) -> Metrics:
