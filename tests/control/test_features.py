@@ -11,8 +11,8 @@ from gymnasium import spaces
 
 from upslope import PPO, Ascent, UsageError, control, train
 from upslope.algorithms.online import gradients
-from upslope.control.features import Fourier, Tiles, features_for
 from upslope.control.heads import EpsilonGreedy
+from upslope.control.linear import Fourier, Tiles, features_for
 from upslope.control.policy import LinearPolicy, policy_from_description
 
 SQUARE = spaces.Box(np.float32([-1, 0]), np.float32([1, 10]))

@@ -8,13 +8,12 @@ import pytest
 
 from tests.fast.cases import make_batch, make_policy
 from upslope import PPO, Ascent
-from upslope.fast import kernels, policy_kernels, registers
+from upslope.fast import kernels, registers
 from upslope.fast import layout as at
 from upslope.fast.lower import FUNCTIONS
 from upslope.fast.native import library
 from upslope.fast.networks import tanh
-from upslope.fast.plan import Plan, match_mlp_policy
-from upslope.fast.rows import Rows, split
+from upslope.fast.plan import Plan, Rows, match_mlp_policy, split
 from upslope.fast.update import CompiledUpdate, options_of
 from upslope.updates.trust_region import ValueFit
 
@@ -85,10 +84,10 @@ def test_a_step(head, mode):
     legal[generator.integers(0, rows, 20) * 3 + 1] = 0
     noise = generator.random(rows * 3).astype(np.float32)
     outcomes = []
-    for kernel in (library().step, policy_kernels.step):
+    for kernel in (library().step, kernels.step):
         targets = [np.zeros(rows, np.int64), np.zeros(rows * 3, np.float32), np.zeros(rows, np.float32), np.zeros(rows, np.float32)]
         arguments = [parameters, plan.scratch, plan.networks, observation, rows, mode, True, noise, legal, *targets]
-        kernel(*(map(address, arguments) if kernel is not policy_kernels.step else arguments))
+        kernel(*(map(address, arguments) if kernel is not kernels.step else arguments))
         outcomes.append(targets)
     assert any(np.any(target) for target in outcomes[0])
     for ours, theirs in zip(*outcomes, strict=True):

@@ -13,8 +13,8 @@ from torch import nn
 from tests.fast.cases import close, close_to_rounding, make_batch, make_policy, twice, vector
 from upslope import A2C, NPG, PPO, REINFORCE, TRPO, Ascent, Diverged, RunFault, UsageError, control
 from upslope import functional as F
-from upslope.fast.own_network import HeadAscent, HeadUpdate, critic_stretch
 from upslope.fast.twins import fast_update
+from upslope.fast.update import HeadAscent, HeadUpdate, critic_stretch
 from upslope.updates import AscentState
 from upslope.updates.state import MOST_SKIPPED
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.language.models import TOKENIZER, VOCABULARY, model_of, policy_of, small
 from upslope.errors import UsageError
-from upslope.language import EmbeddedEngine, LanguagePolicy, engine, product
+from upslope.language import EmbeddedEngine, LanguagePolicy, engine
 from upslope.language.collect import padded
 from upslope.language.engine import Decoding
 from upslope.language.head import inverse_cdf, locate_in_cdf
@@ -46,41 +46,41 @@ def with_ends(family="phi, biased head", **options):
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("laid_out", [True, False])
 def test_a_product_with_a_matrix_laid_out_once_is_the_product(rows, laid_out, monkeypatch):
-    monkeypatch.setattr(product, "SMALLEST", 1 if laid_out else 1 << 62)
+    monkeypatch.setattr(engine, "MIN_PACKED_ENTRIES", 1 if laid_out else 1 << 62)
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(300, 40, generator=generator, requires_grad=True), torch.randn(rows, 40, generator=generator)
-    times = product.Product(weight)
+    times = engine.Product(weight)
     assert (times.packed is not None) == (laid_out and platform.machine() == "x86_64" and torch.backends.mkldnn.is_available())
     torch.testing.assert_close(times(x), x @ weight.detach().t(), rtol=0, atol=1e-4)
 
 
 def test_a_precision_without_a_kernel_is_multiplied_plainly(monkeypatch):
-    monkeypatch.setattr(product, "SMALLEST", 1)
+    monkeypatch.setattr(engine, "MIN_PACKED_ENTRIES", 1)
     weight, x = torch.randn(30, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
-    assert product.packed(weight) is None
-    torch.testing.assert_close(product.Product(weight)(x), x @ weight.t(), rtol=0, atol=1e-12)
+    assert engine.packed(weight) is None
+    torch.testing.assert_close(engine.Product(weight)(x), x @ weight.t(), rtol=0, atol=1e-12)
 
     def refuse(*_):
         raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512")
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
-    assert product.packed(weight.float()) is None
+    assert engine.packed(weight.float()) is None
 
 
 @pytest.mark.parametrize("rows", [1, 4, 33])
 def test_a_product_in_bfloat16_is_the_exact_one_rounded_once(rows, monkeypatch):
     """With a kernel or without one: products are summed in float32 and rounded at the end."""
-    monkeypatch.setattr(product, "SMALLEST", 1)
+    monkeypatch.setattr(engine, "MIN_PACKED_ENTRIES", 1)
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(300, 77, generator=generator).bfloat16(), torch.randn(rows, 77, generator=generator).bfloat16()
     exact = x.double() @ weight.double().t()
     bound = exact.abs() * 2.0**-8 + (x.double().abs() @ weight.double().abs().t()) * 2.0**-20  # half a unit, and the sum's own rounding
-    assert ((product.Product(weight, rows)(x).double() - exact).abs() <= bound).all()
+    assert ((engine.Product(weight, rows)(x).double() - exact).abs() <= bound).all()
 
 
 def test_what_is_sampled_with_a_last_layer_laid_out_is_what_is_scored(monkeypatch):
     plain = generated(policy := policy_of("llama"), seed=3)
-    monkeypatch.setattr(product, "SMALLEST", 1)
+    monkeypatch.setattr(engine, "MIN_PACKED_ENTRIES", 1)
     found = generated(policy, seed=3)
     assert torch.equal(found.completion_ids, plain.completion_ids)
     torch.testing.assert_close(evaluated(policy, PROMPTS, found), found.log_prob, rtol=0, atol=1e-5)

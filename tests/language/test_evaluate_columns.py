@@ -6,7 +6,7 @@ import pytest
 
 from upslope import language
 from upslope.errors import UsageError
-from upslope.language.asked import ALSO_KNOWN
+from upslope.language.calls import ALSO_KNOWN
 from upslope.language.problems import Problem
 from upslope.language.tasks import task
 

@@ -9,7 +9,7 @@ from tests.language.models import SIZES, TOKENIZER, model_of, plain, policy_of, 
 from upslope import GRPO, SFT, Ascent, train
 from upslope.errors import UsageError
 from upslope.language import Completions, EmbeddedEngine, LanguagePolicy, demonstrations, machine, pretrained
-from upslope.language.masters import dropout_of, masters
+from upslope.language.models import dropout_of, masters
 
 EXACT = {"compute_dtype": torch.float32}
 TEXTS = [("ab", "cd"), ("e", "f")]

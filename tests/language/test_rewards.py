@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from upslope.errors import RunFault, UsageError
-from upslope.language.asked import TrainerState
+from upslope.language.calls import TrainerState
 from upslope.language.checks import BUILTIN, builtin, text_of
 from upslope.language.rewards import Part, Rewards
 from upslope.language.tasks import task

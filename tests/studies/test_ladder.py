@@ -23,7 +23,7 @@ from upslope import tabular
 from upslope.cli import train
 from upslope.errors import Diverged
 from upslope.run.config import RunConfig
-from upslope.studies import ladder, ladder_noise, ladder_page, ladder_runs
+from upslope.studies import ladder, ladder_page, ladder_runs
 from upslope.studies.ladder_rungs import RUNGS, TASKS, settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +178,7 @@ def test_only_what_was_written_is_named(cli: Command, monkeypatch: pytest.Monkey
     def ends(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ladder_noise, "noises", ends)
+    monkeypatch.setattr(ladder, "noises", ends)
     answer = cli("ladder", "bandit", "--budget", "100", "--seeds", "1", "--out", "here")
     assert answer.code == 130 and answer.err == "" and "page: here/index.html · numbers: ladder.json" in answer.out
     assert sorted(path.name for path in Path("here").iterdir()) == ["index.html", "ladder.json"]
@@ -197,18 +197,18 @@ def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch
 
 def test_tasks_begin_where_they_say() -> None:
     """The corridor at p(right) = 0.05, worth 2 (p − 2) / (p (1 − p)); the bandit level."""
-    policy, p = ladder_noise.measured_policy(TASKS["corridor"]), 0.05
+    policy, p = ladder_runs.measured_policy(TASKS["corridor"]), 0.05
     table = ladder_runs.table_of(ladder_runs.problem_of(TASKS["corridor"]), policy)
     assert table[:, 1].tolist() == pytest.approx([p] * 4, rel=1e-6)  # float32 preferences
     assert ladder_runs.exact_return(TASKS["corridor"], policy) == pytest.approx(2.0 * (p - 2.0) / (p * (1.0 - p)), rel=1e-5)  # likewise
-    policy = ladder_noise.measured_policy(TASKS["bandit"])
+    policy = ladder_runs.measured_policy(TASKS["bandit"])
     assert ladder_runs.exact_return(TASKS["bandit"], policy) == pytest.approx(np.mean(TASKS["bandit"].shared["env_kwargs"]["means"]))
 
 
 def test_the_corridor_tells_bias_from_noise() -> None:
     """One value w for states that look alike: δ is −1 on the way and −1 − w at the end, so one step's gradient is −w ∇log π(right)."""
     task, p = replace(TASKS["corridor"], episodes=128), 0.05
-    _, found = ladder_noise.noises(task, [rung for rung in RUNGS if rung.key in ("baseline", "actor-critic")])
+    _, found = ladder_runs.noises(task, [rung for rung in RUNGS if rung.key in ("baseline", "actor-critic")])
     mdp, table = tabular.short_corridor(), [[1.0 - p, p]] * 4
     w = (tabular.exact.on_policy_distribution(mdp, table, 1.0) * tabular.exact.value(mdp, table, 1.0)).sum().item()
     slope = (2.0 * p * (1.0 - p) - 2.0 * (p - 2.0) * (1.0 - 2.0 * p)) / (p * (1.0 - p))  # dJ/dp · p (1 − p): of the preference of right

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.cli.conftest import Command, good
 from upslope.studies.estimators import ESTIMATORS
 from upslope.studies.variance import Measurement
-from upslope.studies.variance_report import mark
+from upslope.studies.variance_run import mark
 
 FEW = ("--samples", "8", "--critic-samples", "4", "--reference-samples", "8")
 EVERY = ("reinforce-to-go", "reinforce-to-go-baseline", "a2c:0.95", "ppo:0.9", "grpo", "dr-grpo", "rloo", "off-policy-vtrace")

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from upslope.fast import kernels, policy_kernels
+from upslope.fast import kernels
 
 TRANSLATOR = ("layout", "registers", "translate")
-SOURCES = (*TRANSLATOR, "networks", "formulas", "kernels", "policy_kernels")
-ENTRY_POINTS: tuple[Callable[..., Any], ...] = (kernels.update, kernels.differentiate, kernels.clip_and_step, policy_kernels.step)
+SOURCES = (*TRANSLATOR, "networks", "formulas", "kernels")
+ENTRY_POINTS: tuple[Callable[..., Any], ...] = (kernels.update, kernels.differentiate, kernels.clip_and_step, kernels.step)
 """The kernels that Python calls."""
 CTYPES = {"int": ctypes.c_int64, "bool": ctypes.c_bool}
 DIGEST = 32  # bytes of the hash that the file begins with

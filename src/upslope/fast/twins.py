@@ -12,10 +12,9 @@ from upslope.fast.graph import NotLowered
 from upslope.fast.linear import linear_twin
 from upslope.fast.native import library
 from upslope.fast.objective import lowered
-from upslope.fast.own_network import HeadUpdate
 from upslope.fast.plan import head_of, match_mlp_policy, structure_key
 from upslope.fast.step import CompiledPolicy
-from upslope.fast.update import CompiledNatural, CompiledUpdate
+from upslope.fast.update import CompiledNatural, CompiledUpdate, HeadUpdate
 from upslope.records import Algorithm, Batch, Metrics, Policy, Unit
 from upslope.updates import Ascent, NaturalGradient, TrustRegion
 

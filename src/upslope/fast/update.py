@@ -2,25 +2,29 @@
 
 It shuffles as its twin does (the permutations come from the same generator), works on the same parameters and the same Adam
 state, stops for the same reasons and returns the same metrics; only rounding differs. See :mod:`upslope.fast.kernels`.
+
+Below a network that is not the kernels' own, a user's module under a known head, forward and backward stay in torch; between them head,
+objective and derivative, some 60 operations on a few numbers, are one call (:func:`upslope.fast.kernels.differentiate`) from outputs and
+values to ∂objective/∂outputs and ∂objective/∂values.
 """
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from upslope.errors import Diverged
 from upslope.fast import layout as at
 from upslope.fast.graph import NotLowered
 from upslope.fast.native import Library
 from upslope.fast.objective import CompiledObjective, Objectives
-from upslope.fast.plan import MLPLayout, Plan
-from upslope.fast.rows import Rows, split
-from upslope.records import Algorithm, Batch, Metrics, Policy, map_tensors
+from upslope.fast.plan import Columns, MLPLayout, Plan, Rows, rounded, split
+from upslope.records import Algorithm, Batch, HasObjective, Metrics, Policy, map_tensors
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.state import BETAS
@@ -129,3 +133,109 @@ def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
 def flat_part(batch: Batch, rows: Array) -> Batch:
     flat = map_tensors(batch, lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))
     return flat.select(torch.from_numpy(rows))
+
+
+MOST_PARAMETERS = 2**20
+"""Beyond this the arithmetic of a step is what costs, and torch may spread it over several threads."""
+
+
+class HeadPlan:
+    """Integers and scratch memory for a head whose outputs some other network computes."""
+
+    def __init__(self, head: int, outputs: int) -> None:
+        self.head, self.outputs = head, outputs
+        networks = self.networks = np.zeros(at.LAYERS_AT, np.int64)
+        networks[at.OUTPUTS], networks[at.HEAD], networks[at.ACTOR_LAYERS], networks[at.CRITIC_LAYERS] = outputs, head, 1, 1
+        room, used = rounded(outputs, 4) * at.BLOCK, 0
+        sizes = {at.OUT_AT: room, at.VALUE_OUT_AT: at.BLOCK, at.DELTA_AT: room, at.VALUE_DELTA_AT: at.BLOCK, at.GRADIENT_AT: room}
+        for place, size in sizes.items():
+            networks[place], used = used, used + size
+        self.scratch = np.zeros(used, np.float32)
+        self.options, self.order = np.zeros(at.NUM_OPTIONS), np.arange(0)
+
+    def rows(self, count: int) -> Any:
+        """``0, 1, 2, …``."""
+        if len(self.order) < count:
+            self.order = np.arange(count)
+        return self.order
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAscent(Ascent):
+    """An :class:`~upslope.updates.Ascent` whose objective is one call between a network's forward and backward."""
+
+    library: Library
+    plan: HeadPlan
+    objectives: Objectives
+
+    def backward(self, algorithm: HasObjective, policy: Any, part: Batch, state: AscentState, *, first: bool) -> dict[str, Tensor]:
+        try:
+            objective = self.objectives(algorithm, policy, part, None if part.value is None else lambda value: value)
+            columns = Columns(part, self.plan.head, self.plan.outputs, objective.columns)
+        except NotLowered:
+            return super().backward(algorithm, policy, part, state, first=first)
+        outputs, value = policy._run(part.inputs)
+        ends = [outputs, value] if "value" in objective.uses else [outputs]
+        if not all(can_be_read(end, part.mask) for end in ends):
+            return super().backward(algorithm, policy, part, state, first=first)
+        slopes = self.slopes(policy, ends, columns, objective)
+        if not math.isfinite(objective.values[0]):
+            raise Diverged(diagnosis(state, part, policy))
+        if first and objective.sums[0] > RATIO_TOLERANCE:
+            check_first_ratio(float(objective.sums[0]), policy, part)
+        # the minus sign of Ascent: Adam minimizes
+        reached = [(end, -slope) for end, slope in zip(ends, slopes, strict=True) if end.requires_grad]  # a part may be frozen
+        torch.autograd.backward([end for end, _ in reached], [slope for _, slope in reached], inputs=state.parameters)
+        return dict(zip(objective.metrics, torch.from_numpy(objective.values).float().unbind(), strict=True))
+
+    def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
+        """The twin of :meth:`Ascent.step`, where the parameters lie in one buffer and are few."""
+        flat, critic = state.flat, critic_stretch(state)
+        if flat is None or critic is None or flat.data.device.type != "cpu" or flat.data.numel() > MOST_PARAMETERS:
+            return super().step(state, gradients)
+        networks, options, results = self.plan.networks.copy(), options_of(self, state, masked=False), np.zeros(at.NUM_RESULTS)
+        networks[at.NUM_PARAMETERS], (networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]) = flat.data.numel(), critic
+        gradient, (exp_avg, exp_avg_sq) = -gradients[0], state.moments[0]  # of the objective itself, which the kernel ascends
+        self.library.clip_and_step(networks, options, flat.data, exp_avg, exp_avg_sq, gradient, results)
+        if results[at.STATUS] == at.NOT_FINITE:
+            raise gradient_not_finite(state)
+        state.num_updates, state.skipped = state.num_updates + 1, 0
+        return torch.tensor(results[at.GRADIENT_NORM], dtype=torch.float32)
+
+    def slopes(self, policy: Any, ends: list[Tensor], columns: Columns, objective: CompiledObjective) -> list[Tensor]:
+        """∂objective/∂outputs and, where it has a part, ∂objective/∂values."""
+        plan, rows = self.plan, columns.tensors["mask"].numel()
+        plan.options[at.MASKED] = columns.masked
+        given = [end.detach().contiguous() for end in ends]
+        slopes = [torch.empty_like(end) for end in given]
+        (outputs, values), (output_slopes, value_slopes) = ([*some, None][:2] for some in (given, slopes))
+        planned = plan.scratch, objective.written_into(plan.networks), plan.options, policy.log_std, columns.addresses(), plan.rows(rows)
+        numbers = outputs, given[0].shape[-1], values, output_slopes, value_slopes
+        self.library.differentiate(*planned, rows, *numbers, objective.table)
+        return slopes
+
+
+def critic_stretch(state: AscentState) -> tuple[int, int] | None:
+    """Where the critic's own parameters begin in the flat vector, and how many they are; None where they are scattered."""
+    sizes = [p.numel() for p in state.parameters]
+    own = [i for i, critic in enumerate(state.critic) if critic]
+    if own != list(range(own[0], own[-1] + 1)) if own else False:
+        return None
+    return (sum(sizes[: own[0]]), sum(sizes[own[0] : own[-1] + 1])) if own else (0, 0)
+
+
+def can_be_read(end: Tensor | None, mask: Tensor) -> bool:
+    return end is not None and end.dtype == torch.float32 and end.device.type == "cpu" and end.shape[: mask.dim()] == mask.shape
+
+
+class HeadUpdate:
+    """Called like an :class:`~upslope.updates.Ascent`, for a user's network below a known head."""
+
+    def __init__(self, library: Library, head: int, outputs: int) -> None:
+        self.parts = {"library": library, "plan": HeadPlan(head, outputs), "objectives": Objectives()}
+
+    def __call__(self, algorithm: Algorithm, policy: Policy, batch: Batch, state: AscentState) -> Metrics:
+        ascent = cast(Ascent, algorithm.update)
+        if batch.sampler_log_prob is None and ascent.micro_batch_size is None:
+            ascent = HeadAscent(**{field.name: getattr(ascent, field.name) for field in fields(ascent)}, **self.parts)
+        return ascent(algorithm, policy, batch, state)

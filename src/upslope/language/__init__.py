@@ -5,7 +5,7 @@ from upslope.errors import require_packages
 
 require_packages("language", "transformers", "tokenizers")  # before they are imported: one line that says what to install
 
-from upslope.language.asked import TrainerState
+from upslope.language.calls import TrainerState
 from upslope.language.checks import builtin
 from upslope.language.collect import Completions
 from upslope.language.engine import EmbeddedEngine, Engine, Generated

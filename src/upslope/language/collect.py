@@ -13,7 +13,7 @@ from torch import Tensor
 
 from upslope import functional as F
 from upslope.errors import UsageError, require
-from upslope.language.asked import ALSO_KNOWN, TrainerState
+from upslope.language.calls import ALSO_KNOWN, TrainerState
 from upslope.language.checks import Prompt, Reward, text_of
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, padded
 from upslope.language.policy import LanguagePolicy

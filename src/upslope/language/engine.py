@@ -4,10 +4,15 @@ The engine decodes ``width`` rows side by side: groups in slots, a lane for each
 every layer; a slot whose rows have all ended takes the next prompt. Each token's random number is drawn beforehand, by prompt,
 lane and place, so the schedule cannot change what is sampled. The log-probabilities returned are those of the distribution that was
 sampled from: all of the softmax at the policy's temperature, nothing cut off.
+
+The last layer is a product with a matrix that stays the same (:class:`Product`). With few rows, most of its time goes into bringing the
+matrix into the order in which the processor's kernel reads it, at every call anew; oneDNN can be handed it in that order. With the last
+layer of SmolLM2 on an AVX2 core, a product of 32 rows took 38 ms instead of 73.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +26,6 @@ from upslope.errors import UsageError, require
 from upslope.language.attention import NEVER, AttentionOptions, Layout, Mask, Packed, group_attention
 from upslope.language.head import finished, inverse_cdf
 from upslope.language.plain import PlainDecoding
-from upslope.language.product import Product
 
 if TYPE_CHECKING:
     from upslope.language.policy import LanguagePolicy
@@ -266,3 +270,33 @@ class Decoding:
 def uniforms(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
     """A random number for each place of each completion, drawn before anything is sampled."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+MIN_PACKED_ENTRIES = 1 << 20  # entries from which on a second copy is worth its memory
+
+MIN_PACKED_ROWS = 4  # rows at a time from which on the other order is worth the time it takes to get there
+
+
+class Product:
+    """``x [rows, K]`` → ``x · weightᵀ [rows, N]``, with ``weight [N, K]`` as it was when this was made."""
+
+    def __init__(self, weight: Tensor, rows: int = MIN_PACKED_ROWS) -> None:
+        self.weight = weight
+        self.packed = packed(weight) if rows >= MIN_PACKED_ROWS and weight.numel() >= MIN_PACKED_ENTRIES else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return torch.mm(x, self.weight.t())
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
+def packed(weight: Tensor) -> Tensor | None:
+    """A copy in oneDNN's order; None where this build of PyTorch, this processor or this precision has none."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    except (AttributeError, RuntimeError):  # no such operator, or no such kernel (bfloat16 without AVX512)
+        return None

@@ -9,7 +9,7 @@ import torch
 
 from upslope.errors import require
 from upslope.intervals import wilson
-from upslope.language.asked import ALSO_KNOWN, TrainerState
+from upslope.language.calls import ALSO_KNOWN, TrainerState
 from upslope.language.checks import Prompt, Reward, text_of
 from upslope.language.collect import spoken
 from upslope.language.engine import EmbeddedEngine, padded

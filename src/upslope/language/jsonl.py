@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import UsageError, require
-from upslope.language.asked import ALSO_KNOWN
+from upslope.language.calls import ALSO_KNOWN
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
 

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import UsageError, require
-from upslope.language import plain
+from upslope.language import models, plain
 from upslope.language.architecture import BRIEF, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
 from upslope.language.head import Head, TokenLogProb
-from upslope.language.layers import PACKED, Attention, changes_with_length, generation_stops, logit_cap, logit_scale, longest_text
 from upslope.language.machine import keep_large_blocks, preferred
-from upslope.language.masters import check_settings, masters, unwrapped
+from upslope.language.models import PACKED, Attention, changes_with_length
 from upslope.language.rendering import Rendering
 from upslope.records import Evaluation
 from upslope.temperature import check_temperature
@@ -83,13 +82,13 @@ class LanguagePolicy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_temperature(temperature)
-        model, adapter = unwrapped(model)
-        check_settings(model)
-        masters(model, dtype)
+        model, adapter = models.unwrapped(model)
+        models.check_settings(model)
+        models.masters(model, dtype)
         self.assemble(model, temperature, value_head, compute_dtype)
         self.adapter += [] if adapter is None else [adapter.eval()]
         self.tokenizer = tokenizer
-        self.rendering = Rendering(tokenizer, generation_stops(model))
+        self.rendering = Rendering(tokenizer, models.generation_stops(model))
         require(
             tokenizer.eos_token_id is not None or self.rendering.turn.end_id is not None,
             "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token",
@@ -119,10 +118,10 @@ class LanguagePolicy(nn.Module):
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
         self.own_stop_ids: frozenset[int] | None = frozenset()
         self.attention, self.inspected = PACKED, BRIEF
-        self.context = longest_text(model)
+        self.context = models.longest_text(model)
         """The longest text that the model can see, in tokens."""
         self.beyond = "" if changes_with_length(model) is None else ", beyond which its rotary scaling changes for the whole text"
-        self.logit_scale, self.logit_cap = logit_scale(model), logit_cap(model)
+        self.logit_scale, self.logit_cap = models.logit_scale(model), models.logit_cap(model)
         self.has_value = value_head
         """Whether there is a value head."""
 

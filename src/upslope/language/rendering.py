@@ -23,9 +23,9 @@ from functools import partial
 from typing import Any
 
 from upslope.errors import UsageError, require
+from upslope.language import tokens
 from upslope.language.checks import Prompt
-from upslope.language.tokens import drops_unknown, refused, surroundings, unknown_id, vanishes, word_anchor
-from upslope.language.turns import Turn, answered, check_prompt, is_begun, turn_of, without, without_empty_turn
+from upslope.language.tokens import Turn, answered, check_prompt, is_begun, turn_of, without, without_empty_turn
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Rendering:
     def __init__(self, tokenizer: Any, generation_stops: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.added = {int(i): str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
-        self.prefix, self.suffix = surroundings(tokenizer, self.added)
+        self.prefix, self.suffix = tokens.surroundings(tokenizer, self.added)
         self.ends = [int(i) for i in (tokenizer.eos_token_id, *generation_stops) if i is not None]
         self.rendered: tuple[Any, Turn] = (None, Turn())
-        self.unknown_id, self.drops, self.refuses_unknown = unknown_id(tokenizer), drops_unknown(tokenizer), True
+        self.unknown_id, self.drops, self.refuses_unknown = tokens.unknown_id(tokenizer), tokens.drops_unknown(tokenizer), True
         self.vanishing: dict[str, bool] = {}
-        anchor = word_anchor(tokenizer)
+        anchor = tokens.word_anchor(tokenizer)
         self.anchor = [] if anchor is None else [anchor]
         self.anchor_text = tokenizer.decode(self.anchor, **AS_TEXT)
 
@@ -118,14 +118,14 @@ class Rendering:
         try:
             return apply(batch)
         except Exception as error:
-            raise refused(apply, batch, places, "the model's chat template refuses these messages", error) from error
+            raise tokens.refused(apply, batch, places, "the model's chat template refuses these messages", error) from error
 
     def _encodings(self, texts: Sequence[str], places: Sequence[str]) -> Any:
         """What the tokenizer says about each text, without what it puts around texts; refuses characters it does not know."""
         try:
             whole = self.tokenizer(list(texts), **AS_IDS)
         except Exception as error:
-            raise refused(partial(self.tokenizer, **AS_IDS), texts, places, "the tokenizer refuses this text", error) from error
+            raise tokens.refused(partial(self.tokenizer, **AS_IDS), texts, places, "the tokenizer refuses this text", error) from error
         for i, ids in enumerate(whole["input_ids"]):
             if self.drops or self.unknown_id in ids:
                 self._tell_unknown(self._lost(texts[i], ids, whole.encodings[i].offsets if whole.is_fast else None), places[i])
@@ -135,7 +135,7 @@ class Rendering:
         """What has no token: it became the unknown one, unless the text itself writes that, or vanished."""
         if self.drops:
             characters = dict.fromkeys(without(text, list(self.added.values())))
-            self.vanishing |= {c: vanishes(self.tokenizer, c) for c in characters if c not in self.vanishing}
+            self.vanishing |= {c: tokens.vanishes(self.tokenizer, c) for c in characters if c not in self.vanishing}
             return [c for c in characters if self.vanishing[c]]
         name = self.tokenizer.convert_ids_to_tokens(self.unknown_id)
         if offsets is None:

@@ -24,8 +24,7 @@ from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, require, unknown
-from upslope.language.asked import ALSO_KNOWN, Asked, TrainerState
-from upslope.language.calls import Call, Outcome, in_place, in_thread, kind_of
+from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, in_place, in_thread, kind_of
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
 from upslope.language.forked import can_fork, in_process
 

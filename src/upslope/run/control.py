@@ -20,10 +20,10 @@ from upslope.run import control_make as parts
 from upslope.run import control_report as report
 from upslope.run.control_settings import EnvSettings, RunSettings
 from upslope.run.curve import draw_curve
-from upslope.run.device import check_device, one_thread
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.load import Run
+from upslope.run.process import check_device, one_thread
 from upslope.run.report import FIELDS
 from upslope.run.train import RunState, compiled
 from upslope.run.world import Evaluated, World

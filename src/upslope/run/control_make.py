@@ -12,8 +12,8 @@ from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.records import EitherAlgorithm
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
-from upslope.run.device import one_thread
 from upslope.run.load import Run, load_state
+from upslope.run.process import one_thread
 from upslope.run.settings import plain_value
 
 if TYPE_CHECKING:

@@ -20,19 +20,19 @@ from upslope.errors import UsageError
 from upslope.files import whole_folder
 from upslope.language import LanguagePolicy, LanguageResult, Pair, Task, demonstrations, evaluate, pairs_from, preference_pairs, read_pairs
 from upslope.language.checks import BUILTIN
-from upslope.language.layers import Attention
 from upslope.language.machine import preferred
+from upslope.language.models import Attention
 from upslope.language.presets import preset_for
 from upslope.records import State
 from upslope.run import language_report as report
 from upslope.run.checkpoints import FOLDER
-from upslope.run.device import check_device
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_make import FrozenAtStart, examples_of, fitted, make_collector, make_policy, make_reference, make_task
 from upslope.run.language_settings import LanguageRunSettings
 from upslope.run.load import PROGRESS, check_inside
+from upslope.run.process import check_device
 from upslope.run.settings import settings_of
 from upslope.run.train import RunState, load_policy_state, policy_state, train
 from upslope.run.world import Evaluated, World

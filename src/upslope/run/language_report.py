@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.language import LanguagePolicy, Task
-from upslope.language.masters import dropout_of
+from upslope.language.models import dropout_of
 from upslope.run.curve import curve_lines
 from upslope.run.drawing import Panel, draw, save
 from upslope.run.language_evaluate import is_foreign

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from upslope import control
 from upslope.errors import RunFault, UsageError, install, require
 from upslope.files import whole_file
-from upslope.run.device import one_thread
 from upslope.run.load import Run
+from upslope.run.process import one_thread
 
 Frame = NDArray[np.uint8]
 DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")

@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
-from upslope.run.device import one_thread
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
-from upslope.run.generators import seeded
 from upslope.run.health import WATCHED, History, warnings_of
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
+from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SAVE_SHARE, SavePace
-from upslope.run.signals import handled
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.world import Evaluated, World
 

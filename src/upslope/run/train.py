@@ -36,8 +36,8 @@ from upslope.records import (
     offers,
     require_members,
 )
-from upslope.run.generators import generators, set_generators
-from upslope.run.line import Line, watched
+from upslope.run.process import generators, set_generators
+from upslope.run.report import Line, watched
 from upslope.updates.checks import ADVICE
 
 Callback = Callable[["RunState"], bool | None]

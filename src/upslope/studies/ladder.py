@@ -19,10 +19,9 @@ from upslope.errors import require, unknown
 from upslope.intervals import bootstrap_band
 from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
-from upslope.studies import ladder_noise
 from upslope.studies.ladder_page import interval, page, picture
 from upslope.studies.ladder_rungs import RUNGS, TASKS, Rung, Task, settings_for
-from upslope.studies.ladder_runs import POINTS, Climb, climb, grid
+from upslope.studies.ladder_runs import POINTS, Climb, climb, grid, noises
 
 TAIL = POINTS // 10  # the last points, over which a run's result is averaged
 MIN_BUDGET, MAX_BUDGET, MAX_SEEDS = 100, 10**12, 1000
@@ -61,7 +60,7 @@ def ladder(
         fields["folder"] = str(folder.path)
         try:
             say(f"{what.title}: {budget:,} steps × {seeds} seeds × {len(RUNGS)} rungs, into {folder.path}")
-            fields["gradient"]["steps"], noise = ladder_noise.noises(what, RUNGS)
+            fields["gradient"]["steps"], noise = noises(what, RUNGS)
             for rung in RUNGS:
                 climbs = [climb(what, rung, seed, budget) for seed in range(seeds)]
                 fields["rungs"].append(found_on(what, rung, climbs, noise[rung.key], budget))

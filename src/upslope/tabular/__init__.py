@@ -4,11 +4,10 @@ Gymnasium is needed by :mod:`upslope.tabular.envs` only.
 """
 
 from upslope.tabular import average, exact
-from upslope.tabular.ascent import ascend
 from upslope.tabular.chains import chain, policy_table
 from upslope.tabular.collect import Episodes, Steps
 from upslope.tabular.enumeration import enumerate_rollouts, expected_gradient, flat_gradient
-from upslope.tabular.gradients import gradient, gradient_by_autograd, gradient_by_differences, gradient_by_enumeration, product_rule
+from upslope.tabular.gradients import ascend, gradient, gradient_by_autograd, gradient_by_differences, gradient_by_enumeration, product_rule
 from upslope.tabular.mdp import MDP
 from upslope.tabular.planning import policy_evaluation, policy_iteration, value_iteration
 from upslope.tabular.policies import Linear, Softmax, SoftmaxPolicy, Table, linear_policy, network_policy, polynomial_policy, tabular_policy

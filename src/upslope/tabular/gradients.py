@@ -1,4 +1,4 @@
-"""The exact gradient of J four ways, and a look into the theorem.
+"""The exact gradient of J four ways, a look into the theorem, and ascent along it: what every method of this library estimates.
 
 Each returns the gradient for all of ``policy.parameters()`` as one flat vector ``[P]``, zero where J does not reach (a critic).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from upslope.errors import require
 from upslope.records import Policy
 from upslope.tabular import exact
-from upslope.tabular.arguments import check_gamma, check_number
+from upslope.tabular.arguments import check_gamma, check_number, check_whole
 from upslope.tabular.chains import TabularPolicy, policy_table
 from upslope.tabular.enumeration import enumerate_rollouts, flat_gradient, parameters_of
 from upslope.tabular.mdp import MDP
@@ -88,3 +88,18 @@ def differences(function: Callable[[], Tensor], policy: TabularPolicy, step: flo
         finally:
             parameter.copy_(kept)
     return torch.stack(found)
+
+
+def ascend(mdp: MDP, policy: TabularPolicy, gamma: float, *, learning_rate: float, num_steps: int) -> list[float]:
+    """``θ ← θ + α ∇J(θ)``, ``num_steps`` times, in place; returns J before each step. Source: SB eq. 13.1."""
+    check_number("learning_rate", learning_rate, 0.0)
+    check_whole("num_steps", num_steps, 0)
+    history: list[float] = []
+    parameters = parameters_of(policy)
+    for _ in range(num_steps):
+        history.append(exact.objective(mdp, policy, gamma).item())
+        steps = gradient(mdp, policy, gamma).split([p.numel() for p in parameters])
+        with torch.no_grad():
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter += learning_rate * step.view_as(parameter)
+    return history

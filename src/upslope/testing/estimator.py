@@ -3,20 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
 from upslope.testing import batches, other_policies, probes
-from upslope.testing.case import Case, Log, bare, case_of
-from upslope.testing.contract import cosine, factor
+from upslope.testing.case import Bonus, Case, Log, bare, case_of
+from upslope.testing.contract import EXACT, cosine, factor, points_along
 from upslope.testing.estimates import Estimator, Moments
-from upslope.testing.expectations import bonus_of_the_action, cut_short, main_expectation
 from upslope.testing.known_mistakes import MISTAKES, reason
-from upslope.testing.mistakes import target
+from upslope.testing.mistakes import FORMS, explained, on_truncated_episodes, target, weights
+from upslope.testing.probes import Probe, probe
 from upslope.testing.report import EstimatorReport, Finding
+
+
+def main_expectation(case: Case, mean: Tensor) -> tuple[Case, list[tuple[str, str]]]:
+    """The case with what its expectation on whole episodes of equal length is the gradient of, and what is wrong with that."""
+    for form in FORMS:
+        c = factor(mean, target(case.main, form), case.tolerance)
+        if c is None:
+            continue
+        found = [("wrong sign", f"expectation {c:.4g} × the gradient")] if c < 0 else []
+        if form == "unweighted":
+            found.append(("missing discount weight", f"gamma = {case.gamma:g}"))
+        return replace(case, form=form, sign=-1.0 if c < 0 else 1.0), found
+    if (mistake := explanation(case, mean)) is not None:
+        return case, [(mistake, "its expectation is exactly that mistake's")]
+    return case, [("biased by no known mistake", "")]
+
+
+def explanation(case: Case, mean: Tensor) -> str | None:
+    """The mistake behind a biased expectation. With exact values several look alike, so the critic is made wrong first."""
+    mistake = explained(case.main, mean, case.tolerance)
+    if case.uses_critic and not case.full.is_online:
+        wrong = misjudged(case.main)
+        mistake = explained(wrong, case.mean(wrong), case.tolerance) or mistake
+    if mistake is not None:
+        return mistake
+    largest = max(float(case.plain.on(case.main, index).norm()) for index, _ in list(case.main.batches(case.size))[:4])
+    return "baseline depends on the action" if float(mean.norm()) <= EXACT * largest else None
+
+
+def misjudged(p: Probe) -> Probe:
+    """The same recordings with a critic that is off by another amount in each state."""
+    off = 0.7 * torch.cos(1.9 * torch.arange(p.mdp.num_observations, dtype=torch.float64))
+    seen = p.rollout.inputs["observation"]
+    after = torch.cat([seen[:, 1:], seen[:, -1:]], -1)  # nobody may ask for what follows the last step: it has terminated
+    assert p.rollout.value is not None and p.rollout.next_value is not None
+    return replace(p, rollout=replace(p.rollout, value=p.rollout.value + off[seen], next_value=p.rollout.next_value + off[after]))
+
+
+def bonus_of_the_action(case: Case, log: Log) -> None:
+    """A bonus of −log π of the action taken moves every estimate, and its expectation by nothing."""
+    run, p = Bonus(case.full.plain(("entropy_coef",))), case.main
+    left = run.moments(p, case.size)
+    if float(left.mean.norm()) > EXACT * left.variance**0.5 or left.variance < EXACT**2:
+        return
+    index = range(1, 1 + case.size)
+    found = run.on(p, index)
+    for form in FORMS[:2]:
+        c = factor(found, -(weights(p, form)[1].unsqueeze(-1) * p.score)[list(index)].sum((0, 1)))
+        if c is not None and c > 0:
+            return log.add("entropy of the action taken", f"with no reward at all it is −{c:.3g} ∇log π, and 0 in expectation")
+
+
+def cut_short(case: Case, log: Log) -> None:
+    assert case.form is not None
+    p = probe(probes.TRUNCATED, case.gamma)
+    mean = case.mean(p)
+    if not points_along(mean, target(p, case.form), case.tolerance):
+        mistake = on_truncated_episodes(p, case.form, mean, case.tolerance)
+        log.add(mistake or "biased by no known mistake", "where a recording stops before its episode")
+
 
 SPOIL_LENGTHS = ("padding leaks", "entropy on masked steps", "mean of micro-batch means", "normalized per micro-batch")
 """What shows as a bias wherever lengths differ: looking there once more would tell nothing new."""
