@@ -10,7 +10,8 @@ import pytest
 from tests.cli.conftest import Command, good
 from upslope import Run
 from upslope.run.evaluations import Point
-from upslope.run.health import History, warnings_of
+from upslope.run.health import warnings_of
+from upslope.run.history import History
 
 
 def points(*means: float, std: float = 10.0, every: int = 1000) -> list[Point]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "resume": "go on with a run that was stopped or killed, to the bit",
     "verify-resume": "kill and resume a run of yours, and compare it with the uninterrupted one",
     "replay": "play an iteration of a run again, to the bit, and write down what it saw",
+    "doctor": "say what did not go well in a run, why, and what to change",
     "evaluate": "measure a trained policy on fresh episodes or held-out problems",
     "play": "record what a policy does as a GIF or an mp4",
     "record": "write what a policy does into a file of steps, to learn from off-policy",

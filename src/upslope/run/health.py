@@ -1,124 +1,168 @@
-"""What did not go well in a run, in plain words: pure functions of its metrics and of its evaluations.
+"""What did not go well in a run, in plain words: one set of rules, for warnings while it runs, its last lines, and ``upslope doctor``.
 
-A run that reached its goal is told nothing about entropies and groups: a deterministic policy and groups without spread are what
-success looks like, too. Every sentence says what was seen and what to try.
+Each rule is a pure function of a :class:`~upslope.run.history.History`. A run that reached its goal is told nothing about entropies and
+groups: a deterministic policy and groups without spread are what success looks like, too. Every finding shows what was seen and names a
+change to try; how often they are right is measured by ``benchmarks/doctor.py``.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from upslope.run.evaluations import Point
+from upslope.run.history import LOST, MIN_ITERATIONS, History
 
-Rows = Sequence[Mapping[str, float]]
-MEASURES = ("episode_return", "reward_per_step", "reward", "score_mean")
-"""What training says of how well the policy does, the first that it says."""
-WATCHED = ("approx_kl", "kl", "improvement", "accepted", "entropy", "dead_groups", *MEASURES)
-"""The metrics that are looked at."""
-
-LOST = 0.2
-"""Share of what was gained (best evaluation less the lowest) that the final policy may be below the best one."""
-STANDARD_ERRORS = 4.0
-"""Combined standard errors that a difference of two evaluations must have: the best of 20 noisy ones flatters."""
 LARGE_KL = 0.3
 """KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
 OFTEN = 0.05
 """Share of the iterations in which it is no accident."""
-LAST, MIN_ITERATIONS = 0.2, 5
-"""The end of a run: this share of its iterations, at least so many."""
 COLLAPSED = 0.02
 """Entropy of discrete actions, as a share of the beginning's, that explores nothing."""
 LONG = (50_000, 20)
 """Steps and iterations after which something should have been learned: hundreds of episodes, tens of updates."""
 NATS = 3.0
 """Change of the entropy of continuous actions, for each dimension, that is a change of the standard deviation by a factor of 20."""
+CLIPPED = 0.5
+"""Share of a batch outside the clip range, most of which then has no gradient."""
+UNEXPLAINED = 0.03
+"""Share of the returns' variance that a critic explains at its best, in the median of :data:`WINDOW` iterations, and is dead."""
+WINDOW = 9
+EXPLODED = 1e3
+"""Growth of the gradient's norm, from the first iterations' median to the last ones'."""
+STILL = 3e-4
+"""Length of all that the weights have moved between evaluations, as a share of their own, that changes nothing."""
+HORIZONS = 30.0
+"""Length of an episode, in steps of the discount's horizon 1/(1 − γ), whose end no action is credited with."""
+SCALES = (1e-3, 1e3)
+"""Size of what a critic learns, in whose units its rates and coefficients are."""
+LONGER = (1.5, 8.0)
+"""Growth of a completion's length, as a factor and in tokens."""
+MISMATCH = 0.1
+"""Mean |log π − log π_sampler|, in nats a token."""
+FEW = 0.01
+"""Effective sample size, as a share of the steps that it is of."""
+LIVE_AFTER = 0.25
+"""Share of the budget that is spent before a run in progress is judged."""
 
 
 @dataclass(frozen=True)
-class History:
-    """What a run leaves: a row of metrics for each iteration, its evaluations in order, and the final one where there was one.
+class Finding:
+    """What a rule found: the evidence, and a change to try."""
 
-    ``goal`` is the return that counts as solved, where it is known; ``action_dims`` the number of continuous actions, 0 where they
-    are discrete.
-    """
+    rule: str
+    seen: str
+    change: str
 
-    rows: Rows
-    evaluations: Sequence[Point] = ()
-    final: Point | None = None
-    goal: float | None = None
-    action_dims: int = 0
+    def __str__(self) -> str:
+        return f"{self.seen}; {self.change}"
 
-    @property
-    def reached_goal(self) -> bool:
-        return self.goal is not None and self.final is not None and self.final.mean >= self.goal
 
-    @property
-    def learned(self) -> bool:
-        """Whether the policy is clearly better than at the beginning, by evaluations or in training, and not far below the best."""
-        if self.final is None or not self.evaluations or far_below_best(self):
-            return False
-        first = self.evaluations[0]
-        return self.final.mean - first.mean > STANDARD_ERRORS * standard_error(first, self.final) or self.rose
+Found = tuple[str, str] | None
+"""Evidence and change, of a rule that has something to say."""
 
-    @property
-    def rose(self) -> bool:
-        """Whether training did clearly better in its last iterations than in its first."""
-        name = next((name for name in MEASURES if any(name in row for row in self.rows)), MEASURES[0])
-        values = self.values(name)
-        early, late = values[: max(MIN_ITERATIONS, len(values) // 20)], self.end(name)
-        if len(values) < 2 * MIN_ITERATIONS:
-            return False
-        error = math.sqrt(statistics.variance(early) / len(early) + statistics.variance(late) / len(late))
-        return statistics.mean(late) - statistics.mean(early) > STANDARD_ERRORS / 2 * error  # the first iterations already rise
 
-    def values(self, name: str) -> list[float]:
-        return [row[name] for row in self.rows if row.get(name) is not None]
+@dataclass(frozen=True)
+class Rule:
+    """``check`` looks at the metrics named in ``reads``; ``live`` where it makes sense before the end."""
 
-    def end(self, name: str) -> list[float]:
-        """The same in the last of them."""
-        values = self.values(name)
-        return values[-max(MIN_ITERATIONS, math.ceil(LAST * len(values))) :]
+    name: str
+    check: Callable[[History], Found]
+    reads: tuple[str, ...] = ()
+    live: bool = True
+    last: bool = False
+    """asked only where no other rule has found anything"""
+
+    def applies(self, history: History) -> bool:
+        """Whether the run has what the rule looks at."""
+        return not self.reads or any(history.values(name) for name in self.reads)
+
+
+def findings(history: History, *, live: bool = False) -> list[Finding]:
+    """One for each thing that went wrong; none where a run went well. ``live``: of a run that goes on."""
+    found: list[Finding] = []
+    for rule in RULES:
+        if (live and not rule.live) or (rule.last and found) or not rule.applies(history):
+            continue
+        if (words := rule.check(history)) is not None:
+            found.append(Finding(rule.name, *words))
+    return found
 
 
 def warnings_of(history: History) -> list[str]:
-    """One sentence for each thing that went wrong; none where a run went well."""
-    checks: tuple[Callable[[History], str | None], ...] = (far_below_best, kl_ran_away, entropy_ran_away, groups_died, nothing_accepted)
-    said = [words for check in checks if (words := check(history)) is not None]
-    return said or [words for words in [nothing_learned(history)] if words is not None]
+    """A sentence for each finding."""
+    return [str(finding) for finding in findings(history)]
 
 
-def standard_error(*points: Point) -> float:
-    """Of the difference of the means."""
-    return math.sqrt(sum(point.std**2 / point.episodes for point in points))
+def not_checked(history: History) -> list[str]:
+    """The rules that have nothing to look at in this run."""
+    return [rule.name for rule in RULES if not rule.applies(history)]
 
 
-def far_below_best(history: History) -> str | None:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a ``config.json`` by their own names."""
+    found: dict[str, Any] = {}
+    for section in ("algorithm", "collector", "policy", "env", "task", "settings"):
+        found |= config.get(section) or {}
+    return found | (found.get("update") or {})
+
+
+# ---------------------------------------------------------------------------------------------------------------- the rules
+
+
+def failed(history: History) -> Found:
+    error = history.error
+    if error is None:
+        return None
+    if error.startswith("ratio:"):
+        return None  # stale_log_probs says it
+    return f"the run failed: {error}", "try `upslope resume` once the cause is mended"
+
+
+def stale_log_probs(history: History) -> Found:
+    """The policy that is scored is not the one that acted."""
+    if history.error is not None and history.error.startswith("ratio:"):
+        return history.error, "try to let sampling and training use the same temperature, masks, dropout and weights"
+    mismatch = history.end("mismatch")
+    if len(mismatch) >= MIN_ITERATIONS and statistics.median(mismatch) > MISMATCH:
+        seen = f"what the sampler says of a token and what the policy says of it differ by {statistics.median(mismatch):.2g} nats"
+        return seen, "try the same precision for both, and weights that reach the sampler before each iteration"
+    few = [size / steps for size, steps in effective(history) if steps > 0]
+    if len(few) >= MIN_ITERATIONS and statistics.median(few) < FEW and not history.reached_goal:
+        seen = f"importance weights leave {statistics.median(few):.2%} of the steps with a say: the data are of quite another policy"
+        return seen, "try --ratio-cap 1, or newer data"
+    return None
+
+
+def effective(history: History) -> list[tuple[float, float]]:
+    """Effective sample size and number of steps of each iteration."""
+    rows = [row for row in history.rows if row.get("effective_sample_size") is not None]
+    recorded = history.settings.get("num_rows")
+    lengths = [recorded or later["total_steps"] - row["total_steps"] for row, later in itertools.pairwise(rows)]
+    return [(row["effective_sample_size"], steps) for row, steps in zip(rows[1:], lengths, strict=False)]
+
+
+def far_below_best(history: History) -> Found:
     final, goal = history.final, history.goal
-    if final is None or not history.evaluations or history.reached_goal:
+    if final is None or not history.lost:
         return None
-    best, lowest = (choose(history.evaluations, key=lambda point: point.mean) for choose in (max, min))
-    gained, lost = best.mean - lowest.mean, best.mean - final.mean
-    if min(best.episodes, final.episodes) < MIN_ITERATIONS or (goal is not None and gained < LOST * (goal - lowest.mean)):
-        return None  # too little to tell
-    if lost <= max(LOST * gained, STANDARD_ERRORS * standard_error(best, final)):
-        return None
+    best = history.best
     seen = f"the final policy has {final.mean:.4g}, far below the {best.mean:.4g}"
     seen += f" after {best.total_steps:,} steps, which --policy best takes" if best.total_steps else " before training"
-    wanted = "" if goal is None else f" (the goal is {goal:g})"
-    return f"{seen}{wanted}; try a smaller --learning-rate or a decreasing --schedule"
+    return seen + ("" if goal is None else f" (the goal is {goal:g})"), "try a smaller --learning-rate or a decreasing --schedule"
 
 
-def kl_ran_away(history: History) -> str | None:
+def kl_ran_away(history: History) -> Found:
     values = [kl for row in history.rows if (kl := kl_of(row)) is not None]
     large = [kl for kl in values if not kl <= LARGE_KL]
     if len(large) < max(3, OFTEN * len(values)):
         return None
     seen = f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations"
     seen += f" (up to {max(large):.3g}; 0.01 to 0.05 is usual): the data no longer speaks of such a policy"
-    return f"{seen}; try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
+    return seen, "try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
 
 
 def kl_of(row: Mapping[str, float]) -> float | None:
@@ -126,7 +170,15 @@ def kl_of(row: Mapping[str, float]) -> float | None:
     return row["kl"] if "improvement" in row and "kl" in row else row.get("approx_kl")
 
 
-def entropy_ran_away(history: History) -> str | None:
+def clip_saturated(history: History) -> Found:
+    late = history.end("clip_fraction")
+    if len(late) < MIN_ITERATIONS or (median := statistics.median(late)) < CLIPPED:
+        return None
+    seen = f"{median:.0%} of each batch ended outside the clip range, where most steps have no gradient (0.05 to 0.3 is usual)"
+    return seen, "try a smaller --learning-rate, fewer --num-epochs or a wider --clip-range"
+
+
+def entropy_ran_away(history: History) -> Found:
     values = history.values("entropy")
     if len(values) < 2 * MIN_ITERATIONS or history.reached_goal:
         return None
@@ -135,41 +187,126 @@ def entropy_ran_away(history: History) -> str | None:
         change = (late - start) / history.action_dims
         if change > NATS:
             seen = f"the entropy of the actions rose from {start:.2f} to {late:.2f}, so they are noise"
-            return f"{seen}; try a smaller --entropy-coef or --learning-rate, or --distribution squashed"
+            return seen, "try a smaller --entropy-coef or --learning-rate, or --distribution squashed"
         if change < -NATS and not history.learned:
             seen = f"the entropy of the actions fell from {start:.2f} to {late:.2f}: the policy hardly varies them any more"
-            return f"{seen} and the return is no better for it; try a larger --entropy-coef or a smaller --learning-rate"
+            return f"{seen} and the return is no better for it", "try a larger --entropy-coef or a smaller --learning-rate"
         return None
     if start <= 0 or late > COLLAPSED * start or history.learned:
         return None
     seen = f"the entropy fell from {start:.3g} to {late:.2g}, so the policy does the same whatever happens and finds nothing new"
-    return f"{seen}, and the return is no better for it; try a smaller --learning-rate or a larger --entropy-coef"
+    return f"{seen}, and the return is no better for it", "try a smaller --learning-rate or a larger --entropy-coef"
 
 
-def in_vain(history: History, name: str) -> list[float]:
-    """A metric in the last iterations of a run that neither reached its goal nor learned; empty of any other, or of too short a one."""
-    late = history.end(name)
-    return [] if len(late) < MIN_ITERATIONS or history.reached_goal or history.learned else late
-
-
-def groups_died(history: History) -> str | None:
-    late = in_vain(history, "dead_groups")
+def groups_died(history: History) -> Found:
+    late = history.in_vain("dead_groups")
     if min(late, default=0.0) < 1.0:
         return None
     seen = f"in the last {len(late):,} iterations the members of every group had the same score, so their advantages are all 0"
     hint = "try a larger --group-size, a reward with more levels, and for texts easier tasks or a higher --temperature"
-    return f"{seen} and nothing is learned; {hint}"
+    return f"{seen} and nothing is learned", hint
 
 
-def nothing_accepted(history: History) -> str | None:
-    late = in_vain(history, "accepted")
+def nothing_accepted(history: History) -> Found:
+    late = history.in_vain("accepted")
     if max(late, default=1.0) > 0.0:
         return None
     seen = f"the trust region accepted no step in the last {len(late):,} iterations, so the policy stood still"
-    return f"{seen}; try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
+    return seen, "try a larger --max-kl, more --damping, more --num-cg-steps or a larger batch"
 
 
-def nothing_learned(history: History) -> str | None:
+def no_signal(history: History) -> Found:
+    """Every advantage is the same, or every episode paid the same."""
+    if min(history.in_vain("zero_spread"), default=0.0) >= 1.0:
+        return "all advantages of a batch are equal, so no action is better than another", "try a reward that tells actions apart"
+    returns = history.values("episode_return")
+    if len(returns) < 2 * MIN_ITERATIONS or not history.in_vain("episode_return") or max(returns) > min(returns):
+        return None
+    seen = f"every episode of training returned {returns[0]:g}, so what the updates follow is noise"
+    return seen, "try a larger --entropy-coef or --log-std, longer episodes (--max-episode-steps), or a reward on the way to the goal"
+
+
+def dead_critic(history: History) -> Found:
+    """It explains nothing of the returns at any time of a run, though they vary."""
+    values = history.values("explained_variance")
+    if len(values) < 2 * WINDOW or history.reached_goal or len(set(history.values("episode_return"))) == 1:
+        return None
+    best = max(statistics.median(values[start : start + WINDOW]) for start in range(len(values) - WINDOW + 1))
+    if best >= UNEXPLAINED:
+        return None
+    seen = (
+        f"at its best the critic explained {max(best, 0.0):.0%} of the variance of the returns, so advantages are as noisy as without one"
+    )
+    return seen, "try a larger --value-coef or --value-learning-rate, more epochs for the critic, or --normalize-value"
+
+
+def gradient_exploded(history: History) -> Found:
+    skipped = sum(history.values("skipped_steps"))
+    if skipped:
+        seen = f"{skipped:,.0f} gradient steps were not finite and were skipped"
+        return seen, "try a smaller --learning-rate, --normalize-reward, or a reward and observations without overflow"
+    late = history.in_vain("gradient_norm")
+    if not late:
+        return None
+    start, end = statistics.median(history.begin("gradient_norm")), statistics.median(late)
+    if not end > EXPLODED * start > 0.0:
+        return None
+    seen = f"the gradient's norm grew from {start:.3g} to {end:.3g}"
+    return seen, "try a smaller --learning-rate, a smaller --max-grad-norm, or --normalize-reward"
+
+
+def weights_stand_still(history: History) -> Found:
+    moved, late = history.values("weight_change"), history.values("weights_moved")
+    if len(late) > len(history.rows) / 2:
+        seen = f"an update moved {statistics.median(late):.1%} of the weights: steps are smaller than the distance between their numbers"
+        return seen, "try a larger --learning-rate, or float32 weights"
+    if len(moved) < MIN_ITERATIONS or len(history.rows) < LONG[1] or history.reached_goal or history.learned or sum(moved) >= STILL:
+        return None
+    seen = f"all updates together have moved the weights by {sum(moved):.1g} of their size"
+    return seen, "try a larger --learning-rate (3e-4 is usual for networks, 1e-6 to 1e-5 for language models)"
+
+
+def horizon_too_short(history: History) -> Found:
+    gamma, lengths = history.settings.get("gamma"), history.in_vain("episode_length")
+    if not isinstance(gamma, int | float) or not 0 <= gamma < 1 or not lengths:
+        return None
+    horizon, length = 1 / (1 - gamma), statistics.median(lengths)
+    if length <= HORIZONS * horizon:
+        return None
+    seen = f"with --gamma {gamma:g} an action is credited with about {horizon:.3g} steps, while episodes last {length:,.0f}"
+    return seen, f"try --gamma {1 - 10 / length:.3g}"
+
+
+def reward_scale_off(history: History) -> Found:
+    """What the critic learns is far from 1, in whose units its rates are."""
+    settings, rewards = history.settings, history.in_vain("reward_per_step")
+    if not rewards:
+        rewards = [r / n for r, n in zip(history.in_vain("episode_return"), history.in_vain("episode_length"), strict=False) if n]
+    scaled = settings.get("normalize_value") is not False or settings.get("normalize_reward")
+    if not rewards or scaled:
+        return None
+    gamma, lengths = float(settings.get("gamma", 1.0)), history.end("episode_length")
+    steps = min(1 / (1 - gamma) if gamma < 1 else math.inf, statistics.median(lengths) if lengths else math.inf, 1e4)
+    size = statistics.median(abs(reward) for reward in rewards) * float(settings.get("reward_scale") or 1.0) * steps
+    if size == 0 or SCALES[0] <= size <= SCALES[1]:
+        return None
+    seen = f"discounted returns are about {size:.2g}, and nothing scales what the critic learns"
+    return seen, "try --normalize-value, --normalize-reward or --reward-scale"
+
+
+def longer_for_nothing(history: History) -> Found:
+    early, late = history.begin("completion_length"), history.end("completion_length")
+    if len(history.values("completion_length")) < 4 * MIN_ITERATIONS or history.rose:
+        return None
+    start, end, (factor, tokens) = statistics.mean(early), statistics.mean(late), LONGER
+    if end < factor * start or end < start + tokens:
+        return None
+    reward = statistics.mean(history.end(history.measure))
+    seen = f"completions grew from {start:.0f} to {end:.0f} tokens while the reward stayed at {reward:.3g}"
+    return seen, "try --average-over constant, --overlong-buffer, fewer --max-tokens or a smaller --entropy-coef"
+
+
+def nothing_learned(history: History) -> Found:
     """A long run that knows its goal has come no nearer to it, neither in its evaluations nor in training, and nothing else says why."""
     final, goal, (steps, iterations) = history.final, history.goal, LONG
     if final is None or goal is None or not history.evaluations or history.reached_goal or history.learned:
@@ -179,5 +316,28 @@ def nothing_learned(history: History) -> str | None:
         return None
     early = f"after {first.total_steps:,} steps" if first.total_steps else "before training"
     seen = f"nothing was learned in {final.total_steps:,} steps: the final policy has {final.mean:.4g}, no better than the {first.mean:.4g}"
-    hint = "try a smaller --learning-rate, a larger --entropy-coef or more steps"
-    return f"{seen} {early}, and training ended as it had begun (the goal is {goal:g}); {hint}"
+    seen += f" {early}, and training ended as it had begun (the goal is {goal:g})"
+    return seen, "try a smaller --learning-rate, a larger --entropy-coef or more steps"
+
+
+RULES = (
+    Rule("failed", failed, live=False),
+    Rule("stale log-probabilities", stale_log_probs, live=False),
+    Rule("far below its best", far_below_best, live=False),
+    Rule("KL runaway", kl_ran_away, ("approx_kl", "improvement")),
+    Rule("clip saturation", clip_saturated, ("clip_fraction",)),
+    Rule("entropy collapse", entropy_ran_away, ("entropy",)),
+    Rule("dead groups", groups_died, ("dead_groups",)),
+    Rule("no step accepted", nothing_accepted, ("accepted",)),
+    Rule("advantage without signal", no_signal, ("zero_spread", "episode_return")),
+    Rule("dead critic", dead_critic, ("explained_variance",)),
+    Rule("gradient explosion", gradient_exploded, ("gradient_norm",)),
+    Rule("weights that do not move", weights_stand_still, ("weight_change", "weights_moved")),
+    Rule("discount too short", horizon_too_short, ("episode_length",), live=False),
+    Rule("reward scale", reward_scale_off, ("value_error",), live=False),
+    Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
+    Rule("nothing learned", nothing_learned, live=False, last=True),
+)
+READ = {"approx_kl", "kl", "improvement", "total_steps", "effective_sample_size", "mismatch", "skipped_steps", "episode_length"}
+WATCHED = tuple(sorted(READ.union(("reward_per_step", "reward", "score_mean"), *(rule.reads for rule in RULES))))
+"""The metrics that are looked at."""

@@ -17,7 +17,8 @@ from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
-from upslope.run.health import WATCHED, History, warnings_of
+from upslope.run.health import WATCHED, flat, warnings_of
+from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
@@ -25,6 +26,7 @@ from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SAVE_SHARE, SavePace
 from upslope.run.train import Callback, RunState, compiled, train
+from upslope.run.watch import Watch
 from upslope.run.world import Evaluated, World
 
 if TYPE_CHECKING:
@@ -149,6 +151,7 @@ class Session:
 
     def _open(self) -> None:
         self.recorded_config = self.world.recorded()
+        self.watch = Watch(self.world.policy)
         if self.resumed is None:
             self._write_config()
             self._save()
@@ -206,6 +209,10 @@ class Session:
         self.world.follow(state, self)
         self.row = row
         self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        if episodes:
+            history = self._history(self.points[-1] if self.points else None)
+            for words in self.watch.look(history, state.fraction):
+                self.note(words)
         self.folder.append("metrics.jsonl", [row])
         for logger in self.loggers:
             logger(row)
@@ -229,7 +236,8 @@ class Session:
             return {}
         self._keep_best(result)
         self.reached = self.world.reached(self.points)
-        return result.row
+        spread = {"evaluation_std": result.std, "evaluation_episodes": float(result.episodes)}
+        return {**result.row, **spread, "weight_change": self.watch.weight_change()}
 
     def _keep_best(self, result: Evaluated) -> None:
         """Remember an evaluation, and the policy where none was better."""
@@ -288,6 +296,7 @@ class Session:
                     **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")},
                     **{name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")},
                     "failures": self.failures.state_dict(),
+                    "watch": self.watch.state_dict(),
                 },
                 "world": self.world.state_dict(),
                 "seconds": self.seconds_before + time.perf_counter() - self.started,
@@ -325,6 +334,7 @@ class Session:
         state = stopped.state
         around = state["session"]
         self.failures.load_state_dict(around["failures"])
+        self.watch.load_state_dict(around["watch"])
         self.start, self.points = ([Point(**point) for point in around[name]] for name in ("start", "points"))
         self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
         self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
@@ -390,12 +400,12 @@ class Session:
 
     def _warnings(self, result: Evaluated | None) -> list[str]:
         """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""
-        goal = self.world.good
-        final = self.points[-1] if self.points and result is not None else None
-        if self.reached and final is not None:  # as the evaluations before it have said
-            goal = final.mean
-        history = History(self.rows, [*self.start, *self.points], final, goal, self.world.action_dims)
+        history = self._history(self.points[-1] if self.points and result is not None else None)
         return [*self.failures.warnings(), *self.faults, *warnings_of(history)]
+
+    def _history(self, final: Point | None) -> History:
+        goal = final.mean if self.reached and final is not None else self.world.good  # as the evaluations before it have said
+        return History(self.rows, [*self.start, *self.points], final, goal, self.world.action_dims, flat(self.recorded_config))
 
     @property
     def exit_code(self) -> int:
