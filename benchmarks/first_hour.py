@@ -147,6 +147,7 @@ STEPS: tuple[Step, ...] = (
     Step("upslope verify-resume ppo my_module:make_env", says=["equal to the bit"]),
     Step("upslope train ppo CartPole-v1 --out runs/mine --resume auto", "--total-steps 2000", ["try next:"]),
     Step("upslope replay runs/ppo-CartPole-v1-0 --iteration 12", says=["equal to the bit"]),
+    Step("upslope doctor runs/ppo-CartPole-v1-0", says=["nothing to complain of"]),
     Step("upslope evaluate runs/ppo-CartPole-v1-0 --episodes 100 --json", says=['"return_mean"', '"episodes": 100']),
     Step("upslope evaluate runs/ppo-CartPole-v1-0 --episodes 100", "--policy best", ["best policy"]),
     Step("upslope play runs/ppo-CartPole-v1-0 --out policy.gif", "--max-steps 50", ["wrote policy.gif"]),

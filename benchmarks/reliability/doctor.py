@@ -24,11 +24,11 @@ from upslope.run.load import Run
 PPO_SHORT = "--total-steps 40000 --eval-episodes 10"
 SICK: dict[str, list[tuple[str, int]]] = {
     "KL runaway": [
-        ("ppo Pendulum-v1 --total-steps 40000 --learning-rate 0.1 --target-kl none --schedule constant", 3),
+        ("ppo Pendulum-v1 --total-steps 40000 --learning-rate 0.01 --num-epochs 60 --clip-range 1 1e6 --target-kl none", 3),
         ("ppo CartPole-v1 --total-steps 40000 --learning-rate 0.03 --clip-range 1 1e6 --target-kl none", 2),
     ],
     "clip saturation": [
-        ("ppo Pendulum-v1 --total-steps 40000 --clip-range 0.01 --target-kl none", 3),
+        ("ppo Pendulum-v1 --total-steps 40000 --clip-range 0.002 --learning-rate 3e-3 --target-kl none", 3),
         ("ppo CartPole-v1 --total-steps 20000 --clip-range 0.002 --target-kl none --schedule constant", 2),
     ],
     "entropy collapse": [
@@ -36,8 +36,8 @@ SICK: dict[str, list[tuple[str, int]]] = {
         ("a2c CartPole-v1 --total-steps 60000 --learning-rate 0.3", 2),
     ],
     "dead groups": [
-        ("grpo Acrobot-v1 --total-steps 20000 --max-episode-steps 50", 3),
-        ("rloo Acrobot-v1 --total-steps 20000 --max-episode-steps 60", 2),
+        ("grpo MountainCar-v0 --total-steps 24000 --group-size 4 --num-groups 3", 3),
+        ("rloo Acrobot-v1 --total-steps 20000 --max-episode-steps 50", 2),
     ],
     "advantage without signal": [
         ("ppo sick:indifferent --total-steps 20000", 3),

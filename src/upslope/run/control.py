@@ -55,7 +55,8 @@ class Control(World[control.ActorCritic]):
         self.target, self.budget = self.envs.env_id, {"total_steps": self.settings.total_steps}
         until, space = self.settings.until_return, self.envs.action_space
         # the return that counts as solved: ``until_return``, else the task's own goal, else unknown; and the one that ends the run
-        self.solved_at = self.good = known_goal(self.target) if until is None else until
+        limit = self.config.problem.max_episode_steps
+        self.solved_at = self.good = known_goal(self.target, limit) if until is None else until
         self.stop_at = self.solved_at if self.settings.until_solved or until is not None else None
         self.action_dims = math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
         self.may_be_best = bool(self.schedule.every)
@@ -78,7 +79,7 @@ class Control(World[control.ActorCritic]):
         seconds = (time.perf_counter() - started) / envs.num_envs
         try:
             if settings.until_solved:
-                known_goal(envs.env_id, otherwise="until_solved")
+                known_goal(envs.env_id, config.problem.max_episode_steps, otherwise="until_solved")
             policy = (parts.make_policy(config, envs) if saved is None else parts.continued(saved, envs, settings.init)).to(device)
             envs.reset()
             inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
@@ -246,12 +247,18 @@ def env_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(env, name) for name in ("vectorization", "env_kwargs", "max_episode_steps", "step_timeout")}
 
 
-def known_goal(env_id: str, *, otherwise: str | None = None) -> float | None:
-    """The return at which a task counts as solved: Gymnasium's threshold, else the presets'; ``otherwise`` is a setting that needs it."""
+def known_goal(env_id: str, max_episode_steps: int | None = None, *, otherwise: str | None = None) -> float | None:
+    """The return at which a task counts as solved: Gymnasium's threshold, else the presets'; ``otherwise`` is a setting that needs it.
+
+    It is not known for episodes that end earlier or later than the task's own.
+    """
     spec = gymnasium.registry.get(env_id)
     goal = GOALS.get(env_id) if spec is None or spec.reward_threshold is None else spec.reward_threshold
+    why = f"no return is known at which {env_id!r} counts as solved"
+    if goal is not None and spec is not None and max_episode_steps not in (None, spec.max_episode_steps):
+        goal, why = None, f"{env_id!r} counts as solved at {goal:g} in {spec.max_episode_steps} steps, not in {max_episode_steps}"
     if goal is None and otherwise is not None:
-        raise UsageError(f"{otherwise}: no return is known at which {env_id!r} counts as solved; say it with until_return")
+        raise UsageError(f"{otherwise}: {why}; say it with until_return")
     return goal
 
 

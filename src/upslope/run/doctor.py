@@ -91,7 +91,7 @@ def goal_of(run: Run, final: Point | None) -> float | None:
     elif (goal := settings.get("until_return")) is None:
         from upslope.run.control import known_goal  # loads Gymnasium
 
-        goal = known_goal(run.env_id)
+        goal = known_goal(run.env_id, run.config["env"].get("max_episode_steps"))
     if summary.get("solved") and final is not None and goal is not None:  # as the evaluations that ended it have said
         return min(goal, final.mean)
     return goal

@@ -20,8 +20,8 @@ LARGE_KL = 0.3
 """KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
 OFTEN = 0.05
 """Share of the iterations in which it is no accident."""
-COLLAPSED = 0.02
-"""Entropy of discrete actions, as a share of the beginning's, that explores nothing."""
+COLLAPSED, CERTAIN = 0.02, 0.003
+"""Entropy of discrete actions that explores nothing: as a share of the beginning's, and in nats where the first update took it all."""
 LONG = (50_000, 20)
 """Steps and iterations after which something should have been learned: hundreds of episodes, tens of updates."""
 NATS = 3.0
@@ -192,7 +192,7 @@ def entropy_ran_away(history: History) -> Found:
             seen = f"the entropy of the actions fell from {start:.2f} to {late:.2f}: the policy hardly varies them any more"
             return f"{seen} and the return is no better for it", "try a larger --entropy-coef or a smaller --learning-rate"
         return None
-    if start <= 0 or late > COLLAPSED * start or history.learned:
+    if start <= 0 or late > max(COLLAPSED * start, CERTAIN) or history.learned:
         return None
     seen = f"the entropy fell from {start:.3g} to {late:.2g}, so the policy does the same whatever happens and finds nothing new"
     return f"{seen}, and the return is no better for it", "try a smaller --learning-rate or a larger --entropy-coef"
