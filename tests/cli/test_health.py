@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from gymnasium import spaces
 
 from tests.cli.conftest import Command, good
 from upslope import Run
+from upslope.control import MLPPolicy
 from upslope.run.evaluations import Point
-from upslope.run.health import warnings_of
+from upslope.run.health import RULES, WATCHED, findings, not_checked, warnings_of
 from upslope.run.history import History
+from upslope.run.watch import Watch
 
 
 def points(*means: float, std: float = 10.0, every: int = 1000) -> list[Point]:
     return [Point(every * (i + 1), mean, std, 20) for i, mean in enumerate(means)]
 
 
-def history(rows: list[dict[str, float]] | None = None, means: tuple[float, ...] = (20.0, 300.0, 480.0), **options: float) -> History:
+def history(rows: list[dict[str, float]] | None = None, means: tuple[float, ...] = (20.0, 300.0, 480.0), **options: Any) -> History:
     found = points(*means, std=options.pop("std", 10.0), every=int(options.pop("every", 1000)))
-    goal, dims = options.pop("goal", None), int(options.pop("action_dims", 0))
-    return History(rows or [], found, found[-1], goal, dims)
+    goal, dims, error = options.pop("goal", None), int(options.pop("action_dims", 0)), options.pop("error", None)
+    return History(rows or [], found, found[-1], goal, dims, options, error)
 
 
 def rows(**metrics: list[float]) -> list[dict[str, float]]:
@@ -63,6 +68,18 @@ WELL = {
     "better, and not at the goal": swing_up(-1240.0, -1000.0, -940.0),
     "at the goal from the first evaluation on": swing_up(-150.0, -160.0, -190.0),
     "perhaps a fourth of the way": swing_up(-1240.0, -1100.0, -960.0, std=600.0),
+    "many steps clipped, yet not most": history(rows(clip_fraction=[0.4] * 40)),
+    "a critic that explained something once": history(rows(explained_variance=[0.0] * 20 + [0.3] * 9 + [-1.0] * 20), means=(9.0, 9.0)),
+    "a critic with nothing to explain": history(rows(explained_variance=[0.0] * 40, episode_return=[8.0] * 39 + [9.0]), goal=400.0),
+    "a gradient that grew with the returns": history(rows(gradient_norm=[0.1] * 10 + [500.0] * 30)),
+    "weights that move little, and enough": history(rows(weight_change=[1e-4] * 40), means=(0.1, 0.1)),
+    "a discount of many steps": history(rows(episode_length=[200.0] * 40), means=(9.0, 9.0), gamma=0.95),
+    "a short discount, and learned": history(rows(episode_length=[200.0] * 40), gamma=0.5),
+    "large rewards in units of their own": history(
+        rows(reward_per_step=[1e6] * 40, value_error=[1.0] * 40), (9.0, 9.0), normalize_value=True
+    ),
+    "longer and better": history(rows(completion_length=[5.0] * 20 + [40.0] * 20, reward=[0.1, 0.2] * 10 + [0.8, 0.9] * 10), (0.1, 0.1)),
+    "all of the data counts": history(rows(effective_sample_size=[900.0] * 10, total_steps=[1000.0 * i for i in range(10)])),
     "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
 }
 ILL = {
@@ -101,6 +118,45 @@ ILL = {
         swing_up(-1240.0, -1090.0, -1280.0),
         "nothing was learned in 90,000 steps: the final policy has -1280, no better than the -1240 after 30,000 steps",
     ),
+    "certain from the first update on": (
+        history(rows(entropy=[0.02] * 3 + [0.001] * 40, episode_return=[20.0, 25.0, 16.0] + [9.3, 9.4] * 20), means=(9.3, 9.4)),
+        "the entropy fell from 0.02 to 0.001",
+    ),
+    "clipped": (history(rows(clip_fraction=[0.1] * 10 + [0.8] * 10)), "80% of each batch ended outside the clip range"),
+    "equal advantages": (history(rows(zero_spread=[0.0] + [1.0] * 20), means=(9.0, 9.0)), "all advantages of a batch are equal"),
+    "equal returns": (history(rows(episode_return=[-200.0] * 20), means=(-200.0, -200.0)), "every episode of training returned -200"),
+    "a dead critic": (
+        history(rows(explained_variance=[-0.2, 0.01] * 20, episode_return=[9.0, 10.0] * 20), means=(9.0, 9.0)),
+        "at its best the critic explained 1% of the variance",
+    ),
+    "a gradient that explodes": (
+        history(rows(gradient_norm=[0.5] * 10 + [1e4] * 30), means=(9.0, 9.0)),
+        "the gradient's norm grew from 0.5 to 1e+04",
+    ),
+    "steps that were skipped": (
+        history([{"skipped_steps": 2.0, "gradient_norm": 1.0}, {"gradient_norm": 1.0}]),
+        "2 gradient steps were not",
+    ),
+    "weights that stand still": (history(rows(weight_change=[1e-9] * 40), means=(0.1, 0.1)), "moved the weights by 4e-08 of their size"),
+    "weights below their precision": (history(rows(weights_moved=[0.002] * 40), means=(0.1, 0.1)), "an update moved 0.2% of the weights"),
+    "another policy's probabilities": (
+        history(error="ratio: expected 1 on the first minibatch of an update, found exp(±0.5)"),
+        "ratio: expected 1 on the first minibatch",
+    ),
+    "a sampler that thinks otherwise": (history(rows(mismatch=[0.4] * 10)), "differ by 0.4 nats"),
+    "data of another policy": (
+        history(rows(effective_sample_size=[3.0] * 10, total_steps=[1000.0 * i for i in range(10)])),
+        "importance weights leave 0.30% of the steps with a say",
+    ),
+    "blind to the end": (history(rows(episode_length=[200.0] * 40), means=(9.0, 9.0), gamma=0.5), "credited with about 2 steps"),
+    "rewards of millions": (
+        history(rows(reward_per_step=[-1e6] * 40, value_error=[1e12] * 40), means=(9.0, 9.0), gamma=0.95, normalize_value=False),
+        "discounted returns are about 2e+07",
+    ),
+    "longer for nothing": (
+        history(rows(completion_length=[5.0] * 20 + [40.0] * 20, reward=[0.4, 0.5] * 20), means=(0.1, 0.1)),
+        "completions grew from 5 to 40 tokens while the reward stayed at 0.45",
+    ),
     "no step": (history(rows(accepted=[1.0] + [0.0] * 40), means=(9.0, 9.0)), "accepted no step in the last 9 iterations"),
 }
 
@@ -114,6 +170,72 @@ def test_what_went_well_is_not_complained_about(found: History):
 def test_what_went_wrong_is_said_once_with_its_numbers_and_what_to_try(found: History, words: str):
     (said,) = warnings_of(found)
     assert words in said and "; try " in said and "\n" not in said
+
+
+def test_every_rule_is_seen_to_speak_and_names_what_it_reads():
+    spoken = {finding.rule for found, _ in ILL.values() for finding in findings(found)}
+    assert spoken == {rule.name for rule in RULES} - {"failed"}
+    assert [finding.rule for finding in findings(history(error="RuntimeError: no"))] == ["failed"]
+    assert {name for rule in RULES for name in rule.reads} <= set(WATCHED)
+    assert "dead critic" in not_checked(history(rows(entropy=[0.5] * 10)))
+
+
+def test_a_run_in_progress_is_not_told_of_what_only_its_end_can_say():
+    lost = history(means=(20.0, 500.0, 155.0), goal=475.0)
+    assert findings(lost) and not findings(lost, live=True)
+    assert findings(history(rows(clip_fraction=[0.8] * 10)), live=True)
+
+
+def test_the_way_of_the_weights_is_that_of_the_actor_since_it_was_last_asked():
+    policy = MLPPolicy((spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)), seed=0)
+    only_critic = {id(parameter) for parameter in policy.critic_parameters()}
+    watch = Watch(policy)
+    with torch.no_grad():
+        for parameter in policy.critic_parameters():
+            parameter.add_(5.0)
+    assert watch.weight_change() == 0.0
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.0 if id(parameter) in only_critic else 1.25)
+    assert watch.weight_change() == pytest.approx(0.2) and watch.weight_change() == 0.0
+
+
+def test_a_live_warning_is_said_once_and_not_again_after_going_on():
+    watch, ill = Watch(torch.nn.Linear(2, 2)), history(rows(clip_fraction=[0.8] * 10))  # type: ignore[arg-type]
+    assert watch.look(ill, fraction=0.1) == []
+    assert len(watch.look(ill, fraction=0.3)) == 1
+    later = Watch(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    later.load_state_dict(watch.state_dict())
+    assert watch.look(ill, fraction=0.5) == [] == later.look(ill, fraction=0.5)
+
+
+def test_the_doctor_finds_in_the_folder_what_the_run_said_at_its_end(cli: Command):
+    """And nothing else, though it knows nothing but the files."""
+    flags = ["--num-envs", "4", "--num-steps", "32", "--clip-range", "0.0001", "--target-kl", "none", "--learning-rate", "0.01"]
+    out = good(cli("train", "ppo", "CartPole-v1", *flags, "--total-steps", "4000", "--eval-episodes", "5", "--out", "run")).out
+    assert out.count("warning: ") >= 1 and "outside the clip range" in out
+    summary = json.loads(Path("run/summary.json").read_text())
+    answer = cli("doctor", "run")
+    assert answer.code == 1 and "clip saturation: " in answer.out and "for want of a metric: dead groups" in answer.out
+    answer = cli("doctor", "run", "--json")
+    found = json.loads(answer.out)
+    assert [f"{each['seen']}; {each['change']}" for each in found["findings"]] == summary["warnings"]
+    Path("run/summary.json").unlink()  # as if it were still running
+    assert "still running, or was killed" in cli("doctor", "run").out
+
+
+def test_the_doctor_has_nothing_to_say_of_a_run_that_is_well(cli: Command, trained: Path):
+    answer = cli("doctor", trained, trained)
+    assert answer.code == 0 and answer.out.count("nothing to complain of") == 2 and answer.err == ""
+
+
+def test_a_goal_is_that_of_the_tasks_own_time_limit(cli: Command):
+    """Acrobot counts as solved at -100, which every policy reaches that is stopped after 50 steps."""
+    flags = ["--max-episode-steps", "50", "--total-steps", "256", "--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1"]
+    good(cli("train", "ppo", "Acrobot-v1", *flags, "--eval-episodes", "2", "--quiet", "--out", "run"))
+    assert json.loads(Path("run/summary.json").read_text())["solved"] is None
+    answer = cli("train", "ppo", "Acrobot-v1", *flags, "--until-solved")
+    assert answer.code == 2 and "counts as solved at -100 in 500 steps, not in 50; say it with until_return" in answer.err
 
 
 def test_a_run_that_stood_still_says_so_last(cli: Command, monkeypatch: pytest.MonkeyPatch):
