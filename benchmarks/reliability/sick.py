@@ -11,14 +11,14 @@ import gymnasium
 from upslope import PPO
 
 
-class Indifferent(gymnasium.RewardWrapper[Any, Any, Any]):
+class Indifferent(gymnasium.RewardWrapper[Any, Any]):
     """Pays the same whatever is done."""
 
     def reward(self, reward: Any) -> float:
         return 1.0
 
 
-class Growing(gymnasium.RewardWrapper[Any, Any, Any]):
+class Growing(gymnasium.RewardWrapper[Any, Any]):
     """Rewards grow tenfold every 500 steps, up to 1e12."""
 
     steps = 0
@@ -29,7 +29,7 @@ class Growing(gymnasium.RewardWrapper[Any, Any, Any]):
 
 
 def indifferent() -> gymnasium.Env[Any, Any]:
-    """Fifty steps of CartPole's physics that cannot be lost."""
+    """Fifty steps of Pendulum, each paid 1."""
     env = gymnasium.make("Pendulum-v1").unwrapped
     return Indifferent(gymnasium.wrappers.TimeLimit(env, 50))
 

@@ -20,7 +20,8 @@ from upslope import Run
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
 from upslope.run.control import Control
-from upslope.run.folder import Output
+from upslope.run.folder import Output, is_kept
+from upslope.run.replay import replay
 from upslope.run.resume import locked
 from upslope.run.session import Session
 from upslope.run.verify import NOT_COMPARED, StopAt, differences, verify_resume
@@ -89,6 +90,30 @@ def test_what_was_written_behind_the_checkpoint_is_computed_again(whole: Path, t
     assert {name: value for name, value in summaries[0].items() if name not in measured} == {
         name: value for name, value in summaries[1].items() if name not in measured
     }
+
+
+def test_a_long_run_keeps_a_row_of_every_tenth_iteration_and_all_evaluations():
+    assert [is_kept(i) for i in (1, 9_999, 10_001, 10_010, 100_010, 100_100)] == [True, True, False, True, False, True]
+    assert sum(is_kept(i) for i in range(1, 1_000_001)) == 9_999 + 9_000 + 9_000 + 1
+
+
+def test_where_not_every_row_is_kept_a_run_goes_on_all_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped between two rows: what follows is what an uninterrupted run writes, and a step that was not written plays again."""
+    monkeypatch.setattr("upslope.run.session.is_kept", lambda iteration: iteration % 3 == 0)
+    settings = {"eval_every": 100}
+    config(**settings).run(Output(out=tmp_path / "thin", quiet=True))
+    kept = [row["iteration"] for row in rows(tmp_path / "thin")]
+    evaluated = [row["iteration"] for row in rows(tmp_path / "thin") if "evaluation_return" in row]
+    assert evaluated and kept == sorted({*range(3, 11, 3), *evaluated}) and len(kept) < 10
+    for last in (5, 6):
+        run = tmp_path / f"stopped-{last}"
+        stopped(run, last, **settings).session(Output(quiet=True), resumed=run).run()
+        assert rows(run) == rows(tmp_path / "thin")
+        summaries = [json.loads((path / "summary.json").read_text()) for path in (run, tmp_path / "thin")]
+        assert len({(one["iterations"], one["total_steps"], one["return_mean"]) for one in summaries}) == 1
+    assert 5 not in kept
+    again = replay(Run.load(run), config(**settings), 5)
+    assert not again.differs and "its row of metrics was not kept" in again.words()[0]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(whole: Path, tmp_path: Path, cli: Command):

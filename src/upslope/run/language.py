@@ -27,7 +27,7 @@ from upslope.records import State
 from upslope.run import language_report as report
 from upslope.run.checkpoints import FOLDER
 from upslope.run.evaluations import Point
-from upslope.run.folder import FORMAT_VERSION, RunFolder
+from upslope.run.folder import FORMAT_VERSION, RunFolder, is_kept
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
 from upslope.run.language_make import FrozenAtStart, examples_of, fitted, make_collector, make_policy, make_reference, make_task
 from upslope.run.language_settings import LanguageRunSettings
@@ -207,7 +207,8 @@ class Language(World[LanguagePolicy]):
             why = "its steps are smaller than the distance between neighboring numbers"
             rate = f"raise the learning rate ({self.config.algorithm.update.learning_rate:g})"
             session.note(f"warning: this update moved {moved:.1%} of the weights: {why}; {rate}")
-        session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
+        if is_kept(state.iteration):
+            session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

@@ -99,6 +99,7 @@ class Replay:
         """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""
         where = f"from the checkpoint of iteration {self.start:,}" if self.start else "from the beginning"
         same = "it fails as recorded" if self.fault is not None else f"{len(self.compared)} numbers of its metrics are equal to the bit"
+        same = same if self.compared or self.fault is not None else "its row of metrics was not kept, so there is nothing to compare"
         lines = [f"iteration {self.iteration:,} again, {where}: {f'not the same: {self.differs[0]}' if self.differs else same}"]
         lines += [f"  {self.fault}"] if self.fault is not None else []
         for name, tensor in self.tensors.items():
@@ -120,8 +121,9 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
     if iteration is None and capsule is not None:
         iteration = capsule["iteration"]
     rows: dict[int, State] = {row["iteration"]: row for row in run.metrics() if isinstance(row.get("iteration"), int)}
-    if iteration is None or not (iteration in rows or (capsule is not None and iteration == capsule["iteration"])):
-        raise UsageError(f"iteration: expected one of this run's iterations, 1 to {max(rows, default=0):,}, found {iteration}")
+    last = max(*rows, (run.summary or {}).get("iterations", 0), 0, 0)
+    if iteration is None or not (1 <= iteration <= last or (capsule is not None and iteration == capsule["iteration"])):
+        raise UsageError(f"iteration: expected one of this run's iterations, 1 to {last:,}, found {iteration}")
     found = newest(run.path, before=iteration)
     taken = Replay(iteration, start=0 if found is None else found.state["run"]["iteration"])
     with tempfile.TemporaryDirectory() as folder:

@@ -30,6 +30,8 @@ CHECKPOINT_SHARE = 0.01
 COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
 """Packages on which numbers depend where they are there; without llvmlite PyTorch computes what would be compiled."""
 LOCK = ".lock"
+MOMENT = ("iteration", "total_steps", "train_seconds")
+"""What tells a row of metrics from all others."""
 GROWING = ("metrics.jsonl", "completions.jsonl")
 """Files of a run folder that only grow; what was written behind a checkpoint is computed again."""
 
@@ -141,7 +143,7 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_bytes()[: lengths[path.name]].splitlines()]
     except ValueError as error:
         raise damaged(path, f"a row in front of the checkpoint is not JSON ({error})") from error
-    if any(rows[-1][name] != state["run"][name] for name in ("iteration", "total_steps", "train_seconds")):
+    if {name: rows[-1][name] for name in MOMENT} != state["session"]["written"]:
         raise damaged(path, "the row that the checkpoint was written behind is another one")
     return rows
 

@@ -16,14 +16,14 @@ from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
 from upslope.run.evaluations import Failures, Point
-from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, versions
+from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, is_kept, versions
 from upslope.run.health import WATCHED, flat, warnings_of
 from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_words, progress_for
-from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
+from upslope.run.resume import CHECKPOINT_SHARE, MOMENT, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SAVE_SHARE, SavePace
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.watch import Watch
@@ -72,6 +72,8 @@ class Session:
         self.row: dict[str, Any] = {}
         # what the policy has been through, where its iteration is not written down yet
         self.trained: Mapping[str, Any] = {}
+        # when the last row that was written was made
+        self.written: dict[str, Any] = {}
         # evaluations: of the policy that training began with, where there was one, and all others
         self.start: list[Point] = []
         self.points: list[Point] = []
@@ -208,12 +210,12 @@ class Session:
             row |= self._evaluate(episodes)
         self.world.follow(state, self)
         self.row = row
-        self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        if episodes or "skipped_steps" in row or is_kept(state.iteration):
+            self._write_down(row)
         if episodes:
             history = self._history(self.points[-1] if self.points else None)
             for words in self.watch.look(history, state.fraction):
                 self.note(words)
-        self.folder.append("metrics.jsonl", [row])
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
@@ -223,6 +225,14 @@ class Session:
                 self._checkpoint()
         self.save_in_time()
         return self.reached or self.stopped
+
+    def _write_down(self, row: Mapping[str, Any]) -> None:
+        self._remember_row(row)
+        self.folder.append("metrics.jsonl", [row])
+
+    def _remember_row(self, row: Mapping[str, Any]) -> None:
+        self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        self.written = {name: row[name] for name in MOMENT}
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
@@ -293,7 +303,7 @@ class Session:
             state = {
                 "run": self.state.state_dict(),
                 "session": {
-                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")},
+                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at", "written")},
                     **{name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")},
                     "failures": self.failures.state_dict(),
                     "watch": self.watch.state_dict(),
@@ -339,9 +349,9 @@ class Session:
         self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
         self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
         self.seconds_before = state["seconds"]
+        self.row = dict(self.trained)
         for row in rows_until(self.folder.path, state):
-            self.row = row
-            self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+            self._remember_row(row)
         self.world.load_state_dict(state["world"], self.folder)
 
     def _begin_writing(self) -> None:
