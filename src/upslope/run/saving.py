@@ -10,7 +10,7 @@ from typing import Any
 
 SAVE_EVERY = 9.0
 """Seconds of finished iterations that a killed process may lose: ten, with one in hand for an iteration that is longer than any before."""
-SAVE_SHARE = 0.05
+SAVE_SHARE = 0.01
 """Share of the time that saving may take; a policy whose saving is dear is saved less often than every ``every`` seconds."""
 
 
