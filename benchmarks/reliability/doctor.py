@@ -28,7 +28,7 @@ SICK: dict[str, list[tuple[str, int]]] = {
         ("ppo CartPole-v1 --total-steps 40000 --learning-rate 0.03 --clip-range 1 1e6 --target-kl none", 2),
     ],
     "clip saturation": [
-        ("ppo Pendulum-v1 --total-steps 40000 --clip-range 0.002 --learning-rate 3e-3 --target-kl none", 3),
+        ("ppo Pendulum-v1 --total-steps 40000 --clip-range 0.002 --learning-rate 3e-3 --target-kl none --schedule constant", 3),
         ("ppo CartPole-v1 --total-steps 20000 --clip-range 0.002 --target-kl none --schedule constant", 2),
     ],
     "entropy collapse": [
@@ -65,8 +65,8 @@ SICK: dict[str, list[tuple[str, int]]] = {
         ("ppo CartPole-v1 --total-steps 20000 --no-normalize-value --reward-scale 1e-7", 2),
     ],
     "far below its best": [
-        ("ppo CartPole-v1 --learning-rate 0.09 --target-kl none --schedule constant --total-steps 60000", 3),
-        ("ppo CartPole-v1 --num-epochs 60 --clip-range 1 1e6 --target-kl none --schedule constant --total-steps 60000", 2),
+        ("ppo Pendulum-v1 --schedule constant --target-kl none --learning-rate 3e-3", 3),
+        ("ppo CartPole-v1 --learning-rate 0.01 --num-epochs 30 --clip-range 1 1e6 --target-kl none --schedule constant", 2),
     ],
     "longer for nothing": [
         ("grpo --model tiny --task addition --reward sick:of_no_use --entropy-coef 0.5 --warm-start 0.3 --iterations 40", 5),

@@ -7,6 +7,7 @@ from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import SWITCH, Flag
+from upslope.run.doctor import diagnose
 from upslope.run.load import Run
 
 FLAGS = (Flag("json", SWITCH, False, "print one JSON object for each run and nothing else"),)
@@ -27,10 +28,7 @@ goes on and in its last lines. Exit code 0: nothing is found, 1: something is.
 
 def examine(plain: list[str], given: dict[str, Any]) -> int:
     """Report on each run."""
-    runs = [Run.load(folder) for folder in plain]
-    from upslope.run.doctor import diagnose
-
-    found = [diagnose(run) for run in runs]
+    found = [diagnose(Run.load(folder)) for folder in plain]
     for diagnosis in found:
         print(json.dumps(diagnosis.as_json(), ensure_ascii=False) if given["json"] else "\n".join(diagnosis.words()))
     return 1 if any(diagnosis.found for diagnosis in found) else 0

@@ -81,18 +81,9 @@ def std_of(run: Run, mean: float) -> float:
 
 
 def goal_of(run: Run, final: Point | None) -> float | None:
-    """From where on nobody minds that a policy has become certain: what ended the run, or what counts as solved."""
-    summary, settings = run.summary or {}, run.config["settings"]
-    if run.world == "language":
-        from upslope.run.language import GOOD  # loads Transformers
-
-        goal = settings.get("until_accuracy")
-        goal = GOOD if goal is None else goal
-    elif (goal := settings.get("until_return")) is None:
-        from upslope.run.control import known_goal  # loads Gymnasium
-
-        goal = known_goal(run.env_id, run.config["env"].get("max_episode_steps"))
-    if summary.get("solved") and final is not None and goal is not None:  # as the evaluations that ended it have said
+    """From where on nobody minds that a policy has become certain, where that is known."""
+    goal: float | None = run.config.get("goal")
+    if (run.summary or {}).get("solved") and final is not None and goal is not None:  # as the evaluations that ended it have said
         return min(goal, final.mean)
     return goal
 

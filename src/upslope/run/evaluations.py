@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upslope.errors import RunFault
-from upslope.records import State
+
+if TYPE_CHECKING:
+    from upslope.records import State
 
 POINTS = 20  # evaluations of a run for which nothing was chosen
 SHARE = 0.2

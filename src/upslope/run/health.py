@@ -229,7 +229,7 @@ def no_signal(history: History) -> Found:
 def dead_critic(history: History) -> Found:
     """It explains nothing of the returns at any time of a run, though they vary."""
     values = history.values("explained_variance")
-    if len(values) < 2 * WINDOW or history.reached_goal or len(set(history.values("episode_return"))) == 1:
+    if len(values) < 2 * WINDOW or history.reached_goal or history.learned or len(set(history.values("episode_return"))) == 1:
         return None
     best = max(statistics.median(values[start : start + WINDOW]) for start in range(len(values) - WINDOW + 1))
     if best >= UNEXPLAINED:

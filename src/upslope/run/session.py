@@ -152,7 +152,7 @@ class Session:
         return summary
 
     def _open(self) -> None:
-        self.recorded_config = self.world.recorded()
+        self.recorded_config = {**self.world.recorded(), "goal": self.world.good}
         self.watch = Watch(self.world.policy)
         if self.resumed is None:
             self._write_config()
