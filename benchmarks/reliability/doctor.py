@@ -66,10 +66,13 @@ SICK: dict[str, list[tuple[str, int]]] = {
     ],
     "far below its best": [
         ("ppo Pendulum-v1 --schedule constant --target-kl none --learning-rate 3e-3", 3),
-        ("ppo CartPole-v1 --learning-rate 0.01 --num-epochs 30 --clip-range 1 1e6 --target-kl none --schedule constant", 2),
+        ("ppo CartPole-v1 --num-epochs 60 --clip-range 1 1e6 --target-kl none --schedule constant --total-steps 60000", 2),
     ],
     "longer for nothing": [
-        ("grpo --model tiny --task addition --reward sick:of_no_use --entropy-coef 0.5 --warm-start 0.3 --iterations 40", 5),
+        (
+            "grpo --model tiny --task addition --reward sick:of_no_use --entropy-coef 0.5 --warm-start 0.3 --max-tokens 24 --iterations 30",
+            5,
+        ),
     ],
 }
 """The rule that should speak, and runs that give it reason to, with how many seeds of each."""

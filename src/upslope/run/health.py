@@ -26,7 +26,7 @@ LONG = (50_000, 20)
 """Steps and iterations after which something should have been learned: hundreds of episodes, tens of updates."""
 NATS = 3.0
 """Change of the entropy of continuous actions, for each dimension, that is a change of the standard deviation by a factor of 20."""
-CLIPPED = 0.5
+CLIPPED = 0.45
 """Share of a batch outside the clip range, most of which then has no gradient."""
 UNEXPLAINED = 0.03
 """Share of the returns' variance that a critic explains at its best, in the median of :data:`WINDOW` iterations, and is dead."""
@@ -229,7 +229,8 @@ def no_signal(history: History) -> Found:
 def dead_critic(history: History) -> Found:
     """It explains nothing of the returns at any time of a run, though they vary."""
     values = history.values("explained_variance")
-    if len(values) < 2 * WINDOW or history.reached_goal or history.learned or len(set(history.values("episode_return"))) == 1:
+    well = history.reached_goal or (history.goal is None and history.learned)
+    if len(values) < 2 * WINDOW or well or len(set(history.values("episode_return"))) == 1:
         return None
     best = max(statistics.median(values[start : start + WINDOW]) for start in range(len(values) - WINDOW + 1))
     if best >= UNEXPLAINED:
@@ -260,7 +261,7 @@ def weights_stand_still(history: History) -> Found:
     if len(late) > len(history.rows) / 2:
         seen = f"an update moved {statistics.median(late):.1%} of the weights: steps are smaller than the distance between their numbers"
         return seen, "try a larger --learning-rate, or float32 weights"
-    if len(moved) < MIN_ITERATIONS or len(history.rows) < LONG[1] or history.reached_goal or history.learned or sum(moved) >= STILL:
+    if len(moved) < MIN_ITERATIONS or len(history.rows) < LONG[1] or history.reached_goal or sum(moved) >= STILL:
         return None
     seen = f"all updates together have moved the weights by {sum(moved):.1g} of their size"
     return seen, "try a larger --learning-rate (3e-4 is usual for networks, 1e-6 to 1e-5 for language models)"
@@ -330,7 +331,7 @@ RULES = (
     Rule("dead groups", groups_died, ("dead_groups",)),
     Rule("no step accepted", nothing_accepted, ("accepted",)),
     Rule("advantage without signal", no_signal, ("zero_spread", "episode_return")),
-    Rule("dead critic", dead_critic, ("explained_variance",)),
+    Rule("dead critic", dead_critic, ("explained_variance",), live=False),
     Rule("gradient explosion", gradient_exploded, ("gradient_norm",)),
     Rule("weights that do not move", weights_stand_still, ("weight_change", "weights_moved")),
     Rule("discount too short", horizon_too_short, ("episode_length",), live=False),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from upslope.records import Policy, State
 from upslope.run.health import LIVE_AFTER, findings
 from upslope.run.history import History
-from upslope.updates.critic import of_critic
 
 SAMPLE = 1024
 """Weights of each tensor that are looked at, evenly spread."""
@@ -21,8 +20,9 @@ class Watch:
 
     def __init__(self, policy: Policy) -> None:
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        only_critic = of_critic(policy, trained)
-        actor = [parameter for parameter, of in zip(trained, only_critic, strict=True) if not of]
+        critic = getattr(policy, "critic", None)
+        only_critic = {id(parameter) for parameter in critic.parameters()} if isinstance(critic, nn.Module) else set[int]()
+        actor = [parameter for parameter in trained if id(parameter) not in only_critic]
         self.weights = actor or trained
         self.before: Sequence[Tensor] = [sample.clone() for sample in self.samples()]
         self.said: list[str] = []
