@@ -25,6 +25,7 @@ from upslope.run.replay import replay
 from upslope.run.resume import locked
 from upslope.run.session import Session
 from upslope.run.verify import NOT_COMPARED, StopAt, differences, verify_resume
+from upslope.updates.schedules import SCHEDULES
 
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 2}
 
@@ -165,6 +166,14 @@ def test_a_finished_run_goes_on_to_a_larger_budget_only(tmp_path: Path, cli: Com
     good(cli("resume", tmp_path / "run", "--total-steps", "400"))
     assert len(rows(tmp_path / "run")) > done
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["total_steps"] == 400
+
+
+def test_a_larger_budget_that_moves_the_learning_rate_says_so(tmp_path: Path, cli: Command):
+    for schedule, words in (("linear", "goes on at 20% of its size, where it was at 0%"), ("constant", "")):
+        run = tmp_path / schedule
+        config(schedule=SCHEDULES[schedule]).run(Output(out=run, quiet=True))
+        out = good(cli("resume", run, "--total-steps", "400")).out
+        assert words in out and ("schedule spans the budget" in out) is bool(words)
 
 
 def test_a_run_without_a_checkpoint_is_an_error(trained: Path, tmp_path: Path, cli: Command):

@@ -43,6 +43,8 @@ class Stopped:
     path: Path
     state: State
     passed_over: tuple[str, ...] = ()
+    jump: str = ""
+    """what another budget than the one it was stopped with does to its learning rate"""
 
     @classmethod
     def of(cls, run: Run, config: RunConfig) -> Self:
@@ -69,7 +71,7 @@ class Stopped:
         if finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
-        return cls(run.path, found.state, found.passed_over)
+        return cls(run.path, found.state, found.passed_over, jump_of(config, done, run.config["settings"].get(unit), planned))
 
     @property
     def iteration(self) -> int:
@@ -79,8 +81,21 @@ class Stopped:
         """Where it goes on, and what is no longer as it was."""
         state = self.state["run"]
         lines = [f"going on after iteration {state['iteration']:,}, step {state['total_steps']:,}", *self.passed_over]
+        lines += [self.jump] if self.jump else []
         changed = differences(self.state["surroundings"], now)
         return [*lines, f"warning: not to the bit what it would have been: {changed}"] if changed else lines
+
+
+def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
+    """A warning where the rate's schedule, which spans the whole budget, stands elsewhere than where the run was stopped."""
+    schedule = getattr(getattr(config.algorithm, "update", config.algorithm), "schedule", None)
+    if schedule is None or not isinstance(before, int) or before == planned or not before > 0:
+        return ""
+    then, now = (float(schedule(min(1.0, done / budget))) for budget in (before, planned))
+    if then == now:
+        return ""
+    words = f"it goes on at {now:.0%} of its size, where it was at {then:.0%}"
+    return f"warning: the learning rate's schedule spans the budget, now {planned:,}: {words}"
 
 
 # ------------------------------------------------------------------------------------------- what is around the loop
