@@ -134,7 +134,15 @@ def test_rows_that_are_lost_are_an_error(tmp_path: Path, cli: Command):
     assert "rows are lost" in bad(cli("resume", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("found, put", [('"iteration": 4', '"iteration": 5'), ('"total_steps": 32', '"total_steps": {2'), (": ", ":\xff")])
+@pytest.mark.parametrize(
+    "found, put",
+    [
+        ('"entropy": 0.6', '"entropy": 0.5'),
+        ('"iteration": 4', '"iteration": 5'),
+        ('"total_steps": 32', '"total_steps": {2'),
+        (": ", ":\xff"),
+    ],
+)
 def test_rows_that_are_not_those_of_the_checkpoint_are_an_error(found: str, put: str, tmp_path: Path, cli: Command):
     stopped(tmp_path / "run", 4)
     path = tmp_path / "run" / "metrics.jsonl"

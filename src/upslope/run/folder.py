@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._open: dict[str, TextIO] = {}
+        self.checksums: dict[str, int] = {}
+        """CRC-32 of all that has been appended to each growing file"""
 
     @classmethod
     def create(cls, out: Path | None, default: Path) -> RunFolder:
@@ -129,8 +132,10 @@ class RunFolder:
         try:
             if name not in self._open:
                 self._open[name] = files.open_to_append(self.path / name)
-            self._open[name].writelines(line(row) for row in rows)
+            text = "".join(map(line, rows))
+            self._open[name].write(text)
             self._open[name].flush()
+            self.checksums[name] = zlib.crc32(text.encode(), self.checksums.get(name, 0))
         except OSError as error:
             raise files.cannot_write(self.path / name, error) from error
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import stat
+import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,6 @@ CHECKPOINT_SHARE = 0.01
 COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
 """Packages on which numbers depend where they are there; without llvmlite PyTorch computes what would be compiled."""
 LOCK = ".lock"
-MOMENT = ("iteration", "total_steps", "train_seconds")
-"""What tells a row of metrics from all others."""
 GROWING = ("metrics.jsonl", "completions.jsonl")
 """Files of a run folder that only grow; what was written behind a checkpoint is computed again."""
 
@@ -144,7 +143,7 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
     """The rows of metrics up to the checkpoint with this state; nothing is changed.
 
     Raises:
-        UsageError: a growing file is a link, or shorter than it was, so rows are lost; or they are not this run's.
+        UsageError: a growing file is a link, or shorter than it was, so rows are lost; or it does not hold what was written.
     """
     lengths: dict[str, int] = state["files"]
     for path in (folder / name for name in GROWING):
@@ -153,14 +152,9 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
             raise UsageError(f"{path}: this is a link, which is not followed; put the file itself there")
         if found < length:
             raise UsageError(f"{path} is damaged: it holds {found:,} bytes, the checkpoint was written behind {length:,}; rows are lost")
-    path = folder / GROWING[0]
-    try:
-        rows = [json.loads(line) for line in path.read_bytes()[: lengths[path.name]].splitlines()]
-    except ValueError as error:
-        raise damaged(path, f"a row in front of the checkpoint is not JSON ({error})") from error
-    if {name: rows[-1][name] for name in MOMENT} != state["session"]["written"]:
-        raise damaged(path, "the row that the checkpoint was written behind is another one")
-    return rows
+        if length and zlib.crc32(path.read_bytes()[:length]) != state["checksums"][path.name]:
+            raise damaged(path, "a row in front of the checkpoint is not what was written")
+    return [json.loads(line) for line in (folder / GROWING[0]).read_bytes()[: lengths[GROWING[0]]].splitlines()]
 
 
 def cut(folder: Path, lengths: Mapping[str, int]) -> None:

@@ -23,7 +23,7 @@ from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_words, progress_for
-from upslope.run.resume import CHECKPOINT_SHARE, MOMENT, Stopped, cut, locked, rows_until, sizes, surroundings
+from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SAVE_SHARE, SavePace
 from upslope.run.train import Callback, RunState, compiled, train
 from upslope.run.watch import Watch
@@ -72,8 +72,6 @@ class Session:
         self.row: dict[str, Any] = {}
         # what the policy has been through, where its iteration is not written down yet
         self.trained: Mapping[str, Any] = {}
-        # when the last row that was written was made
-        self.written: dict[str, Any] = {}
         # evaluations: of the policy that training began with, where there was one, and all others
         self.start: list[Point] = []
         self.points: list[Point] = []
@@ -232,7 +230,6 @@ class Session:
 
     def _remember_row(self, row: Mapping[str, Any]) -> None:
         self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
-        self.written = {name: row[name] for name in MOMENT}
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
@@ -303,7 +300,7 @@ class Session:
             state = {
                 "run": self.state.state_dict(),
                 "session": {
-                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at", "written")},
+                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")},
                     **{name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")},
                     "failures": self.failures.state_dict(),
                     "watch": self.watch.state_dict(),
@@ -311,6 +308,7 @@ class Session:
                 "world": self.world.state_dict(),
                 "seconds": self.seconds_before + time.perf_counter() - self.started,
                 "files": sizes(self.folder.path),
+                "checksums": dict(self.folder.checksums),
                 "surroundings": self.surroundings,
             }
             write(self.folder.path, self.state.iteration, state)
@@ -352,6 +350,7 @@ class Session:
         self.row = dict(self.trained)
         for row in rows_until(self.folder.path, state):
             self._remember_row(row)
+        self.folder.checksums = dict(state["checksums"])
         self.world.load_state_dict(state["world"], self.folder)
 
     def _begin_writing(self) -> None:
