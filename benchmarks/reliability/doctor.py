@@ -65,7 +65,7 @@ SICK: dict[str, list[tuple[str, int]]] = {
         ("ppo CartPole-v1 --total-steps 20000 --no-normalize-value --reward-scale 1e-7", 2),
     ],
     "far below its best": [
-        ("ppo Pendulum-v1 --schedule constant --target-kl none --learning-rate 3e-3", 3),
+        ("ppo sick:turning --total-steps 80000 --num-steps 32 --learning-rate 3e-3 --schedule constant --eval-episodes 10", 3),
         ("ppo CartPole-v1 --num-epochs 60 --clip-range 1 1e6 --target-kl none --schedule constant --total-steps 60000", 2),
     ],
     "longer for nothing": [

@@ -28,6 +28,20 @@ class Growing(gymnasium.RewardWrapper[Any, Any]):
         return float(reward) * math.pow(10.0, min(12.0, self.steps / 500))
 
 
+class Turning(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Actions change places after 5,000 steps, which an evaluation in an environment of its own never sees."""
+
+    steps = 0
+
+    def action(self, action: Any) -> Any:
+        self.steps += 1
+        return 1 - action if self.steps > 5000 else action
+
+
+def turning() -> gymnasium.Env[Any, Any]:
+    return Turning(gymnasium.make("CartPole-v1"))
+
+
 def indifferent() -> gymnasium.Env[Any, Any]:
     """Fifty steps of Pendulum, each paid 1."""
     env = gymnasium.make("Pendulum-v1").unwrapped
