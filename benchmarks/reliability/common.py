@@ -26,13 +26,24 @@ PATIENCE = 300.0
 """Seconds that a process may take."""
 
 
-def fresh(words: Sequence[object], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
-    """``upslope WORDS`` in a fresh process and a session of its own, its output in files of the folder."""
+def fresh(words: Sequence[object], folder: Path, threads: int = 1, cwd: Path | None = None, piped: bool = False) -> subprocess.Popen[str]:
+    """``upslope WORDS`` in a fresh process and a session of its own, its output in files of the folder, where it also works unless told.
+
+    ``piped``: standard output is a pipe.
+    """
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         command = [sys.executable, "-m", "upslope", *map(str, words)]
-        return subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=folder, start_new_session=True, text=True)
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE if piped else out,
+            stderr=err,
+            env=environment,
+            cwd=cwd or folder,
+            start_new_session=True,
+            text=True,
+        )
 
 
 def forked(work: Callable[[], int], folder: Path) -> int:
@@ -57,9 +68,9 @@ def forked(work: Callable[[], int], folder: Path) -> int:
         os._exit(code)
 
 
-def ended(process: int) -> int:
-    """Wait for a child's end: its exit code, minus the signal's number where one ended it."""
-    limit = time.monotonic() + PATIENCE
+def ended(process: int, patience: float = PATIENCE) -> int:
+    """Wait for a child's end: its exit code, minus the signal's number where one ended it; after ``patience`` seconds it is killed."""
+    limit = time.monotonic() + patience
     while True:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:

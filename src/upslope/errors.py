@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,12 +97,13 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def require_counts(owner: object, *names: str, least: int = 1) -> None:
-    """Raise :class:`UsageError` for the first of these attributes that is below ``least``; one whose default is None may be None."""
+def require_counts(owner: object, *names: str, least: int = 1, most: float = math.inf) -> None:
+    """Raise :class:`UsageError` for the first of these attributes outside ``least`` to ``most``; one whose default is None may be None."""
     for name in names:
         value, optional = getattr(owner, name), getattr(type(owner), name, 0) is None
         or_none = " or none" if optional else ""
-        require(value is None or value >= least, f"{name}: expected an integer ≥ {least}{or_none}, found {value}")
+        high = f" and at most {most:,.0f}" if most < math.inf else ""
+        require(value is None or least <= value <= most, f"{name}: expected an integer ≥ {least}{high}{or_none}, found {value}")
 
 
 class MissingExtra(UsageError, ImportError):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from upslope.errors import RunFault
+from upslope.errors import RunFault, UsageError
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 PARTIAL = ".partial"  # how the name of everything ends that is not finished yet
@@ -170,6 +170,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def folder_for(path: Path) -> None:
+    """Make the folder that a file is to be written into; UsageError where it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise UsageError(f"--out: the folder for {path} cannot be made: {what}") from error
+
+
 def on_disk(*paths: Path) -> None:
     """Wait until the contents of files have left the system's cache."""
     for path in paths:
@@ -186,4 +195,6 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def cannot_write(path: Path, error: OSError) -> RunFault:
+    with contextlib.suppress(ValueError, OSError):  # it is elsewhere; the current folder is gone
+        path = path.relative_to(Path.cwd())
     return RunFault(f"cannot write {path}: {error.strerror or error}")

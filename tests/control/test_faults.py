@@ -141,9 +141,21 @@ def test_what_can_be_converted_is():
 
 
 def test_large_numbers_are_finite():
-    envs = control.Envs(Whole(observation=np.full((2, 2), 1e30, np.float32), reward=np.array([1e200, -1e200])))
+    envs = control.Envs(Whole(observation=np.full((2, 2), 1e30, np.float32), reward=np.array([1e15, -1e15])))
     envs.reset()
-    assert envs.step(np.zeros(2, np.int64)).reward.tolist() == [1e200, -1e200]
+    assert envs.step(np.zeros(2, np.int64)).reward.tolist() == [1e15, -1e15]
+
+
+def test_a_reward_whose_square_nobody_can_hold_is_refused():
+    for options, most in (({}, 1e15), ({"reward_scale": 1e-3}, 1e18), ({"clip_reward": True}, 1e300)):
+        for factor, fine in ((0.99, True), (1.01, False)):
+            envs = control.Envs(Whole(reward=np.array([1.0, -factor * most])), **options)
+            envs.reset()
+            if fine or most == 1e300:
+                envs.step(np.zeros(2, np.int64))
+                continue
+            with pytest.raises(RunFault, match=r"reward is -1.01e\+1. in environment 1, expected a number from -1e\+15 to 1e\+15; scale"):
+                envs.step(np.zeros(2, np.int64))
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([4, 4]), spaces.Dict(a=spaces.Discrete(4))])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -28,7 +29,7 @@ class Stubborn(gymnasium.Env):
     observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
 
     def __init__(self, fault: str = "", parent: int = 0, pids: str | None = None):
-        self.fault, self.time, self.apart = fault, 0, os.getpid() != parent
+        self.fault, self.time, self.apart, self.pids = fault, 0, os.getpid() != parent, pids or ""
         if self.apart and pids is not None:
             Path(pids, str(os.getpid())).touch()
         self.strike("made")
@@ -44,6 +45,15 @@ class Stubborn(gymnasium.Env):
             time.sleep(1000)
         if what == "dies":
             os._exit(3)
+        if what == "dies once" and not Path(self.pids, "struck").exists():
+            Path(self.pids, "struck").touch()
+            os._exit(3)
+        if what == "loses its files":
+            os.closerange(3, 256)
+            time.sleep(1000)
+        if what == "leaves a child":
+            with subprocess.Popen([sys.executable, "-c", f"import os; open({self.pids!r} + '/' + str(os.getpid()), 'w'); input()"]):
+                time.sleep(1000)
         if what == "crashes":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "exits":
@@ -80,11 +90,10 @@ class OwnError(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def workers(fault: str, **options):
-    timeout = 1.5 if fault.endswith(("hangs", "ignores")) else 60.0
-    return control.make(
-        Stubborn, 2, vectorization="async", step_timeout=timeout, env_kwargs={"fault": fault, "parent": os.getpid(), **options}
-    )
+def workers(fault: str, max_restarts: int = 0, **options):
+    timeout = 1.5 if fault.endswith(("hangs", "ignores", "child")) else 60.0
+    kwargs = {"fault": fault, "parent": os.getpid(), **options}
+    return control.make(Stubborn, 2, vectorization="async", step_timeout=timeout, max_restarts=max_restarts, env_kwargs=kwargs)
 
 
 FAULTS = {
@@ -93,6 +102,7 @@ FAULTS = {
     "step dies": ": worker 0 (of 2, from 0) ended by itself with exit code 3 in step; --vectorization sync plays it in this process",
     "reset dies": "ended by itself with exit code 3 in reset",
     "step crashes": "was killed by SIGKILL in step; was there too little memory? try fewer --num-envs",
+    "step loses its files": ": worker 0 (of 2, from 0) closed its pipe in step",
     "step exits": " raised SystemExit in step: 4 (test_workers.py, line",
     "step raises": " raised OwnError in step: lost and found (test_workers.py, line",
     "reset raises": " raised OwnError in reset: lost and found",
@@ -129,6 +139,49 @@ def test_a_constructor_that_fails_in_a_worker_only(fault, message, capfd, tmp_pa
     assert str(caught.value).startswith(message)
     assert capfd.readouterr() == ("", "")
     assert gone([int(path.name) for path in tmp_path.iterdir()], 2.0)
+
+
+def test_a_worker_that_died_is_started_anew_and_its_episode_is_cut_off(tmp_path):
+    with workers("step dies once", max_restarts=1, pids=str(tmp_path)) as envs:
+        envs.reset(seed=3)
+        steps = [envs.step(np.zeros(2, np.int64)) for _ in range(2)]
+        with pytest.warns(UserWarning, match=r"worker \d \(of 2, from 0\) ended by itself with exit code 3 in step.*started anew, and its"):
+            steps.append(envs.step(np.zeros(2, np.int64)))
+        steps += [envs.step(np.zeros(2, np.int64)) for _ in range(3)]
+        (row,) = np.flatnonzero(steps[2].truncated)
+        assert envs.restarts == 1 and steps[2].mask.all() and steps[2].reward[row] == 0.0
+        assert [(np.isnan(total), length) for total, length in steps[2].finished] == [(True, 3)]  # of nobody's mean
+        assert steps[3].mask.tolist() == [index != row for index in range(2)]  # the reset step of the other episode
+        assert not any(step.truncated.any() or step.terminated.any() for step in (*steps[:2], *steps[3:]))
+        assert envs.first_step[row] == 2 and envs.first_step[1 - row] == 6 and np.isfinite(envs.running(int(row))[0])
+        state = envs.state_dict()
+        envs.load_state_dict(state)
+        assert envs.begun_anew == ""
+
+
+def test_what_is_no_accident_is_a_fault_after_a_few_restarts():
+    with workers("step dies", max_restarts=2) as envs, warnings.catch_warnings(), pytest.raises(RunFault) as caught:
+        warnings.simplefilter("ignore", UserWarning)
+        envs.reset()
+        for _ in range(30):
+            envs.step(np.zeros(2, np.int64))
+    assert str(caught.value).endswith("plays it in this process and shows more; it was started anew 2 times in a row")
+    assert not any(process.is_alive() for process in envs.vector.processes)
+
+
+def test_what_an_environment_has_started_ends_with_its_worker(tmp_path):
+    with workers("step leaves a child", pids=str(tmp_path)) as envs, pytest.raises(RunFault):
+        envs.reset()
+        for _ in range(3):
+            envs.step(np.zeros(2, np.int64))
+    assert gone([int(path.name) for path in tmp_path.iterdir()], 5.0)
+
+
+def test_means_leave_out_an_episode_that_was_cut_off(tmp_path):
+    policy_of = control.MLPPolicy.for_envs
+    with workers("step dies once", max_restarts=1, pids=str(tmp_path)) as envs, pytest.warns(UserWarning, match="started anew"):
+        rollout = control.Steps(envs, 4)(policy_of(envs, seed=0))
+    assert rollout.truncated.sum() == 1 and rollout.metrics["num_episodes"] == 0.0 and "episode_return" not in rollout.metrics
 
 
 def test_closing_does_not_wait_for_ever(monkeypatch, capfd):

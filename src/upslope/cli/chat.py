@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from upslope.language import LanguagePolicy
 
 FLAGS = (
-    Flag("max_tokens", between(1), 128, "the longest answer"),
+    Flag("max_tokens", between(1, 10**6), 128, "the longest answer"),
     Flag("seed", between(0), 0, "of the sampling"),
     Flag("greedy", SWITCH, False, "the most likely token each time, instead of a draw"),
 )

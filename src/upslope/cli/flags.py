@@ -86,7 +86,7 @@ def between(least: int, most: int | None = None) -> Kind:
     return Kind(parse, "N")
 
 
-MAX_INTEGER, MAX_REAL = 10**15, 3e38
+MAX_INTEGER, MAX_REAL = 10**15 - 1, 3e38
 """The second is about the largest number of single precision, in which everything is computed."""
 
 
@@ -104,8 +104,8 @@ def real(words: Values, what: str = "a number") -> float:
 
 
 def path(words: Values) -> Path:
-    if not words[0]:
-        raise ValueError("expected a path, found ''")
+    if not words[0] or "\0" in words[0]:
+        raise ValueError(f"expected a path, found {words[0]!r}")
     return Path(words[0])
 
 

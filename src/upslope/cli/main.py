@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError, describe_error, unknown
+from upslope.errors import RunFault, UsageError, describe_error, one_line, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
@@ -44,8 +44,12 @@ COMMANDS = {
 }
 """Name, which is (with _ for -) also that of the module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
 
-REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST)
 """What the system says of a file or folder that was named and cannot be used."""
+
+LONG_WORD = re.compile(r"\S{400,}")
+LONGEST = 2000
+"""What no message repeats as a whole; characters of a message."""
 
 HELP = """\
 upslope: policy gradients, from a bandit to a language model.
@@ -93,6 +97,8 @@ def carried_out(argv: list[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    if any("\0" in word for word in argv):
+        raise UsageError("a null character in the command line, which no name and no number has")
     if not argv or argv[0] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
@@ -116,7 +122,8 @@ def failed(error: Exception, code: int) -> int:
         message = " ".join(str(error).split())
     else:
         message = f"{describe_error(error)}; UPSLOPE_TRACEBACK=1 shows where"
-    print(f"upslope: {message}", file=sys.stderr)
+    shorter = LONG_WORD.sub(lambda word: f"{word[0][:80]}… ({len(word[0])} characters)", message)
+    print(f"upslope: {one_line(shorter, LONGEST)}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, Flag
 from upslope.cli.resume import NAMED, named_again
+from upslope.errors import UsageError
 from upslope.run.load import Run
 
 FLAGS = (
@@ -33,10 +34,15 @@ def play_again(plain: list[str], given: dict[str, Any]) -> int:
     """Replay, report, write."""
     run = Run.load(plain[0])
     config = named_again(run, given)
+    out = given["out"]
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UsageError(
+            f"--out: {out} is a folder; name a file" if out.is_dir() else f"--out: there is no folder {out.parent}; make it first"
+        )
     from upslope.run.replay import replay  # loads PyTorch
 
     found = replay(run, config, given["iteration"])
-    path = given["out"] or run.path / f"replay-{found.iteration:08d}.safetensors"
+    path = out or run.path / f"replay-{found.iteration:08d}.safetensors"
     if found.tensors:
         found.write(Path(path))
     print("\n".join([*found.words(), *([f"written to {path}"] if found.tensors else ())]))

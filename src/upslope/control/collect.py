@@ -280,7 +280,8 @@ class Stream(Collector):
 
     def metrics(self) -> Metrics:
         """Number, mean return and mean length of the episodes that ended since the last call; without one the reward per step."""
-        finished, rewards, self._finished, self._rewards = self._finished, self._rewards, [], []
+        finished, rewards = [item for item in self._finished if item[0] == item[0]], self._rewards
+        self._finished, self._rewards = [], []
         means = {name: sum(x) / len(x) for name, x in zip(EPISODE_METRICS, zip(*finished, strict=True), strict=False)}
         if not finished and rewards and not self.envs.clip_reward:
             means = {"reward_per_step": sum(rewards) / len(rewards)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -17,8 +18,10 @@ from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_sour
 from upslope.control.restore import restore_vector, vector_state
 from upslope.control.starts import reset_each, time_limit
 from upslope.control.trees import Array
+from upslope.control.workers import Workers
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import State
+from upslope.reward_bound import MAX_REWARD, beyond
 
 
 class Step(NamedTuple):
@@ -27,7 +30,8 @@ class Step(NamedTuple):
     ``observation`` is what to act on next. ``mask`` is False where the action was ignored because the environment was being
     reset. Where ``successors`` is ``(indices, observations)``, those environments ended and the true successor of their step
     is not in ``observation`` any more; ``successor_masks`` says which actions are legal in those successors, None where nothing is
-    said of any. ``finished`` holds ``(return, length)`` of the episodes that ended, in row order.
+    said of any. ``finished`` holds ``(return, length)`` of the episodes that ended, in row order; the return is NaN where one was
+    cut off because its environment's process hung or died and was started anew.
     """
 
     observation: Any
@@ -85,6 +89,7 @@ class Envs:
         self.max_episode_steps = time_limit(vector)
         self.seeded = seeded
         self.reward_scale = reward_scale
+        self._most = sys.float_info.max if clip_reward else MAX_REWARD / reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
         # what Gymnasium's own return is new at every step; others may use their arrays again
@@ -100,6 +105,8 @@ class Envs:
         self.first_step = np.zeros(self.num_envs, dtype=np.int64)
         """``[N]`` how many steps the running episodes have behind them; 0 where the next step is a reset step"""
         self._resetting: Array | None = None
+        if isinstance(workers := vector.unwrapped, Workers):
+            workers.on_restart = self._cut_off
         self.begun_anew = ""
         """why the episodes under way were not restored, in a sentence, after a :meth:`load_state_dict` that could not"""
 
@@ -134,6 +141,15 @@ class Envs:
         self.observation = self._checked(observation, "reset")
         self._read_action_mask(info, "reset")
         return self.observation
+
+    def _cut_off(self, index: int) -> None:
+        """The return of this environment's running episode will not be known."""
+        self._returns[index] = np.nan
+
+    @property
+    def restarts(self) -> int:
+        """How often the process of an environment was started anew."""
+        return getattr(self.vector.unwrapped, "restarts", 0)  # only workers are
 
     def running(self, index: int) -> tuple[float, int]:
         """``(return, length)`` of an environment's running episode so far."""
@@ -246,9 +262,9 @@ class Envs:
             self._fault("step", f"reward has shape {reward.shape} and dtype {reward.dtype}, expected {self.num_envs} numbers")
         if self._copies or reward.dtype.kind != "f":
             reward = reward.astype(np.float64)
-        if np.count_nonzero(np.isfinite(reward)) < self.num_envs:
-            index = int(np.flatnonzero(~np.isfinite(reward))[0])
-            self._fault("step", f"reward is not finite: {reward[index]} in environment {index}")
+        if np.count_nonzero(np.abs(reward) <= self._most) < self.num_envs:
+            index = int(np.flatnonzero(~(np.abs(reward) <= self._most))[0])
+            self._fault("step", f"reward is {beyond(float(reward[index]), f'in environment {index}')}")
         if self._copies:
             terminated, truncated = np.array(terminated), np.array(truncated)
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_ or not terminated.shape == truncated.shape == reward.shape:

@@ -33,6 +33,10 @@ class Misbehaved(RuntimeError):
     """What an environment did wrong, in words that follow its name: `` raised KeyError in step: …``; it travels between processes."""
 
 
+class Lost(Misbehaved):
+    """The process of an environment hangs or has ended."""
+
+
 class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Passes on what an environment answers, checked.
 

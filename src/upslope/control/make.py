@@ -41,6 +41,7 @@ def make(
     reward_scale: float = 1.0,
     max_episode_steps: int | None = None,
     step_timeout: float | None = STEP_TIMEOUT,
+    max_restarts: int = 0,
     training: bool = True,
 ) -> Envs:
     """``num_envs`` copies of an environment as one vector environment.
@@ -54,7 +55,8 @@ def make(
     ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``reward_scale``
     multiplies the rewards that the learner sees, not the returns that are reported. ``max_episode_steps`` truncates episodes after
     so many steps, in place of the limit that an id is registered with. ``step_timeout`` is for ``"async"``: the seconds that a
-    constructor, a reset or a step may take there before the process counts as hanging (None: any time).
+    constructor, a reset or a step may take there before the process counts as hanging (None: any time), and ``max_restarts`` how often
+    in a row one that hung or died in a step is started anew, its episode cut off, before that is a fault.
     ``training=False`` makes Atari games for evaluation: without reward clipping and without an end at each lost life.
 
     Action masks are taken from ``info["action_mask"]``, from a method ``action_masks()`` of the environment (sb3-contrib's
@@ -70,6 +72,7 @@ def make(
     require(_is_int(seed) and seed >= 0, f"seed: expected an integer ≥ 0, found {seed!r}")
     require(step_timeout is None or step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {step_timeout!r}")
     require(0 < reward_scale < math.inf, f"reward_scale: expected a number > 0, found {reward_scale!r}")
+    require(_is_int(max_restarts) and max_restarts >= 0, f"max_restarts: expected an integer ≥ 0, found {max_restarts!r}")
     limit = max_episode_steps
     require(limit is None or (_is_int(limit) and limit >= 1), f"max_episode_steps: expected an integer ≥ 1 or none, found {limit!r}")
     if vectorization not in get_args(Vectorization):
@@ -87,7 +90,8 @@ def make(
     vectorized = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
     vector = make_vector(spec, num_envs, kwargs) if vectorized and spec is not None else None
     if vector is None:
-        apart = partial(Workers, autoreset_mode=autoreset_mode, step_timeout=step_timeout) if vectorization == "async" else None
+        options: Any = {"autoreset_mode": autoreset_mode, "step_timeout": step_timeout, "max_restarts": max_restarts}
+        apart = partial(Workers, **options) if vectorization == "async" else None
         limited = build if registered or limit is None else lambda: _cut(build(), limit, name)
         vector = _vector(limited, spec, name, num_envs, kwargs, apart, autoreset_mode)
         found = vector.num_envs  # a factory may make a whole vector environment; an evaluation takes as many as there are

@@ -16,7 +16,7 @@ from upslope.control.images import ImageChoice
 from upslope.control.linear import LinearPolicy
 from upslope.control.networks import CNN, MLP, check_sizes
 from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
-from upslope.errors import UsageError, unknown
+from upslope.errors import UsageError, require, unknown
 
 __all__ = ["POLICIES", "ActorCritic", "CNNPolicy", "LinearPolicy", "MLPPolicy", "QCriticPolicy", "policy_for", "policy_from_description"]
 
@@ -178,7 +178,8 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
     Raises :class:`UsageError` for a damaged description.
     """
     # what was saved before there was a choice acts as it did
-    options = {"scale_actions": False, "image": "bytes", "normalize_value": False, **description}
+    given = {"scale_actions": False, "image": "bytes", "normalize_value": False, **description}
+    options = dict(given)
     try:
         name = options.pop("class")
         spaces = space_from_json(options.pop("observation_space")), space_from_json(options.pop("action_space"))
@@ -192,6 +193,9 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
             raise UsageError(f"policy description: made with the network {recorded}: pass it as network=")
         options["network"] = network
     try:
-        return POLICIES[name](envs=spaces, **options)
+        policy = POLICIES[name](envs=spaces, **options)
     except TypeError as error:
         raise UsageError(f"policy description: {error}") from error
+    for setting in policy.describe():
+        require(setting in given, f"policy description: {setting!r} is missing")
+    return policy

@@ -141,7 +141,7 @@ class Recording:
         columns["reward"] = columns["reward"].astype(np.float32) if normalizer is None else self.normalized(normalizer)
         columns["first_step"] = self.first_step
         tensors: dict[str, Any] = {name: torch.from_numpy(column).to(log_prob.device) for name, column in columns.items()}
-        finished = [item for step in steps for item in step.finished]
+        finished = [item for step in steps for item in step.finished if item[0] == item[0]]
         means = {name: sum(x) / len(x) for name, x in zip(EPISODE_METRICS, zip(*finished, strict=True), strict=False)}
         metrics = {"num_episodes": float(len(finished)), **(means or self.reward_per_step())}
         return Rollout(inputs=inputs, behavior_log_prob=log_prob, value=value, next_value=next_value, metrics=metrics, **tensors)

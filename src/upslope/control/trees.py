@@ -36,6 +36,15 @@ def rows(tree: Any, indices: Array) -> Any:
     return tree_map(lambda array: array[indices].copy(), tree)
 
 
+def write_row(tree: Any, index: int, row: Any) -> None:
+    """Put an observation into one row of a batch."""
+    if isinstance(tree, (dict, tuple)):
+        for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            write_row(part, index, row[key])
+    else:
+        tree[index] = row
+
+
 def stack(space: Space[Any], items: Sequence[Any]) -> Any:
     return concatenate(space, items, create_empty_array(space, n=len(items), fn=np.empty))
 

@@ -2,7 +2,9 @@
 
 Gymnasium's ``AsyncVectorEnv`` waits for an answer for ever, says ``EOFError`` where a process died, and leaves behind what does not
 end by itself. Here every answer has a time limit, a process that ended is named with its exit code, closing asks, then terminates,
-then kills, and a worker whose parent is gone, however it went, ends itself.
+then kills, and a worker whose parent is gone, however it went, ends itself; each time with the processes that its environment started.
+A worker that hung or died in a step is started anew, if it may: its episode is cut off there (truncated, in a step that paid nothing),
+and the next step shows the first state of another one.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import queue
 import signal
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
@@ -19,9 +22,10 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector.utils import CloudpickleWrapper
 
 from upslope.control import trees
-from upslope.control.guard import Guard, Misbehaved, mask_source, raised
+from upslope.control.guard import Guard, Lost, Misbehaved, mask_source, raised
 from upslope.control.restore import unstacked
 from upslope.control.starts import limit_of
 from upslope.records import State
@@ -33,18 +37,30 @@ ASKED = {"_check_spaces": "its constructor", "reset": "reset", "reset-noop": "re
 class Workers(AsyncVectorEnv):
     """One process for each of ``num_envs`` environments; ``first`` is one that is made already, and ends here.
 
-    ``step_timeout``: seconds that a constructor, a reset or a step may take; None: any time.
+    ``step_timeout``: seconds that a constructor, a reset or a step may take; None: any time. ``max_restarts``: how often in a row,
+    with no whole episode in between, a process is started anew that hung or died in a step or in the reset after an episode (in mode
+    ``NEXT_STEP``); a warning says so each time, and ``on_restart`` is called with the number of an environment whose episode was cut
+    off. ``restarts`` counts them all.
 
     Raises:
         Misbehaved: where an environment does, a process ends by itself, or an answer is late.
     """
 
     def __init__(
-        self, build: Callable[[], Any], first: Any, num_envs: int, *, autoreset_mode: AutoresetMode, step_timeout: float | None
+        self,
+        build: Callable[[], Any],
+        first: Any,
+        num_envs: int,
+        *,
+        autoreset_mode: AutoresetMode,
+        step_timeout: float | None,
+        max_restarts: int = 0,
     ) -> None:
         self.max_episode_steps = limit_of(first)
         self.mask_source = mask_source(first)
         self.step_timeout = step_timeout
+        self.max_restarts = max_restarts if autoreset_mode is AutoresetMode.NEXT_STEP else 0
+        self.restarts, self.on_restart = 0, lambda index: None
         self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
         factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
         try:
@@ -56,8 +72,8 @@ class Workers(AsyncVectorEnv):
     def _check_spaces(self) -> None:
         """Called when all processes have started: from here on they are spoken to by way of :class:`Line`."""
         weakref.finalize(self, end, self.processes, self.owner)  # at the interpreter's end too
-        names = [f"worker {index} (of {self.num_envs}, from 0)" for index in range(self.num_envs)]
-        self.lines = [Line(*parts, self.step_timeout) for parts in zip(self.parent_pipes, self.processes, names, strict=True)]
+        pairs = zip(self.parent_pipes, self.processes, strict=True)
+        self.lines = [Line(pipe, process, index, self) for index, (pipe, process) in enumerate(pairs)]
         self.parent_pipes: list[Any] = list(self.lines)
         super()._check_spaces()
 
@@ -71,6 +87,19 @@ class Workers(AsyncVectorEnv):
             raise Misbehaved(": a worker failed and did not say why; try --vectorization sync") from None
         raise error
 
+    def start(self, index: int) -> tuple[Any, Any]:
+        """Another process for an environment: ``(pipe, process)``. Its observations come by the pipe, not in shared memory."""
+        context = multiprocessing.get_context()
+        ours, theirs = context.Pipe()
+        rest = (CloudpickleWrapper(self.env_fns[index]), theirs, ours, None, self.error_queue, self.autoreset_mode, None)
+        process = context.Process(target=work, name=f"Worker-{index}", args=(index, *rest), daemon=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of a fork beside threads
+            process.start()
+        theirs.close()
+        self.processes[index] = process  # in place: whoever ends them holds this list
+        return ours, process
+
     def saved_episodes(self) -> list[State | None]:
         return list(self.call("saved_episode"))
 
@@ -79,6 +108,8 @@ class Workers(AsyncVectorEnv):
 
         A worker remembers by itself that its next step is a reset, so the last action of an episode that has ended is a step of its.
         """
+        if any(line.held is not None for line in self.lines) or not all("actions" in (episode or {}) for episode in episodes):
+            raise ValueError("one of its processes was just started anew")
         for line, episode, ended in zip(self.lines, episodes, resetting, strict=True):
             line.send(("_call", ("restore_episode", (episode, bool(ended)), {})))
         seen, well = map(list, zip(*[line.recv() for line in self.lines], strict=True))
@@ -104,7 +135,7 @@ class Workers(AsyncVectorEnv):
                 line.send(("close", None))
         deadline = time.monotonic() + patience
         for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+            join(process, deadline - time.monotonic())
         end(self.processes, self.owner)
         for line in self.lines:
             line.close()
@@ -118,17 +149,39 @@ def end(processes: list[Any], owner: int) -> None:
     for stop in (BaseProcess.terminate, BaseProcess.kill):
         running = [process for process in processes if process.is_alive()]
         for process in running:
+            if stop is BaseProcess.kill:
+                kill_group(process.pid)
             stop(process)
         for process in running:
-            process.join(1.0)
+            join(process, 1.0)
+
+
+def join(process: Any, seconds: float) -> None:
+    """Wait for a process's end, not longer than ``seconds``; its own ``join`` waits for ever where the process has closed all its files."""
+    deadline = time.monotonic() + seconds
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def kill_group(pid: int | None) -> None:
+    """Kill what a worker's environment has started; nothing where the worker leads no group of its own."""
+    with contextlib.suppress(OSError, AttributeError):  # it is gone; no groups (Windows)
+        if pid is not None and os.getpgrp() != pid:
+            os.killpg(pid, signal.SIGKILL)
 
 
 class Line:
-    """A worker's pipe, whose answers may be late, missing or unreadable, and then raise :class:`Misbehaved`."""
+    """A worker's pipe, whose answers may be late, missing or unreadable, and then raise :class:`Misbehaved`.
 
-    def __init__(self, pipe: Any, process: Any, name: str, seconds: float | None) -> None:
-        self.pipe, self.process, self.name, self.seconds = pipe, process, name, seconds
+    What its worker was last reset with is kept for another one, and so is that one's first state, ``held`` until the next step.
+    """
+
+    def __init__(self, pipe: Any, process: Any, index: int, workers: Workers) -> None:
+        self.pipe, self.process, self.index = pipe, process, index
+        self.name, self.seconds = f"worker {index} (of {workers.num_envs}, from 0)", workers.step_timeout
         self.asked, self.since, self.busy, self.late = "", 0.0, False, False
+        self.workers, self.again, self.seed = weakref.proxy(workers), 0, 0
+        self.over, self.by_pipe, self.held = False, False, None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # where both are collected as garbage, the pipe may have been first
@@ -136,17 +189,73 @@ class Line:
 
     def send(self, message: tuple[str, Any]) -> None:
         self.asked, self.since, self.busy = ASKED.get(message[0], message[0]), time.monotonic(), True
+        if message[0] == "step" and self.held is not None:
+            return
+        if message[0] == "reset":
+            self.seed, self.held = message[1]["seed"] or self.seed, None
         try:
             self.pipe.send(message)
         except OSError as error:
-            raise self.ended() from error
+            if self.asked != "step":  # there the answer that does not come says it
+                raise self.ended() from error
 
     def recv(self) -> Any:
+        """The answer; of a step that was lost with its worker, the end of its episode."""
+        if self.asked == "step" and self.held is not None:
+            (seen, info), self.held, self.over, self.busy = self.held, None, False, False
+            return (self.put(seen), 0.0, False, False, info), True
+        try:
+            answer = self.received()
+        except Lost as lost:
+            if self.asked != "step" or self.again >= self.workers.max_restarts:
+                raise Misbehaved(f"{lost}; it was started anew {self.again} times in a row" if self.again else str(lost)) from lost
+            return self.restarted(lost), True
+        if self.asked not in ("step", "reset") or not answer[1]:
+            return answer
+        result = (self.put(answer[0][0]), *answer[0][1:])
+        if self.over and self.asked == "step":  # a whole episode and the reset behind it went well
+            self.again = 0
+        self.over = self.asked == "step" and bool(result[2] or result[3])
+        return result, True
+
+    def put(self, seen: Any) -> Any:
+        """An observation that came by the pipe, where the others are; None otherwise, as Gymnasium's workers say."""
+        if self.by_pipe:
+            trees.write_row(self.workers.observations, self.index, seen)
+        return None
+
+    def restarted(self, lost: Misbehaved) -> Any:
+        """What the step answers whose worker was lost, after another one has been started and reset.
+
+        A step that was to be a reset shows the first state at once.
+        """
+        over, workers = self.over, self.workers
+        kill_group(self.process.pid)
+        self.process.kill()
+        join(self.process, CLOSING)
+        self.close()
+        self.again, workers.restarts = self.again + 1, workers.restarts + 1
+        warnings.warn(f"environment{lost}; it is started anew, and its episode is cut off", stacklevel=2)
+        self.pipe, self.process = workers.start(self.index)
+        self.by_pipe, self.late = True, False
+        self.send(("reset", {"seed": (self.seed + 7919 * workers.restarts) % 2**31, "options": None}))
+        answer, well = self.received()
+        workers._raise_if_errors([well])
+        seen, info = answer
+        if over:
+            self.over = False
+            return self.put(seen), 0.0, False, False, info
+        workers.on_restart(self.index)
+        self.held, self.over = (seen, info), True
+        return None, 0.0, False, True, {}
+
+    def received(self) -> Any:
+        """What the worker says; :class:`Lost` where it says nothing."""
         try:
             left = None if self.seconds is None else max(0.0, self.since + self.seconds - time.monotonic())
             if not self.pipe.poll(left):
                 self.late = True
-                raise Misbehaved(
+                raise Lost(
                     f": {self.name} did not answer within {self.seconds:g} s in {self.asked}; "
                     "does it wait for something? give it longer with --step-timeout, or try --vectorization sync"
                 )
@@ -160,14 +269,15 @@ class Line:
         self.busy = False
         return answer
 
-    def ended(self) -> Misbehaved:
-        self.process.join(1.0)
+    def ended(self) -> Lost:
+        join(self.process, 1.0)
         code = self.process.exitcode
+        kill_group(self.process.pid)
         how = "closed its pipe" if code is None else f"ended by itself with exit code {code}"
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         hint = "; was there too little memory? try fewer --num-envs" if code == -signal.SIGKILL else ""
-        return Misbehaved(f": {self.name} {how} in {self.asked}{hint}; --vectorization sync plays it in this process and shows more")
+        return Lost(f": {self.name} {how} in {self.asked}{hint}; --vectorization sync plays it in this process and shows more")
 
 
 # ------------------------------------------------------------------------------------------------------- in the worker
@@ -190,6 +300,8 @@ class Factory:
 
 def work(index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any) -> None:
     """Gymnasium's worker for an environment that may fail to be made, under a parent that may die."""
+    with contextlib.suppress(OSError, AttributeError):  # no groups (Windows)
+        os.setpgid(0, 0)  # one signal reaches what its environment starts
     for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent says what happens
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -202,11 +314,27 @@ def work(index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, mem
         pipe.send((None, False))
         return
     _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
+    end_group(signal.SIGTERM)
 
 
 def end_with_parent() -> None:
     """Wait until the parent process is gone, and go: a step that never returns would keep this one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    parent, above = multiprocessing.parent_process(), os.getppid()
+    if parent is None:
+        return
+    while os.getppid() == above and (os.name == "posix" or parent.is_alive()):
+        with contextlib.suppress(OSError, ValueError):  # where its environment has closed all files, this comes back at once
+            parent.join(1.0)
+        time.sleep(0.05)
+    number = getattr(signal, "SIGKILL", signal.SIGTERM)
+    end_group(number)
+    os.kill(os.getpid(), number)
+
+
+def end_group(number: int) -> None:
+    """Send a signal to this process and what its environment has started."""
+    with contextlib.suppress(OSError, AttributeError):
+        if os.getpgrp() == os.getpid():
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)  # that one is for the others
+            os.killpg(0, number)

@@ -19,6 +19,7 @@ from typing import Any
 
 from upslope.errors import RunFault, one_line
 from upslope.language.checks import Reward
+from upslope.reward_bound import MAX_REWARD, beyond
 
 Limit = Callable[[], float | None]
 """How many seconds the next call may take (None: as long as it likes), asked right before it."""
@@ -131,6 +132,8 @@ def _number(said: str, value: Any, index: int) -> float | None:
         number = math.inf
     if not math.isfinite(number):
         raise RunFault(f"{said} {number} for item {index + 1}: expected a finite number, or None for no score")
+    if abs(number) > MAX_REWARD:
+        raise RunFault(f"{said} {beyond(number, f'for item {index + 1}')}")
     return number
 
 

@@ -168,7 +168,7 @@ def read(path: Path) -> State:
         if (path / MANIFEST).read_bytes() != manifest_of(content, path.name):
             raise damaged(path, "its files are not those that its manifest describes")
         return cast("State", decoded(json.loads(content[STATE]), load(content[TENSORS])))
-    except UsageError:
+    except (UsageError, PermissionError):  # what may not be read may be whole, and is not passed over
         raise
     except Exception as error:  # a manifest that fits and a content that does not: whatever it is, it is not what this library wrote
         raise damaged(path, f"{type(error).__name__}: {error}") from error

@@ -45,6 +45,8 @@ class Control(World[control.ActorCritic]):
     collect: Collector | Stream
     make_seconds: float = 0.0  # how long it took to make one of the environments
     evaluator: Evaluator | None = None
+    restarts: int = 0
+    """how often an environment's process was started anew, as far as it is written down"""
 
     fields = FIELDS
     kept = ("total_steps", "evaluation_return", "evaluation_reward_per_step")
@@ -75,7 +77,8 @@ class Control(World[control.ActorCritic]):
         data = parts.recorded_steps(config)
         started = time.perf_counter()
         num_envs, scale = config.collector.num_envs if data is None else 1, config.problem.reward_scale
-        envs = control.make(config.env_id or "", num_envs, settings.seed, reward_scale=scale, **env_options(config))
+        restarts = {"max_restarts": config.problem.max_restarts}
+        envs = control.make(config.env_id or "", num_envs, settings.seed, reward_scale=scale, **restarts, **env_options(config))
         seconds = (time.perf_counter() - started) / envs.num_envs
         try:
             if settings.until_solved:
@@ -128,6 +131,11 @@ class Control(World[control.ActorCritic]):
         if state["evaluator"] is not None:
             self.evaluator = self.make_evaluator()
             self.evaluator.load_state_dict(state["evaluator"])
+
+    def follow(self, state: RunState, session: Session) -> Mapping[str, float]:
+        """How many environments were started anew, where one was."""
+        before, self.restarts = self.restarts, self.envs.restarts
+        return {"environment_restarts": float(self.restarts - before)} if self.restarts > before else {}
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

@@ -43,16 +43,22 @@ class EnvSettings:
     max_episode_steps: int | None = None
     """episodes are truncated after so many steps, in training and evaluation (none: the environment's own time limit)"""
     step_timeout: float | None = STEP_TIMEOUT
-    """seconds that a step or a reset may take in a process of its own (--vectorization async) before the run fails; none: any time"""
+    """seconds that a step or a reset may take in a process of its own (--vectorization async); none: any time"""
+    max_restarts: int = 3
+    """times in a row that an environment in a process of its own is started anew after it hung or died in a step, its episode cut off
+    there, before the run fails"""
 
     def __post_init__(self) -> None:
         require_counts(self, "max_episode_steps")
+        require(self.max_restarts >= 0, f"max_restarts: expected an integer ≥ 0, found {self.max_restarts}")
         timeout = self.step_timeout
         require(timeout is None or timeout > 0, f"step_timeout: expected a number > 0 or none, found {timeout}")
         what = f"an environment in this process cannot be interrupted (--vectorization {self.vectorization})"
         works = timeout in (None, STEP_TIMEOUT) or self.vectorization == "async"
         require(works, f"step_timeout: {what}; add --vectorization async, or leave --step-timeout out")
-        require(self.reward_scale > 0, f"reward_scale: expected a number > 0, found {self.reward_scale}")
+        scale = self.reward_scale
+        require(scale > 0, f"reward_scale: expected a number > 0, found {scale}")
+        require(1e-15 <= scale <= 1e15, f"reward_scale: expected a number from 1e-15 to 1e+15, found {scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,7 @@ class EpisodesSettings:
         check_num_envs(self.num_envs)
         count, least = self.num_episodes, self.num_envs
         require(count is None or count >= least, f"num_episodes: expected none or at least num_envs ({least}), found {count}")
+        require_counts(self, "num_episodes", most=MAX_EPISODES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UsageError
+from upslope.files import folder_for
 from upslope.intervals import bootstrap_band
 from upslope.run.drawing import PALETTE, Array, Line, Panel, draw, save
 from upslope.run.load import Run
@@ -77,7 +78,7 @@ def draw_comparison(path: Path, runs: Sequence[Run]) -> None:
         worlds = {run.world for run in runs if run.env_id == env_id}
         axes = (STEPS, OTHERWISE.get(measures["control", env_id], RETURN)) if worlds == {"control"} else ("tokens", "reward")
         panels.append(Panel(title, axes[0], f"{axes[1]} (mean and 95 % interval)", lines))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_for(path)
     save(draw(panels), path)
 
 

@@ -16,6 +16,7 @@ Whole files are written to a temporary name and renamed (:mod:`upslope.files`), 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -96,14 +97,22 @@ class RunFolder:
     """An open run folder; create it with :meth:`create`, and close it (or use ``with``)."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.given, self.path = path, path.absolute()  # an environment or a reward may change the current folder
         self._open: dict[str, TextIO] = {}
         self.checksums: dict[str, int] = {}
         """CRC-32 of all that has been appended to each growing file"""
+        self.made: list[Path] = []  # the folders around it that were made for it, from the inside
 
     @classmethod
     def create(cls, out: Path | None, default: Path) -> RunFolder:
         """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …"""
+        made = [folder for folder in (out or default).absolute().parents if not folder.exists()]
+        found = cls._created(out, default)
+        found.made = made
+        return found
+
+    @classmethod
+    def _created(cls, out: Path | None, default: Path) -> RunFolder:
         try:
             if out is not None:
                 check_free(out)
@@ -120,6 +129,11 @@ class RunFolder:
                     path = default.with_name(f"{default.name}-{number}")
         except OSError as error:
             raise UsageError(f"--out: cannot make {out or default}: {error.strerror or error}") from error
+
+    @property
+    def shown(self) -> Path:
+        """Its path as it was given, as long as that leads to it."""
+        return self.given if self.given.absolute() == self.path else self.path
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON object, atomically; numbers that are not finite become null."""
@@ -156,6 +170,9 @@ class RunFolder:
         """Remove a folder in which nothing happened yet, with the files that were written ahead of the run."""
         self.close()
         shutil.rmtree(self.path)
+        for folder in self.made:
+            with contextlib.suppress(OSError):  # another run is in it
+                folder.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from upslope.run.history import LOST, MIN_ITERATIONS, History
+from upslope.run.history import LOST, MIN_ITERATIONS, History, Rows
 
 LARGE_KL = 0.3
 """KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
@@ -100,6 +100,13 @@ def warnings_of(history: History) -> list[str]:
 def not_checked(history: History) -> list[str]:
     """The rules that have nothing to look at in this run."""
     return [rule.name for rule in RULES if not rule.applies(history)]
+
+
+def restarts_of(rows: Rows) -> list[str]:
+    """That environments hung or died and were started anew, which a run survives, whatever it learns."""
+    count = sum(int(row.get("environment_restarts") or 0) for row in rows)
+    what = "an environment hung or died and was" if count == 1 else f"{count} times an environment hung or died and was"
+    return [f"{what} started anew, its episode cut off (environment_restarts in the metrics)"] if count else []
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,6 +346,6 @@ RULES = (
     Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
     Rule("nothing learned", nothing_learned, live=False, last=True),
 )
-READ = {"approx_kl", "kl", "improvement", "total_steps", "effective_sample_size", "mismatch", "skipped_steps", "episode_length"}
+READ = {"approx_kl", "kl", "improvement", "total_steps", "effective_sample_size", "mismatch", "skipped_steps", "episode_length", "environment_restarts"}
 WATCHED = tuple(sorted(READ.union(("reward_per_step", "reward", "score_mean"), *(rule.reads for rule in RULES))))
 """The metrics that are looked at."""

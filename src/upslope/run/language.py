@@ -199,7 +199,7 @@ class Language(World[LanguagePolicy]):
         if self.warm_start_iterations is not None:
             load_policy_state(reference, load(content))
 
-    def follow(self, state: RunState, session: Session) -> None:
+    def follow(self, state: RunState, session: Session) -> Mapping[str, float]:
         """Keep what was said; warn once where steps are too small for the weights."""
         moved = state.metrics.get("weights_moved")
         if moved is not None and not self.said_that_weights_stand_still:
@@ -209,6 +209,7 @@ class Language(World[LanguagePolicy]):
             session.note(f"warning: this update moved {moved:.1%} of the weights: {why}; {rate}")
         if is_kept(state.iteration):
             session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
+        return {}
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

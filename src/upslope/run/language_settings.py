@@ -13,6 +13,9 @@ from upslope.errors import require, require_counts
 from upslope.run.control_settings import check_eval_every, check_seed
 from upslope.temperature import check_temperature
 
+MAX_TEXTS = 2**20
+"""Upper bound of what is sampled, learned from or evaluated at once, which catches typing errors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -81,7 +84,10 @@ class CompletionsSettings:
 
     def __post_init__(self) -> None:
         require_counts(self, "num_prompts", "group_size", "max_tokens")
-        require_counts(self, "overlong_buffer", "refill", least=0)
+        require_counts(self, "overlong_buffer", least=0)
+        require_counts(self, "refill", least=0, most=1000)
+        product = f"{self.num_prompts} prompts × {self.group_size}"
+        require(self.num_prompts * self.group_size <= MAX_TEXTS, f"num_prompts: {product} are more than {MAX_TEXTS:,} completions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,7 @@ class RecordedSettings:
     """folder of the reference (none: the model as it is when training starts)"""
 
     def __post_init__(self) -> None:
-        require_counts(self, "batch_size")
+        require_counts(self, "batch_size", most=MAX_TEXTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +135,8 @@ class LanguageRunSettings:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        require_counts(self, "iterations", "eval_episodes", "warm_start_batch", "warm_start_iterations")
+        require_counts(self, "iterations", "warm_start_iterations", most=10**9)
+        require_counts(self, "eval_episodes", "warm_start_batch", most=MAX_TEXTS)
         for name in ("warm_start", "until_accuracy"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")

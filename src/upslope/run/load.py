@@ -206,7 +206,9 @@ def is_model_folder(path: str | Path) -> bool:
     file = Path(path) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would be waited for
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "model_type" in config and "world" not in config
 
@@ -252,8 +254,10 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     check_inside(path)
     try:
         return load(path.read_bytes())
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -278,8 +282,10 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise damaged(path, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def read_json(path: Path, *, versioned: bool = False) -> dict[str, Any]:
@@ -325,6 +331,11 @@ def check_format(path: Path, content: dict[str, Any]) -> None:
         raise damaged(path, "'format_version' is missing")
     if version > FORMAT_VERSION:
         raise UsageError(f"{path}: written by a newer upslope (format {version}, this one reads up to {FORMAT_VERSION}); upgrade upslope")
+
+
+def unreadable(path: Path, error: OSError) -> UsageError:
+    """A file that may be whole and that the system does not let us read."""
+    return UsageError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def damaged(path: Path, why: str) -> UsageError:

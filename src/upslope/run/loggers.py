@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from upslope.errors import UsageError, missing_extra
-from upslope.run.settings import flattened, load_object
+from upslope.run.settings import check_takes, flattened, load_object
 
 Row = Mapping[str, Any]
 
@@ -49,7 +49,12 @@ def opened(wanted: str | GivenLogger, folder: Path, config: Mapping[str, Any]) -
             raise UsageError(f"logger: {name} cannot be made with (folder, config): {type(error).__name__}: {error}") from error
     if not callable(made):
         raise UsageError(f"logger: expected something to call with each row, found {name}, which is of type {type(made).__name__}")
+    check_takes(made, [one_row], f"logger {name}")
     return cast(Logger, made)
+
+
+def one_row(row: Row) -> None:
+    """How a logger is called."""
 
 
 def scalars(row: Row) -> dict[str, float]:

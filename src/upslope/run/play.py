@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from upslope import control
 from upslope.errors import RunFault, UsageError, install, require
-from upslope.files import whole_file
+from upslope.files import folder_for, whole_file
 from upslope.run.load import Run
 from upslope.run.process import one_thread
 
@@ -47,7 +47,7 @@ def record(
     player, name = run.chosen_policy(policy), run.environment(env)
     with one_thread(player):
         frames, returns, rate, whole = play(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_for(path)
     (write_gif if kind == ".gif" else write_mp4)(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
     cut = "" if whole else f" (cut off after {len(frames) - len(returns)} steps)"

@@ -17,7 +17,7 @@ from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, is_kept, versions
-from upslope.run.health import WATCHED, flat, warnings_of
+from upslope.run.health import WATCHED, flat, restarts_of, warnings_of
 from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
@@ -102,7 +102,7 @@ class Session:
             self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
             with self.folder, locked(self.folder.path):
                 summary = self._recorded()
-            return Run(self.folder.path, {"format_version": FORMAT_VERSION, **self.recorded_config}, summary)
+            return Run(self.folder.shown, {"format_version": FORMAT_VERSION, **self.recorded_config}, summary)
         finally:
             self.world.close()
 
@@ -145,8 +145,8 @@ class Session:
         if error is not None:
             raise error
         if not self.output.quiet and self.writes:
-            outcome, commands = self.world.outcome(summary), self.world.next_commands(summary, self.folder.path)
-            print(closing_words(outcome, summary["warnings"], commands, self.folder.path), flush=True)
+            outcome, commands = self.world.outcome(summary), self.world.next_commands(summary, self.folder.shown)
+            print(closing_words(outcome, summary["warnings"], commands, self.folder.shown), flush=True)
         return summary
 
     def _open(self) -> None:
@@ -167,7 +167,7 @@ class Session:
         if not self.output.quiet:
             resumed = self.resumed.words(self.surroundings) if self.resumed else []
             title, *lines = [*self.world.plan(), f"update: {self._update_words()}", *resumed]
-            print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.path}"])]), flush=True)
+            print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.shown}"])]), flush=True)
         meter = Meter(self.world.budget, self.world.fields)
         self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
 
@@ -206,9 +206,9 @@ class Session:
         episodes = self.world.due(before, state)
         if episodes and not self.failures.gave_up:
             row |= self._evaluate(episodes)
-        self.world.follow(state, self)
+        row |= self.world.follow(state, self)
         self.row = row
-        if episodes or "skipped_steps" in row or is_kept(state.iteration):
+        if episodes or is_kept(state.iteration) or not row.keys().isdisjoint(("skipped_steps", "environment_restarts")):
             self._write_down(row)
         if episodes:
             history = self._history(self.points[-1] if self.points else None)
@@ -321,7 +321,8 @@ class Session:
         """Keep what the iteration that diverged can be played again from."""
         iteration = 1 + (self.state.iteration if self.state is not None else 0 if self.resumed is None else self.resumed.iteration)
         try:
-            words = f"`upslope replay {write_capsule(self.folder.path, iteration, fault)}` repeats the iteration that diverged"
+            capsule = self.folder.shown / write_capsule(self.folder.path, iteration, fault).name
+            words = f"`upslope replay {capsule}` repeats the iteration that diverged"
         except (RunFault, UsageError) as why:
             words = f"the iteration that diverged was not kept: {why}"
         self.faults.append(words)
@@ -410,7 +411,7 @@ class Session:
     def _warnings(self, result: Evaluated | None) -> list[str]:
         """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""
         history = self._history(self.points[-1] if self.points and result is not None else None)
-        return [*self.failures.warnings(), *self.faults, *warnings_of(history)]
+        return [*self.failures.warnings(), *self.faults, *restarts_of(self.rows), *warnings_of(history)]
 
     def _history(self, final: Point | None) -> History:
         goal = final.mean if self.reached and final is not None else self.world.good  # as the evaluations before it have said

@@ -8,6 +8,7 @@ Functions are written as the name under which the library ships them (the class'
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -151,10 +152,36 @@ def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
         function = load_object(text, name)
         if not callable(function):
             raise UsageError(f"expected a function for {name}, found {text!r}, which is of type {type(function).__name__}")
+        check_takes(function, shipped.values(), f"{name} {text}")
         return function
     if text not in shipped:
         raise unknown(name, text, [*shipped, "module:function"])
     return shipped[text]
+
+
+def check_takes(function: Callable[..., Any], shipped: Iterable[Any], what: str) -> None:
+    """Raise :class:`UsageError` for a function that cannot be called as those are that the library ships in its place.
+
+    What all of them need is what it is called with; where that is not known, nothing is said.
+    """
+    try:
+        needed = [positional(other) for other in shipped]
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin nothing is known
+        return
+    if not needed:
+        return
+    fewest = min(needed, key=len)
+    try:
+        signature.bind(*fewest)
+    except TypeError as error:
+        raise UsageError(f"{what}: it takes {signature}, and is called with ({', '.join(fewest)}): {error}") from error
+
+
+def positional(function: Any) -> list[str]:
+    """The parameters that must be given."""
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind in plain and p.default is p.empty]
 
 
 def instance_of(found: Any, what: str, hint: str) -> Any:

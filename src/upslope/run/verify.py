@@ -30,6 +30,10 @@ NOT_COMPARED = ("_seconds", "_per_second")
 """How the names of measured times end; they are the only numbers that may differ."""
 
 
+REFUSED = 2
+"""Exit code of a process that was asked for what cannot be."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What differs, first things first; empty where nothing does. ``tensors`` and ``rows`` say how much was compared."""
@@ -107,7 +111,7 @@ def in_process(name: str, work: Any, *arguments: Any, expected: int = 0) -> int:
     code = process.exitcode or 0
     if code not in (0, expected):
         why = received.recv() if received.poll() else f"its process ended with exit code {code}"
-        raise RunFault(f"verify-resume: {name} failed: {why}")
+        raise UsageError(why) if code == REFUSED else RunFault(f"verify-resume: {name} failed: {why}")
     return code
 
 
@@ -117,7 +121,7 @@ def reported(sent: Any, work: Any, *arguments: Any) -> None:
         work(*arguments)
     except Exception as error:
         sent.send(describe_error(error))
-        raise SystemExit(1) from None
+        raise SystemExit(REFUSED if isinstance(error, UsageError) else 1) from None
 
 
 def fresh(config: RunConfig, out: Path, stop: StopAt) -> None:

@@ -104,8 +104,9 @@ class World(Protocol[PolicyT]):
     def load_state_dict(self, state: State, folder: RunFolder) -> None:
         """Go on where the run in this folder was; there is no :meth:`begin` then."""
 
-    def follow(self, state: RunState, session: Session) -> None:
-        """What the world does after each iteration."""
+    def follow(self, state: RunState, session: Session) -> Mapping[str, float]:
+        """What the world does after each iteration; what it has to add to the row of metrics."""
+        return {}
 
     def samples(self) -> list[str]:
         """Lines to show with progress."""

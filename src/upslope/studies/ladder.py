@@ -57,9 +57,9 @@ def ladder(
     }
     started = time.perf_counter()
     with RunFolder.create(out, Path("runs") / f"ladder-{task}") as folder:
-        fields["folder"] = str(folder.path)
+        fields["folder"] = str(folder.shown)
         try:
-            say(f"{what.title}: {budget:,} steps × {seeds} seeds × {len(RUNGS)} rungs, into {folder.path}")
+            say(f"{what.title}: {budget:,} steps × {seeds} seeds × {len(RUNGS)} rungs, into {folder.shown}")
             fields["gradient"]["steps"], noise = noises(what, RUNGS)
             for rung in RUNGS:
                 climbs = [climb(what, rung, seed, budget) for seed in range(seeds)]
@@ -125,4 +125,4 @@ def line(rung: dict[str, Any]) -> str:
 
 def write(folder: RunFolder, fields: dict[str, Any]) -> None:
     folder.write_json("ladder.json", fields)
-    folder.write_bytes("index.html", page(fields, folder.path).encode())
+    folder.write_bytes("index.html", page(fields, folder.shown).encode())

@@ -199,7 +199,7 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
         save(draw([panel], size=(10.0, 6.0)), folder.path / "figure.png")
         folder.write_json("verdict.json", fields)
     head = f"{source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
-    return Verdict(folder.path, within, fields, " ".join([head, *map(sentence, checks)]))
+    return Verdict(folder.shown, within, fields, " ".join([head, *map(sentence, checks)]))
 
 
 def sentence(check: Check) -> str:

@@ -116,7 +116,7 @@ class Comparison:
         with RunFolder.create(out, default_path("variance", self.run.env_id, self.run.seed)) as folder:
             save(draw_dots(title, names, [variance, relative, bias, cosine]), folder.path / "variance.png")
             folder.write_json("variance.json", self.fields())
-        return folder.path
+        return folder.shown
 
 
 Objective = Literal["discounted", "undiscounted"]
@@ -157,7 +157,7 @@ class VarianceRun:
         twice = [name for name in self.estimators if self.estimators.count(name) > 1]
         require(not twice, f"--estimators: {twice[0] if twice else ''} is named twice")
         grouped = any(item.grouped for item in chosen)
-        least = {"samples": 2, "critic_samples": 0, "reference_samples": 2, **({"group_size": 2} if grouped else {})}
+        least = {"samples": 2, "critic_samples": 0, "reference_samples": 2, "group_size": 2 if grouped else 1}
         for name, low in least.items():
             count, flag = getattr(self, name), name.replace("_", "-")
             if name != "reference_samples" or count is not None:

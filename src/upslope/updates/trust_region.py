@@ -77,7 +77,7 @@ class NaturalStep(ABC):
     """parts that each pass is split into, one step of the critic each"""
 
     def __post_init__(self) -> None:
-        require_counts(self, "num_cg_steps", "num_value_minibatches")
+        require_counts(self, "num_cg_steps", "num_value_minibatches", most=10**6)
         require(self.damping >= 0, f"damping: expected a number ≥ 0, found {self.damping}")
         require(self.value_learning_rate >= 0, f"value_learning_rate: expected a number ≥ 0, found {self.value_learning_rate}")
         require(
@@ -201,7 +201,7 @@ class TrustRegion(NaturalStep):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.max_kl > 0, f"max_kl: expected a number > 0, found {self.max_kl}")
-        require(self.num_backtracks >= 1, f"num_backtracks: expected an integer ≥ 1, found {self.num_backtracks}")
+        require_counts(self, "num_backtracks", most=10**6)
         require(0 < self.backtrack_factor < 1, f"backtrack_factor: expected a number between 0 and 1, found {self.backtrack_factor}")
 
     def move(self, line: Line, curvature: float) -> Metrics:
