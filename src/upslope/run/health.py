@@ -346,6 +346,16 @@ RULES = (
     Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
     Rule("nothing learned", nothing_learned, live=False, last=True),
 )
-READ = {"approx_kl", "kl", "improvement", "total_steps", "effective_sample_size", "mismatch", "skipped_steps", "episode_length", "environment_restarts"}
+READ = {
+    "approx_kl",
+    "kl",
+    "improvement",
+    "total_steps",
+    "effective_sample_size",
+    "mismatch",
+    "skipped_steps",
+    "episode_length",
+    "environment_restarts",
+}
 WATCHED = tuple(sorted(READ.union(("reward_per_step", "reward", "score_mean"), *(rule.reads for rule in RULES))))
 """The metrics that are looked at."""
