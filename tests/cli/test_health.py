@@ -70,6 +70,10 @@ WELL = {
     "perhaps a fourth of the way": swing_up(-1240.0, -1100.0, -960.0, std=600.0),
     "many steps clipped, yet not most": history(rows(clip_fraction=[0.4] * 40)),
     "a critic that explained something once": history(rows(explained_variance=[0.0] * 20 + [0.3] * 9 + [-1.0] * 20), means=(9.0, 9.0)),
+    "a critic with nothing left to explain": history(
+        rows(explained_variance=[-2.0] * 40, value_error=[0.1] * 5 + [1e-6] * 35, episode_return=[-200.0, -201.0] * 20),
+        means=(-200.0, -200.0),
+    ),
     "a critic with nothing to explain": history(rows(explained_variance=[0.0] * 40, episode_return=[8.0] * 39 + [9.0]), goal=400.0),
     "a gradient that grew with the returns": history(rows(gradient_norm=[0.1] * 10 + [500.0] * 30)),
     "weights that move little, and enough": history(rows(weight_change=[1e-4] * 40), means=(0.1, 0.1)),

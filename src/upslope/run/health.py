@@ -31,6 +31,8 @@ CLIPPED = 0.45
 UNEXPLAINED = 0.03
 """Share of the returns' variance that a critic explains at its best, in the median of :data:`WINDOW` iterations, and is dead."""
 WINDOW = 9
+LEARNED = 0.1
+"""What is left of a critic's error where it has learned: all there was to explain, if returns hardly vary any more."""
 EXPLODED = 1e3
 """Growth of the gradient's norm, from the first iterations' median to the last ones'."""
 STILL = 3e-4
@@ -240,7 +242,8 @@ def dead_critic(history: History) -> Found:
     if len(values) < 2 * WINDOW or well or len(set(history.values("episode_return"))) == 1:
         return None
     best = max(statistics.median(values[start : start + WINDOW]) for start in range(len(values) - WINDOW + 1))
-    if best >= UNEXPLAINED:
+    error, at_first = (statistics.median(part or [1.0]) for part in (history.end("value_error"), history.begin("value_error")))
+    if best >= UNEXPLAINED or error < LEARNED * at_first:
         return None
     seen = (
         f"at its best the critic explained {max(best, 0.0):.0%} of the variance of the returns, so advantages are as noisy as without one"
