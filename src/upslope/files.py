@@ -45,7 +45,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system says so even of what is not there
+            temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from upslope.errors import RunFault
+
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """C0 but tabs and newlines, delete, C1, line and paragraph separators, and the marks that change the reading direction."""
 GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET)
@@ -71,7 +73,8 @@ class Output:
             call(*arguments)
         except OSError as error:
             if error.errno not in GONE:
-                raise
+                self.silence()  # said once
+                raise RunFault(f"what is printed cannot be written: {error.strerror or error}") from error
             self.silence()
             if not self.lasting:
                 raise OutputClosed from error

@@ -110,6 +110,10 @@ def dispatch(argv: list[str]) -> int:
         raise unknown("flag", argv[0], ["--help", "--version"])
     if argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries end the process in such a folder
+        raise UsageError(f"the current folder is gone ({error.strerror}); go to another one") from error
     return importlib.import_module(f"upslope.cli.{argv[0].replace('-', '_')}").COMMAND(argv[1:])
 
 
@@ -140,9 +144,10 @@ def entry() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is saved: nothing is left to interrupt
     # all files are closed by now; taking PyTorch apart object by object, as Python does at its end, is 0.3 s for nothing
     atexit._run_exitfuncs()
-    try:
-        for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
+        try:
             Output(stream).flush()
-    except OSError:  # a full disk behind `> file`
-        code = code or 1
+        except RunFault as error:  # a full disk behind `> file`
+            with contextlib.suppress(OSError):  # behind `2> file` as well
+                code = code or failed(error, 1)
     os._exit(code)
