@@ -288,10 +288,7 @@ class ActorCritic(nn.Module):
         mask = np.array(action_mask) != 0
         if mask.shape != (num_rows, head.num_parameters):
             raise UsageError(f"action_mask: expected shape {(num_rows, head.num_parameters)}, found {mask.shape}")
-        if isinstance(head, MultiCategorical):
-            legal = np.logical_or.reduceat(mask, np.cumsum((0, *head.nvec[:-1])), axis=1).all(1)
-        else:
-            legal = mask.any(1)
+        legal = ActionMasks(self.action_space, num_rows).has_legal(mask)
         if not legal.all():
             raise RunFault(f"action_mask: no action is legal in environment {int(legal.argmin())}: each state needs at least one")
         return mask

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -39,11 +40,21 @@ STANDS_FOR_INFINITY = 1e18
 """A bound of this size or more is taken for none: ``np.finfo(np.float32).max`` is how some environments write ∞."""
 
 
+class Functions(NamedTuple):
+    """A distribution's in :mod:`upslope.functional`."""
+
+    sample: Callable[..., Tensor]
+    log_prob: Callable[..., Tensor]
+    entropy: Callable[..., Tensor]
+    kl: Callable[..., Tensor]
+
+
 class Head(ABC):
-    """What every head has. ``num_parameters`` is P."""
+    """What every head has. ``num_parameters`` is P. A head gives the ``functions`` of its distribution, or their four methods itself."""
 
     masked = False
     """Whether the head can take an action mask."""
+    functions: ClassVar[Functions]
 
     @property
     @abstractmethod
@@ -54,33 +65,41 @@ class Head(ABC):
         """The stored action's shape per decision."""
         return tuple(self.mode(torch.zeros(1, self.num_parameters)).shape[1:])
 
-    @abstractmethod
+    def parts(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        """What the ``functions`` take in place of the parameters."""
+        return (parameters,)
+
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
         """A stored action ``[*, *stored_shape]`` for each row of parameters."""
+        return self.functions.sample(*self.parts(parameters), generator)
 
     @abstractmethod
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         """The greedy stored action."""
 
-    @abstractmethod
     def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """log π of stored actions, ``[*]``."""
+        return self.functions.log_prob(*self.parts(parameters), action)
 
-    @abstractmethod
     def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         """Entropy in nats, ``[*]``; differential for continuous actions."""
+        return self.functions.entropy(*self.parts(parameters))
 
     def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(log_prob, entropy)``: what an update asks for, in as few operations as the head can."""
         return self.log_prob(parameters, action, mask), self.entropy(parameters, mask)
 
-    @abstractmethod
     def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """Exact KL(p‖q) of two parameter tensors, ``[*]``."""
+        return self.functions.kl(*self.parts(p), *self.parts(q))
 
     @abstractmethod
     def to_env(self, action: Tensor) -> NDArray[Any]:
         """Stored actions ``[N, …]`` as the environment's, a new NumPy array."""
+
+
+def shaped(array: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
+    return array if shape is None else array.reshape(len(array), *shape)
 
 
 @dataclass(frozen=True)
@@ -219,13 +238,14 @@ class MultiCategorical(Head):
         return torch.stack([Categorical(x.shape[-1]).kl(x, y, m) for x, y, m in self._factors(p, q, mask)]).sum(0)
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
-        array = action.cpu().numpy() + self._offset
-        return array if self.shape is None else array.reshape(len(array), *self.shape)
+        return shaped(action.cpu().numpy() + self._offset, self.shape)
 
 
 @dataclass(frozen=True)
 class Bernoulli(Head):
     """``n`` independent switches. Parameters: logits of "on", ``[*, n]``."""
+
+    functions = Functions(F.bernoulli_sample, F.bernoulli_log_prob, F.bernoulli_entropy, F.bernoulli_kl)
 
     n: int
     shape: tuple[int, ...] | None = None
@@ -234,24 +254,11 @@ class Bernoulli(Head):
     def num_parameters(self) -> int:
         return self.n
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
-        return F.bernoulli_sample(parameters, generator)
-
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters > 0).long()
 
-    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.bernoulli_log_prob(parameters, action)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.bernoulli_entropy(parameters)
-
-    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.bernoulli_kl(p, q)
-
     def to_env(self, action: Tensor) -> NDArray[Any]:
-        array = action.cpu().numpy().astype(np.int8)
-        return array if self.shape is None else array.reshape(len(array), *self.shape)
+        return shaped(action.cpu().numpy().astype(np.int8), self.shape)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- continuous actions
@@ -268,6 +275,8 @@ class Gaussian(Head):
     What is stored and scored is a, unclipped: distribution, log-probability, entropy and KL are a's. Those of the environment's
     action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
     """
+
+    functions = Functions(F.gaussian_sample, F.gaussian_log_prob, lambda mean, log_std: F.gaussian_entropy(log_std), F.gaussian_kl)
 
     dim: int
     low: tuple[float, ...]
@@ -292,33 +301,20 @@ class Gaussian(Head):
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         return (low + high) / 2, (high - low) / 2
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
-        mean, log_std = parameters.chunk(2, -1)
-        return F.gaussian_sample(mean, log_std, generator)
+    def parts(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        return parameters.chunk(2, -1)
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return parameters[..., : self.dim]
 
-    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean, log_std = parameters.chunk(2, -1)
-        return F.gaussian_log_prob(mean, log_std, action)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.gaussian_entropy(parameters[..., self.dim :])
-
-    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
-
     def to_env(self, action: Tensor) -> NDArray[Any]:
         middle, half_range = self.units  # float64, so that rounding cannot step over the bounds
-        array = np.clip(middle + half_range * action.cpu().numpy(), *self._bounds).astype(self.dtype)
-        return array if self.shape is None else array.reshape(len(array), *self.shape)
+        return shaped(np.clip(middle + half_range * action.cpu().numpy(), *self._bounds).astype(self.dtype), self.shape)
 
     def _stretch(self, unit: NDArray[Any]) -> NDArray[Any]:
         """From [0, 1] to the bounds, in float64 so that rounding cannot step over them."""
         low, high = (bound.astype(np.float64) for bound in self._bounds)
-        array = np.clip(low + (high - low) * unit, low, high).astype(self.dtype)
-        return array if self.shape is None else array.reshape(len(array), *self.shape)
+        return shaped(np.clip(low + (high - low) * unit, low, high).astype(self.dtype), self.shape)
 
 
 @dataclass(frozen=True)
@@ -331,9 +327,7 @@ class SquashedGaussian(Gaussian):
     differentiable, without a draw.
     """
 
-    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean, log_std = parameters.chunk(2, -1)
-        return F.squashed_gaussian_log_prob(mean, log_std, action)
+    functions = Gaussian.functions._replace(log_prob=F.squashed_gaussian_log_prob)
 
     def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         mean, log_std = parameters.chunk(2, -1)
@@ -353,26 +347,14 @@ class Beta(Gaussian):
     ``α = 1 + softplus(a)`` and ``β = 1 + softplus(b)`` keep the density unimodal and finite. Source: Chou et al. 2017, section 4.
     """
 
-    @staticmethod
-    def _logs(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha, log_beta = softplus(parameters).log1p().chunk(2, -1)
-        return log_alpha, log_beta
+    functions = Functions(F.beta_sample, F.beta_log_prob, F.beta_entropy, F.beta_kl)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
-        return F.beta_sample(*self._logs(parameters), generator)
+    def parts(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        return softplus(parameters).log1p().chunk(2, -1)  # log α and log β
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         a, b = softplus(parameters).chunk(2, -1)  # α − 1 and β − 1
         return a / (a + b)
-
-    def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.beta_log_prob(*self._logs(parameters), action)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.beta_entropy(*self._logs(parameters))
-
-    def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.beta_kl(*self._logs(p), *self._logs(q))
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         return self._stretch(action.cpu().numpy().astype(np.float64))

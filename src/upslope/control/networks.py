@@ -17,15 +17,8 @@ from upslope.errors import UsageError, unknown
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"elu": nn.ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
+ACTIVATIONS |= {"sigmoid": nn.Sigmoid, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:

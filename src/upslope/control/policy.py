@@ -157,13 +157,7 @@ class CNNPolicy(ActorCritic):
         return ()  # the trunk is the actor's as well
 
 
-POLICIES: dict[str, type[ActorCritic]] = {
-    "ActorCritic": ActorCritic,
-    "CNNPolicy": CNNPolicy,
-    "LinearPolicy": LinearPolicy,
-    "MLPPolicy": MLPPolicy,
-    "QCriticPolicy": QCriticPolicy,
-}
+POLICIES: dict[str, type[ActorCritic]] = {kind.__name__: kind for kind in (ActorCritic, CNNPolicy, LinearPolicy, MLPPolicy, QCriticPolicy)}
 
 
 def policy_for(envs: Any, *, image: ImageChoice = "auto", **options: Any) -> ActorCritic:
