@@ -4,8 +4,6 @@ Gymnasium 1.0 and later load no plugins, so ids become known by ``import upslope
 ``gymnasium.make("upslope.tabular.envs:upslope/ShortCorridor-v0")``; ``upslope train`` and ``control.make`` know them anyway.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 NAMESPACE = "upslope"

@@ -7,8 +7,6 @@
 Every message is one line that names the argument, what was found and what to do.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import math

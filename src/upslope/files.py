@@ -5,8 +5,6 @@ is made exclusively under a name that nobody can guess, and is gone after a fail
 not followed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import filecmp

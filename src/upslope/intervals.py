@@ -1,7 +1,5 @@
 """95 % intervals of what was measured a few times: of means by the bootstrap, of shares by Wilson's score."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

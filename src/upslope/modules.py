@@ -1,7 +1,5 @@
 """Modules of the user's own, named on the command line: found in the current folder, and never in place of an installed one."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """A pytest fixture for contract tests of one's own code; nothing of the library is loaded before a test asks for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The bound of the temperature, which settings and policies share."""
 
-from __future__ import annotations
-
 import math
 
 from upslope.errors import require

@@ -5,8 +5,6 @@ hides a line, a carriage return, marks that reverse the reading direction) are s
 that a line of JSON stays one. And somebody who stops reading (``| head``, a closed terminal) ends the output, never the work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -10,7 +10,7 @@ from torch import nn
 from tests.core.toy import Bandit, Pulls
 from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, RunFault, UsageError
 from upslope.updates import FlatParameters, linear
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 
 
 def vector(policy: nn.Module) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_a_non_finite_objective_stops_before_the_step_and_names_the_tensor():
     batch = algorithm.estimate(policy, Pulls()(policy))
     batch.returns[0, 0] = math.inf
     before, state = vector(policy), algorithm.update.start(policy, seed=0)
-    state.skipped = MOST_SKIPPED - 1
+    state.skipped = MAX_SKIPPED - 1
     with pytest.raises(Diverged, match="returns is not finite at gradient step 1") as caught:
         algorithm.update(algorithm, policy, batch, state)
     assert torch.equal(vector(policy), before)
@@ -151,7 +151,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_the_fifth_in_a_row_ends_the_r
     before = vector(policy)
     with pytest.raises(Diverged):
         algorithm.update(algorithm, policy, every, state)
-    assert state.skipped == MOST_SKIPPED
+    assert state.skipped == MAX_SKIPPED
     assert torch.equal(vector(policy), before)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.core.toy import Bandit, Pulls
 from upslope import A2C, PPO, REINFORCE, Ascent, Diverged, UsageError, control, train
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 
 SPACES = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
 FAST = pytest.mark.parametrize("fast", [True, False], ids=["fast", "readable"])
@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_anything(fa
             policy.network.register_forward_hook(lambda m, _, out: out + (m.extra * 0.0).sqrt())
             before = torch.cat([p.detach().reshape(-1) for p in policy.parameters()]).clone()
         with pytest.raises(Diverged, match="the gradient is not finite at gradient step 1"):
-            train(algorithm, policy, Ones(), iterations=MOST_SKIPPED, fast=fast)
+            train(algorithm, policy, Ones(), iterations=MAX_SKIPPED, fast=fast)
         after = torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
         assert torch.equal(before[:-1], after[:-1])  # the last one is the critic's bias, which follows the units of the returns
 

@@ -15,7 +15,7 @@ from upslope.control import ActorCritic, MLPPolicy
 from upslope.control.heads import Gaussian
 from upslope.records import Batch
 from upslope.updates.fisher import NEEDED, conjugate_gradient, detached, distribution_of, fisher_product, flatten, mean_kl, reached
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 
 SEEN = spaces.Box(-1, 1, (3,))
 ACTIONS = {
@@ -440,7 +440,7 @@ def test_divergence_is_named():
     ):
         before, state = vector(policy.parameters()), algorithm.update.start(policy, seed=0)
         actor = before[: sum(p.numel() for p in policy.actor.parameters())]
-        state.skipped = MOST_SKIPPED - 2
+        state.skipped = MAX_SKIPPED - 2
         assert algorithm.update(algorithm, policy, given, state)["skipped_steps"] == 1.0
         assert torch.equal(vector(policy.parameters())[: len(actor)], actor)
         with pytest.raises(Diverged, match=words):

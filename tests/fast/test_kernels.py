@@ -52,7 +52,7 @@ def test_an_update(kind):
     rows, networks = Rows(batch, parts, objective.columns), objective.written_into(plan.networks)
     options = options_of(algorithm.update, state, masked=rows.masked)
     order, bounds = rows.order(np.random.default_rng(0).permutation(rows.num_units)), split(rows.num_units, 2)
-    columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.OWN_COLUMNS]
+    columns = [rows.tensors[name].numpy().reshape(-1) if name in rows.tensors else np.zeros(1) for name in at.BATCH_COLUMNS]
     columns += [getattr(batch, name).numpy().reshape(-1) for name in objective.columns]
     columns = [column.view(np.uint8) if column.dtype == bool else column for column in columns]
     outcomes, start = [], np.concatenate([p.detach().numpy().reshape(-1) for p in state.flat.parameters])

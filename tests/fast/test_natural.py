@@ -8,7 +8,7 @@ from tests.fast.cases import close, make_batch, make_policy, twice, vector
 from upslope import NPG, TRPO, Diverged, NaturalGradient, TrustRegion
 from upslope.fast.twins import fast_update
 from upslope.fast.update import CompiledNatural
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 from upslope.updates.trust_region import NaturalStep
 
 pytest.importorskip("llvmlite")
@@ -51,7 +51,7 @@ def test_a_return_that_is_not_finite():
     for compiled, own in zip((True, False), twice(policy), strict=True):
         run = fast_update(algorithm, own) if compiled else algorithm.update
         state = algorithm.update.start(own, seed=0)
-        state.skipped = MOST_SKIPPED - 1
+        state.skipped = MAX_SKIPPED - 1
         with pytest.raises(Diverged) as caught:
             run(algorithm, own, batch, state)
         messages.append(str(caught.value))

@@ -16,7 +16,7 @@ from upslope import functional as F
 from upslope.fast.twins import fast_update
 from upslope.fast.update import HeadAscent, HeadUpdate, critic_stretch
 from upslope.updates import AscentState
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 
 pytest.importorskip("llvmlite")
 SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
@@ -329,7 +329,7 @@ def test_faults_are_the_same():
             own = copy.deepcopy(policy)
             step = fast_update(algorithm, own) if fast else algorithm.update
             state = algorithm.update.start(own, seed=0)
-            state.skipped = MOST_SKIPPED - 1
+            state.skipped = MAX_SKIPPED - 1
             with pytest.raises(error) as info:
                 step(algorithm, own, given, state)
             said.append(str(info.value))

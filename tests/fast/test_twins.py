@@ -217,7 +217,7 @@ def test_what_does_not_fit_the_kernels_takes_the_readable_path(monkeypatch):
 
     assert plan.fits(parts(4)) and plan.fits(parts(20_000)) and not plan.fits(parts(200_000))  # a one-hot of 200,000 states
     policy, batch = make_policy(inputs=9), make_batch(make_policy(inputs=9))
-    monkeypatch.setattr(plan, "MOST_SCRATCH", 1000)
+    monkeypatch.setattr(plan, "MAX_SCRATCH", 1000)
     monkeypatch.setattr(plan, "Plan", None)
     assert fast_policy(policy) is policy
     algorithm = PPO()

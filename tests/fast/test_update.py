@@ -12,7 +12,7 @@ from upslope.algorithms.off_policy import per_step
 from upslope.fast import update
 from upslope.fast.twins import fast_update
 from upslope.fast.update import CompiledUpdate
-from upslope.updates.state import MOST_SKIPPED
+from upslope.updates.state import MAX_SKIPPED
 
 pytest.importorskip("llvmlite")
 SEVERAL = Ascent(learning_rate=3e-3, num_epochs=3, num_minibatches=4)
@@ -247,7 +247,7 @@ def test_both_name_what_diverged(name):
         else:
             getattr(batch, name)[20] = torch.nan
         run = fast_update(algorithm, policy) if way == "compiled" else algorithm.update
-        state.skipped = MOST_SKIPPED - 1
+        state.skipped = MAX_SKIPPED - 1
         with pytest.raises(Diverged) as info:
             run(algorithm, policy, batch, state)
         found.append(str(info.value))

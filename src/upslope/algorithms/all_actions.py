@@ -71,10 +71,8 @@ class AllActions:
         require_members("policy", policy, HasDistribution)
         values = valued(policy).action_values(**rollout.inputs) if self.q is None else self.q(rollout.inputs)
         shape, found = tuple(rollout.mask.shape), tuple(getattr(values, "shape", ()))
-        require(
-            len(found) == len(shape) + 1 and found[:-1] == shape,
-            f"q: expected a tensor with a value for every action, shape {(*shape, 'A')}, found {found or type(values).__name__}",
-        )
+        message = f"q: expected a tensor with a value for every action, shape {(*shape, 'A')}, found {found or type(values).__name__}"
+        require(len(found) == len(shape) + 1 and found[:-1] == shape, message)
         require(bool(values[rollout.mask].isfinite().all()), "q: it returned a value that is not finite")
         steps = (rollout.terminated, rollout.truncated, self.state_discount, rollout.mask, rollout.first_step)
         weight = F.discount_weight(*steps, dtype=rollout.behavior_log_prob.dtype)

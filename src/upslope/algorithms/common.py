@@ -44,10 +44,8 @@ def check_clip_range(clip_range: Any) -> None:
 def check_dual_clip(dual_clip: float | None, surrogate: Surrogate) -> None:
     """Refuse a dual clip of at most 1, and one beside a surrogate that does not take it."""
     require(dual_clip is None or dual_clip > 1, f"dual_clip: expected a number > 1 or none, found {dual_clip}")
-    require(
-        dual_clip is None or surrogate is F.clipped_surrogate,
-        "dual_clip: it belongs to the clipped surrogate; leave it out or bind it to yours with functools.partial",
-    )
+    message = "dual_clip: it belongs to the clipped surrogate; leave it out or bind it to yours with functools.partial"
+    require(dual_clip is None or surrogate is F.clipped_surrogate, message)
 
 
 def check_surrogate_value(surrogate: Tensor, log_prob: Tensor) -> None:
@@ -103,11 +101,9 @@ def in_spreads(advantage: Tensor, policy: Policy, returns: Tensor, mask: Tensor)
 
 def check_longest(rollout: Rollout) -> None:
     """Refuse ``constant`` where nobody knows the longest that a row may be."""
-    require(
-        rollout.max_steps is not None,
-        "average_over: 'constant' divides by the longest that a row may be, which this collector does not know; "
-        "take 'sequences' or 'steps', or let the collector set max_steps",
-    )
+    hint = "take 'sequences' or 'steps', or let the collector set max_steps"
+    message = f"average_over: 'constant' divides by the longest that a row may be, which this collector does not know; {hint}"
+    require(rollout.max_steps is not None, message)
 
 
 def reference_of(rollout: Rollout, setting: str) -> Tensor:

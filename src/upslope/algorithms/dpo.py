@@ -49,10 +49,8 @@ class DPO:
     def __post_init__(self) -> None:
         require(self.beta > 0, f"beta: expected a number > 0, found {self.beta}")
         require(0 <= self.label_smoothing < 0.5, f"label_smoothing: expected a number in [0, 0.5), found {self.label_smoothing}")
-        require(
-            self.label_smoothing == 0 or self.preference is F.sigmoid_preference,
-            "label_smoothing: it belongs to the sigmoid preference; leave it out or bind it to yours with functools.partial",
-        )
+        message = "label_smoothing: it belongs to the sigmoid preference; leave it out or bind it to yours with functools.partial"
+        require(self.label_smoothing == 0 or self.preference is F.sigmoid_preference, message)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """The pairs, each with a weight of 1/N; nothing is estimated."""

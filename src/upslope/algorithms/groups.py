@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_clip_range,
-    check_longest,
-    check_not_negative,
-    penalized_reward,
-    reference_metrics,
-    reference_of,
-    score_metrics,
-)
+from upslope.algorithms import common
 from upslope.errors import UsageError, require
 from upslope.records import Batch, Rollout
 from upslope.updates import Ascent
@@ -32,7 +24,7 @@ HOMOGENEOUS = (F.clipped_surrogate, F.importance_weighted, F.truncated_score, F.
 
 def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
     """Refuse the pairs of estimator and placement whose gradient is not that of a divergence (FORMULAS section 10)."""
-    check_not_negative(kl_coef=kl_coef)
+    common.check_not_negative(kl_coef=kl_coef)
     require(kl_estimator in ("k1", "k2", "k3"), f"kl_estimator: expected 'k1', 'k2' or 'k3', found {kl_estimator!r}")
     require(kl_placement in ("objective", "reward"), f"kl_placement: expected 'objective' or 'reward', found {kl_placement!r}")
     if kl_placement == "objective":
@@ -41,11 +33,9 @@ def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
             "kl_estimator: k1 in the objective has gradient 0 in expectation and teaches nothing; take k2 or k3, or kl_placement='reward'",
         )
     else:
-        require(
-            kl_estimator == "k1",
-            f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; "
-            "take k1, or kl_placement='objective'",
-        )
+        hint = "take k1, or kl_placement='objective'"
+        message = f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; {hint}"
+        require(kl_estimator == "k1", message)
 
 
 def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
@@ -76,9 +66,9 @@ class ComparesRows:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_clip_range(self.clip_range)
+        common.check_clip_range(self.clip_range)
         check_kl(self.kl_coef, self.kl_estimator, self.kl_placement)
-        check_not_negative(entropy_coef=self.entropy_coef)
+        common.check_not_negative(entropy_coef=self.entropy_coef)
 
     @property
     def zero_variance_groups_have_gradient(self) -> bool:
@@ -103,18 +93,19 @@ def group_batch(algorithm: ComparesRows, rollout: Rollout, advantage: Advantage)
         f"rollout: this algorithm compares the rows of a group, and the collector's unit is {rollout.unit!r}; take a collector of groups",
     )
     if algorithm.average_over == "constant":
-        check_longest(rollout)
+        common.check_longest(rollout)
     if algorithm.kl_coef > 0:
-        reference_of(rollout, "kl_coef")
+        common.reference_of(rollout, "kl_coef")
     present = rollout.mask.any(-1)
-    reward = penalized_reward(rollout, algorithm.kl_coef, "kl_coef") if algorithm.kl_placement == "reward" else rollout.reward
+    reward = common.penalized_reward(rollout, algorithm.kl_coef, "kl_coef") if algorithm.kl_placement == "reward" else rollout.reward
     score = reward.sum(-1)
     compared = advantage(score, None if bool(present.all()) else present)
     if compared.shape != score.shape:
         raise UsageError(f"advantage: expected one value per row, shape {tuple(score.shape)}, found {tuple(compared.shape)}")
     alive = (compared.masked_fill(~present, 0.0) != 0).any(-1, keepdim=True)
     metrics = {"dead_groups": 1.0 - float(alive.float().mean()), "missing_rows": 1.0 - float(present.float().mean())}
-    metrics |= score_metrics(reward, rollout.mask) | ({} if rollout.reference_log_prob is None else reference_metrics(rollout))
+    metrics |= common.score_metrics(reward, rollout.mask)
+    metrics |= {} if rollout.reference_log_prob is None else common.reference_metrics(rollout)
     spread = compared.unsqueeze(-1).expand_as(reward)
     batch = Batch.of(rollout, average_over=algorithm.average_over, advantage=spread, metrics=metrics)
     mask, weight = batch.mask, batch.weight

@@ -86,10 +86,8 @@ class GRPO(ComparesRows):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dual_clip(self.dual_clip, self.surrogate)
-        require(
-            self.ratio is F.token_ratio or self.surrogate in TAKE_A_RATIO,
-            "ratio: it belongs to the clipped and the importance-weighted surrogate; bind it to yours with functools.partial",
-        )
+        message = "ratio: it belongs to the clipped and the importance-weighted surrogate; bind it to yours with functools.partial"
+        require(self.ratio is F.token_ratio or self.surrogate in TAKE_A_RATIO, message)
         require(
             self.ratio is not F.sequence_ratio or self.average_over == "sequences",
             f"average_over: the sequence ratio is one value per sequence, and {self.average_over!r} would count it once per step; "

@@ -115,10 +115,8 @@ class OffPolicyGradient:
             check_clip_range(self.clip_range)
         for name, value in {"ratio_cap": self.ratio_cap, "trace_cap": self.trace_cap}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
-        require(
-            cap(self.trace_cap) <= cap(self.ratio_cap),
-            f"trace_cap: expected at most ratio_cap, which is {shown(self.ratio_cap)}, found {shown(self.trace_cap)}",
-        )
+        message = f"trace_cap: expected at most ratio_cap, which is {shown(self.ratio_cap)}, found {shown(self.trace_cap)}"
+        require(cap(self.trace_cap) <= cap(self.ratio_cap), message)
 
     @property
     def bounds(self) -> F.ClipRange:
@@ -193,10 +191,8 @@ def check_behavior(rollout: Rollout) -> None:
     wrong = ~rollout.behavior_log_prob.isfinite() & rollout.mask
     if bool(wrong.any()):
         row = tuple(int(i) for i in wrong.nonzero()[0])
-        raise UsageError(
-            f"behavior_log_prob: expected finite numbers, found {float(rollout.behavior_log_prob[row])} at row {row}; "
-            "a recorded action has a probability above 0 under the policy that took it"
-        )
+        hint = "a recorded action has a probability above 0 under the policy that took it"
+        raise UsageError(f"behavior_log_prob: expected finite numbers, found {float(rollout.behavior_log_prob[row])} at row {row}; {hint}")
 
 
 def weight_metrics(rollout: Rollout, log_prob: Tensor, weight: Tensor, settings: OffPolicyGradient) -> Metrics:
@@ -210,10 +206,8 @@ def weight_metrics(rollout: Rollout, log_prob: Tensor, weight: Tensor, settings:
     limit = cap(settings.ratio_cap) if settings.estimator in CAPPED else math.inf
     used = weight.clamp(max=limit)
     if not bool(used[mask].isfinite().all()):
-        raise RunFault(
-            "importance weights: a product of ratios is no longer finite, for the two policies differ too much over an episode; "
-            "take the estimator vtrace, or truncated with a ratio_cap"
-        )
+        what = "a product of ratios is no longer finite, for the two policies differ too much over an episode"
+        raise RunFault(f"importance weights: {what}; take the estimator vtrace, or truncated with a ratio_cap")
     ratio = F.token_ratio(log_prob, rollout.behavior_log_prob, mask)[mask]
     return {
         "effective_sample_size": float(F.effective_sample_size(used, mask)),

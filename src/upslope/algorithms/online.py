@@ -94,11 +94,8 @@ class OnlineState:
         parameters = tuple(p for p in policy.parameters() if p.requires_grad)
         require(bool(parameters), "policy: it has no trainable parameter; pass one with requires_grad=True")
         scale: ReturnScale | None = getattr(policy, "value_scale", None)
-        require(
-            scale is None or float(scale.count) == 0,
-            "policy: its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps; "
-            "start from a policy made with normalize_value=False",
-        )
+        what = "its critic learned in standard deviations of the returns, and a method that learns at every step takes plain steps"
+        require(scale is None or float(scale.count) == 0, f"policy: {what}; start from a policy made with normalize_value=False")
         return cls(parameters, parameters, Trace(len(parameters)), Trace(len(parameters)))
 
     def state_dict(self) -> State:

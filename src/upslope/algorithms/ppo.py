@@ -17,19 +17,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_clip_range,
-    check_dual_clip,
-    check_fractions,
-    check_not_negative,
-    check_surrogate_value,
-    critic_values,
-    masked_mean,
-    penalized_reward,
-    policy_metrics,
-    reference_metrics,
-    score_metrics,
-)
+from upslope.algorithms import common
 from upslope.errors import require
 from upslope.records import Batch, HasDistribution, Policy, Rollout, Surrogate, offers
 from upslope.updates import Ascent
@@ -87,24 +75,25 @@ class PPO:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
-        check_clip_range(self.clip_range)
-        check_dual_clip(self.dual_clip, self.surrogate)
-        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)
-        check_not_negative(reference_kl_coef=self.reference_kl_coef)
+        common.check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
+        common.check_clip_range(self.clip_range)
+        common.check_dual_clip(self.dual_clip, self.surrogate)
+        common.check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef)
+        common.check_not_negative(reference_kl_coef=self.reference_kl_coef)
         for name, value in {"value_clip_range": self.value_clip_range, "adaptive_kl": self.adaptive_kl}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
         require(self.adaptive_kl is None or self.kl_coef > 0, "adaptive_kl: it adapts kl_coef, which is 0; give kl_coef a start, 1.0 say")
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``Â = GAE`` of the penalized reward, ``returns = Â + V``; with ``kl_coef`` also the sampling distribution's parameters."""
-        value, next_value = critic_values(rollout, policy, self.gamma)
-        reward = rollout.reward if self.reference_kl_coef == 0 else penalized_reward(rollout, self.reference_kl_coef)
+        value, next_value = common.critic_values(rollout, policy, self.gamma)
+        reward = rollout.reward if self.reference_kl_coef == 0 else common.penalized_reward(rollout, self.reference_kl_coef)
         advantage = F.gae(reward, value, next_value, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda, rollout.mask)
         returns = advantage + value
         metrics = {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
         if rollout.reference_log_prob is not None:
-            metrics |= reference_metrics(rollout) | (score_metrics(reward, rollout.mask) if self.reference_kl_coef > 0 else {})
+            metrics |= common.reference_metrics(rollout)
+            metrics |= common.score_metrics(reward, rollout.mask) if self.reference_kl_coef > 0 else {}
         if self.normalize_advantage:
             advantage = F.normalize(advantage, rollout.mask)
             metrics["zero_spread"] = 0.0 if bool(advantage.any()) else 1.0
@@ -123,12 +112,12 @@ class PPO:
         options = {} if self.dual_clip is None else {"dual_clip": self.dual_clip}
         surrogate = self.surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range, **options)
         if self.surrogate not in SURROGATES.values():
-            check_surrogate_value(surrogate, new.log_prob)
+            common.check_surrogate_value(surrogate, new.log_prob)
         error = value_error(policy, new.value, batch, self.value_clip_range)
         total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
         if self.kl_coef > 0:
             total = total - self.kl_coef * self.divergence(policy, batch, new.log_prob)
-        metrics = policy_metrics(new, batch, error, clip_range=self.clip_range, dual_clip=self.dual_clip)
+        metrics = common.policy_metrics(new, batch, error, clip_range=self.clip_range, dual_clip=self.dual_clip)
         return F.weighted_sum(total, batch.weight), metrics
 
     def divergence(self, policy: Policy, batch: Batch, log_prob: Tensor) -> Tensor:
@@ -143,6 +132,6 @@ class PPO:
         """The algorithm of the next iteration: ``kl_coef`` moved by the KL that this update ended with (section 4)."""
         if self.adaptive_kl is None:
             return self
-        kl = float(masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
+        kl = float(common.masked_mean(self.divergence(policy, batch, policy.evaluate(**batch.inputs).log_prob), batch.mask))
         factor = 0.5 if kl < self.adaptive_kl / 1.5 else 2.0 if kl > self.adaptive_kl * 1.5 else 1.0
         return replace(self, kl_coef=min(max(self.kl_coef * factor, MIN_KL_COEF), MAX_KL_COEF))

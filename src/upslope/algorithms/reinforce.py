@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import (
-    check_fractions,
-    check_not_negative,
-    check_one_pass,
-    critic_values,
-    penalized_reward,
-    policy_metrics,
-    reference_metrics,
-    score_metrics,
-)
+from upslope.algorithms import common
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout
 from upslope.updates import Ascent
@@ -93,22 +84,22 @@ class REINFORCE:
     """how parameters move"""
 
     def __post_init__(self) -> None:
-        check_fractions(gamma=self.gamma)
-        check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, reference_kl_coef=self.reference_kl_coef)
-        check_one_pass(self.update)
+        common.check_fractions(gamma=self.gamma)
+        common.check_not_negative(value_coef=self.value_coef, entropy_coef=self.entropy_coef, reference_kl_coef=self.reference_kl_coef)
+        common.check_one_pass(self.update)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Batch:
         """``advantage = weight · (credit − V)``; the critic learns the return from t on."""
-        value, next_value = critic_values(rollout, policy, self.gamma) if self.baseline else (None, None)
+        value, next_value = common.critic_values(rollout, policy, self.gamma) if self.baseline else (None, None)
         if self.reference_kl_coef > 0:
-            rollout = replace(rollout, reward=penalized_reward(rollout, self.reference_kl_coef))
+            rollout = replace(rollout, reward=common.penalized_reward(rollout, self.reference_kl_coef))
         found = self.returns(rollout, self.gamma, next_value)
         require(len(found) == 3, f"returns: expected a function that gives (credit, weight, target), found {len(found)} values")
         credit, weight, target = found
         advantage = weight * (credit if value is None else credit - value)
-        metrics = reference_metrics(rollout)
+        metrics = common.reference_metrics(rollout)
         if self.reference_kl_coef > 0:
-            metrics |= score_metrics(rollout.reward, rollout.mask)
+            metrics |= common.score_metrics(rollout.reward, rollout.mask)
         if value is not None:
             metrics["explained_variance"] = float(F.explained_variance(value, target, rollout.mask))
         if self.normalize_advantage:
@@ -124,5 +115,5 @@ class REINFORCE:
         if self.baseline:
             error = value_error(policy, new.value, batch)
             total = total - self.value_coef * error
-        metrics = policy_metrics(new, batch, error)
+        metrics = common.policy_metrics(new, batch, error)
         return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics

@@ -1,7 +1,5 @@
 """``upslope check module:name``: look for mistakes in a user's estimator, surrogate, policy or algorithm."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from typing import Any, cast

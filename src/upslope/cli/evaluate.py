@@ -1,7 +1,5 @@
 """``upslope evaluate RUN``: fresh episodes with a trained policy."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

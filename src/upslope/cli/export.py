@@ -1,7 +1,5 @@
 """``upslope export RUN``: a trained model as an ordinary Transformers folder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``upslope ladder TASK``: from REINFORCE to GRPO on one task, rung by rung, on one page."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

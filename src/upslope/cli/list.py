@@ -1,7 +1,5 @@
 """``upslope list``: algorithms, presets and what they were measured to reach."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ of the signal that ended a run: 130 after Ctrl-C, 143 after SIGTERM, 129 after S
 (``upslope train … | head -1``) ends the output, not the work. ``UPSLOPE_TRACEBACK=1`` shows the Python traceback of any error.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """``upslope model smollm2``: a small real model as an ordinary folder, offline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

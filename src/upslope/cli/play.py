@@ -1,7 +1,5 @@
 """``upslope play RUN --out FILE``: an animation of what the policy does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
 from typing import Any

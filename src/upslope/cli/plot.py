@@ -1,7 +1,5 @@
 """``upslope plot RUN… --out FILE``: learning curves, seeds of one configuration as a mean with an interval."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``upslope record RUN --out FILE``: steps of a policy as a data set."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``upslope reproduce FIGURE``: a published figure run again, drawn beside its numbers, and judged."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``upslope train METHOD …``: from words to a :class:`~upslope.run.config.RunConfig` of either world, and run it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

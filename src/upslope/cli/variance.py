@@ -1,7 +1,5 @@
 """``upslope variance ENV_ID``: gradient estimators on the same samples at a fixed policy."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from typing import Any

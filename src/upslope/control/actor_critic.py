@@ -11,17 +11,7 @@ from torch import Tensor, nn
 
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import masked_by_observation
-from upslope.control.heads import (
-    Beta,
-    BoxDistribution,
-    Categorical,
-    Distribution,
-    EpsilonGreedy,
-    Gaussian,
-    Head,
-    MultiCategorical,
-    head_for,
-)
+from upslope.control.heads import Beta, BoxDistribution, Distribution, EpsilonGreedy, Gaussian, Head, head_for
 from upslope.control.images import ImageChoice
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, ValueScale
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
@@ -220,10 +210,8 @@ class ActorCritic(nn.Module):
 
     def action_values(self, **inputs: Tensor) -> Tensor:
         """q̂ of every action in each state ``[*, n]``; :class:`UsageError` for a policy that has preferences instead."""
-        if not isinstance(self.head, EpsilonGreedy):
-            raise UsageError(
-                "policy: it has preferences and no action values; take a QCriticPolicy, or one with epsilon=0.1, which is ε-greedy in them"
-            )
+        hint = "take a QCriticPolicy, or one with epsilon=0.1, which is ε-greedy in them"
+        require(isinstance(self.head, EpsilonGreedy), f"policy: it has preferences and no action values; {hint}")
         return self._actor(inputs)
 
     # -------------------------------------------------------------------------------------------------------- the critic
@@ -278,16 +266,14 @@ class ActorCritic(nn.Module):
         return mask
 
     def _legal(self, action_mask: Any, num_rows: int) -> Array:
-        head = self.head
-        if not isinstance(head, Categorical | MultiCategorical):
-            raise UsageError(f"action_mask: needs a Discrete or MultiDiscrete action space, found {short(self.action_space)}")
+        found, shape = short(self.action_space), (num_rows, self.head.num_parameters)
+        require(self.head.masked, f"action_mask: needs a Discrete or MultiDiscrete action space, found {found}")
         if isinstance(action_mask, np.ndarray) and action_mask.dtype == object:  # one tuple of masks per environment
             action_mask = np.stack([np.concatenate([np.asarray(part) for part in row]) for row in action_mask])
         elif isinstance(action_mask, tuple):
             action_mask = np.concatenate([np.asarray(part) for part in action_mask], axis=-1)
         mask = np.array(action_mask) != 0
-        if mask.shape != (num_rows, head.num_parameters):
-            raise UsageError(f"action_mask: expected shape {(num_rows, head.num_parameters)}, found {mask.shape}")
+        require(mask.shape == shape, f"action_mask: expected shape {shape}, found {mask.shape}")
         legal = ActionMasks(self.action_space, num_rows).has_legal(mask)
         if not legal.all():
             raise RunFault(f"action_mask: no action is legal in environment {int(legal.argmin())}: each state needs at least one")
@@ -318,9 +304,8 @@ class ActorCritic(nn.Module):
             sample = self.sample(inputs, generator=generator)
             action, hopeless = sample.action, sample.log_prob.isnan()
         if bool(hopeless.any()):
-            raise RunFault(
-                "policy: its network gives no action a probability (every output is −∞, or one is NaN); leave one possible in every state"
-            )
+            what = "its network gives no action a probability (every output is −∞, or one is NaN)"
+            raise RunFault(f"policy: {what}; leave one possible in every state")
         array = self.head.to_env(action)
         if not single:
             return array, state
@@ -340,10 +325,5 @@ class ActorCritic(nn.Module):
         """What :func:`policy_from_description` needs to build this policy again, weights apart: plain JSON values."""
         maker = type(self.network)
         network = {"network": f"{maker.__module__}:{maker.__qualname__}"} if type(self) is ActorCritic else {}
-        return {
-            "class": type(self).__name__,
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": space_to_json(self.action_space),
-            **network,
-            **self.options,
-        }
+        spaces = {"observation_space": space_to_json(self.observation_space), "action_space": space_to_json(self.action_space)}
+        return {"class": type(self).__name__, **spaces, **network, **self.options}

@@ -93,10 +93,8 @@ class Episodes(Collector):
         super().__init__(envs, seed)
         count = envs.num_envs if num_episodes is None else num_episodes
         require(isinstance(count, int) and count >= 1, f"num_episodes: expected an integer ≥ 1, found {count!r}")
-        require(
-            count >= envs.num_envs,
-            f"num_episodes: expected at least one for each of the {envs.num_envs} environments, found {count}; make fewer environments",
-        )
+        what = f"expected at least one for each of the {envs.num_envs} environments, found {count}"
+        require(count >= envs.num_envs, f"num_episodes: {what}; make fewer environments")
         require(max_episode_steps >= 1, f"max_episode_steps: expected an integer ≥ 1, found {max_episode_steps}")
         self.num_episodes = count
         self.max_episode_steps = max_episode_steps
@@ -128,20 +126,15 @@ class GroupedEpisodes(Collector):
 
     def __init__(self, envs: Envs, group_size: int = 8, *, max_steps: int | None = None, seed: int = 0) -> None:
         super().__init__(envs, seed)
-        require(
-            isinstance(group_size, int) and group_size >= 2,
-            f"group_size: expected an integer ≥ 2, found {group_size!r}; there is nothing to compare a row with",
-        )
+        message = f"group_size: expected an integer ≥ 2, found {group_size!r}; there is nothing to compare a row with"
+        require(isinstance(group_size, int) and group_size >= 2, message)
         groups, rest = divmod(envs.num_envs, group_size)
-        require(
-            not rest, f"group_size: {group_size} does not divide {envs.num_envs} environments; make {max(1, groups) * group_size} of them"
-        )
+        message = f"group_size: {group_size} does not divide {envs.num_envs} environments; make {max(1, groups) * group_size} of them"
+        require(not rest, message)
         require(max_steps is None or max_steps >= 1, f"max_steps: expected an integer ≥ 1 or none, found {max_steps}")
-        require(
-            not envs.seeded,
-            f"envs: {envs.env_id!r} took its seed when it was made (EnvPool), so no two environments can start alike; "
-            "make them with vectorization='sync' or 'async'",
-        )
+        hint = "make them with vectorization='sync' or 'async'"
+        message = f"envs: {envs.env_id!r} took its seed when it was made (EnvPool), so no two environments can start alike; {hint}"
+        require(not envs.seeded, message)
         self.group_size, self.num_groups = group_size, groups
         self.max_steps = envs.max_episode_steps if max_steps is None else max_steps
 
@@ -150,22 +143,16 @@ class GroupedEpisodes(Collector):
         envs, size = self.envs, self.group_size
         drawn = torch.randint(2**31, (self.num_groups,), generator=self.generator).tolist()
         self._start(policy, [seed for seed in drawn for _ in range(size)])
-        require(
-            alike(envs.observation, size),
-            f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, so a group has no common start; "
-            "let its reset draw from self.np_random only",
-        )
+        hint = "so a group has no common start; let its reset draw from self.np_random only"
+        message = f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, {hint}"
+        require(alike(envs.observation, size), message)
         recording = Recording(Player(policy, envs), self.generator, envs.first_step)
         play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
         rollout = recording.rollout()
         tensors = {item.name: tensor for item in fields(rollout) if isinstance(tensor := getattr(rollout, item.name), torch.Tensor)}
-        return replace(
-            rollout,
-            inputs={name: tensor.unflatten(0, (-1, size)) for name, tensor in rollout.inputs.items()},
-            unit="group",
-            max_steps=self.max_steps,
-            **{name: tensor.unflatten(0, (-1, size)) for name, tensor in tensors.items()},
-        )
+        inputs = {name: tensor.unflatten(0, (-1, size)) for name, tensor in rollout.inputs.items()}
+        grouped = {name: tensor.unflatten(0, (-1, size)) for name, tensor in tensors.items()}
+        return replace(rollout, inputs=inputs, unit="group", max_steps=self.max_steps, **grouped)
 
 
 def play(recording: Recording, left: Array, most: int) -> None:
@@ -179,10 +166,8 @@ def play(recording: Recording, left: Array, most: int) -> None:
         recording.steps.append(step._replace(observation=None))
         left = left - (step.terminated | step.truncated)
         if int(envs.first_step[live].max()) >= most:
-            raise RunFault(
-                f"environment {envs.env_id!r}: an episode did not end within {most} steps; "
-                "give the environment a time limit, or collect with Steps"
-            )
+            hint = "give the environment a time limit, or collect with Steps"
+            raise RunFault(f"environment {envs.env_id!r}: an episode did not end within {most} steps; {hint}")
 
 
 def mask_finished(live: Array, step: Step) -> Step:
@@ -190,13 +175,9 @@ def mask_finished(live: Array, step: Step) -> Step:
     if live.all():
         return step
     ended = np.flatnonzero(step.terminated | step.truncated)
-    return step._replace(
-        reward=np.where(live, step.reward, 0.0),
-        terminated=step.terminated & live,
-        truncated=step.truncated & live,
-        mask=step.mask & live,
-        finished=[item for index, item in zip(ended, step.finished, strict=True) if live[index]],
-    )
+    flags: dict[str, Any] = {name: getattr(step, name) & live for name in ("terminated", "truncated", "mask")}
+    finished = [item for index, item in zip(ended, step.finished, strict=True) if live[index]]
+    return step._replace(reward=np.where(live, step.reward, 0.0), finished=finished, **flags)
 
 
 class Stream(Collector):

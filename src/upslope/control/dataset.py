@@ -93,9 +93,8 @@ class Dataset:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"data: {path} is no safetensors file ({' '.join(str(error).split())}); `upslope record` writes one"
-            ) from error
+            message = f"data: {path} is no safetensors file ({' '.join(str(error).split())}); `upslope record` writes one"
+            raise UsageError(message) from error
         try:
             return cls.of(tensors, header)
         except UsageError as error:
@@ -107,9 +106,8 @@ class Dataset:
             about = json.loads(header["upslope"])
             version, observation, action = about["format_version"], about.pop("observation_space"), about.pop("action_space")
         except (KeyError, TypeError, ValueError):
-            raise UsageError(
-                "it is no data set, for its header has no 'upslope' with version and spaces; `upslope record` writes one"
-            ) from None
+            message = "it is no data set, for its header has no 'upslope' with version and spaces; `upslope record` writes one"
+            raise UsageError(message) from None
         if not isinstance(version, int) or version > DATASET_VERSION:
             raise UsageError(f"written by a newer upslope (format {version}, this one reads up to {DATASET_VERSION}); upgrade upslope")
         names = {"observation_space": space_from_json(observation), "action_space": space_from_json(action)}
@@ -120,14 +118,8 @@ class Dataset:
         from safetensors.torch import save
 
         path = Path(path)
-        header = {
-            **self.about,
-            "format_version": DATASET_VERSION,
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": space_to_json(self.action_space),
-            "head": self.head,
-            "scaled": self.scaled,
-        }
+        described = {"observation_space": space_to_json(self.observation_space), "action_space": space_to_json(self.action_space)}
+        header = {**self.about, "format_version": DATASET_VERSION, **described, "head": self.head, "scaled": self.scaled}
         write_bytes(path, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"upslope": json.dumps(header)}))
 
     @cached_property

@@ -362,7 +362,5 @@ def _autoreset_mode(vector: Any, env_id: str) -> AutoresetMode:
         return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
     except ValueError:
         names = ", ".join(f"AutoresetMode.{item.name}" for item in AutoresetMode)
-        raise UsageError(
-            f"env {env_id!r}: the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be told apart; "
-            f"set it to one of {names}"
-        ) from None
+        what = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be told apart"
+        raise UsageError(f"env {env_id!r}: {what}; set it to one of {names}") from None

@@ -19,7 +19,7 @@ from upslope.control.trees import Array
 from upslope.errors import UsageError, require
 from upslope.records import SamplingPolicy, State
 
-MOST_ENVS, MOST_ROWS = 8, 32
+MAX_ENVS, MAX_ROWS = 8, 32
 """Environments that an evaluation makes at most unless given, and rows of one that is natively vectorized."""
 CUT_AFTER = 27_000
 """Steps after which an episode without a time limit is cut off, unless given: as long as an Atari game may be."""
@@ -57,17 +57,14 @@ class EvaluationResult:
         returns = np.array([item.returned for item in played])
         ended = tuple(item.ended for item in played)
         steps = sum(item.length for item in played)
-        return cls(
-            return_mean=float(returns.mean()),
-            return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-            return_interval=intervals.bootstrap(returns),
-            length_mean=steps / len(played),
-            reward_per_step=float(returns.sum()) / steps,
-            episodes=len(played),
-            episodes_ended=sum(ended),
-            returns=tuple(returns.tolist()),
-            ended=ended,
-        )
+        spread = float(returns.std(ddof=1)) if len(returns) > 1 else 0.0
+        found: dict[str, Any] = {
+            "return_mean": float(returns.mean()),
+            "return_std": spread,
+            "return_interval": intervals.bootstrap(returns),
+        }
+        found |= {"length_mean": steps / len(played), "reward_per_step": float(returns.sum()) / steps, "returns": tuple(returns.tolist())}
+        return cls(**found, episodes=len(played), episodes_ended=sum(ended), ended=ended)
 
 
 class OneEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -136,9 +133,9 @@ class Evaluator:
             self.envs = env
             return
         options: Any = {"env_kwargs": dict(env_kwargs or {}), "max_episode_steps": max_episode_steps}
-        rows = min(MOST_ROWS, episodes)
+        rows = min(MAX_ROWS, episodes)
         native = vector_envs(env, rows, seed, **options) if vectorization == "auto" and rows >= VECTOR_PAYS_FROM else None
-        count = min(num_envs or MOST_ENVS, episodes)
+        count = min(num_envs or MAX_ENVS, episodes)
         self.native = native is not None
         self.envs = native or make(env, count, seed, vectorization=vectorization, step_timeout=step_timeout, training=False, **options)
         if isinstance(self.envs.vector, SyncVectorEnv):

@@ -138,8 +138,8 @@ def _resolve(env: Any) -> tuple[Callable[..., Any], EnvSpec | None, str]:
     if callable(factory):
         return factory, None, env
     if module is not None:
-        own = [name for name, x in vars(module).items() if callable(x) and getattr(x, "__module__", None) == module.__name__]
-        raise unknown(f"environment in module {module_name!r}", name, [*own, *gymnasium.registry], hidden_by(module))
+        defined = [name for name, x in vars(module).items() if callable(x) and getattr(x, "__module__", None) == module.__name__]
+        raise unknown(f"environment in module {module_name!r}", name, [*defined, *gymnasium.registry], hidden_by(module))
     raise unknown("environment", name, gymnasium.registry)
 
 
@@ -216,10 +216,8 @@ def _vector(
         if apart is not None:
             return apart(build, first, num_envs)
         envs = [first, *(build() for _ in range(num_envs - 1))]  # the first is made already, and some are slow to make
-        require(
-            len({id(env.unwrapped) for env in envs}) == num_envs,
-            f"env {name!r}: its factory returned the same environment twice; make a new one at each call",
-        )
+        message = f"env {name!r}: its factory returned the same environment twice; make a new one at each call"
+        require(len({id(env.unwrapped) for env in envs}) == num_envs, message)
         guards = [Guard(env, tells=index == 0) for index, env in enumerate(envs)]
         return SyncVectorEnv([lambda guard=guard: guard for guard in guards], copy=False, autoreset_mode=autoreset_mode)
     except UsageError:

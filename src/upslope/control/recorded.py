@@ -81,14 +81,10 @@ def record(
         like = next(mask for mask in legal if mask is not None)
         tensors["action_mask"] = torch.from_numpy(np.stack([np.ones_like(like) if mask is None else mask for mask in legal], 1))
     head = getattr(policy, "head", None)
-    return Dataset(
-        tensors=tensors,
-        observation_space=envs.observation_space,
-        action_space=envs.action_space,
-        head=type(head).__name__ if isinstance(head, Head) else None,
-        scaled=getattr(head, "scaled", False),
-        about={"env_id": envs.env_id, "seed": seed, **(about or {})},
-    )
+    kind, scaled = type(head).__name__ if isinstance(head, Head) else None, getattr(head, "scaled", False)
+    about = {"env_id": envs.env_id, "seed": seed, **(about or {})}
+    made = {"observation_space": envs.observation_space, "action_space": envs.action_space}
+    return Dataset(tensors=tensors, head=kind, scaled=scaled, about=about, **made)
 
 
 class Recorded:
@@ -106,10 +102,8 @@ class Recorded:
         require(isinstance(data, (Dataset, str, Path)), f"data: expected a Dataset or a path, found {type(data).__name__}")
         self.data = data if isinstance(data, Dataset) else Dataset.load(data)
         rows = self.data.shape[0]
-        require(
-            num_rows is None or (isinstance(num_rows, int) and 1 <= num_rows <= rows),
-            f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows!r}",
-        )
+        message = f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows!r}"
+        require(num_rows is None or (isinstance(num_rows, int) and 1 <= num_rows <= rows), message)
         scaled = isinstance(reward_scale, (int, float)) and 0.0 < reward_scale < float("inf")
         require(scaled, f"reward_scale: expected a number > 0, found {reward_scale!r}")
         require(isinstance(seed, int) and 0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed!r}")
@@ -143,14 +137,8 @@ class Recorded:
         if next_value is not None and replaced is not None:
             put_replaced(player, next_value, action, replaced)
         others: dict[str, Any] = {name: tensors[name].to(device) for name in ("terminated", "truncated", "mask", "first_step")}
-        return Rollout(
-            inputs=inputs,
-            reward=tensors["reward"].to(device) * self.reward_scale,
-            behavior_log_prob=behavior_log_prob,
-            **others,
-            value=value,
-            next_value=next_value,
-        )
+        others |= {"inputs": inputs, "reward": tensors["reward"].to(device) * self.reward_scale}
+        return Rollout(behavior_log_prob=behavior_log_prob, value=value, next_value=next_value, **others)
 
     def _in_units_of(self, policy: SamplingPolicy, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Recorded actions and their log-probabilities as the policy has them: a Gaussian's may be in other units than its own."""

@@ -51,10 +51,8 @@ class Player:
     def _as_numbers(self, observation: Any, *, action_mask: Array | None = None, update: bool | Array = False) -> dict[str, Tensor]:
         """For a policy without ``inputs``: one float tensor ``observation``."""
         if not isinstance(observation, np.ndarray):
-            raise UsageError(
-                f"policy: {type(self.policy).__name__} needs a method inputs(observation, …), because observations are "
-                f"{self.envs.observation_space}"
-            )
+            name, space = type(self.policy).__name__, self.envs.observation_space
+            raise UsageError(f"policy: {name} needs a method inputs(observation, …), because observations are {space}")
         inputs = {"observation": torch.from_numpy(np.array(observation, dtype=np.float32))}
         return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
 
@@ -69,9 +67,8 @@ class Player:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             count = space.n if isinstance(space, spaces.Discrete) else space.nvec
             if array.dtype.kind not in "iu" or (array < 0).any() or (array >= count).any():
-                raise UsageError(
-                    f"policy: sample returned actions {array.min()} to {array.max()} ({array.dtype}) for {space}, counted from 0"
-                )
+                message = f"policy: sample returned actions {array.min()} to {array.max()} ({array.dtype}) for {space}, counted from 0"
+                raise UsageError(message)
             return array + space.start
         return array
 
@@ -222,6 +219,5 @@ def put_replaced(player: Player, next_value: Tensor, action: Tensor, replaced: R
 
 def misshapen(what: str, tensor: Tensor, expected: tuple[int, ...]) -> UsageError:
     """[N] against [N, 1] would broadcast to [N, N] further on, silently."""
-    return UsageError(
-        f"policy: {what} of shape {tuple(tensor.shape)} for a recording of shape {tuple(expected)} (one number for each step)"
-    )
+    message = f"policy: {what} of shape {tuple(tensor.shape)} for a recording of shape {tuple(expected)} (one number for each step)"
+    return UsageError(message)

@@ -49,10 +49,15 @@ class Episode:
 
         An environment ``apart``, in a process that remembers by itself that a reset is next, is always played again.
         """
-        own = {} if apart else own_state(env)
-        actions = None if self.actions is None or own else stacked(self.actions)
+        attributes = {} if apart else own_state(env)
+        actions = None if self.actions is None or attributes else stacked(self.actions)
         recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
-        return {**recorded, "num_actions": 0 if actions is None else len(self.actions or ()), "generator_now": generator_state(env), **own}
+        return {
+            **recorded,
+            "num_actions": 0 if actions is None else len(self.actions or ()),
+            "generator_now": generator_state(env),
+            **attributes,
+        }
 
 
 def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> Any:

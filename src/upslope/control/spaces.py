@@ -91,12 +91,8 @@ def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: Image
         # zeros and ones are not normalized: an action mask for one
         binary = space.dtype is not None and space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
         return [Leaf(path, space, size, not binary)]
-    if isinstance(space, spaces.Discrete):
-        return [Leaf(path, space, int(space.n), False)]
-    if isinstance(space, spaces.MultiDiscrete):
-        return [Leaf(path, space, int(space.nvec.sum()), False)]
-    if isinstance(space, spaces.MultiBinary):
-        return [Leaf(path, space, math.prod(space.shape), False)]
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return [Leaf(path, space, spaces.flatdim(space), False)]
     inside = "" if space is root else f" in {short(root)}"
     raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
 

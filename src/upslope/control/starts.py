@@ -26,10 +26,8 @@ def reset_each(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, Any]]:
     try:
         return vector.reset(seed=list(seeds))
     except Exception as error:
-        raise UsageError(
-            f"envs: {type(vector.unwrapped).__name__} takes one seed for all of its environments, so no two of them can start alike; "
-            "make them with vectorization='sync'"
-        ) from error
+        what = f"{type(vector.unwrapped).__name__} takes one seed for all of its environments, so no two of them can start alike"
+        raise UsageError(f"envs: {what}; make them with vectorization='sync'") from error
 
 
 def _reset_cartpole(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, Any]]:

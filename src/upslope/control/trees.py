@@ -107,9 +107,8 @@ def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
         check_range(array, space, path)
     if dtype.kind == "f" and not np.isfinite(array).all():
         where = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(
-            f"observation{path} is not finite: {array[tuple(where)]} in environment {where[0]}, index {list(map(int, where[1:]))}"
-        )
+        message = f"observation{path} is not finite: {array[tuple(where)]} in environment {where[0]}, index {list(map(int, where[1:]))}"
+        raise ValueError(message)
     return array
 
 

@@ -255,10 +255,8 @@ class Line:
             left = None if self.seconds is None else max(0.0, self.since + self.seconds - time.monotonic())
             if not self.pipe.poll(left):
                 self.late = True
-                raise Lost(
-                    f": {self.name} did not answer within {self.seconds:g} s in {self.asked}; "
-                    "does it wait for something? give it longer with --step-timeout, or try --vectorization sync"
-                )
+                hint = "does it wait for something? give it longer with --step-timeout, or try --vectorization sync"
+                raise Lost(f": {self.name} did not answer within {self.seconds:g} s in {self.asked}; {hint}")
             answer = self.pipe.recv()
         except (EOFError, OSError) as error:
             raise self.ended() from error

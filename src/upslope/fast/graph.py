@@ -85,7 +85,7 @@ def total(x: Node) -> Node:
     return Node("total", (x,), moves=x.moves and torch.is_grad_enabled()) if x.row else x * Node("rows")
 
 
-def held(x: Node) -> Node:
+def detached(x: Node) -> Node:
     """The same number, through which no gradient goes."""
     return Node("held", (x,), row=x.row, flag=x.flag)
 

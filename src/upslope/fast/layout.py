@@ -25,7 +25,7 @@ LAYER = 6
 """Inputs, outputs, where the weights and the bias start among the parameters, where input and output stand in the scratch."""
 
 # ---- a batch: addresses of its columns; those of the objective come behind these
-OWN_COLUMNS = ("observation", "action", "continuous", "legal", "mask")
+BATCH_COLUMNS = ("observation", "action", "continuous", "legal", "mask")
 OBSERVATION, ACTION, CONTINUOUS, LEGAL, MASK, OBJECTIVE_COLUMNS = range(6)
 
 # ---- an objective: addresses of its functions, and of what they read and write

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: at.TANH, nn.ReLU: at.RELU}
-MOST_SCRATCH = 2**24
+MAX_SCRATCH = 2**24
 """Numbers of scratch memory that a plan may take (64 MiB): beyond, as for a one-hot of 200,000 states, torch serves better."""
 
 
@@ -61,7 +61,7 @@ def match_mlp_policy(policy: object) -> MLPLayout | None:
 
     Known are :class:`upslope.control.MLPPolicy` itself (not a subclass, which may evaluate differently) with tanh or ReLU
     layers, a categorical head or a Gaussian one whose spread does not depend on the state, in float32 on the processor,
-    without hooks, and of a size that fits :data:`MOST_SCRATCH`.
+    without hooks, and of a size that fits :data:`MAX_SCRATCH`.
     """
     control = sys.modules.get("upslope.control.policy")  # whoever has such a policy has imported it
     if control is None or type(policy) is not control.MLPPolicy:
@@ -135,7 +135,7 @@ def shared_sizes(parts: MLPLayout) -> tuple[int, int, int]:
 
 def fits(parts: MLPLayout) -> bool:
     rowwise, product, _ = shared_sizes(parts)
-    return 2 * rowwise + product + sum(p.numel() for p in parts.parameters) <= MOST_SCRATCH
+    return 2 * rowwise + product + sum(p.numel() for p in parts.parameters) <= MAX_SCRATCH
 
 
 class Plan:
@@ -227,7 +227,7 @@ class Columns:
             if int(lowest) < 0 or int(highest) >= outputs:  # the kernels use them as addresses
                 raise NotLowered
         self.add("mask", batch.mask, torch.bool)
-        self.own = [self.add(f"batch.{name}", getattr(batch, name), getattr(batch, name).dtype) for name in names]
+        self.further = [self.add(f"batch.{name}", getattr(batch, name), getattr(batch, name).dtype) for name in names]
 
     def add(self, name: str, tensor: Tensor | None, dtype: torch.dtype, size: int | None = None) -> int:
         """Take a tensor in, if it is what the kernels expect; where its numbers begin."""
@@ -243,7 +243,7 @@ class Columns:
 
     def addresses(self) -> NDArray[np.int64]:
         """Where each column's numbers begin; 0 for one that is not there, which the kernel is told not to look at."""
-        return np.array([*(self.tensors[name].data_ptr() if name in self.tensors else 0 for name in at.OWN_COLUMNS), *self.own])
+        return np.array([*(self.tensors[name].data_ptr() if name in self.tensors else 0 for name in at.BATCH_COLUMNS), *self.further])
 
 
 class Rows(Columns):

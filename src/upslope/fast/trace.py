@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from upslope.fast.graph import Node, NotLowered, as_number, held, in_order, literal, node, total, where
+from upslope.fast.graph import Node, NotLowered, as_number, detached, in_order, literal, node, total, where
 from upslope.records import ROW_AXES, Batch, Evaluation, HasObjective, Policy
 
 SIZES = (5, 7)
@@ -70,7 +70,7 @@ def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             check_steps(word, result, rows)
     except TypeError as error:
         raise NotLowered(f"it calls {word}() in a form that is not compiled") from error
-    made = made if result.requires_grad or not made.moves else held(made)
+    made = made if result.requires_grad or not made.moves else detached(made)
     if made.flag != (result.dtype == torch.bool) or made.moves != result.requires_grad:
         raise NotLowered(f"it calls {word}() in a form that is not compiled")
     return symbol(result, made, chosen if made.row else None)
@@ -86,7 +86,7 @@ def check_steps(name: str, result: Tensor, rows: list[Symbol]) -> None:
 def attribute(func: Any, tensor: Symbol) -> Any:
     name = func.__self__.__name__
     if name == "data":
-        return symbol(tensor.detach(), held(tensor.node), tensor.chosen)
+        return symbol(tensor.detach(), detached(tensor.node), tensor.chosen)
     found = func.__call__(tensor)
     if isinstance(found, Tensor):
         raise NotLowered(refusal(name))
@@ -219,7 +219,7 @@ RECORDERS: dict[str, Callable[..., Any]] = {
     "pow": power,
     "square": lambda x: x * x,
     "reciprocal": lambda x: literal(1.0) / x,
-    "detach": held,
+    "detach": detached,
     "clamp": clamp,
     "clip": clamp,
     "clamp_min": lambda x, min: clamp(x, min),

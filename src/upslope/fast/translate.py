@@ -1,10 +1,9 @@
 """Python as machine code: the small subset that kernels and objectives are written in, as LLVM's intermediate language.
 
 The subset: ``int``, ``float``, ``bool``, and the pointers and registers of :mod:`upslope.fast.registers`; assignment, arithmetic,
-comparison, ``and or not``, ``x if c else y``, ``if``, ``for … in range``, ``return``, calls of
-functions written in the same subset, and ``min max abs float math.*``. Parameters are annotated, and what is read from a table of
-addresses; every other type follows. A number written in the source takes the type of what it meets, as in NumPy. Anything else is refused
-when it is translated.
+comparison, ``and or not``, ``x if c else y``, ``if``, ``for … in range``, ``return``, calls of functions written in the same subset, and
+``min max abs float math.*``. Parameters are annotated, and what is read from a table of addresses; every other type follows. A number
+written in the source takes the type of what it meets, as in NumPy. Anything else is refused when it is translated.
 """
 
 from __future__ import annotations
@@ -34,31 +33,12 @@ TYPES |= dict.fromkeys(("Address", *POINTERS), "ptr")
 """The subset's types and LLVM's. ``single`` is a float32 number, as it comes from memory; an annotation says what is at an ``Address``."""
 RANK = {"number": 0, "bool": 1, "int": 2, "single": 3, "float": 4, "Register": 5}
 """Of two operands both take the later type."""
-WIDENED = {
-    ("bool", "int"): "zext",
-    ("bool", "float"): "uitofp",
-    ("int", "single"): "sitofp",
-    ("int", "float"): "sitofp",
-    ("single", "float"): "fpext",
-}
-ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
-    ast.Add: ("add", "fadd"),
-    ast.Sub: ("sub", "fsub"),
-    ast.Mult: ("mul", "fmul"),
-    ast.Div: ("", "fdiv"),
-    ast.FloorDiv: ("sdiv", ""),  # of non-negative integers
-    ast.Mod: ("srem", ""),
-    ast.BitAnd: ("and", ""),
-    ast.BitOr: ("or", ""),
-}
-COMPARISON: dict[type[ast.cmpop], tuple[str, str]] = {
-    ast.Lt: ("slt", "olt"),
-    ast.LtE: ("sle", "ole"),
-    ast.Gt: ("sgt", "ogt"),
-    ast.GtE: ("sge", "oge"),
-    ast.Eq: ("eq", "oeq"),
-    ast.NotEq: ("ne", "une"),
-}
+WIDENED = {"bool int": "zext", "bool float": "uitofp", "int single": "sitofp", "int float": "sitofp", "single float": "fpext"}
+WHOLE = {"Add": "add", "Sub": "sub", "Mult": "mul", "FloorDiv": "sdiv", "Mod": "srem", "BitAnd": "and", "BitOr": "or"}
+WHOLE |= {"Lt": "slt", "LtE": "sle", "Gt": "sgt", "GtE": "sge", "Eq": "eq", "NotEq": "ne"}
+"""What an operator is on integers; ``//`` is of those that are not negative."""
+FLOATING = {"Add": "fadd", "Sub": "fsub", "Mult": "fmul", "Div": "fdiv"}
+FLOATING |= {"Lt": "olt", "LtE": "ole", "Gt": "ogt", "GtE": "oge", "Eq": "oeq", "NotEq": "une"}
 INTRINSICS = {abs: "llvm.fabs.f64", math.sqrt: "llvm.sqrt.f64"}
 LIBRARY = {getattr(math, name): name for name in ("exp", "expm1", "log", "log1p", "pow", "tanh", "sin", "cos")} | INTRINSICS
 DECLARATIONS = [
@@ -142,10 +122,8 @@ class Translation:
 
     def __init__(self, module: Module, tree: ast.FunctionDef, names: dict[str, Any]) -> None:
         self.module, self.name, self.names = module, tree.name, names
-        self.variables: dict[str, str] = {}
-        self.slots: list[str] = []
-        self.body: list[str] = []
-        self.counter = 0
+        self.variables, self.counter = dict[str, str](), 0
+        self.slots, self.body = list[str](), list[str]()
         self.parameters = {item.arg: ast.unparse(item.annotation) if item.annotation else "int" for item in tree.args.args}
         self.results: tuple[str, ...] = ()
         for name, kind in self.parameters.items():
@@ -193,9 +171,9 @@ class Translation:
         if kind == "Register" and value.type in ("single", "float"):
             first = self.new(kind, f"insertelement {TYPES[kind]} poison, float {self.call_single(value).text}, i32 0")
             return self.new(kind, f"shufflevector {TYPES[kind]} {first.text}, {TYPES[kind]} poison, <{WIDTH} x i32> zeroinitializer")
-        if (value.type, kind) not in WIDENED:
+        if (widening := WIDENED.get(f"{value.type} {kind}")) is None:
             raise TypeError(f"{self.name}: {value.type} where {kind} is expected")
-        return self.new(kind, f"{WIDENED[value.type, kind]} {TYPES[value.type]} {value.text} to {TYPES[kind]}")
+        return self.new(kind, f"{widening} {TYPES[value.type]} {value.text} to {TYPES[kind]}")
 
     def typed(self, value: Value) -> Value:
         """A number written in the source in a type of its own."""
@@ -209,8 +187,8 @@ class Translation:
         return self.cast(x, kind), self.cast(y, kind)
 
     def address(self, pointer: Value, index: Value) -> str:
-        memory = POINTERS[pointer.type][1]
-        return self.new(pointer.type, f"getelementptr {memory}, ptr {pointer.text}, i64 {self.cast(index, 'int').text}").text
+        line = f"getelementptr {POINTERS[pointer.type][1]}, ptr {pointer.text}, i64 {self.cast(index, 'int').text}"
+        return self.new(pointer.type, line).text
 
     # ---- statements
 
@@ -264,8 +242,7 @@ class Translation:
         assert node.iter.func.id == "range"
         bounds = [self.cast(self.value(argument), "int") for argument in node.iter.args]
         start, stop, step = ([Value("int", "0")] * (len(bounds) == 1) + bounds + [Value("int", "1")])[:3]
-        name = node.target.id
-        test, body, after = self.labels("test", "body", "after")
+        name, (test, body, after) = node.target.id, self.labels("test", "body", "after")
         self.assign(name, start)
         self.jump(f"br label %{test}", test)
         inside = self.new("bool", f"icmp slt i64 {self.read(name).text}, {stop.text}")
@@ -299,9 +276,7 @@ class Translation:
         return self.names[node.id] if node.id in self.names else getattr(builtins, node.id)
 
     def of_Constant(self, node: ast.Constant) -> Value:
-        if isinstance(node.value, bool):
-            return Value("bool", str(node.value).lower())
-        return Value("number", node.value)
+        return Value("bool", str(node.value).lower()) if isinstance(node.value, bool) else Value("number", node.value)
 
     def of_Name(self, node: ast.Name) -> Value:
         return self.read(node.id) if node.id in self.variables else Value("number", self.meaning(node))
@@ -322,16 +297,13 @@ class Translation:
         assert isinstance(node.op, ast.USub)
         if operand.type == "number":
             return Value("number", -operand.text)
-        if operand.type == "int":
-            return self.new("int", f"sub i64 0, {operand.text}")
-        return self.new(operand.type, f"fneg {TYPES[operand.type]} {operand.text}")
+        return self.new(operand.type, f"{'sub i64 0,' if operand.type == 'int' else f'fneg {TYPES[operand.type]}'} {operand.text}")
 
     def of_BinOp(self, node: ast.BinOp) -> Value:
-        integer, floating = ARITHMETIC[type(node.op)]
-        x, y = self.together(self.value(node.left), self.value(node.right))
-        if x.type == "int" and isinstance(node.op, ast.Div):
+        op, (x, y) = type(node.op).__name__, self.together(self.value(node.left), self.value(node.right))
+        if x.type == "int" and op == "Div":
             x, y = self.cast(x, "float"), self.cast(y, "float")
-        verb = integer if x.type in ("int", "bool") else f"{floating} {self.module.flags[x.type]}"
+        verb = WHOLE[op] if x.type in ("int", "bool") else f"{FLOATING[op]} {self.module.flags[x.type]}"
         return self.new(x.type, f"{verb} {TYPES[x.type]} {x.text}, {y.text}")
 
     def of_Compare(self, node: ast.Compare) -> Value:
@@ -339,8 +311,7 @@ class Translation:
         return self.compared(type(node.ops[0]), *self.together(self.value(node.left), self.value(right)))
 
     def compared(self, op: type[ast.cmpop], x: Value, y: Value) -> Value:
-        whole, floating = COMPARISON[op]
-        verb = f"icmp {whole}" if x.type in ("int", "bool") else f"fcmp {floating}"
+        verb = f"icmp {WHOLE[op.__name__]}" if x.type in ("int", "bool") else f"fcmp {FLOATING[op.__name__]}"
         return self.new("Lanes" if x.type == "Register" else "bool", f"{verb} {TYPES[x.type]} {x.text}, {y.text}")
 
     def of_BoolOp(self, node: ast.BoolOp) -> Value:
@@ -368,8 +339,7 @@ class Translation:
         if function is float:
             return self.cast(arguments[0], "float")
         if function is math.isfinite:
-            size = self.library(abs, arguments)
-            return self.compared(ast.Lt, size, self.cast(Value("number", math.inf), "float"))
+            return self.compared(ast.Lt, self.library(abs, arguments), Value("float", constant(math.inf, "float")))
         if function in LIBRARY:
             return self.library(function, arguments)
         results = self.call(function, arguments)
@@ -390,9 +360,8 @@ class Translation:
             self.body.append(line)
             return []
         whole = self.new(called.results[0], line)
-        if len(called.results) == 1:
-            return [whole]
-        return [self.new(part, f"extractvalue {kind} {whole.text}, {i}") for i, part in enumerate(called.results)]
+        parts = enumerate(called.results) if len(called.results) > 1 else ()
+        return [self.new(part, f"extractvalue {kind} {whole.text}, {i}") for i, part in parts] or [whole]
 
     # ---- the operations of upslope.fast.registers
 
@@ -407,8 +376,8 @@ class Translation:
         return self.new("Register", f"load {TYPES['Register']}, ptr {self.address(pointer, index)}, align 4")
 
     def call_store(self, pointer: Value, index: Value, register: Value) -> Value:
-        text = self.cast(register, "Register").text
-        self.body.append(f"store {TYPES['Register']} {text}, ptr {self.address(pointer, index)}, align 4")
+        value = self.cast(register, "Register")
+        self.body.append(f"store {listed([value])}, ptr {self.address(pointer, index)}, align 4")
         return Value("", "")
 
     def call_fill(self, pointer: Value, index: Value) -> Value:

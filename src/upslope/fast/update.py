@@ -135,7 +135,7 @@ def flat_part(batch: Batch, rows: Array) -> Batch:
     return flat.select(torch.from_numpy(rows))
 
 
-MOST_PARAMETERS = 2**20
+MAX_PARAMETERS = 2**20
 """Beyond this the arithmetic of a step is what costs, and torch may spread it over several threads."""
 
 
@@ -191,7 +191,7 @@ class HeadAscent(Ascent):
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
         """The twin of :meth:`Ascent.step`, where the parameters lie in one buffer and are few."""
         flat, critic = state.flat, critic_stretch(state)
-        if flat is None or critic is None or flat.data.device.type != "cpu" or flat.data.numel() > MOST_PARAMETERS:
+        if flat is None or critic is None or flat.data.device.type != "cpu" or flat.data.numel() > MAX_PARAMETERS:
             return super().step(state, gradients)
         networks, options, results = self.plan.networks.copy(), options_of(self, state, masked=False), np.zeros(at.NUM_RESULTS)
         networks[at.NUM_PARAMETERS], (networks[at.CRITIC_AT], networks[at.CRITIC_SIZE]) = flat.data.numel(), critic
@@ -218,10 +218,10 @@ class HeadAscent(Ascent):
 def critic_stretch(state: AscentState) -> tuple[int, int] | None:
     """Where the critic's own parameters begin in the flat vector, and how many they are; None where they are scattered."""
     sizes = [p.numel() for p in state.parameters]
-    own = [i for i, critic in enumerate(state.critic) if critic]
-    if own != list(range(own[0], own[-1] + 1)) if own else False:
+    critics = [i for i, critic in enumerate(state.critic) if critic]
+    if critics != list(range(critics[0], critics[-1] + 1)) if critics else False:
         return None
-    return (sum(sizes[: own[0]]), sum(sizes[own[0] : own[-1] + 1])) if own else (0, 0)
+    return (sum(sizes[: critics[0]]), sum(sizes[critics[0] : critics[-1] + 1])) if critics else (0, 0)
 
 
 def can_be_read(end: Tensor | None, mask: Tensor) -> bool:

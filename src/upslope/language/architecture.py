@@ -31,7 +31,7 @@ TOLERANCE = 1e-3
 """Largest difference of log-probabilities, and of a gradient relative to its norm, that float32 sums in another order explain."""
 
 
-BRIEF, LONGEST = 34, 2048
+BRIEF, MAX_LENGTH = 34, 2048
 """Texts up to the first length are covered by the small copy with short windows; beyond the second, attention itself is too dear to try."""
 FOUND: dict[tuple[type, str], Attention] = {}
 """What comparisons in this process have found, by class and small settings."""
@@ -54,9 +54,9 @@ def inspect(policy: LanguagePolicy) -> Attention:
 def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
     """The way for texts of ``length`` tokens: a small copy with the configuration's own windows is compared on texts as long.
 
-    This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`LONGEST` tokens are not tried.
+    This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`MAX_LENGTH` tokens are not tried.
     """
-    model, size = policy.model, min(length, policy.context, LONGEST)
+    model, size = policy.model, min(length, policy.context, MAX_LENGTH)
     if not policy.attention.packed or size <= BRIEF:
         return policy.attention
     key = type(model), json.dumps([size, small_settings(model.config.to_dict(), shorter=False)], default=str, sort_keys=True)
@@ -178,9 +178,9 @@ class Truth:
         difference = (said - self.said).abs().max().item()
         if self.gradient is None:
             return difference
-        own = slopes(self.model, (self.weight * said).sum())
+        gradient = slopes(self.model, (self.weight * said).sum())
         largest = max(float(g.norm()) for g in self.gradient)
-        away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(own, self.gradient, strict=True)]
+        away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(gradient, self.gradient, strict=True)]
         return max(difference, *away) if all(x == x for x in away) else float("nan")
 
     def difference_of_samples(self, policy: LanguagePolicy) -> float:
@@ -223,7 +223,5 @@ def check_causal(model: PreTrainedModel, inputs: dict[str, Tensor], kind: str) -
             part = log_probs(model(input_ids=ids[None, :end], use_cache=False).logits[0], 1.0)
             difference = (part - whole[:end]).abs().max().item()
             if not difference < tolerance_for(model):
-                raise UsageError(
-                    f"model: {kind} cannot be used, it is not causal: log-probabilities of a text of {end} tokens "
-                    f"change (by {difference:.2g}) with the tokens that follow it"
-                )
+                change = f"change (by {difference:.2g}) with the tokens that follow it"
+                raise UsageError(f"model: {kind} cannot be used, it is not causal: log-probabilities of a text of {end} tokens {change}")

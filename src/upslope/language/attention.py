@@ -157,10 +157,10 @@ class Packed:
         device, longest = completion_ids.device, max(1, int(completion_length.max()))
         inputs = completion_length if whole else (completion_length - 1).clamp(min=0)
         p, t = torch.arange(int(prompt_length.max()), device=device), torch.arange(longest, device=device)
-        own = t if whole else t[:-1]
-        prompt_real, real = p < prompt_length[:, None], own < inputs[..., None]
-        ids = torch.cat([prompt_ids[:, : len(p)][prompt_real], completion_ids[..., : len(own)][real]])
-        after = prompt_length[:, None] + own
+        steps = t if whole else t[:-1]
+        prompt_real, real = p < prompt_length[:, None], steps < inputs[..., None]
+        ids = torch.cat([prompt_ids[:, : len(p)][prompt_real], completion_ids[..., : len(steps)][real]])
+        after = prompt_length[:, None] + steps
         positions = torch.cat([p.expand_as(prompt_real)[prompt_real], after[:, None].expand_as(real)[real]])
         places = torch.cat([p.where(prompt_real, NEVER), after], 1)
         num_prompt = int(prompt_length.sum())
@@ -180,12 +180,12 @@ class Packed:
         weight = softmax(options.scores(q, k.unsqueeze(1)) + self.inner.of(options.window, query.dtype))  # of prompts, for themselves
         rows = [self.prompts.gather(torch.matmul(weight, v.unsqueeze(1)))]
         if self.completions is not None:
-            own_q, own_k, own_v = (self.completions.spread(x) for x in (query, key, value))
-            own_q, mask = own_q.permute(0, 2, 3, 1, 4, 5).contiguous(), self.outer.of(options.window, query.dtype)
+            qs, ks, vs = (self.completions.spread(x) for x in (query, key, value))
+            qs, mask = qs.permute(0, 2, 3, 1, 4, 5).contiguous(), self.outer.of(options.window, query.dtype)
             attend: Any = group_attention
-            if torch.is_grad_enabled() and own_q[..., 0].numel() * mask.shape[-1] > RECOMPUTED_FROM:
+            if torch.is_grad_enabled() and qs[..., 0].numel() * mask.shape[-1] > RECOMPUTED_FROM:
                 attend = functools.partial(checkpoint, group_attention, use_reentrant=False)
-            found = attend(own_q, k, v, own_k, own_v, options, mask)
+            found = attend(qs, k, v, ks, vs, options, mask)
             rows.append(self.completions.gather(found.permute(0, 3, 1, 2, 4, 5)))
         return torch.cat(rows, -2).flatten(0, 1).transpose(0, 1)
 
@@ -205,8 +205,8 @@ def group_attention(
     X, Y, G, repeat, T, D = query.shape
     P, L, wide = prompt_key.shape[2], key.shape[3], value.shape[-1]
     to_prompt = options.scores(query.view(X, Y, G * repeat * T, D), prompt_key).view(X, Y, G, repeat, T, P)
-    to_own = options.scores(query.view(X, Y, G, repeat * T, D), key).view(X, Y, G, repeat, T, L)
-    weight = softmax(torch.cat([to_prompt, to_own], -1).add_(mask))
+    to_completion = options.scores(query.view(X, Y, G, repeat * T, D), key).view(X, Y, G, repeat, T, L)
+    weight = softmax(torch.cat([to_prompt, to_completion], -1).add_(mask))
     by_prompt = torch.matmul(weight[..., :P].reshape(X, Y, G * repeat * T, P), prompt_value)
-    by_own = torch.matmul(weight[..., P:].reshape(X, Y, G, repeat * T, L), value)
-    return by_prompt.view(X, Y, G, repeat, T, wide) + by_own.view(X, Y, G, repeat, T, wide)
+    by_completion = torch.matmul(weight[..., P:].reshape(X, Y, G, repeat * T, L), value)
+    return by_prompt.view(X, Y, G, repeat, T, wide) + by_completion.view(X, Y, G, repeat, T, wide)

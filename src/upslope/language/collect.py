@@ -29,13 +29,13 @@ Sampled = dict[str, Any]
 class Round:
     """Some prompts with their completions: as a rollout, and how they were scored, ``[prompts, G]`` or row by row.
 
-    ``score`` is the one that is trained on, where it is ``known``; ``problems`` and what rewards are ``told`` have an entry for each row.
+    ``score`` is the one that is trained on, where it is ``known``; ``problems`` and the rewards' ``arguments`` have an entry for each row.
     """
 
     rollout: Rollout
     generated: Generated
     problems: list[Problem]
-    told: dict[str, Any]
+    arguments: dict[str, Any]
     scores: Scores
     score: Tensor
     known: Tensor
@@ -147,9 +147,9 @@ class Completions:
     def scored(self, policy: LanguagePolicy, problems: list[Problem], prompt_ids: list[list[int]], generated: Generated) -> Round:
         """One round as a rollout, and how it was scored."""
         problems = [problem for problem in problems for _ in range(self.group_size)]
-        told = spoken(policy, problems, generated)
+        arguments = spoken(policy, problems, generated)
         columns = {name: [problem.columns[name] for problem in problems] for name in self.columns}
-        scores = self.rewards(**told, trainer_state=self.trainer_state, **columns)
+        scores = self.rewards(**arguments, trainer_state=self.trainer_state, **columns)
         values = [float("nan") if score is None else score for score in scores.scores]
         rewarded = torch.tensor(values, device=generated.length.device).view_as(generated.length)
         known, penalty = ~rewarded.isnan(), self.overlong(generated.length) if self.overlong_buffer else torch.zeros_like(rewarded)
@@ -157,7 +157,7 @@ class Completions:
         rollout = recorded(prompt_ids, generated, score, known[..., None], max_steps=self.max_tokens)
         if policy.compute_dtype != torch.float32 or not isinstance(self.engine, EmbeddedEngine):  # other numerics than the policy's
             rollout = replace(rollout, sampler_log_prob=rollout.behavior_log_prob)
-        return Round(rollout, generated, problems, told, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
+        return Round(rollout, generated, problems, arguments, scores, score, known, penalty, F.has_spread(score, known, dim=-1))
 
     def overlong(self, length: Tensor) -> Tensor:
         """``min(0, max(−1, (L_max − L_c − |y|) / L_c))`` for each completion."""
@@ -186,10 +186,10 @@ class Completions:
             lengths, lost = r.generated.length.flatten().tolist(), r.penalty.flatten().tolist()
             for i, (problem, score) in enumerate(zip(r.problems, r.scores.scores, strict=True)):
                 sample: Sampled = {"iteration": self.iteration, "prompt": problem.prompt, **problem.columns}
-                sample |= {"completion": text_of(r.told["completions"][i]), "score": None if score is None else score + lost[i]}
+                sample |= {"completion": text_of(r.arguments["completions"][i]), "score": None if score is None else score + lost[i]}
                 sample["rewards"] = {name: values[i] for name, values in r.scores.parts.items()}
                 sample |= {"overlong_penalty": lost[i]} if self.overlong_buffer else {}
-                found.append({**sample, "tokens": lengths[i], "finish_reason": r.told["finish_reason"][i]})
+                found.append({**sample, "tokens": lengths[i], "finish_reason": r.arguments["finish_reason"][i]})
         return found
 
 
@@ -238,16 +238,10 @@ def recorded(prompts: Sequence[Sequence[int]], made: Generated, score: Tensor, c
     mask = real if counted is None else real & counted
     last = (t == made.length[..., None] - 1) & mask
     texts = {"prompt_ids": prompt_ids, "prompt_length": prompt_length, "completion_ids": made.completion_ids.where(real, 0)}
-    return Rollout(
-        inputs={**texts, "completion_length": made.length},
-        reward=(score[..., None] * last).float(),
-        terminated=last & made.finished[..., None],
-        truncated=last & ~made.finished[..., None],
-        mask=mask,
-        behavior_log_prob=made.log_prob.where(mask, 0.0),
-        policy_version=made.policy_version,
-        **{"unit": "group", **others},
-    )
+    ends = {"terminated": last & made.finished[..., None], "truncated": last & ~made.finished[..., None], "mask": mask}
+    said: dict[str, Any] = {"behavior_log_prob": made.log_prob.where(mask, 0.0), "policy_version": made.policy_version}
+    inputs, reward = {**texts, "completion_length": made.length}, (score[..., None] * last).float()
+    return Rollout(inputs=inputs, reward=reward, **ends, **said, **{"unit": "group", **others})
 
 
 def check_reference(reference: LanguagePolicy, policy: LanguagePolicy) -> None:

@@ -107,13 +107,9 @@ class EmbeddedEngine:
         made = [row for ids, u in zip(prompt_ids, numbers, strict=True) for row in decoding.completions(ids, u, group_size, max_tokens)]
         ids, length = padded([tokens for tokens, _ in made], device)
         finished = torch.tensor([tokens[-1] in policy.stop_ids for tokens, _ in made], device=device)
-        return Generated(
-            completion_ids=ids.view(*shape, -1),
-            log_prob=pad_sequence([torch.tensor(said, device=device) for _, said in made], batch_first=True).view(*shape, -1),
-            length=length.view(shape),
-            finished=finished.view(shape),
-            policy_version=self.version,
-        )
+        said = pad_sequence([torch.tensor(said, device=device) for _, said in made], batch_first=True).view(*shape, -1)
+        found = {"completion_ids": ids.view(*shape, -1), "log_prob": said, "length": length.view(shape), "finished": finished.view(shape)}
+        return Generated(**found, policy_version=self.version)
 
 
 def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> None:

@@ -62,21 +62,17 @@ def evaluate(
         require(name not in columns, f"task {task.name}: a column may not be called {name}, which means something else to rewards")
     prompts = policy.encode_all([problem.prompt for problem in found], [problem.place for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
-    told = {**spoken(policy, found, made), **columns, "trainer_state": trainer_state or TrainerState(fraction=1.0)}
+    arguments = {**spoken(policy, found, made), **columns, "trainer_state": trainer_state or TrainerState(fraction=1.0)}
 
     def scores(by: Reward | Rewards | None) -> list[float | None]:
-        return [] if by is None else Rewards.of(by)(**told).scores
+        return [] if by is None else Rewards.of(by)(**arguments).scores
 
     correct, form = ([score or 0.0 for score in scores(check)] for check in (task.correct, task.format))
     rewarded = [score for score in scores(rewards or task.reward) if score is not None]
-    return LanguageResult(
-        accuracy=float(np.mean(correct)) if correct else None,
-        accuracy_interval=wilson(correct) if correct else None,
-        reward_mean=float(np.mean(rewarded)) if rewarded else None,
-        format_rate=float(np.mean(form)) if form else None,
-        length_mean=float(np.mean(made.length.tolist())),
-        episodes=len(found),
-    )
+    measured: dict[str, Any] = {"accuracy_interval": wilson(correct) if correct else None, "episodes": len(found)}
+    for name, numbers in (("accuracy", correct), ("reward_mean", rewarded), ("format_rate", form), ("length_mean", made.length.tolist())):
+        measured[name] = float(np.mean(numbers)) if numbers else None
+    return LanguageResult(**measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +103,8 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
         inputs = collect.rollout(policy, list(range(start, min(start + size, len(pairs))))).inputs
         value = policy.score(**inputs) if by_score else policy.evaluate(**inputs).log_prob.sum(-1)
         wins += (value[:, 0] > value[:, 1]).float().tolist()
-    return PairsResult(
-        preference_accuracy=float(np.mean(wins)),
-        preference_interval=wilson(wins),
-        pairs=len(wins),
-        ranked_by="score" if by_score else "log_prob",
-    )
+    ranked_by = "score" if by_score else "log_prob"
+    return PairsResult(preference_accuracy=float(np.mean(wins)), preference_interval=wilson(wins), pairs=len(wins), ranked_by=ranked_by)
 
 
 def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[float]]:

@@ -13,7 +13,7 @@ CHUNK = 1 << 24  # logits that exist at one time (64 MiB in float32)
 
 BLOCK = 512  # tokens in each of the blocks, one of which is drawn before a token in it
 
-LOWEST = torch.finfo(torch.float32).min
+FLOAT_MIN = torch.finfo(torch.float32).min
 """What stands for log-probabilities of −∞: times a probability of 0 it adds nothing."""
 
 KEPT = 1 << 25
@@ -50,7 +50,7 @@ class TokenLogProb(torch.autograd.Function):
             p = z.sub_(z.amax(-1, keepdim=True)).exp()  # not divided by its sum yet
             total = p.sum(-1)
             log_prob[rows] = z.gather(1, targets[rows, None]).squeeze(1) - total.log()
-            entropy[rows] = total.log() - torch.einsum("mv,mv->m", p, z.clamp_(min=LOWEST)) / total
+            entropy[rows] = total.log() - torch.einsum("mv,mv->m", p, z.clamp_(min=FLOAT_MIN)) / total
             if keep:
                 kept += p, total
         ctx.save_for_backward(hidden, weight, bias, targets, log_prob, entropy, *kept)
@@ -75,7 +75,7 @@ class TokenLogProb(torch.autograd.Function):
                 p = z.softmax(-1)
             grad = torch.zeros((), dtype=p.dtype, device=p.device)
             if to_entropy is not None:
-                grad = p.log().clamp_(min=LOWEST).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
+                grad = p.log().clamp_(min=FLOAT_MIN).add_(entropy[rows, None]).mul_(p).mul_(-to_entropy[rows, None])
             if to_log_prob is not None:
                 up = to_log_prob[rows, None]
                 by_log_prob = p.mul_(-up)

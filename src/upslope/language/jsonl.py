@@ -116,11 +116,8 @@ def _with_shared_prompt(place: str, entry: dict[str, Any]) -> dict[str, Any]:
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt = chosen[:-1]
         fits = len(prompt) > 0 and prompt == rejected[:-1]
-        require(
-            fits,
-            f"{place}: prompt is missing, and chosen and rejected differ before their last message: "
-            "put the messages that they share into prompt and one assistant message each into chosen and rejected",
-        )
+        hint = "put the messages that they share into prompt and one assistant message each into chosen and rejected"
+        require(fits, f"{place}: prompt is missing, and chosen and rejected differ before their last message: {hint}")
         return {**entry, "prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]}
     if isinstance(chosen, str) and isinstance(rejected, str):
         shared = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))

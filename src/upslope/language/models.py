@@ -88,39 +88,32 @@ def unwrapped(model: Any) -> tuple[PreTrainedModel, Any]:
     Raises UsageError for adapters that are not inside the model (prompts, prefixes), or are frozen; no model at all.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"model: expected a Transformers model, found {type(model).__name__}; load one with LanguagePolicy.from_pretrained"
-        )
+        message = f"model: expected a Transformers model, found {type(model).__name__}; load one with LanguagePolicy.from_pretrained"
+        raise UsageError(message)
     if not hasattr(model, "peft_config"):
         return model, None  # pyright: ignore[reportReturnType]
     wrapper: Any = model
     if not hasattr(wrapper, "get_base_model"):  # adapters that Transformers put into the model itself
-        raise UsageError(
-            "model: it holds adapters without their peft wrapper; wrap it with peft.get_peft_model or PeftModel.from_pretrained"
-        )
+        message = "model: it holds adapters without their peft wrapper; wrap it with peft.get_peft_model or PeftModel.from_pretrained"
+        raise UsageError(message)
     kinds = [str(getattr(config, "peft_type", "")).rpartition(".")[2] for config in wrapper.peft_config.values()]
     for config, kind in zip(wrapper.peft_config.values(), kinds, strict=True):
         if config.is_prompt_learning:
-            raise UsageError(
-                f"model: its peft wrapper is of kind {kind}, which lies outside the model; take adapters inside it, LoRA for one"
-            )
+            message = f"model: its peft wrapper is of kind {kind}, which lies outside the model; take adapters inside it, LoRA for one"
+            raise UsageError(message)
         if (dropout := getattr(config, "lora_dropout", 0.0)) > 0:
             raise UsageError(
                 f"model: its adapters have lora_dropout {dropout:g}, but what samples and what scores must be one distribution; set it to 0"
             )
-    require(
-        any(p.requires_grad for p in wrapper.parameters()),
-        "model: every weight of its peft wrapper is frozen; load the adapters with is_trainable=True",
-    )
+    message = "model: every weight of its peft wrapper is frozen; load the adapters with is_trainable=True"
+    require(any(p.requires_grad for p in wrapper.parameters()), message)
     return wrapper.get_base_model(), wrapper
 
 
 def check_settings(model: PreTrainedModel) -> None:
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise UsageError(
-            "model: gradient checkpointing is on, which a policy's passes do not follow; switch it off with "
-            "model.gradient_checkpointing_disable(), and save memory with Ascent(micro_batch_size=1)"
-        )
+        how = "model.gradient_checkpointing_disable(), and save memory with Ascent(micro_batch_size=1)"
+        raise UsageError(f"model: gradient checkpointing is on, which a policy's passes do not follow; switch it off with {how}")
 
 
 def dropout_of(model: PreTrainedModel) -> dict[str, float]:
@@ -135,10 +128,8 @@ def masters(model: nn.Module, dtype: torch.dtype | None) -> None:
 
     Raises UsageError for a precision that the update cannot move: neither float32, float64 nor bfloat16.
     """
-    require(
-        dtype in (None, torch.float32, torch.float64, torch.bfloat16),
-        f"dtype: expected torch.float32, torch.float64, torch.bfloat16 (rounded stochastically) or None, found {dtype}",
-    )
+    message = f"dtype: expected torch.float32, torch.float64, torch.bfloat16 (rounded stochastically) or None, found {dtype}"
+    require(dtype in (None, torch.float32, torch.float64, torch.bfloat16), message)
     for p in model.parameters():
         if p.is_floating_point() and p.dtype != (dtype or torch.float32) and (dtype is not None or p.dtype in HALF):
             p.data = p.data.to(dtype or torch.float32)

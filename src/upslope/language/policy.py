@@ -89,10 +89,8 @@ class LanguagePolicy(nn.Module):
         self.adapter += [] if adapter is None else [adapter.eval()]
         self.tokenizer = tokenizer
         self.rendering = Rendering(tokenizer, models.generation_stops(model))
-        require(
-            tokenizer.eos_token_id is not None or self.rendering.turn.end_id is not None,
-            "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token",
-        )
+        message = "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token"
+        require(tokenizer.eos_token_id is not None or self.rendering.turn.end_id is not None, message)
         self.own_stop_ids = None
         self.attention = inspect(self)
         if len(tokenizer) > self.vocabulary:

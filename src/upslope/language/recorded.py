@@ -123,10 +123,8 @@ def completion_text(completion: Any, place: str) -> str:
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], Mapping):
         message = cast(Mapping[str, Any], completion[0])
         completion = message.get("content") if message.get("role") == "assistant" else completion
-    require(
-        isinstance(completion, str),
-        f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}",
-    )
+    words = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
+    require(isinstance(completion, str), words)
     return cast(str, completion)
 
 

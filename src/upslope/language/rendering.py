@@ -215,9 +215,8 @@ class Rendering:
         before, ids = len(begun) - len(ids), begun
         if offsets is None:
             fits = ids[: len(alone)] == alone
-            require(
-                fits, f"{place}: the tokenizer joins prompt and completion into other tokens and does not say where; part them at a blank"
-            )
+            message = f"{place}: the tokenizer joins prompt and completion into other tokens and does not say where; part them at a blank"
+            require(fits, message)
             start = len(alone)
         else:
             inside = (n for n, (a, b) in enumerate(offsets) if b > boundary and (a >= boundary or ids[before + n] not in self.added))
@@ -232,9 +231,8 @@ class Rendering:
             ended = bool(self.suffix) and ids[-1] in self.stop_ids
         if not ended:
             if not self.ends:
-                raise UsageError(
-                    f"{place}: the tokenizer has no end-of-sequence token, so nothing would end this completion; set eos_token"
-                )
+                message = f"{place}: the tokenizer has no end-of-sequence token, so nothing would end this completion; set eos_token"
+                raise UsageError(message)
             ids = [*ids, self.ends[0]]
         return Row(ids, start, seam)
 

@@ -158,8 +158,8 @@ class Rewards:
         """One reward with those of its arguments that it has parameters for."""
         asked = part.asked
         state = TrainerState() if state is None and "trainer_state" in asked.needed else state
-        told = {**given, **({} if state is None else {"trainer_state": state})}
-        columns: dict[str, Any] = {name: told[name] for name in told if asked.takes is None or name in asked.takes}
+        arguments = {**given, **({} if state is None else {"trainer_state": state})}
+        columns: dict[str, Any] = {name: arguments[name] for name in arguments if asked.takes is None or name in asked.takes}
         alone = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
         way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.own_process else in_thread
         count = len(given["completions"])

@@ -66,8 +66,8 @@ class PPOStepper:
         made = Generated(completion_ids=ids, log_prob=torch.zeros(ids.shape, device=device), length=length, finished=finished)
         rollout = recorded(prompts, made, score)
         with torch.no_grad():
-            own = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0)
-        rollout = with_values(policy, replace(rollout, behavior_log_prob=own))
+            log_prob = policy.evaluate(**rollout.inputs).log_prob.where(rollout.mask, 0.0)
+        rollout = with_values(policy, replace(rollout, behavior_log_prob=log_prob))
         if self.reference is not None:
             rollout = replace(rollout, reference_log_prob=log_probs(self.reference, rollout.inputs).where(rollout.mask, 0.0))
         batch = self.algorithm.estimate(policy, rollout)
@@ -92,10 +92,8 @@ def grouped(prompts: list[list[int]]) -> tuple[list[list[int]], list[int], int]:
 
 def check_step(queries: Sequence[Any], responses: Sequence[Any], rewards: Sequence[Any]) -> None:
     counts = (len(queries), len(responses), len(rewards))
-    require(
-        min(counts) == max(counts) and counts[0] > 0,
-        "step: expected as many queries as responses and rewards, found {}, {} and {}".format(*counts),
-    )
+    message = "step: expected as many queries as responses and rewards, found {}, {} and {}".format(*counts)
+    require(min(counts) == max(counts) and counts[0] > 0, message)
     for i, (response, reward) in enumerate(zip(responses, rewards, strict=True)):
         if isinstance(response, str) or not all(isinstance(token, int) for token in response):
             raise UsageError(f"responses[{i}]: expected token ids as generate() gave them, found {type(response).__name__}")

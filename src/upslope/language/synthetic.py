@@ -70,17 +70,8 @@ def sums(
     def reward(text: str, answer: Any) -> float:
         return (1.0 - format_weight) * right(text, answer) + format_weight * form(text)
 
-    return _task(
-        "sums",
-        problems,
-        held_out,
-        seed,
-        reward=each("sums", reward, "answer"),
-        correct=each("correct", right, "answer"),
-        format=each("format", form),
-        solution=tagged_answer_of,
-        max_tokens=16,
-    )
+    scored = {"reward": each("sums", reward, "answer"), "correct": each("correct", right, "answer"), "format": each("format", form)}
+    return _task("sums", problems, held_out, seed, solution=tagged_answer_of, max_tokens=16, **scored)
 
 
 def _task(name: str, problems: list[Problem], held_out: int | None, seed: int, **options: Any) -> Task:

@@ -62,7 +62,8 @@ def jsonl(
     file = Path(path)
     problems = [problem for _, problem in read_problems(file, answers=reward is None)]
     names = tuple(problems[0].columns)
-    require(reward is not None or bool({"answer", "completion"} & set(names)), f"task {file}: {NO_REWARD}")
+    answers = {"answer", "completion"} & set(names)
+    require(reward is not None or bool(answers), f"task {file}: {NO_REWARD}")
     beside = file.with_name(f"{file.stem}.test.jsonl")
     other = Path(held_out) if held_out is not None else beside if beside.exists() else None
     if other is None:
@@ -77,17 +78,9 @@ def jsonl(
     def solution(problem: Problem) -> str:
         return str(problem.columns["completion" if "completion" in names else "answer"])
 
-    return Task(
-        name=str(file),
-        train=train,
-        held_out=test,
-        columns=names,
-        reward=reward or (check_answer() if "answer" in names else None),
-        correct=check_answer() if "answer" in names else None,
-        format=each("format", form) if "answer" in names else None,
-        solution=solution if {"answer", "completion"} & set(names) else None,
-        max_tokens=max_tokens,
-    )
+    check, formed = (check_answer(), each("format", form)) if "answer" in names else (None, None)
+    scored: dict[str, Any] = {"reward": reward or check, "correct": check, "format": formed, "solution": solution if answers else None}
+    return Task(name=str(file), train=train, held_out=test, columns=names, max_tokens=max_tokens, **scored)
 
 
 def reasoning_gym(
@@ -123,17 +116,11 @@ def reasoning_gym(
         except Exception:  # several of these checks parse the answer and let the parser's error through
             return 0.0
 
-    return Task(
-        name=f"{GYM}:{name}",
-        train=train,
-        held_out=test,
-        columns=("answer", "entry"),
-        reward=each(f"{GYM}:{name}", score, "entry", no_timeout=False),
-        correct=each("correct", lambda text, index: float(score(text, index) >= 1.0), "entry"),
-        format=each("format", lambda text: float(bool(tagged(text)))),
-        solution=tagged_answer_of if all(entry.get("answer") is not None for entry in entries) else None,
-        max_tokens=max_tokens,
-    )
+    scored: dict[str, Any] = {"reward": each(f"{GYM}:{name}", score, "entry", no_timeout=False)}
+    scored["correct"] = each("correct", lambda text, index: float(score(text, index) >= 1.0), "entry")
+    scored["format"] = each("format", lambda text: float(bool(tagged(text))))
+    scored["solution"] = tagged_answer_of if all(entry.get("answer") is not None for entry in entries) else None
+    return Task(name=f"{GYM}:{name}", train=train, held_out=test, columns=("answer", "entry"), max_tokens=max_tokens, **scored)
 
 
 def _dataset(name: str, size: int, seed: int, config: dict[str, Any]) -> Any:

@@ -1,5 +1,7 @@
 """A small transformer with a character tokenizer, made on the spot: something to learn on without a download."""
 
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,20 +43,11 @@ def tiny(
         require(value >= 1, f"{name}: expected an integer ≥ 1, found {value}")
     require(hidden_size % (2 * num_heads) == 0, f"hidden_size: expected a multiple of 2 · num_heads = {2 * num_heads}, found {hidden_size}")
     tokenizer = character_tokenizer(alphabet)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=8 * hidden_size // 3 // 8 * 8,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        max_position_embeddings=context,
-        initializer_range=0.06,  # so narrow a model learns sums three times faster than from the usual 0.02
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 8 * hidden_size // 3 // 8 * 8, "num_hidden_layers": num_layers}
+    heads = {"num_attention_heads": num_heads, "num_key_value_heads": num_heads, "max_position_embeddings": context}
+    tokens: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    # so narrow a model learns sums three times faster than from the usual range of 0.02
+    config = LlamaConfig(**sizes, **heads, **tokens, initializer_range=0.06, tie_word_embeddings=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

@@ -18,8 +18,8 @@ def surroundings(tokenizer: Any, added: Mapping[int, str]) -> tuple[list[int], l
             continue
         ids = whole["input_ids"]
         if bare and tokenizer.is_fast:
-            own = [n for n, sequence in enumerate(whole.sequence_ids(0)) if sequence is not None]
-            return ids[: own[0]], ids[own[-1] + 1 :]
+            inside = [n for n, sequence in enumerate(whole.sequence_ids(0)) if sequence is not None]
+            return ids[: inside[0]], ids[inside[-1] + 1 :]
         at = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), None)
         if bare and at is not None:
             return ids[:at], ids[at + len(bare) :]
@@ -144,9 +144,8 @@ def check_prompt(prompt: Any, place: str) -> None:
     listed = isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(m, Mapping) for m in prompt)
     if not listed or not all(isinstance(m.get(key), str) for m in prompt for key in ("role", "content")):
         kind = type(prompt).__name__
-        raise UsageError(
-            f'{place}: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {prompt!r:.60}'
-        )
+        words = f'{place}: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {prompt!r:.60}'
+        raise UsageError(words)
     for message in prompt:
         check_text(message["content"], place)
 
@@ -158,6 +157,5 @@ def check_text(text: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{place}: character {error.start + 1} is a lone surrogate, so this is no text; save its source as UTF-8"
-        ) from None
+        message = f"{place}: character {error.start + 1} is a lone surrogate, so this is no text; save its source as UTF-8"
+        raise UsageError(message) from None

@@ -73,14 +73,9 @@ class RunConfig:
         name = self.name or name_of(self.algorithm)
         check_algorithm(self.algorithm, name)
         parts = WORLDS[world]
-        filled = {
-            "world": world,
-            "name": name,
-            "collector": self.collector or start_of(name, self.algorithm, world).collector,
-            "policy": self.policy or parts.policy(),
-            "problem": self.problem or parts.problem(),
-            "settings": self.settings or parts.settings(),
-        }
+        filled: dict[str, Any] = {"world": world, "name": name, "settings": self.settings or parts.settings()}
+        filled |= {"policy": self.policy or parts.policy(), "problem": self.problem or parts.problem()}
+        filled["collector"] = self.collector or start_of(name, self.algorithm, world).collector
         for key, value in filled.items():
             object.__setattr__(self, key, value)
 
@@ -163,16 +158,11 @@ class RunConfig:
 
     def config(self) -> dict[str, Any]:
         """Everything as JSON values, for ``config.json``."""
-        return {
-            "world": self.world,
-            **({} if self.env_id is None else {"env_id": self.env_id}),
-            "algorithm": {"name": self.name, **to_json(self.algorithm)},
-            **({"needs": to_json(self.needs)} if ":" in self.name else {}),  # what cannot be asked without importing it
-            "collector": to_json(self.collector),
-            "policy": to_json(self.policy),
-            WORLDS[self.world].problem_key: to_json(self.problem),
-            "settings": to_json(self.settings),
-        }
+        config: dict[str, Any] = {"world": self.world, **({} if self.env_id is None else {"env_id": self.env_id})}
+        config["algorithm"] = {"name": self.name, **to_json(self.algorithm)}
+        config |= {"needs": to_json(self.needs)} if ":" in self.name else {}  # what cannot be asked without importing it
+        config |= {"collector": to_json(self.collector), "policy": to_json(self.policy)}
+        return config | {WORLDS[self.world].problem_key: to_json(self.problem), "settings": to_json(self.settings)}
 
     def prepare(self) -> World[Any]:
         """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""

@@ -1,23 +1,22 @@
 """The control world of a run: environments to learn in, episodes to evaluate on, and what is said and written of them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import gymnasium
 
 from upslope import control
-from upslope.control.evaluate import MOST_ENVS, EvaluationResult, Evaluator
+from upslope.control.evaluate import MAX_ENVS, EvaluationResult, Evaluator
 from upslope.control.presets import GOALS, SAMPLED, preset_for
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Collector, State, Stream
 from upslope.run import control_make as parts
 from upslope.run import control_report as report
+from upslope.run.config import RunConfig
 from upslope.run.control_settings import EnvSettings, RunSettings
 from upslope.run.curve import draw_curve
 from upslope.run.evaluations import UNTIL_EVERY, Point, Schedule
@@ -25,12 +24,9 @@ from upslope.run.folder import FORMAT_VERSION, RunFolder
 from upslope.run.load import Run
 from upslope.run.process import check_device, one_thread
 from upslope.run.report import FIELDS
+from upslope.run.session import Session
 from upslope.run.train import RunState, compiled
 from upslope.run.world import Evaluated, World
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
-    from upslope.run.session import Session
 
 SLOW_TO_MAKE = 0.5  # seconds for one environment from which on an evaluation makes a single one
 
@@ -179,14 +175,11 @@ class Control(World[control.ActorCritic]):
 
         It makes no more environments than training did, and one where they are slow to make; none if it plays ``in_training``'s.
         """
-        return Evaluator(
-            self.envs if in_training else self.config.env_id or "",
-            episodes=self.settings.eval_episodes,
-            seed=1_000_000 * (self.settings.seed + 1),
-            greedy=not self.settings.eval_sample,
-            num_envs=1 if self.make_seconds > SLOW_TO_MAKE else self.config.collector.num_envs,
-            **env_options(self.config),
-        )
+        options = env_options(self.config)
+        options |= {"episodes": self.settings.eval_episodes, "greedy": not self.settings.eval_sample}
+        options["num_envs"] = 1 if self.make_seconds > SLOW_TO_MAKE else self.config.collector.num_envs
+        env = self.envs if in_training else self.config.env_id or ""
+        return Evaluator(env, seed=1_000_000 * (self.settings.seed + 1), **options)
 
     def reached(self, points: Sequence[Point]) -> bool:
         """Twice in a row, with no episode cut off."""
@@ -204,19 +197,12 @@ class Control(World[control.ActorCritic]):
         goal = self.solved_at
         solved = None if goal is None else result is not None and result.complete and result.mean is not None and result.mean >= goal
         best = max(points, key=lambda point: point.mean, default=None)
-        return {
-            "env_id": self.recorded()["env_id"],
-            **dict.fromkeys(NOTHING_PLAYED),
-            "evaluated": "sampled" if self.settings.eval_sample else "greedy",
-            "episodes": 0,
-            "episodes_ended": 0,
-            **({} if result is None else result.headline),
-            "evaluations": len(points),
-            "best_return": None if best is None else best.mean,
-            "best_total_steps": None if best is None else best.total_steps,
-            "solved": solved if self.stop_at is None else reached,
-            "solved_at": goal,
-        }
+        headline: dict[str, Any] = {"env_id": self.recorded()["env_id"], **dict.fromkeys(NOTHING_PLAYED)}
+        headline |= {"evaluated": "sampled" if self.settings.eval_sample else "greedy", "episodes": 0, "episodes_ended": 0}
+        headline |= {} if result is None else result.headline
+        bests = (None, None) if best is None else (best.mean, best.total_steps)
+        headline |= {"evaluations": len(points), "best_return": bests[0], "best_total_steps": bests[1]}
+        return headline | {"solved": solved if self.stop_at is None else reached, "solved_at": goal}
 
     def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
         end: list[dict[str, Any]] = []
@@ -278,6 +264,6 @@ def evaluate_run(
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
     if env == run.env_id:  # no more environments than training had
-        options |= {"num_envs": min(MOST_ENVS, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
+        options |= {"num_envs": min(MAX_ENVS, run.num_envs), "vectorization": run.config["env"].get("vectorization", "auto")}
     with one_thread(policy):
         return control.evaluate(policy, env, episodes=episodes, seed=seed, greedy=greedy, **options)

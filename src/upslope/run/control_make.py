@@ -1,23 +1,19 @@
 """What a run in the control world is made of, from its settings: the policy, the collector, and the checks before the first step."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upslope import control
 from upslope.control.policy import CNNPolicy, LinearPolicy, QCriticPolicy, policy_for, policy_from_description
 from upslope.control.spaces import Encoder, short
 from upslope.errors import UsageError, require
 from upslope.records import EitherAlgorithm
+from upslope.run.config import RunConfig
 from upslope.run.control_settings import DataSettings, EpisodesSettings, GroupedEpisodesSettings, PolicySettings, StepsSettings
 from upslope.run.load import Run, load_state
 from upslope.run.process import one_thread
 from upslope.run.settings import plain_value
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
 
 
 @one_thread()

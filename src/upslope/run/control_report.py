@@ -1,20 +1,16 @@
 """What a run in the control world says: the plan before it starts, the result in plain words, what to try next."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upslope.control import ActorCritic, Envs, LinearPolicy
+from upslope.run.config import RunConfig
 from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
 from upslope.run.report import STOPPED, climbing, passes, plural
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
 
 LARGE = 100.0  # a number of the observation beyond this saturates a network's first layer
 LARGE_PIXEL = 10.0

@@ -1,7 +1,5 @@
 """Learning curves: ``curve.png`` of one run, and the comparison of several (``upslope plot``)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

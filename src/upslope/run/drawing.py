@@ -5,8 +5,6 @@ when the first picture is drawn. While it draws for us its settings are its defa
 Curves are named at their right end, where the eye is, rather than in a legend. Text of others is shown as it is: no formula, no markup.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -33,27 +31,20 @@ PALETTE = ("#0072b2", "#d55e00", "#00a174", "#a7427d", "#dc9f0f", "#53b1e8", "#4
 INK, FAINT, GRID, PAPER = "#23272e", "#626a75", "#e4e7eb", "#ffffff"
 STYLE: dict[str, Any] = {
     "font.size": 10.5,
-    "text.color": INK,
-    "text.parse_math": False,
     "axes.titlesize": 14,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 11,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
     "axes.axisbelow": True,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "grid.color": GRID,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "ytick.left": False,
     "figure.facecolor": PAPER,
     "lines.solid_joinstyle": "round",
     "svg.fonttype": "none",
     "svg.hashsalt": "upslope",
+    **dict.fromkeys(("text.color", "axes.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT),
+    **dict.fromkeys(("text.parse_math", "ytick.left", "axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
 }
 DPI = 150
 LEFT, RIGHT, TOP, BOTTOM = 0.75, 0.3, 0.8, 0.62  # inches around a set of axes, for numbers, title and labels

@@ -1,7 +1,5 @@
 """The language world of a run: a model, a task or recorded texts, a warm start, and what is said and written of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -9,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -26,6 +24,7 @@ from upslope.language.presets import preset_for
 from upslope.records import State
 from upslope.run import language_report as report
 from upslope.run.checkpoints import FOLDER
+from upslope.run.config import RunConfig
 from upslope.run.evaluations import Point
 from upslope.run.folder import FORMAT_VERSION, RunFolder, is_kept
 from upslope.run.language_evaluate import HELD_OUT_PAIRS, held_out_file
@@ -33,14 +32,11 @@ from upslope.run.language_make import FrozenAtStart, examples_of, fitted, make_c
 from upslope.run.language_settings import LanguageRunSettings
 from upslope.run.load import PROGRESS, check_inside
 from upslope.run.process import check_device
+from upslope.run.session import Session
 from upslope.run.settings import settings_of
 from upslope.run.train import RunState, load_policy_state, policy_state, train
 from upslope.run.world import Evaluated, World
 from upslope.updates import Ascent
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
-    from upslope.run.session import Session
 
 EVALUATE_EVERY = 10  # iterations between evaluations unless told otherwise
 GOOD = 0.95  # accuracy from which on nobody minds that a policy has become certain
@@ -239,19 +235,12 @@ class Language(World[LanguagePolicy]):
         goal = self.settings.until_accuracy
         found: Mapping[str, Any] = {} if result is None else result.headline
         accuracy = found.get("accuracy")
-        return {
-            "model": self.config.policy.model,
-            "task": self.config.problem.task,
-            "warm_start_seconds": self.warm_start_seconds,
-            "accuracy_before": self.before,
-            **dict.fromkeys(NOTHING_ANSWERED),
-            "episodes": 0,
-            **found,
-            "best_accuracy": max((point.mean for point in points), default=None),
-            "solved": None if goal is None else accuracy is not None and accuracy >= goal,
-            "solved_at": goal,
-            **({} if failed else self._on_held_out_pairs()),
-        }
+        headline: dict[str, Any] = {"model": self.config.policy.model, "task": self.config.problem.task}
+        headline |= {"warm_start_seconds": self.warm_start_seconds, "accuracy_before": self.before}
+        headline |= {**dict.fromkeys(NOTHING_ANSWERED), "episodes": 0, **found}
+        headline["best_accuracy"] = max((point.mean for point in points), default=None)
+        headline |= {"solved": None if goal is None else accuracy is not None and accuracy >= goal, "solved_at": goal}
+        return headline | ({} if failed else self._on_held_out_pairs())
 
     def _on_held_out_pairs(self) -> dict[str, Any]:
         """For what is trained on pairs: how many others it ranks right, by the method's own measure (DPO's is against the reference)."""

@@ -1,7 +1,5 @@
 """``upslope evaluate`` for language models: a run's policy, or the model in a folder, on held-out problems or preference pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,9 @@
 """What a run in the language world is made of, from its settings: task, policy, reference, collector."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,12 +16,10 @@ from upslope.language.long_prompts import fit, fit_task, lengths
 from upslope.language.rewards import Part, parse_weight, reward_from
 from upslope.language.tasks import NO_REWARD
 from upslope.records import EitherAlgorithm
+from upslope.run.config import RunConfig
 from upslope.run.language_settings import CompletionsSettings, ModelSettings, RecordedSettings, TaskSettings
 from upslope.run.load import Run
 from upslope.run.settings import load_object
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
 
 NO_TASK = "task: expected addition, copy, sums, FILE.jsonl or reasoning-gym:NAME, found nothing; try --task addition"
 
@@ -88,17 +84,10 @@ def completions(config: RunConfig, task: Task | None, reference: Any) -> languag
         raise UsageError(NO_TASK)
     if task.reward is None:
         raise UsageError(f"task {task.name}: {NO_REWARD}")
-    return language.Completions(
-        task.train,
-        task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **config.problem.reward_limits),
-        group_size=settings.group_size,
-        max_tokens=settings.max_tokens or task.max_tokens,
-        num_prompts=settings.num_prompts,
-        reference=reference,
-        overlong_buffer=settings.overlong_buffer,
-        refill=settings.refill,
-        seed=config.settings.seed,
-    )
+    reward = task.reward if isinstance(task.reward, Rewards) else Rewards.of(task.reward, **config.problem.reward_limits)
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("num_prompts", "group_size", "overlong_buffer", "refill")}
+    options |= {"max_tokens": settings.max_tokens or task.max_tokens, "reference": reference, "seed": config.settings.seed}
+    return language.Completions(task.train, reward, **options)
 
 
 def recorded(config: RunConfig, policy: LanguagePolicy, task: Task | None, reference: Any) -> tuple[Any, int]:
@@ -136,13 +125,8 @@ def make_policy(settings: ModelSettings, task: Task | None, *, value_head: bool,
     random: Any = torch.random
     with random.fork_rng(devices=[]):
         random.manual_seed(seed)  # fresh adapters are random
-        return LanguagePolicy.from_pretrained(
-            policy_folder(settings.model),
-            temperature=settings.temperature,
-            value_head=value_head,
-            lora_rank=settings.lora_rank,
-            compute_dtype=dtype,
-        )
+        options: dict[str, Any] = {"temperature": settings.temperature, "value_head": value_head, "lora_rank": settings.lora_rank}
+        return LanguagePolicy.from_pretrained(policy_folder(settings.model), compute_dtype=dtype, **options)
 
 
 def policy_folder(text: str) -> str:
@@ -176,8 +160,5 @@ def examples_of(task: Task | None) -> list[Labeled]:
 
 
 def labeled_from(pairs: Sequence[Pair]) -> list[Labeled]:
-    return [
-        Labeled(prompt=p.prompt, completion=text, label=label, place=p.place)
-        for p in pairs
-        for text, label in ((p.chosen, True), (p.rejected, False))
-    ]
+    sides = [(pair, text, label) for pair in pairs for text, label in ((pair.chosen, True), (pair.rejected, False))]
+    return [Labeled(prompt=pair.prompt, completion=text, label=label, place=pair.place) for pair, text, label in sides]

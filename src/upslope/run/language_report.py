@@ -1,22 +1,18 @@
 """What a run in the language world says: the plan, samples of what is said, the result in plain words, what to try next."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upslope.language import LanguagePolicy, Task
 from upslope.language.models import dropout_of
+from upslope.run.config import RunConfig
 from upslope.run.curve import curve_lines
 from upslope.run.drawing import Panel, draw, save
 from upslope.run.language_evaluate import is_foreign
 from upslope.run.language_settings import CompletionsSettings
 from upslope.run.report import STOPPED, Field, climbing, plural
-
-if TYPE_CHECKING:
-    from upslope.run.config import RunConfig
 
 SHOWN = (
     *("reward", "evaluation_accuracy", "completion_length", "reference_kl", "approx_kl", "entropy", "clip_fraction", "dead_groups"),

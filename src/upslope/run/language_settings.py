@@ -3,8 +3,6 @@
 The string under a field is its help on the command line.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal

@@ -4,8 +4,6 @@ A logger is called with each row and closed at the end. The packages are extras 
 the user's own, ``module:Class``.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

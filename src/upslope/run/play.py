@@ -1,7 +1,5 @@
 """Animations of a policy: frames from the environment's own renderer into a GIF (Pillow) or an mp4 (ffmpeg)."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

@@ -1,7 +1,5 @@
 """What a run takes of its process and gives back: device and threads, signals, and random generators that others may draw from."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 import signal

@@ -1,7 +1,5 @@
 """When the policy is saved while a run goes on, and how far the saved one is."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

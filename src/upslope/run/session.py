@@ -60,25 +60,17 @@ class Session:
         self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
         self.updates: int | None = None
-        # whether the folder is this session's to change: a stopped run stays what it was until there is something new to write
-        self.writes = resumed is None
-        # why this run can not be resumed, once that is known
-        self.not_resumable = ""
-        # the iterations from which it was resumed, and the seconds that it took before
-        self.resumed_at: list[int] = []
-        self.seconds_before = 0.0
-        # of each iteration what the learning curve and the last look at the run need; the last one, whole
-        self.rows: list[dict[str, Any]] = []
-        self.row: dict[str, Any] = {}
-        # what the policy has been through, where its iteration is not written down yet
-        self.trained: Mapping[str, Any] = {}
-        # evaluations: of the policy that training began with, where there was one, and all others
-        self.start: list[Point] = []
-        self.points: list[Point] = []
-        # what failed and did not end the run
-        self.faults: list[str] = []
-        # whether the goal that ends the run is reached
-        self.reached = False
+        self.writes = resumed is None  # a stopped run's folder stays what it was until there is something new to write
+        self.not_resumable = ""  # why this run can not be resumed, once that is known
+        self.resumed_at: list[int] = []  # the iterations from which it was resumed
+        self.seconds_before = 0.0  # and what it took before
+        self.rows: list[dict[str, Any]] = []  # of each iteration what the learning curve and the last look at the run need
+        self.row: dict[str, Any] = {}  # the last one, whole
+        self.trained: Mapping[str, Any] = {}  # what the policy has been through, where its iteration is not written down yet
+        self.start: list[Point] = []  # the evaluation of the policy that training began with, where there was one
+        self.points: list[Point] = []  # and all others
+        self.faults: list[str] = []  # what failed and did not end the run
+        self.reached = False  # whether the goal that ends the run is reached
 
     # ------------------------------------------------------------------------------------------------- from start to end
 
@@ -184,17 +176,10 @@ class Session:
             self.start = self.world.begin(self)
         if self.signal is not None or self.reached:
             return
-        train(
-            self.config.algorithm,
-            self.world.policy,
-            self.world.collect,
-            **self.world.budget,
-            seed=settings.seed,
-            start=None if self.resumed is None else self.resumed.state["run"],
-            callbacks=(self._after_iteration, *self.callbacks),
-            fast=settings.fast,
-            progress=False,
-        )
+        start = None if self.resumed is None else self.resumed.state["run"]
+        options: dict[str, Any] = {**self.world.budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
+        callbacks = (self._after_iteration, *self.callbacks)
+        train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=callbacks, **options)
 
     # ----------------------------------------------------------------------------------------------- after each iteration
 
@@ -297,20 +282,12 @@ class Session:
         with self.pace.saving():
             self._save()
         try:
-            state = {
-                "run": self.state.state_dict(),
-                "session": {
-                    **{name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")},
-                    **{name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")},
-                    "failures": self.failures.state_dict(),
-                    "watch": self.watch.state_dict(),
-                },
-                "world": self.world.state_dict(),
-                "seconds": self.seconds_before + time.perf_counter() - self.started,
-                "files": sizes(self.folder.path),
-                "checksums": dict(self.folder.checksums),
-                "surroundings": self.surroundings,
-            }
+            session: dict[str, Any] = {name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")}
+            session |= {name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")}
+            session |= {"failures": self.failures.state_dict(), "watch": self.watch.state_dict()}
+            state: dict[str, Any] = {"run": self.state.state_dict(), "session": session, "world": self.world.state_dict()}
+            state["seconds"] = self.seconds_before + time.perf_counter() - self.started
+            state |= {"files": sizes(self.folder.path), "checksums": dict(self.folder.checksums), "surroundings": self.surroundings}
             write(self.folder.path, self.state.iteration, state)
         except (UsageError, TypeError) as why:
             self.not_resumable = f"this run cannot be resumed: {why}"
@@ -334,25 +311,22 @@ class Session:
         Raises:
             UsageError: the checkpoint does not hold what this run needs.
         """
+        state = stopped.state
         try:
-            self._remember(stopped)
+            around = state["session"]
+            self.failures.load_state_dict(around["failures"])
+            self.watch.load_state_dict(around["watch"])
+            self.start, self.points = ([Point(**point) for point in around[name]] for name in ("start", "points"))
+            self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
+            self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
+            self.seconds_before = state["seconds"]
+            self.row = dict(self.trained)
+            for row in rows_until(self.folder.path, state):
+                self._remember_row(row)
+            self.folder.checksums = dict(state["checksums"])
+            self.world.load_state_dict(state["world"], self.folder)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UsageError(f"{stopped.path}: its checkpoint is not one of such a run ({describe_error(error)})") from error
-
-    def _remember(self, stopped: Stopped) -> None:
-        state = stopped.state
-        around = state["session"]
-        self.failures.load_state_dict(around["failures"])
-        self.watch.load_state_dict(around["watch"])
-        self.start, self.points = ([Point(**point) for point in around[name]] for name in ("start", "points"))
-        self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
-        self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
-        self.seconds_before = state["seconds"]
-        self.row = dict(self.trained)
-        for row in rows_until(self.folder.path, state):
-            self._remember_row(row)
-        self.folder.checksums = dict(state["checksums"])
-        self.world.load_state_dict(state["world"], self.folder)
 
     def _begin_writing(self) -> None:
         """Before the first change to a stopped run's folder: rows behind its checkpoint are cut off, its summary is gone."""
@@ -392,21 +366,15 @@ class Session:
 
     def _summary(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
         row, seconds = self.row, self.row.get("train_seconds", 0.0)
-        return {
-            "format_version": FORMAT_VERSION,
-            "status": "failed" if error is not None else "interrupted" if self.stopped else "finished",
-            "error": None if error is None else describe_error(error),
-            "algorithm": self.config.name,
-            "seed": self.config.settings.seed,
-            "iterations": int(row.get("iteration", 0)),
-            "total_steps": int(row.get("total_steps", 0)),
-            "train_seconds": seconds,
-            "wall_seconds": 0.0,
-            "steps_per_second": row["total_steps"] / seconds if seconds > 0 else 0.0,
-            **self.world.headline(result, self.points, reached=self.reached, failed=error is not None),
-            **({"resumed_at": self.resumed_at} if self.resumed_at else {}),
-            "warnings": self._warnings(result),
-        }
+        status = "failed" if error is not None else "interrupted" if self.stopped else "finished"
+        words = None if error is None else describe_error(error)
+        summary: dict[str, Any] = {"format_version": FORMAT_VERSION, "status": status, "error": words, "algorithm": self.config.name}
+        summary |= {"seed": self.config.settings.seed, "iterations": int(row.get("iteration", 0))}
+        summary |= {"total_steps": int(row.get("total_steps", 0)), "train_seconds": seconds, "wall_seconds": 0.0}
+        summary["steps_per_second"] = row["total_steps"] / seconds if seconds > 0 else 0.0
+        summary |= self.world.headline(result, self.points, reached=self.reached, failed=error is not None)
+        summary |= {"resumed_at": self.resumed_at} if self.resumed_at else {}
+        return summary | {"warnings": self._warnings(result)}
 
     def _warnings(self, result: Evaluated | None) -> list[str]:
         """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""

@@ -5,8 +5,6 @@ setting has one name (``learning_rate``); a name that two dataclasses share woul
 Functions are written as the name under which the library ships them (the class's ``CHOICES``), or as ``module:name``.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping

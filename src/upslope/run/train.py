@@ -3,8 +3,6 @@
 A method that learns at every step plays by itself (``learn``); the loop then only counts, times and records.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -16,26 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from upslope import records
 from upslope.errors import Diverged, RunFault, UsageError, require
-from upslope.records import (
-    Adaptive,
-    Algorithm,
-    Batch,
-    Collector,
-    EitherAlgorithm,
-    Metrics,
-    OnlineAlgorithm,
-    Policy,
-    RemembersEpisodes,
-    Rollout,
-    Scheduled,
-    State,
-    Stateful,
-    Stream,
-    Update,
-    offers,
-    require_members,
-)
 from upslope.run.process import generators, set_generators
 from upslope.run.report import Line, watched
 from upslope.updates.checks import ADVICE
@@ -49,25 +29,25 @@ before the first one."""
 class RunState:
     """Everything that a run is: what it started from, what it has become, and how far it is."""
 
-    algorithm: EitherAlgorithm
-    policy: Policy
-    collect: Collector | Stream
+    algorithm: records.EitherAlgorithm
+    policy: records.Policy
+    collect: records.Collector | records.Stream
     update_state: Any
     iterations: int | None = None
     planned_steps: int | None = None
     iteration: int = 0
     total_steps: int = 0
     train_seconds: float = 0.0
-    metrics: Metrics = field(default_factory=dict[str, float])
-    rollout: Rollout | None = None
-    batch: Batch | None = None
+    metrics: records.Metrics = field(default_factory=dict[str, float])
+    rollout: records.Rollout | None = None
+    batch: records.Batch | None = None
 
     def __repr__(self) -> str:
         returned = "".join(f", {name}={self.metrics[name]:.4g}" for name in ("episode_return", "reward") if name in self.metrics)
         names = ", ".join(type(part).__name__ for part in (self.algorithm, self.policy, self.collect))
         return f"RunState({names}, iteration={self.iteration:,}, total_steps={self.total_steps:,}, {self.fraction:.0%} done{returned})"
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> records.State:
         """Everything that the next iteration depends on: hand it to another :func:`train` as ``start``, with parts that are made alike.
 
         The tensors are the run's: write them to a file or copy them before training goes on. What is not in it: what callbacks, loggers,
@@ -77,23 +57,18 @@ class RunState:
             UsageError: a part does not say what it remembers (:class:`~upslope.records.Stateful`).
         """
         collect, update = self.remembering()
-        return {
-            "algorithm": numbers_of(self.algorithm),
-            "policy": policy_state(self.policy),
-            "episodes": {name: module.episode_state() for name, module in modules_remembering(self.policy)},
-            "collect": collect.state_dict(),
-            "update": update.state_dict(),
-            "generators": generators(),
-            **{name: getattr(self, name) for name in COUNTED},
-        }
+        state: records.State = {"algorithm": numbers_of(self.algorithm), "policy": policy_state(self.policy)}
+        state["episodes"] = {name: module.episode_state() for name, module in modules_remembering(self.policy)}
+        state |= {"collect": collect.state_dict(), "update": update.state_dict(), "generators": generators()}
+        return state | {name: getattr(self, name) for name in COUNTED}
 
-    def remembering(self) -> tuple[Stateful, Stateful]:
+    def remembering(self) -> tuple[records.Stateful, records.Stateful]:
         """The collector and the update's state, which must say what they remember."""
         for name, part in {"collect": self.collect, "update_state": self.update_state}.items():
-            require_members(name, part, Stateful)
-        return cast(Stateful, self.collect), cast(Stateful, self.update_state)
+            records.require_members(name, part, records.Stateful)
+        return cast(records.Stateful, self.collect), cast(records.Stateful, self.update_state)
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: records.State) -> None:
         """Go on where another run was.
 
         Raises:
@@ -107,7 +82,7 @@ class RunState:
             why = " ".join(str(error).split())
             raise UsageError(f"start: it is the state of another run ({type(error).__name__}: {why:.200})") from error
 
-    def _load(self, state: State) -> None:
+    def _load(self, state: records.State) -> None:
         changed = {name: value for name, value in state["algorithm"].items() if getattr(self.algorithm, name) != value}
         if changed:
             self.algorithm = replace(cast(Any, self.algorithm), **changed)
@@ -130,7 +105,7 @@ class RunState:
 COUNTED = ("iteration", "total_steps", "train_seconds", "metrics")
 
 
-def numbers_of(algorithm: object) -> State:
+def numbers_of(algorithm: object) -> records.State:
     """The numbers among an algorithm's settings: those of an adaptive one change on the way."""
     if not is_dataclass(algorithm):
         return {}
@@ -138,7 +113,7 @@ def numbers_of(algorithm: object) -> State:
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
-def policy_state(policy: Any) -> State:
+def policy_state(policy: Any) -> records.State:
     """A module's tensors by name; of another policy its parameters in order."""
     if isinstance(policy, nn.Module):
         return dict(policy.state_dict())
@@ -146,7 +121,7 @@ def policy_state(policy: Any) -> State:
 
 
 @torch.no_grad()
-def load_policy_state(policy: Any, state: State) -> None:
+def load_policy_state(policy: Any, state: records.State) -> None:
     if isinstance(policy, nn.Module):
         policy.load_state_dict(state)
         return
@@ -154,22 +129,22 @@ def load_policy_state(policy: Any, state: State) -> None:
         parameter.copy_(state[str(i)])
 
 
-def modules_remembering(policy: object) -> list[tuple[str, RemembersEpisodes]]:
+def modules_remembering(policy: object) -> list[tuple[str, records.RemembersEpisodes]]:
     """The parts of a policy that remember something of the episodes under way."""
     module: Any = policy if isinstance(policy, nn.Module) else nn.Identity()
     found: dict[str, object] = dict(module.named_modules())
-    return [(name, part) for name, part in found.items() if offers(part, RemembersEpisodes)]
+    return [(name, part) for name, part in found.items() if records.offers(part, records.RemembersEpisodes)]
 
 
 def train(
-    algorithm: EitherAlgorithm,
-    policy: Policy,
-    collect: Collector | Stream,
+    algorithm: records.EitherAlgorithm,
+    policy: records.Policy,
+    collect: records.Collector | records.Stream,
     *,
     iterations: int | None = None,
     total_steps: int | None = None,
     seed: int = 0,
-    start: State | None = None,
+    start: records.State | None = None,
     callbacks: Callback | Iterable[Callback] = (),
     fast: bool = True,
     progress: bool | None = None,
@@ -197,7 +172,7 @@ def train(
         require(count is None or count >= 1, f"{name}: expected an integer ≥ 1, found {count}")
     callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
     online = check_parts(algorithm, policy, collect)
-    learner = cast(OnlineAlgorithm, algorithm) if online else cast(Algorithm, algorithm).update
+    learner = cast(records.OnlineAlgorithm, algorithm) if online else cast(records.Algorithm, algorithm).update
     update_state = learner.start(policy, seed=seed)
     state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
     if start is not None:
@@ -239,9 +214,9 @@ def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunStat
         line.close(state)
 
 
-def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None:
+def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any) -> None:
     """Collect, estimate, update, count. ``actor`` is the policy or its fast twin."""
-    algorithm, collect, started = cast(Algorithm, state.algorithm), cast(Collector, state.collect), time.perf_counter()
+    algorithm, collect, started = cast(records.Algorithm, state.algorithm), cast(records.Collector, state.collect), time.perf_counter()
     if hasattr(algorithm, "learn"):
         num_steps, metrics = learn(state, actor)
     else:
@@ -252,10 +227,10 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
             if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
                 raise Diverged(f"diverged: {name} is not finite in iteration {state.iteration + 1}; {ADVICE}")
         if hasattr(algorithm.update, "set_fraction"):
-            cast(Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
+            cast(records.Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
         metrics = {**rollout.metrics, **batch.metrics, **update(algorithm, state.policy, batch, state.update_state)}
         if hasattr(algorithm, "adapted"):
-            state.algorithm = cast(Adaptive, algorithm).adapted(state.policy, batch)
+            state.algorithm = cast(records.Adaptive, algorithm).adapted(state.policy, batch)
         num_steps = int(rollout.mask.sum())
     seconds = time.perf_counter() - started
     state.iteration += 1
@@ -265,24 +240,25 @@ def iterate(state: RunState, update: Callable[..., Metrics], actor: Any) -> None
     state.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
 
 
-def learn(state: RunState, actor: Any) -> tuple[int, Metrics]:
+def learn(state: RunState, actor: Any) -> tuple[int, records.Metrics]:
     """The part of an iteration that differs for a method that learns at every step: the number of steps, and what it reports."""
-    stream, algorithm = cast(Stream, state.collect), cast(OnlineAlgorithm, state.algorithm)
+    stream, algorithm = cast(records.Stream, state.collect), cast(records.OnlineAlgorithm, state.algorithm)
     if hasattr(algorithm, "set_fraction"):
-        cast(Scheduled, algorithm).set_fraction(state.update_state, state.fraction)
+        cast(records.Scheduled, algorithm).set_fraction(state.update_state, state.fraction)
     return stream.num_steps, algorithm.learn(actor, stream, state.update_state)
 
 
 def check_parts(algorithm: object, policy: object, collect: object) -> bool:
     """Refuse parts that lack a member that their protocol names, or do not fit; whether the algorithm learns at every step."""
     name, found, online = type(algorithm).__name__, type(collect).__name__, hasattr(algorithm, "learn")
-    require_members("policy", policy, Policy)
+    records.require_members("policy", policy, records.Policy)
     if online:
-        require_members("algorithm", algorithm, OnlineAlgorithm)
-        require(offers(collect, Stream), f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
+        records.require_members("algorithm", algorithm, records.OnlineAlgorithm)
+        streams = records.offers(collect, records.Stream)
+        require(streams, f"collect: {name} learns at every step and needs control.Stream(envs), found {found}")
     else:
-        require_members("algorithm", algorithm, Algorithm)
-        require_members("algorithm.update", cast(Algorithm, algorithm).update, Update)
+        records.require_members("algorithm", algorithm, records.Algorithm)
+        records.require_members("algorithm.update", cast(records.Algorithm, algorithm).update, records.Update)
         require(callable(collect), f"collect: {name} learns from recordings and needs a callable, control.Steps for one, found {found}")
     return online
 

@@ -41,25 +41,16 @@ class Evaluated:
 class World(Protocol[PolicyT]):
     """The living parts of a run, and everything about it that another world would do otherwise."""
 
-    config: RunConfig
-    """as it is carried out, with all that preparing it has decided"""
+    config: RunConfig  # as it is carried out, with all that preparing it has decided
     policy: PolicyT
-    collect: Any
-    """:class:`~upslope.records.Collector` or :class:`~upslope.records.Stream`"""
-    fields: Sequence[Field]
-    """what progress shows of an iteration"""
-    kept: Sequence[str]
-    """what of each row the learning curve needs"""
-    target: str
-    """what is learned, for titles and the folder's name"""
-    budget: dict[str, int]
-    """``{"total_steps": 100_000}`` or ``{"iterations": 20}``"""
-    good: float | None
-    """from where on nobody minds that a policy has become certain"""
-    action_dims: int = 0
-    """continuous actions, 0 where they are discrete"""
-    may_be_best: bool = False
-    """whether the final policy is kept as the best where its evaluation is the only one"""
+    collect: Any  # Collector or Stream
+    fields: Sequence[Field]  # what progress shows of an iteration
+    kept: Sequence[str]  # what of each row the learning curve needs
+    target: str  # what is learned, for titles and the folder's name
+    budget: dict[str, int]  # {"total_steps": 100_000} or {"iterations": 20}
+    good: float | None  # from where on nobody minds that a policy has become certain
+    action_dims: int = 0  # continuous actions, 0 where they are discrete
+    may_be_best: bool = False  # whether the final policy is kept as the best where its evaluation is the only one
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +73,6 @@ class World(Protocol[PolicyT]):
 
     def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
         """Write the policy, with how far it is."""
-        ...
 
     def plan(self) -> list[str]:
         """The run in words before it starts: a title, and lines of detail."""
@@ -118,7 +108,6 @@ class World(Protocol[PolicyT]):
 
     def evaluate(self, episodes: int | None = None) -> Evaluated | None:
         """The policy as it is now on fresh episodes; None where there is nothing to measure it on."""
-        ...
 
     def evaluate_last(self, session: Session) -> Evaluated | None:
         """The final policy."""
@@ -134,7 +123,6 @@ class World(Protocol[PolicyT]):
 
     def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
         """The learning curve."""
-        ...
 
     @staticmethod
     def outcome(summary: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,6 @@
 Advantages are not normalized, values and entropies have no weight, so that what is compared is comparable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

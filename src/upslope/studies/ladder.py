@@ -4,8 +4,6 @@ Each rung is the run that ``upslope train`` makes of its settings. The folder ho
 ``ladder.json``; page and numbers are written after each rung, so whatever ends a ladder, its finished rungs are kept.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import time
@@ -43,18 +41,9 @@ def ladder(
     require(1 <= seeds <= MAX_SEEDS, f"--seeds: expected an integer from 1 to {MAX_SEEDS}, found {seeds}")
     if out is not None:
         check_free(out)
-    fields: dict[str, Any] = {
-        "task": task,
-        "env_id": what.env_id,
-        "budget": budget,
-        "seeds": seeds,
-        "status": "running",
-        "best_return": what.best,
-        "gradient": {"episodes": what.episodes, "steps": None},
-        "steps": grid(budget).tolist(),
-        "rungs": [],
-        "versions": versions(),
-    }
+    fields: dict[str, Any] = {"task": task, "env_id": what.env_id, "budget": budget, "seeds": seeds, "status": "running"}
+    fields |= {"best_return": what.best, "gradient": {"episodes": what.episodes, "steps": None}, "steps": grid(budget).tolist()}
+    fields |= {"rungs": [], "versions": versions()}
     started = time.perf_counter()
     with RunFolder.create(out, Path("runs") / f"ladder-{task}") as folder:
         fields["folder"] = str(folder.shown)
@@ -87,17 +76,11 @@ def found_on(task: Task, rung: Rung, climbs: list[Climb], noise: dict[str, Any],
     low, high = bootstrap_band(table)
     last = table[:, -TAIL:].mean(1)
     ends = bootstrap_band(last[:, None])
-    return {
-        "key": rung.key,
-        "name": rung.name,
-        "command": command(task, rung, budget),
-        "curve": {"mean": table.mean(0).tolist(), "low": low.tolist(), "high": high.tolist(), "each": table.tolist()},
-        "final": {"mean": float(last.mean()), "low": float(ends[0][0]), "high": float(ends[1][0]), "each": last.tolist()},
-        "gradient": noise,
-        "seconds": {"median": statistics.median(c.seconds for c in climbs), "each": [c.seconds for c in climbs]},
-        "file": rung.file,
-        "test": rung.test,
-    }
+    curve = {"mean": table.mean(0).tolist(), "low": low.tolist(), "high": high.tolist(), "each": table.tolist()}
+    final = {"mean": float(last.mean()), "low": float(ends[0][0]), "high": float(ends[1][0]), "each": last.tolist()}
+    seconds = {"median": statistics.median(c.seconds for c in climbs), "each": [c.seconds for c in climbs]}
+    found = {"key": rung.key, "name": rung.name, "command": command(task, rung, budget), "curve": curve, "final": final}
+    return {**found, "gradient": noise, "seconds": seconds, "file": rung.file, "test": rung.test}
 
 
 def command(task: Task, rung: Rung, budget: int) -> str:

@@ -3,8 +3,6 @@
 Everything that states a number is made from the numbers of ``ladder.json``; the page's text is ``templates/ladder.html``.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -150,18 +148,10 @@ def cards(found: Found, folder: Path) -> list[dict[str, Any]]:
         note = rung.coincides.get(found["task"], "")
         before = rungs[index - 1] if index and not note else None
         parts = [note, compared(here, before, found), bias(here, rung.scale_free)]
-        made.append(
-            {
-                "rung": rung,
-                "found": here,
-                "measured": " ".join(filter(None, parts)),
-                "picture": element(picture(found, (3.6, 2.4), [index])),
-                "method": link(rung.file, folder),
-                "test": link(rung.test, folder),
-                "noise_bar": noise[index],
-                "time_bar": time[index],
-            }
-        )
+        drawn = element(picture(found, (3.6, 2.4), [index]))
+        card = {"rung": rung, "found": here, "measured": " ".join(filter(None, parts)), "picture": drawn}
+        links = {"method": link(rung.file, folder), "test": link(rung.test, folder)}
+        made.append({**card, **links, "noise_bar": noise[index], "time_bar": time[index]})
     return made
 
 
@@ -171,13 +161,7 @@ def page(found: Found, folder: Path) -> str:
 
     environment = Environment(loader=PackageLoader("upslope.studies"), autoescape=True, undefined=StrictUndefined)
     every = range(len(found["rungs"]))
-    return environment.get_template("ladder.html").render(
-        found=found,
-        task=TASKS[found["task"]],
-        count=len(RUNGS),
-        cards=cards(found, folder),
-        wide=element(picture(found, (10.0, 4.6), every, named=True)) if every else "",
-        narrow=element(picture(found, (3.8, 3.3), every)) if every else "",
-        colors=COLORS,
-        number=number,
-    )
+    wide = element(picture(found, (10.0, 4.6), every, named=True)) if every else ""
+    narrow = element(picture(found, (3.8, 3.3), every)) if every else ""
+    shown = {"found": found, "task": TASKS[found["task"]], "count": len(RUNGS), "cards": cards(found, folder), "colors": COLORS}
+    return environment.get_template("ladder.html").render(**shown, wide=wide, narrow=narrow, number=number)

@@ -3,8 +3,6 @@
 Both are read from ``ladder_rungs.toml``.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The noise is measured (:mod:`~upslope.studies.variance`) at one policy for all: 
 that PPO has trained for a while. Its critic is fitted on separate episodes.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A figure is a function ``(runs, seed) -> (checks, panel)``. Its numbers are chec
 runs to either side. The folder holds ``figure.png`` and ``verdict.json``.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -184,17 +182,10 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
     started, source = time.perf_counter(), f"Sutton & Barto 2018, Figure {figure.removeprefix('sb-')}"
     checks, panel = what.simulate(runs, seed)
     within = all(check.within for check in checks)
-    fields = {
-        "figure": figure,
-        "source": source,
-        "protocol": what.protocol,
-        "runs": runs,
-        "seed": seed,
-        "within_bounds": within,
-        "checks": [asdict(check) | {"within": check.within} for check in checks],
-        "seconds": round(time.perf_counter() - started, 2),
-        "versions": {"upslope": __version__, "numpy": np.__version__, "python": platform.python_version()},
-    }
+    fields = {"figure": figure, "source": source, "protocol": what.protocol, "runs": runs, "seed": seed, "within_bounds": within}
+    fields["checks"] = [asdict(check) | {"within": check.within} for check in checks]
+    fields["seconds"] = round(time.perf_counter() - started, 2)
+    fields["versions"] = {"upslope": __version__, "numpy": np.__version__, "python": platform.python_version()}
     with RunFolder.create(out, Path("runs") / f"{figure}-{seed}") as folder:
         save(draw([panel], size=(10.0, 6.0)), folder.path / "figure.png")
         folder.write_json("verdict.json", fields)

@@ -4,8 +4,6 @@ Each lane of an array is one run. Given its own column of the random numbers, it
 ``tests/studies/test_textbook.py`` holds it to that.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

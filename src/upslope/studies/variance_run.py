@@ -1,7 +1,5 @@
 """``upslope variance``: estimators by name, measured in an environment at a fixed policy, as a table, a picture and a JSON file."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -94,15 +92,8 @@ class Comparison:
             asdict(row) | {"biased": row.biased, "direction_known": row.direction_known, "unbiased_for": target}
             for row, target in zip(self.rows, self.targets, strict=True)
         ]
-        return {
-            **asdict(self.run),
-            "reference": self.reference,
-            "reference_length": self.reference_length,
-            "num_steps": self.num_steps,
-            "rows": rows,
-            "seconds": round(self.seconds, 3),
-            "versions": versions(),
-        }
+        measured = {name: getattr(self, name) for name in ("reference", "reference_length", "num_steps")}
+        return {**asdict(self.run), **measured, "rows": rows, "seconds": round(self.seconds, 3), "versions": versions()}
 
     def write(self, out: Path | None) -> Path:
         """``variance.png`` and ``variance.json`` in ``out`` (none: ``runs/variance-TASK-SEED``); returns the folder."""
@@ -196,15 +187,9 @@ class VarianceRun:
                 algorithms = {name: item.make(self.gamma, trace) for name, (item, trace) in chosen.items() if item.weighted is weighted}
                 if algorithms:
                     found |= {row.estimator: row for row in measure(algorithms, policy, samples, reference, seed=self.seed)}
-        return Comparison(
-            run=self,
-            rows=tuple(found[name] for name in chosen),
-            targets=tuple(item.target for item, _ in chosen.values()),
-            reference=kind,
-            reference_length=float(reference.gradient.norm()),
-            num_steps=rollout.num_steps,
-            seconds=time.perf_counter() - started,
-        )
+        rows, targets = tuple(found[name] for name in chosen), tuple(item.target for item, _ in chosen.values())
+        length, seconds = float(reference.gradient.norm()), time.perf_counter() - started
+        return Comparison(self, rows, targets, kind, reference_length=length, num_steps=rollout.num_steps, seconds=seconds)
 
     def make_policy(self, envs: Any) -> Any:
         """A copy of a run's policy, or a fresh one: linear in what a Discrete observation is, a network of anything else."""

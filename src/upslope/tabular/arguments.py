@@ -1,7 +1,5 @@
 """What callers pass, read and checked: arrays, integers and numbers; each UsageError names the argument and what was found."""
 
-from __future__ import annotations
-
 import math
 from numbers import Integral, Real
 from typing import Any

@@ -4,8 +4,6 @@ All functions raise UsageError for a problem that ends, and where the policy's c
 r̄ depends on the start. ``policy`` and the gradients are as in :mod:`upslope.tabular.exact` and :mod:`upslope.tabular.gradients`.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,7 +1,5 @@
 """What a policy makes of a Markov decision process: a Markov chain, ``P_π`` and ``r_π``, and where it can go."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

@@ -1,8 +1,6 @@
 """Collectors: a policy acts in a finite problem, many rows at once, and the recording is a :class:`~upslope.records.Rollout`."""
 
-from __future__ import annotations
-
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -156,16 +154,10 @@ def recorded(columns: list[Column], after: list[Tensor | None], max_steps: int |
     else:
         means = {"reward_mean": float(reward.mean())}
     values, successors = ([v for v in column if v is not None] for column in ([s.value for s in samples], after))
-    return Rollout(
-        inputs={"observation": torch.stack(seen, -1), "action": torch.stack([s.action for s in samples], -1)},
-        reward=reward,
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        behavior_log_prob=torch.stack([s.log_prob for s in samples], -1),
-        value=torch.stack(values, -1) if values else None,
-        next_value=torch.stack(successors, -1) if successors else None,
-        first_step=first_step,
-        max_steps=max_steps,
-        metrics={"num_episodes": float((terminated | truncated).sum()), **means},
-    )
+    inputs = {"observation": torch.stack(seen, -1), "action": torch.stack([s.action for s in samples], -1)}
+    log_prob, num_ended = torch.stack([s.log_prob for s in samples], -1), float((terminated | truncated).sum())
+    critic = {"value": torch.stack(values, -1) if values else None, "next_value": torch.stack(successors, -1) if successors else None}
+    where: dict[str, Any] = {"mask": mask, "first_step": first_step, "max_steps": max_steps}
+    metrics = {"num_episodes": num_ended, **means}
+    given = {"inputs": inputs, "reward": reward, "terminated": terminated, "truncated": truncated, "behavior_log_prob": log_prob}
+    return Rollout(metrics=metrics, **given, **critic, **where)

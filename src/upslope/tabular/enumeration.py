@@ -1,7 +1,5 @@
 """All trajectories of a small problem with their probabilities, and what an estimator gives in expectation over them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, cast
@@ -40,17 +38,10 @@ def enumerate_rollouts(mdp: MDP, policy: object, horizon: int | None = None) -> 
         evaluation = policy.evaluate(observation=seen[:, :-1], action=actions)
         after = policy.evaluate(observation=seen[:, 1:], action=actions).value
     log_prob = evaluation.log_prob.where(mask, 0.0)
-    rollout = Rollout(
-        inputs={"observation": seen[:, :-1], "action": actions},
-        reward=mdp.reward[states[:, :-1], actions].where(mask, 0.0),
-        terminated=terminated,
-        truncated=last & ~terminated,
-        mask=mask,
-        behavior_log_prob=log_prob,
-        value=evaluation.value,
-        next_value=after,
-        max_steps=length if steps is None else steps,
-    )
+    inputs, reward = {"observation": seen[:, :-1], "action": actions}, mdp.reward[states[:, :-1], actions].where(mask, 0.0)
+    ends: dict[str, Any] = {"terminated": terminated, "truncated": last & ~terminated, "mask": mask}
+    ends["max_steps"] = length if steps is None else steps
+    rollout = Rollout(inputs=inputs, reward=reward, behavior_log_prob=log_prob, value=evaluation.value, next_value=after, **ends)
     return rollout, dynamics * log_prob.sum(-1).exp()
 
 

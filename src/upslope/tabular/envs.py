@@ -1,7 +1,5 @@
 """Finite problems as Gymnasium environments; importing this module registers the ids ``upslope/ShortCorridor-v0`` and so on."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any, ClassVar
 

@@ -5,8 +5,6 @@ A ``time_limit`` plays no part: it stops a recording, not the problem. Where it 
 All functions raise UsageError for γ = 1 where the policy may go on for ever.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

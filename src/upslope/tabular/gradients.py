@@ -3,8 +3,6 @@
 Each returns the gradient for all of ``policy.parameters()`` as one flat vector ``[P]``, zero where J does not reach (a critic).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -3,8 +3,6 @@
 Planning knows the state, whatever it looks like to a policy: tables are by state, ``[S, A]``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ last saw; a terminated one is worth nothing more. TD begins with the values it i
 came after a truncation, and for nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Small problems with known answers, each an :class:`~upslope.tabular.mdp.MDP` made by a function."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

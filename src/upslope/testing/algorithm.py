@@ -1,7 +1,5 @@
 """The contract of an algorithm: what the update rule, micro-batches and collectors rely on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import fields, replace
 

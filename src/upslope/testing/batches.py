@@ -1,7 +1,5 @@
 """The checks of an estimator that take a batch apart: padding, order of rows, micro-batches, lengths, several episodes in a row, groups."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """What all checks share: the error that they raise, and parallel vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Hold an estimator of the policy gradient against the exact gradient, and name the mistake that it has."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -261,25 +259,12 @@ def report(
     unit = abs(scale[nearest]) or 1.0
     variance = moments.variance / unit**2
     error = float((moments.mean / unit - pairs[nearest][1]).square().sum())
-    return EstimatorReport(
-        name=full.name,
-        objective=nearest,
-        gamma=full.gamma,
-        batch_size=moments.size,
-        method=method,
-        scale=scale[nearest],
-        expectation=moments.mean,
-        gradient={form: g for form, (_, g) in pairs.items()},
-        bias=bias,
-        cosine={form: cosine(mean, g) for form, (mean, g) in pairs.items()},
-        variance=variance,
-        mean_squared_error=variance + error,
-        findings=tuple(
-            Finding(mistake, numbers, "as you said" if mistake in by_design else reason(full.given, mistake))
-            for mistake, numbers in first_causes(log.found).items()
-        ),
-        notes=tuple(log.notes),
-        checked=tuple(log.checked),
-        not_checked=tuple(log.not_checked),
-        left_out=tuple(log.left_out),
+    findings = tuple(
+        Finding(mistake, numbers, "as you said" if mistake in by_design else reason(full.given, mistake))
+        for mistake, numbers in first_causes(log.found).items()
     )
+    setup: dict[str, Any] = {"name": full.name, "objective": nearest, "gamma": full.gamma, "batch_size": moments.size, "method": method}
+    found: dict[str, Any] = {"scale": scale[nearest], "expectation": moments.mean, "gradient": {form: g for form, (_, g) in pairs.items()}}
+    found |= {"bias": bias, "cosine": {form: cosine(mean, g) for form, (mean, g) in pairs.items()}, "variance": variance}
+    said: dict[str, Any] = {name: tuple(getattr(log, name)) for name in ("notes", "checked", "not_checked", "left_out")}
+    return EstimatorReport(**setup, **found, mean_squared_error=variance + error, findings=findings, **said)

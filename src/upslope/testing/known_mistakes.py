@@ -1,7 +1,5 @@
 """The mistakes by name, each with one line, and which of them a shipped method makes on purpose."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An estimator's expectation on a finite problem of one's own: by enumeration where that is short, else from samples."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from math import comb
 from typing import Any

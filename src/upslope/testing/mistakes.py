@@ -153,13 +153,13 @@ def of_several_ratios(probe: Probe, form: str, mean: Tensor, tolerance: float = 
     gamma, weight = weights(probe, form)
     log = (r.reference_log_prob - r.behavior_log_prob).where(r.mask, 0.0)
     before = log.cumsum(-1)
-    own, past, rest = log.exp(), before.exp(), (before[:, -1:] - before + log).exp()
+    present, past, rest = log.exp(), before.exp(), (before[:, -1:] - before + log).exp()
     g, value, after, ends = returns(probe, gamma), r.value, successors(probe), (r.terminated, r.truncated)
 
     def by_decay(ratio: Tensor) -> Decay:
         return lambda trace: probe.expectation(ratio * F.gae(r.reward, value, after, *ends, gamma, trace, r.mask), weight)
 
-    for mistake, ratio in (("past ratio missing", rest), ("per-step ratio", own), ("later ratios missing", past)):
+    for mistake, ratio in (("past ratio missing", rest), ("per-step ratio", present), ("later ratios missing", past)):
         by_returns = points_along(mean, probe.expectation(ratio * g, weight), tolerance)
         if by_returns or (ratio is not rest and at_some_decay(mean, by_decay(ratio), tolerance)):
             return mistake

@@ -1,7 +1,5 @@
 """The checks of an estimator that bring in a second policy: one that acted, or a reference to stay near to."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The contract of a policy: it samples and scores with the same distribution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Their policy is a softmax table with fixed, uneven preferences; its critic knows
 states, which nobody may look at. Masked steps show a terminal state, so whatever leaks from them moves parameters of its own.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """The contract of a surrogate: one value per step, to be maximized."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from math import log

@@ -24,10 +24,8 @@ def check_first_ratio(max_log_ratio: float, policy: Policy, part: Batch) -> None
     """
     rounding = action_rounding(policy, part)
     if max_log_ratio > RATIO_TOLERANCE + UNITS * rounding:
-        raise RunFault(
-            f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}); "
-            "the policy must sample and score with the same distribution (temperature, masks, dropout, normalization)"
-        )
+        hint = "the policy must sample and score with the same distribution (temperature, masks, dropout, normalization)"
+        raise RunFault(f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}); {hint}")
     if max_log_ratio > COARSEST:
         raise RunFault(
             f"ratio: expected 1 on the first minibatch of an update, found exp(±{max_log_ratio:.2g}), which is rounding: the last digit of "
@@ -78,13 +76,9 @@ def diagnosis(state: Counted, part: Batch, policy: Policy) -> str:
     """
     if words := without_action(policy, part):
         raise RunFault(f"{words} (gradient step {state.num_updates + 1}); leave at least one action possible in every state")
-    suspects: dict[str, Tensor | None] = {
-        "advantage": part.advantage,
-        "returns": part.returns,
-        "behavior_log_prob": part.behavior_log_prob,
-        **{f"inputs[{name!r}]": tensor for name, tensor in part.inputs.items() if tensor.is_floating_point()},
-        **dict(policy.named_parameters() if isinstance(policy, nn.Module) else ()),
-    }
+    suspects: dict[str, Tensor | None] = {name: getattr(part, name) for name in ("advantage", "returns", "behavior_log_prob")}
+    suspects |= {f"inputs[{name!r}]": tensor for name, tensor in part.inputs.items() if tensor.is_floating_point()}
+    suspects |= dict(policy.named_parameters()) if isinstance(policy, nn.Module) else {}
     name = next((name for name, tensor in suspects.items() if tensor is not None and not finite(tensor, part.mask)), "objective")
     return f"diverged: {name} is not finite at gradient step {state.num_updates + 1}; {ADVICE}"
 

@@ -14,7 +14,7 @@ from upslope.errors import Diverged, UsageError, require
 from upslope.records import Batch, Policy, State
 from upslope.updates.flat import FlatParameters
 
-MOST_SKIPPED = 5
+MAX_SKIPPED = 5
 """Gradient steps in a row that may be left out because they are not finite; the last one ends the run."""
 BETAS = (0.9, 0.999)  # decay rates of Adam's two moments
 
@@ -42,7 +42,7 @@ class Trained:
         self.skipped, fault.batch = self.skipped + 1, part
         for p in self.parameters:
             p.grad = None
-        if self.skipped >= MOST_SKIPPED or not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+        if self.skipped >= MAX_SKIPPED or not all(bool(torch.isfinite(p).all()) for p in self.parameters):
             raise fault
 
     def check(self) -> None:

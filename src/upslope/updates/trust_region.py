@@ -80,9 +80,8 @@ class NaturalStep(ABC):
         require_counts(self, "num_cg_steps", "num_value_minibatches", most=10**6)
         require(self.damping >= 0, f"damping: expected a number ≥ 0, found {self.damping}")
         require(self.value_learning_rate >= 0, f"value_learning_rate: expected a number ≥ 0, found {self.value_learning_rate}")
-        require(
-            0 <= self.num_value_epochs <= 10**6, f"num_value_epochs: expected an integer from 0 to 1000000, found {self.num_value_epochs}"
-        )
+        message = f"num_value_epochs: expected an integer from 0 to 1000000, found {self.num_value_epochs}"
+        require(0 <= self.num_value_epochs <= 10**6, message)
 
     def start(self, policy: Policy, *, seed: int) -> NaturalState:
         """Fresh state for a policy; its parameters move into one flat buffer where that is possible."""
@@ -172,10 +171,8 @@ class NaturalGradient(NaturalStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.learning_rate is None or self.learning_rate >= 0,
-            f"learning_rate: expected a number ≥ 0 or none, found {self.learning_rate}",
-        )
+        message = f"learning_rate: expected a number ≥ 0 or none, found {self.learning_rate}"
+        require(self.learning_rate is None or self.learning_rate >= 0, message)
         require(self.max_kl > 0, f"max_kl: expected a number > 0, found {self.max_kl}")
 
     def move(self, line: Line, curvature: float) -> Metrics:
