@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from upslope.errors import UsageError
 from upslope.language import EmbeddedEngine, LanguagePolicy
-from upslope.language.quiet import quiet
+from upslope.language.models import quiet
 from upslope.language.reduced import reduced
 from upslope.language.tiny import character_tokenizer
 

@@ -169,7 +169,7 @@ def points_of(method: str) -> list[Point]:
         step = Point("in the environment's step", STEPS[method], "after", drawn=(0.05, 0.5))
         end = EVALUATION["control"] if method in ("a2c", "trpo") else LAST
         return [step, optimizer, first, HALF_ROW, policy, CONFIG, *CHECKPOINT, *RESUME, end]
-    reward = Point("in the reward's call", "upslope.language.forked:answer_of", "after")
+    reward = Point("in the reward's call", "upslope.language.calls:answer_of", "after")
     sampling = [Point("in the generation", "upslope.language.engine:Decoding.step", "after"), reward]
     scoring = [
         Point("in the collector", "upslope.language.recorded:Recorded.rollout", "after"),

@@ -169,9 +169,7 @@ def several(kind: Kind, count: int | None) -> Kind:
     """Exactly ``count`` values, or (None) one or more; ``none`` is the empty tuple there."""
 
     def parse(words: Values) -> tuple[Any, ...]:
-        if count is None and list(words) == ["none"]:
-            return ()
-        return tuple(kind.parse([word]) for word in words)
+        return () if count is None and list(words) == ["none"] else tuple(kind.parse([word]) for word in words)
 
     metavar = f"{kind.metavar} ..." if count is None else " ".join([kind.metavar] * count)
     return Kind(parse, metavar, count or 1, count)

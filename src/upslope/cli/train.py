@@ -78,7 +78,6 @@ LAUNCHERS = {
 """Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
 CONFIG = Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override")
-EXTRA = (CONFIG, AUTO)
 PLAY = Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)")
 
 

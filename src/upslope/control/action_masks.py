@@ -18,8 +18,7 @@ class ActionMasks:
     """
 
     def __init__(self, space: Space[Any], num_envs: int) -> None:
-        self.space = space
-        self.num_envs = num_envs
+        self.space, self.num_envs = space, num_envs
         self._cuts: list[int] = []
         self.num_choices = 0
         if isinstance(space, spaces.Discrete):
@@ -57,8 +56,3 @@ class ActionMasks:
     def has_legal(self, mask: Array) -> Array:
         """``[N]`` whether there is a legal choice in every factor."""
         return np.asarray(np.stack([part.any(axis=1) for part in np.split(mask, self._cuts, axis=1)]).all(axis=0))
-
-    def check_legal(self, mask: Array) -> None:
-        legal = self.has_legal(mask)
-        if not legal.all():
-            raise ValueError(f"action_mask allows no action in environment {int(np.flatnonzero(~legal)[0])}")

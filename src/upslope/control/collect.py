@@ -12,7 +12,7 @@ from torch import Tensor
 
 from upslope.control.envs import Envs, Step
 from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedRecording, check_spaces
-from upslope.control.starts import alike
+from upslope.control.restore import alike
 from upslope.control.trees import Array
 from upslope.errors import RunFault, require
 from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition
@@ -96,8 +96,7 @@ class Episodes(Collector):
         what = f"expected at least one for each of the {envs.num_envs} environments, found {count}"
         require(count >= envs.num_envs, f"num_episodes: {what}; make fewer environments")
         require(max_episode_steps >= 1, f"max_episode_steps: expected an integer ≥ 1, found {max_episode_steps}")
-        self.num_episodes = count
-        self.max_episode_steps = max_episode_steps
+        self.num_episodes, self.max_episode_steps = count, max_episode_steps
 
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:

@@ -15,8 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_source, masked_by_observation, raised
-from upslope.control.restore import restore_vector, vector_state
-from upslope.control.starts import reset_each, time_limit
+from upslope.control.restore import reset_each, restore_vector, time_limit, vector_state
 from upslope.control.trees import Array
 from upslope.control.workers import Workers
 from upslope.errors import RunFault, UsageError, require
@@ -87,8 +86,7 @@ class Envs:
         self.autoreset_mode = _autoreset_mode(vector, self.env_id)
         self.clip_reward = clip_reward
         self.max_episode_steps = time_limit(vector)
-        self.seeded = seeded
-        self.reward_scale = reward_scale
+        self.seeded, self.reward_scale = seeded, reward_scale
         self._most = sys.float_info.max if clip_reward else MAX_REWARD / reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
@@ -330,10 +328,8 @@ class Envs:
         mask = self._given_action_mask(info, where)
         if self._resetting is not None:  # a finished game has no legal move, and needs none; what was cut off would have one
             mask[self._resetting & (terminated | ~self._masks.has_legal(mask))] = True
-        try:
-            self._masks.check_legal(mask)
-        except ValueError as error:
-            self._fault(where, str(error))
+        if not (legal := self._masks.has_legal(mask)).all():
+            self._fault(where, f"action_mask allows no action in environment {int(np.flatnonzero(~legal)[0])}")
         self.action_mask = mask
 
     # --------------------------------------------------------------------------------------------------------- close

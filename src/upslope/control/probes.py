@@ -24,8 +24,7 @@ class Probe(gymnasium.Env[Observation, np.int64]):
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.action_space = spaces.Discrete(self.num_actions)
-        self.shown = 0.0
-        self.time = 0
+        self.shown, self.time = 0.0, 0
 
     def show(self) -> float:
         """The next observation."""

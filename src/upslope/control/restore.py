@@ -1,20 +1,23 @@
-"""The state of environments, so that a run can go on in the middle of an episode.
+"""The state of environments, so that a run can go on in the middle of an episode; and where episodes begin and how long they may be.
 
 An environment that has ``get_state()`` and ``set_state(state)`` is asked. Every other one is brought back by playing the episode again:
 its generator is set to what it was before the last reset, it is reset as it was then, and takes the same actions. That is exact for
 whatever draws its randomness from ``self.np_random``; the last observation and the generator's state are compared to the bit.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.utils import seeding
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
 from upslope.control import trees
+from upslope.errors import UsageError
 from upslope.records import State
 
 MAX_ACTIONS = 100_000  # actions of one episode that are remembered; a longer one cannot be played again
@@ -233,3 +236,48 @@ def same(found: Any, shown: Any) -> bool:
         return all(same(part, other) for part, other in zip(found, shown, strict=True))
     array = np.asarray(found)
     return array.shape == shown.shape and array.astype(shown.dtype).tobytes() == shown.tobytes()
+
+
+def reset_each(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, Any]]:
+    """``vector.reset`` with a seed for each sub-environment: one with seed s starts as a single environment reset with s does.
+
+    Raises UsageError where the vector environment takes one seed for all.
+    """
+    if isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        return vector.reset(seed=list(seeds))
+    cartpole = sys.modules.get("gymnasium.envs.classic_control.cartpole")
+    if cartpole is not None and type(vector) is cartpole.CartPoleVectorEnv:
+        return _reset_cartpole(vector, seeds)
+    try:
+        return vector.reset(seed=list(seeds))
+    except Exception as error:
+        what = f"{type(vector.unwrapped).__name__} takes one seed for all of its environments, so no two of them can start alike"
+        raise UsageError(f"envs: {what}; make them with vectorization='sync'") from error
+
+
+def _reset_cartpole(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, Any]]:
+    """Gymnasium's vectorized CartPole takes one seed; its states are one array, drawn here as the single environments draw theirs."""
+    _, info = vector.reset(seed=seeds[0])
+    starts = {seed: seeding.np_random(seed)[0].uniform(vector.low, vector.high, 4) for seed in set(seeds)}
+    vector.state = np.stack([starts[seed] for seed in seeds], 1)
+    return vector.state.T.astype(np.float32), info
+
+
+def alike(observation: Any, group_size: int) -> bool:
+    """Whether the observations ``[groups · G, …]`` are the same within each group."""
+    groups = (array.reshape(-1, group_size, *array.shape[1:]) for array in trees.leaves(observation))
+    return all(bool((array == array[:, :1]).all()) for array in groups)
+
+
+def time_limit(vector: Any) -> int | None:
+    """Steps after which an episode is cut at the latest: the sub-environments' ``TimeLimit``, or what the vector environment says."""
+    inner = vector.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        limits = [limit_of(env) for env in inner.envs]
+        return None if None in limits else max(limit for limit in limits if limit is not None)
+    spec = getattr(vector, "spec", None)
+    return getattr(inner, "max_episode_steps", None) or getattr(spec, "max_episode_steps", None)
+
+
+def limit_of(env: Any) -> int | None:
+    return next((wrapper._max_episode_steps for wrapper in time_limits(env)), None)

@@ -26,8 +26,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from upslope.control import trees
 from upslope.control.guard import Guard, Lost, Misbehaved, mask_source, raised
-from upslope.control.restore import unstacked
-from upslope.control.starts import limit_of
+from upslope.control.restore import limit_of, unstacked
 from upslope.records import State
 
 CLOSING = 5.0  # seconds that workers have to close their environments before they are terminated

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from upslope.errors import UsageError, first_line, require
 from upslope.language.engine import EmbeddedEngine
-from upslope.language.models import PACKED, Attention, changes_with_length
+from upslope.language.models import PACKED, Attention, changes_with_length, quiet
 from upslope.language.plain import log_probs, rows
-from upslope.language.quiet import quiet
 from upslope.language.reduced import reduced, small_settings
 
 if TYPE_CHECKING:

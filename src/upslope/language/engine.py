@@ -118,15 +118,9 @@ def check_prompts(policy: LanguagePolicy, prompt_ids: Sequence[Sequence[int]], m
     for i, ids in enumerate(prompt_ids):
         require(bool(ids), f"prompts[{i}]: it has no token")
         if len(ids) + max_tokens > policy.context:
-            raise no_room(policy, i, ids, max_tokens)
-
-
-def no_room(policy: LanguagePolicy, i: int, ids: Sequence[int], max_tokens: int) -> UsageError:
-    """For a prompt that leaves no room for ``max_tokens`` in the model's context."""
-    return UsageError(
-        f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed the model's context of {policy.context}"
-        f"{policy.beyond}; shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
-    )
+            context = f"the model's context of {policy.context}{policy.beyond}"
+            hint = f"shorten the prompt, which begins with {policy.decode(ids[:12])!r}, or lower max_tokens"
+            raise UsageError(f"prompts[{i}]: its {len(ids)} tokens and max_tokens {max_tokens} exceed {context}; {hint}")
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:

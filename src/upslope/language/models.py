@@ -4,7 +4,12 @@ They differ in the way that texts take through them, how long these may be, what
 stand inside a peft wrapper, whose adapters are then what is trained.
 """
 
+import contextlib
+import logging
+import os
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -102,9 +107,8 @@ def unwrapped(model: Any) -> tuple[PreTrainedModel, Any]:
             message = f"model: its peft wrapper is of kind {kind}, which lies outside the model; take adapters inside it, LoRA for one"
             raise UsageError(message)
         if (dropout := getattr(config, "lora_dropout", 0.0)) > 0:
-            raise UsageError(
-                f"model: its adapters have lora_dropout {dropout:g}, but what samples and what scores must be one distribution; set it to 0"
-            )
+            why = "what samples and what scores must be one distribution"
+            raise UsageError(f"model: its adapters have lora_dropout {dropout:g}, but {why}; set it to 0")
     message = "model: every weight of its peft wrapper is frozen; load the adapters with is_trainable=True"
     require(any(p.requires_grad for p in wrapper.parameters()), message)
     return wrapper.get_base_model(), wrapper
@@ -136,3 +140,26 @@ def masters(model: nn.Module, dtype: torch.dtype | None) -> None:
     for buffer in model.buffers():
         if buffer.dtype in HALF and dtype != torch.bfloat16:
             buffer.data = buffer.data.float()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    theirs.set_verbosity(logging.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        theirs.set_verbosity(level)
+        hub.setLevel(hub_level)
+        theirs.enable_progress_bar()
+        if bars is None:
+            del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]

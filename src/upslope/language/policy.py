@@ -34,8 +34,7 @@ class Body(nn.Module):
 
     def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None) -> None:
         super().__init__()
-        self.model = model
-        self.value_head = value_head
+        self.model, self.value_head = model, value_head
 
     def forward(self, layout: Any) -> Any:
         """Last hidden states of a packed row, ``[N, H]``; logits and hidden states of a plain one."""

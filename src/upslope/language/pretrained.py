@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from upslope.errors import UsageError, first_line, missing_extra, require
 from upslope.files import filled_folder
+from upslope.language.models import quiet
 from upslope.language.policy import LanguagePolicy
-from upslope.language.quiet import quiet
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -24,9 +24,8 @@ from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, require, unknown
-from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, in_place, in_thread, kind_of
+from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, can_fork, in_place, in_process, in_thread, kind_of
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
-from upslope.language.forked import can_fork, in_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class Rewards:
     ``timeout`` is how many seconds a reward may take for one item, ``batch_timeout`` the most for a whole call of many and once
     more for the item-by-item pass after it; items that this leaves no time for count as timed out. None means no limit. A call that
     is out of time is abandoned: its thread runs on, and one that never lets go of the interpreter (a regular expression that
-    backtracks without end) is not even abandoned. With ``own_process`` it is killed (:mod:`upslope.language.forked`); what rewards
+    backtracks without end) is not even abandoned. With ``own_process`` it is killed (:mod:`upslope.language.calls`); what rewards
     change in memory is then lost after each call, and they cannot use a GPU that this process uses.
     """
 

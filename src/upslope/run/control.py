@@ -82,7 +82,7 @@ class Control(World[control.ActorCritic]):
             policy = (parts.make_policy(config, envs) if saved is None else parts.continued(saved, envs, settings.init)).to(device)
             envs.reset()
             inputs = policy.inputs(envs.observation, action_mask=envs.action_mask)
-            if parts.by_action_values(config.algorithm):
+            if any(getattr(config.algorithm, name, False) for name in ("action_values", "action_critic")):  # to act by, to learn from
                 policy.action_values(**inputs)
             collect = parts.make_collector(config, envs) if data is None else data
             if data is not None:

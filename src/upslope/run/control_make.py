@@ -61,11 +61,6 @@ def recorded_steps(config: RunConfig) -> control.Recorded | None:
     return control.Recorded(config.collector.data, num_rows=config.collector.num_rows, reward_scale=scale, seed=seed)
 
 
-def by_action_values(algorithm: EitherAlgorithm) -> bool:
-    """Whether the policy must have action values: SARSA acts by them, AllActions learns from them."""
-    return getattr(algorithm, "action_values", False) or getattr(algorithm, "action_critic", False)
-
-
 def check_collector(config: RunConfig) -> None:
     """What a method asks of its collector: minibatches of one size; one environment where it learns at every step, with one trace."""
     check_minibatches(config.algorithm, config.collector)

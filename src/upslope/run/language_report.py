@@ -73,9 +73,7 @@ def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def shortened(text: str, width: int, *, tail: bool = False) -> str:
     flat = " ".join(text.split())
-    if len(flat) <= width:
-        return repr(flat)
-    return repr(flat[-width:] if tail else flat[: width - 1] + "…")
+    return repr(flat if len(flat) <= width else flat[-width:] if tail else flat[: width - 1] + "…")
 
 
 def outcome(summary: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,7 @@ class Method:
 
 
 ONE_STREAM = Start(StepsSettings(num_envs=1, num_steps=512))
-SHORT_STEPS = Start(StepsSettings(num_steps=16))
+STEPS, SHORT_STEPS, EPISODES = Start(StepsSettings()), Start(StepsSettings(num_steps=16)), Start(EpisodesSettings())
 SAMPLED, RECORDED = Start(CompletionsSettings()), Start(RecordedSettings())
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
 """For a small network that starts from nothing, where the class's own settings are for text."""
@@ -56,7 +56,7 @@ GROUPS = Start(GroupedEpisodesSettings(), FRESH_NETWORK)
 METHODS: dict[str, Method] = {
     "a2c": Method("a2c:A2C", SHORT_STEPS),
     "all-actions": Method("all_actions:AllActions", SHORT_STEPS),
-    "npg": Method("trpo:NPG", Start(StepsSettings())),
+    "npg": Method("trpo:NPG", STEPS),
     "actor-critic": Method("actor_critic:OnlineActorCritic", ONE_STREAM),
     "continuing-actor-critic": Method("actor_critic:ContinuingActorCritic", ONE_STREAM),
     "off-policy": Method("off_policy:OffPolicyGradient", Start(DataSettings(num_steps=32))),
@@ -68,7 +68,7 @@ METHODS: dict[str, Method] = {
     "sarsa": Method("sarsa:SARSA", ONE_STREAM),
     "reinforce": Method(
         "reinforce:REINFORCE",
-        Start(EpisodesSettings()),
+        EPISODES,
         Start(CompletionsSettings(), {"gamma": 1.0, "baseline": False, "max_grad_norm": 1.0}),  # rewards come at a text's end
     ),
     "grpo": Method("grpo:GRPO", GROUPS, SAMPLED),
@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
     "cispo": Method("grpo:GRPO", GROUPS, SAMPLED),
     "reinforce-pp": Method("grpo:GRPO", GROUPS, SAMPLED),
     "rloo": Method("rloo:RLOO", GROUPS, SAMPLED),
-    "trpo": Method("trpo:TRPO", Start(StepsSettings())),
+    "trpo": Method("trpo:TRPO", STEPS),
     "sft": Method("sft:SFT", language=RECORDED),
     "dpo": Method("dpo:DPO", language=RECORDED),
     "kto": Method("kto:KTO", language=RECORDED),
@@ -87,12 +87,7 @@ METHODS: dict[str, Method] = {
 """Name → method. Several names share a class where the class's module says what sets them apart (``RELATIVES``)."""
 
 STARTS: dict[str, dict[str, Start]] = {
-    "control": {
-        "steps": Start(StepsSettings()),
-        "episodes": Start(EpisodesSettings()),
-        "groups": Start(GroupedEpisodesSettings()),
-        "stream": ONE_STREAM,
-    },
+    "control": {"steps": STEPS, "episodes": EPISODES, "groups": Start(GroupedEpisodesSettings()), "stream": ONE_STREAM},
     "language": {
         **dict.fromkeys(("steps", "episodes", "groups"), SAMPLED),
         **dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),

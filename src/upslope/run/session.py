@@ -194,7 +194,8 @@ class Session:
         row |= self.world.follow(state, self)
         self.row = row
         if episodes or is_kept(state.iteration) or not row.keys().isdisjoint(("skipped_steps", "environment_restarts")):
-            self._write_down(row)
+            self._remember_row(row)
+            self.folder.append("metrics.jsonl", [row])
         if episodes:
             history = self._history(self.points[-1] if self.points else None)
             for words in self.watch.look(history, state.fraction):
@@ -208,10 +209,6 @@ class Session:
                 self._checkpoint()
         self.save_in_time()
         return self.reached or self.stopped
-
-    def _write_down(self, row: Mapping[str, Any]) -> None:
-        self._remember_row(row)
-        self.folder.append("metrics.jsonl", [row])
 
     def _remember_row(self, row: Mapping[str, Any]) -> None:
         self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})

@@ -34,8 +34,7 @@ class Collector:
 
     def __init__(self, mdp: MDP, num_rows: int, seed: int) -> None:
         check_seed(seed)
-        self.mdp = mdp
-        self.num_rows = num_rows
+        self.mdp, self.num_rows = mdp, num_rows
         self.generator = torch.Generator().manual_seed(seed)
         self.state = torch.zeros(num_rows, dtype=torch.int64)
         self.time = torch.zeros(num_rows, dtype=torch.int64)

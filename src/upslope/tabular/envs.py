@@ -31,8 +31,7 @@ class TabularEnv(gymnasium.Env[np.int64, np.int64]):
         self.action_space = spaces.Discrete(mdp.num_actions)
         self._start, self._transition = mdp.start.cumsum(0).numpy(), mdp.transition.cumsum(-1).numpy()
         self._reward, self._terminal, self._seen = mdp.reward.numpy(), mdp.terminal.numpy(), mdp.observation.numpy()
-        self.state = 0
-        self.time = 0
+        self.state, self.time = 0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.int64, dict[str, Any]]:
         """A first state from the problem's start distribution."""

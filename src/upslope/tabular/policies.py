@@ -83,8 +83,7 @@ class SoftmaxPolicy(nn.Module):
         check_whole("num_observations", num_observations, 0)
         require(features is not None or num_observations >= 1, "features: give features [O, d], or num_observations for a table")
         self.register_buffer("features", torch.arange(num_observations) if features is None else features)
-        self.preferences = preferences
-        self.value = value
+        self.preferences, self.value = preferences, value
 
     def probabilities(self) -> Tensor:
         """``π(a|o)``, ``[O, A]``, differentiable."""
