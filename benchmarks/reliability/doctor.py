@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="the first seed")
     parser.add_argument("--most", type=int, help="seeds of each run at most")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; those that are there already are only examined again")
-    parser.add_argument("--out", type=Path, default=harness.RESULTS / "reliability_doctor.json")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "doctor.json")
     args = parser.parse_args()
     records: list[Record] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -169,7 +169,7 @@ def main() -> int:
         "live": f"{sum(r['live'] > 0 for r in sick)} of {len(sick)} warned before their end",
     }
     print(json.dumps(by_kind, indent=1))
-    return finish("reliability_doctor", records, args.out, protocol=PROTOCOL, found=found)
+    return finish("doctor", records, args.out, protocol=PROTOCOL, found=found)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def rows(**metrics: list[float]) -> list[dict[str, float]]:
     return [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
 
 
+ROOT = Path(__file__).parents[2]
 FLAT = [-1230.0, -1180.0, -1250.0, -1210.0] * 10
 
 
@@ -277,3 +278,13 @@ def test_dead_groups_of_environments_are_seen(cli: Command):
         )
     )
     assert any("every group had the same score" in words for words in Run.load("run").summary["warnings"])  # type: ignore[index]
+
+
+def test_the_page_quotes_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "doctor.json").read_text(encoding="utf-8"))["found"]
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert f"**{measured['recall']}** sick runs" in page and f"**{measured['false_alarms']}** healthy runs" in page
+    for kind, found in measured["by_kind"].items():
+        assert f"| {kind} | {found} |" in page
+    named = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    assert {rule.name for rule in RULES} - {"failed"} <= named

@@ -184,6 +184,16 @@ def test_a_larger_budget_that_moves_the_learning_rate_says_so(tmp_path: Path, cl
         assert words in out and ("schedule spans the budget" in out) is bool(words)
 
 
+def test_data_that_are_others_by_now_are_named(tmp_path: Path, cli: Command):
+    data = Path("said.jsonl")
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "completion": str(i + 1)}) + "\n" for i in range(4)))
+    flags = ["--model", "tiny", "--task", data, "--batch-size", "2", "--eval-episodes", "2"]
+    good(cli("train", "sft", *flags, "--iterations", "2", "--out", "run"))
+    assert "not to the bit" not in good(cli("resume", "run", "--iterations", "3")).out
+    data.write_text(data.read_text().replace("3+1=", "5+1="))
+    assert "not to the bit what it would have been: said.jsonl " in good(cli("resume", "run", "--iterations", "4")).out
+
+
 def test_a_run_without_a_checkpoint_is_an_error(trained: Path, tmp_path: Path, cli: Command):
     assert "there is no such folder" in bad(cli("resume", "nowhere"))
     config().run(Output(out=tmp_path / "run", quiet=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -100,15 +101,30 @@ def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
 # ------------------------------------------------------------------------------------------- what is around the loop
 
 
-def surroundings() -> dict[str, Any]:
-    """What a number depends on besides the run: versions, the processor's capabilities, threads."""
+def surroundings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a number depends on besides the run: versions, the processor's capabilities, threads, what is in the files of its settings."""
     computing = {name: version_of(name) for name in COMPUTING}
+    data = {str(value): digest(Path(value)) for value in settings.values() if isinstance(value, str | Path) and is_file(value)}
     return {
+        **data,
         **versions(),
         **{name: version for name, version in computing.items() if version is not None},
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def is_file(name: str | Path) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
+
+
+def digest(path: Path) -> str:
+    """The beginning of the SHA-256 of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def version_of(package: str) -> str | None:

@@ -88,7 +88,7 @@ class Session:
         self.world = self.config.prepare()
         self.config = self.world.config
         with one_thread(self.world.policy):
-            self.surroundings = surroundings()
+            self.surroundings = surroundings(flat(self.world.recorded()))
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
             self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
