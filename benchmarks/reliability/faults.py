@@ -120,7 +120,7 @@ def rewards() -> Iterator[Case]:
             yield case(name, STOPPED, "reward planted:reward_")
         yield case("abstains", STOPPED, "said None")
         yield case("clears", SURVIVED)
-        yield case("recursion", STOPPED, "RecursionError")
+        yield case("recursion", STOPPED, "reward planted:reward_recursion")
         yield case("elsewhere", SURVIVED)
         if flags:
             for name in ("hangs", "backtracks", "never"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -504,3 +505,50 @@ def test_a_time_out_that_nothing_can_keep_is_refused_wherever_it_is_said(cli: Co
                 RunConfig.of("ppo", "CartPole-v1", **settings)
         else:
             RunConfig.of("ppo", "CartPole-v1", **settings)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["train", "reinforce", "CartPole-v1", "--num-episodes", "1e12"], "num_episodes: expected an integer ≥ 1 and at most 1,000,000"),
+        (["train", "trpo", "CartPole-v1", "--num-cg-steps", "1e9"], "num_cg_steps: expected an integer ≥ 1 and at most 1,000,000"),
+        ([*PPO, "--reward-scale", "1e-300"], "reward_scale: expected a number from 1e-15 to 1e+15, found 1e-300"),
+        ([*PPO, "--max-restarts", "-1"], "max_restarts: expected an integer ≥ 0, found -1"),
+        ([*PPO, "--surrogate", "faulty:walk"], "surrogate faulty:walk: it takes ("),
+        ([*PPO, "--logger", "faulty:broken"], "logger faulty:broken: it takes () -> 'Walk', and is called with (row)"),
+        ([*PPO, "--features", "a" * 5000], f"{'a' * 79}… (500"),
+        ([*PPO, "--out", "a\0b"], "a null character"),
+        (["play", "run", "--out", "file/a.gif"], "--out: the folder for file/a.gif cannot be made: a file is in the way"),
+        (["plot", "run", "--out", "file/a.png"], "--out: the folder for file/a.png cannot be made: a file is in the way"),
+        (["replay", "run", "--iteration", "1", "--out", "run"], "--out: run is a folder; name a file"),
+        (["variance", "CartPole-v1", "--group-size", "-1"], "--group-size: expected an integer from 1 to"),
+        (["verify-resume", "ppo", "Nowhere-v0"], "unknown environment 'Nowhere-v0'"),
+    ],
+    ids=lambda words: " ".join(words[-2:])[:40] if isinstance(words, list) else None,
+)
+def test_nothing_is_left_of_what_cannot_be(cli: Command, trained: Path, words: list[str], expected: str):
+    Path("file").write_text("mine")
+    if "run" in words:
+        shutil.copytree(trained, "run")
+    before = sorted(Path().rglob("*"))
+    answer = cli(*words)
+    assert answer.code == 2 and expected in one_line(answer.err), answer
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_may_not_be_read_is_not_called_damaged(cli: Command, copied: Path, monkeypatch: pytest.MonkeyPatch):
+    read = Path.read_text
+
+    def refuses(self: Path, *arguments: object, **options: object) -> str:
+        if self.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", refuses)
+    answer = cli("resume", copied)
+    assert answer.code == 2 and "config.json cannot be read: Permission denied" in one_line(answer.err), answer
+
+
+def test_a_setting_that_a_policy_s_description_lacks(cli: Command, copied: Path):
+    edit(copied / "policy.json", activation="remove")
+    assert "'activation' is missing" in one_line(cli("evaluate", copied).err)

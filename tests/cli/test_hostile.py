@@ -68,7 +68,7 @@ def linked(name: str, to: str = "../home/secret") -> Plant:
         target = path.parent / to
         if path.is_dir():
             shutil.move(path, target)
-        elif path.exists():
+        elif path.exists() and not target.exists():
             shutil.copy(path, target)
         path.unlink(missing_ok=True)
         path.symlink_to(to)
@@ -82,6 +82,34 @@ def pipe(name: str) -> Plant:
     def plant(folder: Path) -> None:
         (folder / "stranger" / name).unlink()
         os.mkfifo(folder / "stranger" / name)
+
+    return plant
+
+
+def sparse(name: str, size: int, start: bytes = b"") -> Plant:
+    """A file that is large and takes no room: zeros behind its ``start``, or behind what it holds."""
+
+    def plant(folder: Path) -> None:
+        path = folder / "stranger" / name
+        if start:
+            path.write_bytes(start)
+        os.truncate(path, size)
+
+    return plant
+
+
+def header(**tensors: Any) -> bytes:
+    """The beginning of a safetensors file, without a tensor."""
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def in_its_place(name: str) -> Plant:
+    """A folder with a file's name."""
+
+    def plant(folder: Path) -> None:
+        (folder / "stranger" / name).unlink()
+        (folder / "stranger" / name).mkdir()
 
     return plant
 
@@ -102,6 +130,7 @@ def text_config(algorithm: str, /, **values: Any) -> tuple[Plant, list[str]]:
 
 EVALUATE, PLAY = ["evaluate", "stranger", "--episodes", "1"], ["play", "stranger", "--out", "p.gif", "--max-steps", "3"]
 RECORD, INIT = ["record", "stranger", "--steps", "8", "--out", "s.safetensors"], [*PPO, "--init", "stranger"]
+RESUME = ["resume", "stranger", "--total-steps", "256"]
 GYM = changed(
     "config.json",
     "env_id",
@@ -165,6 +194,28 @@ CASES: dict[str, tuple[tuple[Plant, list[str]], str]] = {
     "metrics elsewhere": ((linked("metrics.jsonl"), ["plot", "stranger"]), "a link that leads out of the folder"),
     "a pipe for metrics": ((pipe("metrics.jsonl"), ["plot", "stranger"]), "not a file"),
     "a pipe for a policy": ((pipe("policy.safetensors"), EVALUATE), "not a file"),
+    "a header of a terabyte": (
+        (replaced("policy.safetensors", (2**40).to_bytes(8, "little") + b"{}"), EVALUATE),
+        "policy.safetensors is damaged",
+    ),
+    "a header that is no JSON": ((replaced("policy.safetensors", (9).to_bytes(8, "little") + b"[" * 9), EVALUATE), "is damaged"),
+    "tensors larger than the file": (
+        (replaced("policy.safetensors", header(x={"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]})), EVALUATE),
+        "is damaged",
+    ),
+    "tensors that nobody asked for": ((sparse("policy.safetensors", 2**33), EVALUATE), "policy.safetensors is damaged: it has 8,589,934"),
+    "a network larger than its weights": (
+        (changed("policy.json", "hidden_sizes", value=[60_000, 60_000]), EVALUATE),
+        "policy.json is damaged: it describes a network",
+    ),
+    "settings of eight gigabytes": ((sparse("config.json", 2**33, b"{}"), EVALUATE), "config.json is damaged: it has 8,589,934,592 bytes"),
+    "a description of eight gigabytes": ((sparse("policy.json", 2**33, b"{}"), PLAY), "policy.json is damaged: it has 8,589,934,592 bytes"),
+    "a device for metrics": ((linked("metrics.jsonl", "/dev/zero"), ["plot", "stranger"]), "a link that leads out of the folder"),
+    "a device for a policy": ((linked("policy.safetensors", "/dev/zero"), EVALUATE), "a link that leads out of the folder"),
+    "a folder for a policy": ((in_its_place("policy.safetensors"), EVALUATE), "not a file"),
+    "checkpoints elsewhere": ((linked("checkpoints", "../home/checkpoints"), RESUME), "checkpoints: this is a link"),
+    "a lock elsewhere": ((linked(".lock"), RESUME), "link"),
+    "rows that are written elsewhere": ((linked("metrics.jsonl"), RESUME), "link"),
     "a pipe for settings": ((pipe("config.json"), EVALUATE), "not a file"),
 }
 
@@ -172,7 +223,9 @@ CASES: dict[str, tuple[tuple[Plant, list[str]], str]] = {
 def tree(folder: Path) -> dict[str, tuple[bytes, str]]:
     """Content and link target of everything in a folder."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_symlink() or p.is_file()]
-    return {str(p): (p.read_bytes() if p.is_file() else b"", os.readlink(p) if p.is_symlink() else "") for p in paths}
+    large = {p for p in paths if p.is_file() and p.stat().st_size > 1 << 28}
+    contents = {p: b"" if p in large or not p.is_file() else p.read_bytes() for p in paths}
+    return {str(p): (contents[p], os.readlink(p) if p.is_symlink() else str(p.stat().st_size)) for p in paths}
 
 
 @pytest.fixture
@@ -340,6 +393,7 @@ CODE = replaced("modeling_evil.py", b"import pathlib\npathlib.Path('executed').t
 AUTO = {"AutoConfig": "modeling_evil.Config", "AutoModelForCausalLM": "modeling_evil.Model", "AutoTokenizer": ["modeling_evil.T", None]}
 ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch executed') }}"
 ATTRIBUTES = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 ADAPTER = merged(
     "adapter_config.json", peft_type="LORA", base_model_name_or_path="stranger", megatron_config={"a": 1}, megatron_core="evil",
     target_modules=["q_proj"], r=2, auto_mapping={"parent_library": "evil", "base_model_class": "E"},
@@ -359,6 +413,13 @@ MODELS: dict[str, tuple[Plant, str | None]] = {
     ),
     "pickled weights beside plain ones": (torch_file("pytorch_model.bin"), None),
     "an adapter that imports": (ADAPTER, "cannot be loaded"),
+    "a template without end": (merged("tokenizer_config.json", chat_template=ENDLESS), "chat template"),
+    "a template of a terabyte": (merged("tokenizer_config.json", chat_template="{{ 'a' * 10**12 }}"), "chat template"),
+    "weights that an index looks for elsewhere": (
+        both(linked("model.safetensors"), merged("model.safetensors.index.json", weight_map={"a": "../home/secret"})),
+        "cannot be loaded",
+    ),
+    "weights that are no weights, elsewhere": (linked("model.safetensors"), "cannot be loaded"),
     "pickled value head": (torch_file("value_head.safetensors"), None),
 }
 

@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/reliability, a few of their cases: killed runs, damaged checkpoints, the same seed in other processes."""
+"""The scripts in benchmarks/reliability, a few cases of each; those of ``hostile_files.py`` are all in :mod:`tests.cli.test_hostile`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ KILLED = ["--only", "ppo", "--points", "half a line", "half removed", "between c
         ("kill_points.py", KILLED, "3 of 3"),
         ("damaged_checkpoints.py", ["--count", "40"], "45 of 45"),
         ("same_seed.py", ["--only", "sarsa", "--processes", "2"], "2 of 2"),
+        ("faults.py", ["--only", "worker: dies, once", "own process: elsewhere", "reward, process: dies_once"], "3 of 3"),
+        ("bad_input.py", ["--only", "a setting that cannot be", "a policy that cannot be", "--count", "30", "--fresh", "0"], "30 of 30"),
+        ("signals.py", ["--only", "TERM at a step, twice: a2c", "HUP at a step: sarsa"], "2 of 2"),
+        ("environment.py", ["--only", "locale: ascii", "locale: stdout full", "locale: a folder that is gone"], "3 of 3"),
     ],
 )
 def test_all_of_some_cases_are_right(script: str, words: list[str], expected: str, tmp_path: Path):

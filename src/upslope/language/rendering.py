@@ -25,6 +25,7 @@ from typing import Any
 from upslope.errors import UsageError, require
 from upslope.language import tokens
 from upslope.language.checks import Prompt
+from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 from upslope.language.tokens import Turn, answered, check_prompt, is_begun, turn_of, without, without_empty_turn
 
 
@@ -116,7 +117,9 @@ class Rendering:
         apply = partial(self.tokenizer.apply_chat_template, tokenize=False, **options)
         batch = [list(talk) for talk in talks]
         try:
-            return apply(batch)
+            return in_time(partial(apply, batch), TEMPLATE_SECONDS + len(batch))
+        except TookTooLong:
+            raise UsageError(f"{places[0]}: the model's chat template took more than {TEMPLATE_SECONDS:g} s; it has no end") from None
         except Exception as error:
             raise tokens.refused(apply, batch, places, "the model's chat template refuses these messages", error) from error
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tokenizers import models, pre_tokenizers
 
 from upslope.errors import UsageError
+from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 
 
 def surroundings(tokenizer: Any, added: Mapping[int, str]) -> tuple[list[int], list[int]]:
@@ -94,9 +96,12 @@ def turn_of(tokenizer: Any) -> Turn:
     if not tokenizer.chat_template:
         return Turn()
     asked = [{"role": "user", "content": "x"}]
+    apply = partial(tokenizer.apply_chat_template, tokenize=False)
     try:
-        before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": SAID}], tokenize=False)
+        before = in_time(partial(apply, asked, add_generation_prompt=True), TEMPLATE_SECONDS)
+        whole = in_time(partial(apply, [*asked, {"role": "assistant", "content": SAID}]), TEMPLATE_SECONDS)
+    except TookTooLong:
+        raise UsageError(f"tokenizer: its chat template took more than {TEMPLATE_SECONDS:g} s for a word; it has no end") from None
     except Exception:  # what it refuses is said where it is used
         return Turn()
     head, found, closing = whole.rpartition(SAID)

@@ -7,6 +7,7 @@ Nothing in a run folder is ever executed: JSON and safetensors only, and an envi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,6 +23,10 @@ from upslope.run.saving import progress_words
 
 PROGRESS = "progress.json"
 """In the folder of a language model, how far it is; in the control world this stands in the header of the weights."""
+
+
+MAX_JSON_BYTES, MAX_ROWS_BYTES, MAX_HEADER_BYTES = 1 << 26, 1 << 31, 1 << 24
+"""What a file of settings, one of rows, and the header of tensors have at most."""
 
 
 class NoCheckpoint(UsageError):
@@ -97,7 +102,8 @@ class Run:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
-        lines = read_text(path).split("\n") if path.exists() else []  # a complete file ends with a newline, so the last piece is empty
+        text = read_text(path, MAX_ROWS_BYTES) if path.exists() else ""
+        lines = text.split("\n") if text else []  # a complete file ends with a newline, so the last piece is empty
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
@@ -172,7 +178,9 @@ class Run:
             return language_policy(folder, self.config["policy"])
         path, weights = self.path / "policy.json", self.path / f"{name}.safetensors"
         description = read_json(path, versioned=True)
-        state = read_safetensors(weights)
+        require(weights.exists(), f"run folder {self.path}: it has no {weights.name}")
+        check_inside(weights)
+        check_network(path, description, weights.stat().st_size)
         from upslope.control.policy import policy_from_description  # loads Gymnasium
 
         del description["format_version"]
@@ -180,8 +188,20 @@ class Run:
             policy = policy_from_description(description)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # UsageError is a ValueError
             raise damaged(path, f"it does not describe a policy ({error})") from error
+        described = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
+        check_size(weights, 2 * described + MAX_HEADER_BYTES)  # tensors of another policy are named by load_state
+        state = read_safetensors(weights)
         load_state(policy, state, weights)
         return policy.eval().requires_grad_(False)
+
+
+def check_network(path: Path, description: dict[str, Any], size: int) -> None:
+    """Refuse a network that is larger than the file of its weights, before memory is taken for it."""
+    widths = description.get("hidden_sizes")
+    if isinstance(widths, list) and all(type(width) is int for width in cast("list[Any]", widths)):
+        described = 4 * sum(a * b for a, b in itertools.pairwise(cast("list[int]", widths)))
+        if described > max(size, MAX_HEADER_BYTES):  # what is small is read, and named better
+            raise damaged(path, f"it describes a network of {described:,} bytes or more, and its weights have {size:,}")
 
 
 def language_policy(folder: Path, recorded: dict[str, Any]) -> Any:
@@ -205,9 +225,14 @@ def is_model_folder(path: str | Path) -> bool:
     """Whether this is the folder of a Transformers model (a run's ``policy`` for one), not that of a run."""
     file = Path(path) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would be waited for
+        if not file.is_file():  # a pipe would be waited for
+            return False
+        check_size(file, MAX_JSON_BYTES)
+        config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(file, error) from error
+    except UsageError:
+        raise
     except (ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "model_type" in config and "world" not in config
@@ -275,10 +300,17 @@ def read_header(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def read_text(path: Path) -> str:
-    """The text in a file; raises :class:`UsageError` that names the file."""
+def check_size(path: Path, most: int) -> None:
+    """Refuse a file that is larger than what it should hold, before memory is taken for it."""
+    if path.exists() and (size := path.stat().st_size) > most:
+        raise damaged(path, f"it has {size:,} bytes, expected at most {most:,}")
+
+
+def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
+    """The text in a file of at most so many bytes; raises :class:`UsageError` that names the file."""
     try:
         check_inside(path)
+        check_size(path, most)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error
