@@ -52,7 +52,9 @@ class Stubborn(gymnasium.Env):
             os.closerange(3, 256)
             time.sleep(1000)
         if what == "leaves a child":
-            with subprocess.Popen([sys.executable, "-c", f"import os; open({self.pids!r} + '/' + str(os.getpid()), 'w'); input()"]):
+            with subprocess.Popen(
+                [sys.executable, "-c", f"import os, time; open({self.pids!r} + '/' + str(os.getpid()), 'w'); time.sleep(1000)"]
+            ):
                 time.sleep(1000)
         if what == "crashes":
             os.kill(os.getpid(), signal.SIGKILL)
