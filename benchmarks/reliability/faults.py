@@ -80,6 +80,8 @@ def environments() -> Iterator[Case]:
             options = {"fault": fault.__name__, "apart": True}
             yield Case(f"{way}{fault.__name__}, once", words, SURVIVED, "", {**options, "once": True}, restarts=True)
         never = f"{words} --max-restarts 0"
+        child = {"fault": "hangs_with_a_child", "apart": True}
+        yield Case(f"{way}hangs_with_a_child, no restarts", never, STOPPED, "did not answer", child)
         yield Case(f"{way}loses_its_pipes, no restarts", never, STOPPED, "closed its pipe", {"fault": "loses_its_pipes", "apart": True})
         for fault, says in (("hangs", "did not answer within 1.5 s"), ("dies", "ended by itself with exit code 3")):
             for where, code in (("made", REFUSED), ("reset", REFUSED), ("step", STOPPED), ("later reset", STOPPED)):

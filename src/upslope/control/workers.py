@@ -145,14 +145,15 @@ def end(processes: list[Any], owner: int) -> None:
     """Terminate the processes that ``owner`` started and that still run; kill those that do not care."""
     if os.getpid() != owner:
         return
+    interrupted = [process for process in processes if process.is_alive()]
     for stop in (BaseProcess.terminate, BaseProcess.kill):
-        running = [process for process in processes if process.is_alive()]
+        running = [process for process in interrupted if process.is_alive()]
         for process in running:
-            if stop is BaseProcess.kill:
-                kill_group(process.pid)
             stop(process)
         for process in running:
             join(process, 1.0)
+    for process in interrupted:  # what they had started is still there
+        kill_group(process.pid)
 
 
 def join(process: Any, seconds: float) -> None:
