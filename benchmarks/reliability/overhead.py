@@ -41,8 +41,9 @@ PROTOCOL = (
     "policy are added up (perf_counter around both), from the end of the first iteration and its checkpoint on, whose seconds stand "
     "in `first`; `share` is theirs of the run's time, so a busy machine inflates both alike. What takes more than a tenth of a second "
     "comes again only when it is a hundredth of the time since: `bound` is the most that checkpoints and saves may take by that rule. "
-    "growth: a run of ten minutes in a fresh process; resident memory and open files are read every second from /proc. `bytes_a_day`: what metrics.jsonl holds after a day at the run's own rate of iterations, by the rule of which rows are "
-    "kept and the mean length of a row."
+    "growth: a run of ten minutes in a fresh process; resident memory and open files are read every second from /proc. "
+    "`bytes_a_day`: what metrics.jsonl holds after a day at the run's own rate of iterations, by the rule of which rows are kept and the "
+    "mean length of a row."
 )
 
 

@@ -247,7 +247,7 @@ class Clock:
     [
         (1.0, 0.0, [1, 11, 21, 31, 41]),  # ten seconds, counted to the end of the next iteration
         (6.0, 0.0, [1, 2, 3, 4, 5, 6, 7]),  # two iterations would be too much to lose
-        (1.0, 2.0, [1, 39]),  # two seconds of saving in forty
+        (1.0, 0.2, [1, 20, 39]),  # a fifth of a second of saving in twenty
     ],
 )
 def test_when_a_policy_is_saved(monkeypatch: pytest.MonkeyPatch, iteration: float, cost: float, saved: list[int]):
@@ -271,7 +271,7 @@ def test_a_long_iteration_that_may_come_again_is_counted_with(monkeypatch: pytes
         if pace.due():
             ended = clock.now
             with pace.saving():
-                clock.now += 0.2
+                clock.now += 0.05
                 oldest = max(oldest, clock.now - saved_at if number > 20 else 0.0)
             saved_at = ended
     assert 5.0 < oldest <= 10.0

@@ -71,7 +71,7 @@ def test_config_holds_every_setting_and_the_versions(trained: Path):
     assert config["collector"] == {"num_envs": 2, "num_steps": 16}
     assert config["versions"].keys() >= {"upslope", "torch", "gymnasium", "numpy", "python"}
     run = RunConfig.from_config(config)
-    assert run.config() == {key: value for key, value in config.items() if key not in ("format_version", "versions")}
+    assert run.config() == {key: value for key, value in config.items() if key not in ("format_version", "versions", "goal")}
 
 
 def test_default_folders_are_numbered_when_taken(cli: Command):
