@@ -46,7 +46,7 @@ REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENO
 """What the system says of a file or folder that was named and cannot be used."""
 
 LONG_WORD = re.compile(r"\S{400,}")
-LONGEST = 2000
+LONGEST = 1000
 """What no message repeats as a whole; characters of a message."""
 
 HELP = """\
