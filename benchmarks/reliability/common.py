@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +105,7 @@ def said(folder: Path) -> str:
 
 def finish(name: str, records: Sequence[Record], out: Path, *, every: int = 1, **sections: Any) -> int:
     """Write the results, every so many of those that are right, print how many that are, and give the exit code."""
+    records = json.loads(re.sub(rf"{tempfile.gettempdir()}/tmp\w{{8}}", "TEMPORARY", json.dumps(list(records))))
     right = sum(bool(record["right"]) for record in records)
     shown = [record for record in records if not record["right"]] + [record for record in records if record["right"]][::every]
     harness.write(name, [], shown, out, quiet=True, right=right, of=len(records), **sections)
