@@ -340,7 +340,7 @@ RULES = (
     Rule("entropy collapse", entropy_ran_away, ("entropy",)),
     Rule("dead groups", groups_died, ("dead_groups",)),
     Rule("no step accepted", nothing_accepted, ("accepted",)),
-    Rule("advantage without signal", no_signal, ("zero_spread", "episode_return")),
+    Rule("advantage without signal", no_signal, ("zero_spread", "episode_return"), live=False),
     Rule("dead critic", dead_critic, ("explained_variance",), live=False),
     Rule("gradient explosion", gradient_exploded, ("gradient_norm",)),
     Rule("weights that do not move", weights_stand_still, ("weight_change", "weights_moved")),
