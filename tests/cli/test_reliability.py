@@ -29,6 +29,7 @@ KILLED = ["--only", "ppo", "--points", "half a line", "half removed", "between c
         ("faults.py", ["--only", "worker: dies, once", "own process: elsewhere", "reward, process: dies_once"], "3 of 3"),
         ("bad_input.py", ["--only", "a setting that cannot be", "a policy that cannot be", "--count", "30", "--fresh", "0"], "30 of 30"),
         ("signals.py", ["--only", "TERM at a step, twice: a2c", "HUP at a step: sarsa"], "2 of 2"),
+        ("doctor.py", ["--only", "sick", "--kinds", "dead groups", "stale log-probabilities", "--most", "1"], "4 of 4"),
         ("environment.py", ["--only", "locale: ascii", "locale: stdout full", "locale: a folder that is gone"], "3 of 3"),
     ],
 )
