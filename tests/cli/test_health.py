@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def rows(**metrics: list[float]) -> list[dict[str, float]]:
     return [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
 
 
+TENS, THOUSANDS = [10.0 * i for i in range(10)], [10_000.0 * i for i in range(10)]  # every tenth row is kept
 ROOT = Path(__file__).parents[2]
 FLAT = [-1230.0, -1180.0, -1250.0, -1210.0] * 10
 
@@ -84,7 +86,7 @@ WELL = {
         rows(reward_per_step=[1e6] * 40, value_error=[1.0] * 40), (9.0, 9.0), normalize_value=True
     ),
     "longer and better": history(rows(completion_length=[5.0] * 20 + [40.0] * 20, reward=[0.1, 0.2] * 10 + [0.8, 0.9] * 10), (0.1, 0.1)),
-    "all of the data counts": history(rows(effective_sample_size=[900.0] * 10, total_steps=[1000.0 * i for i in range(10)])),
+    "all of the data counts": history(rows(effective_sample_size=[900.0] * 10, total_steps=THOUSANDS, iteration=TENS)),
     "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
 }
 ILL = {
@@ -150,7 +152,7 @@ ILL = {
     ),
     "a sampler that thinks otherwise": (history(rows(mismatch=[0.4] * 10)), "differ by 0.4 nats"),
     "data of another policy": (
-        history(rows(effective_sample_size=[3.0] * 10, total_steps=[1000.0 * i for i in range(10)])),
+        history(rows(effective_sample_size=[3.0] * 10, total_steps=THOUSANDS, iteration=TENS)),
         "importance weights leave 0.30% of the steps with a say",
     ),
     "blind to the end": (history(rows(episode_length=[200.0] * 40), means=(9.0, 9.0), gamma=0.5), "credited with about 2 steps"),
@@ -224,10 +226,55 @@ def test_the_doctor_finds_in_the_folder_what_the_run_said_at_its_end(cli: Comman
     answer = cli("doctor", "run")
     assert answer.code == 1 and "clip saturation: " in answer.out and "for want of a metric: dead groups" in answer.out
     answer = cli("doctor", "run", "--json")
+    Path("runs/report").mkdir(parents=True)
+    Path("runs/report/ladder.json").write_text("{}")
+    assert "left out runs/report: a report" in cli("doctor", "runs/report", "run").err
     found = json.loads(answer.out)
     assert [f"{each['seen']}; {each['change']}" for each in found["findings"]] == summary["warnings"]
     Path("run/summary.json").unlink()  # as if it were still running
     assert "still running, or was killed" in cli("doctor", "run").out
+
+
+@pytest.mark.parametrize(
+    "found, put",
+    [('"total_steps": 1', '"total_steps": 1e400'), ('"iterations": ', '"iterations": "many", "i": '), ('"goal": 475.0', '"goal": "all"')],
+)
+def test_numbers_that_are_none_are_damage(found: str, put: str, cli: Command, trained: Path):
+    shutil.copytree(trained, "odd")
+    for path in (Path("odd/summary.json"), Path("odd/config.json")):
+        path.write_text(path.read_text().replace(found, put, 1))
+    answer = cli("doctor", "odd")
+    assert answer.code == 2 and answer.out == "" and answer.err.startswith("upslope: odd is damaged: its numbers are not"), answer
+
+
+def test_what_is_not_finite_is_nothing_in_memory_and_on_disk(cli: Command):
+    """FrozenLake's first returns are all equal, so the critic's explained variance is no number."""
+    flags = [
+        "--env-kwargs",
+        '{"is_slippery": false}',
+        "--num-envs",
+        "2",
+        "--num-episodes",
+        "2",
+        "--total-steps",
+        "900",
+        "--eval-episodes",
+        "2",
+    ]
+    good(cli("train", "reinforce", "FrozenLake-v1", *flags, "--out", "run", "--quiet"))
+    summary = json.loads(Path("run/summary.json").read_text())
+    found = json.loads(cli("doctor", "run", "--json").out)["findings"]
+    assert not any("nan" in words for words in summary["warnings"])
+    assert [f"{each['seen']}; {each['change']}" for each in found] == summary["warnings"]
+
+
+def test_a_run_at_its_goal_without_evaluations_on_the_way_is_well(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    """Its groups are all alike, as in any run that is perfect."""
+    monkeypatch.setattr("upslope.run.control.known_goal", lambda *_, **__: 9.0)
+    flags = ["--group-size", "2", "--num-groups", "1", "--total-steps", "400", "--eval-every", "0", "--eval-episodes", "2"]
+    good(cli("train", "grpo", "faulty:walk", *flags, "--out", "run", "--quiet"))
+    assert json.loads(Path("run/summary.json").read_text())["warnings"] == []
+    assert cli("doctor", "run").code == 0
 
 
 def test_the_doctor_has_nothing_to_say_of_a_run_that_is_well(cli: Command, trained: Path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import SWITCH, Flag
-from upslope.run.doctor import diagnose
+from upslope.cli.plot import is_report
+from upslope.run.doctor import Diagnosis, diagnose
 from upslope.run.load import Run
 
 FLAGS = (Flag("json", SWITCH, False, "print one JSON object for each run and nothing else"),)
@@ -28,8 +31,12 @@ goes on and in its last lines. Exit code 0: nothing is found, 1: something is.
 
 def examine(plain: list[str], given: dict[str, Any]) -> int:
     """Report on each run."""
-    found = [diagnose(Run.load(folder)) for folder in plain]
-    for diagnosis in found:
+    found: list[Diagnosis] = []
+    for folder in plain:
+        if len(plain) > 1 and is_report(Path(folder)):
+            print(f"left out {folder}: a report, not a run", file=sys.stderr)
+            continue
+        found.append(diagnosis := diagnose(Run.load(folder)))
         print(json.dumps(diagnosis.as_json(), ensure_ascii=False) if given["json"] else "\n".join(diagnosis.words()))
     return 1 if any(diagnosis.found for diagnosis in found) else 0
 

@@ -6,16 +6,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from upslope.errors import UsageError, describe_error
 from upslope.run.evaluations import Point
 from upslope.run.health import Finding, findings, flat, not_checked
 from upslope.run.history import History
-from upslope.run.load import Run, read_json
+from upslope.run.load import Run, damaged, read_json
 
 MEANS = {"control": ("evaluation_return", "return_mean"), "language": ("evaluation_accuracy", "accuracy")}
 """What policies are compared by, in a row and in the summary."""
 REWARDS = ("evaluation_reward", "reward_mean")
 """The same of a language task whose answers are not right or wrong."""
-OF_EVALUATION = {"evaluation_std": 0.0, "evaluation_episodes": 20.0}
+OF_EVALUATION = {"evaluation_std": math.inf, "evaluation_episodes": 20.0}
 """What a row says of its evaluation, and what stands for it in runs from before it did."""
 
 
@@ -32,7 +33,9 @@ class Diagnosis:
         """The run in a line, then two for each finding."""
         summary, rows = self.run.summary, self.history.rows
         how = "no summary: it is still running, or was killed" if summary is None else summary.get("status", "finished")
-        steps = f"{int(rows[-1].get('total_steps', 0)):,} steps in {len(rows):,} iterations" if rows else "no iteration"
+        last: dict[str, Any] = dict(summary or (rows[-1] if rows else {}))
+        last.setdefault("iterations", last.get("iteration"))
+        steps = f"{int(last['total_steps']):,} steps in {int(last['iterations']):,} iterations" if last else "no iteration"
         lines = [f"{self.run.path}: {self.run.algorithm} on {self.run.env_id}, {steps} ({how})"]
         for finding in self.found:
             lines += [f"  {finding.rule}: {finding.seen}", f"    {finding.change}"]
@@ -49,8 +52,15 @@ def diagnose(run: Run) -> Diagnosis:
     Raises:
         UsageError: the folder is damaged.
     """
-    history = history_of(run)
-    return Diagnosis(run, history, findings(history, live=run.summary is None), not_checked(history))
+    try:
+        history = history_of(run)
+        diagnosis = Diagnosis(run, history, findings(history), not_checked(history))
+        diagnosis.words()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise damaged(run.path, f"its numbers are not those of a run ({describe_error(error)})") from error
+    return diagnosis
 
 
 def history_of(run: Run) -> History:
@@ -58,8 +68,8 @@ def history_of(run: Run) -> History:
     in_row, in_summary = MEANS[run.world]
     if run.world == "language" and summary.get(in_summary) is None and not any(in_row in row for row in rows):
         in_row, in_summary = REWARDS
-    points = [point(row, row[in_row], **OF_EVALUATION | row) for row in rows if row.get(in_row) is not None]
-    final, mean = points[-1] if points and not summary else None, summary.get(in_summary)
+    points = [point(row, row[in_row]) for row in rows if row.get(in_row) is not None]
+    final, mean = points[-1] if points else None, summary.get(in_summary)
     if mean is not None:
         final = Point(int(summary["total_steps"]), mean, std_of(run, mean), int(summary["episodes"]))
         points.append(final)
@@ -69,14 +79,15 @@ def history_of(run: Run) -> History:
     return History(rows, [*start, *points], final, goal_of(run, final), action_dims(run), flat(run.config), error)
 
 
-def point(row: dict[str, Any], mean: float, *, evaluation_std: float, evaluation_episodes: float, **_: Any) -> Point:
-    return Point(int(row.get("total_steps", 0)), mean, evaluation_std, int(evaluation_episodes))
+def point(row: dict[str, Any], mean: float) -> Point:
+    said = OF_EVALUATION | {name: row[name] for name in OF_EVALUATION if row.get(name) is not None}
+    return Point(int(row["total_steps"]), mean, said["evaluation_std"], int(said["evaluation_episodes"]))
 
 
 def std_of(run: Run, mean: float) -> float:
     """Of the final evaluation's episodes."""
-    if run.world == "language":
-        return math.sqrt(max(mean * (1 - mean), 0.0))
+    if run.world == "language":  # of rewards it is not known
+        return math.inf if (run.summary or {}).get("accuracy") is None else math.sqrt(mean * (1 - mean))
     return float((run.summary or {}).get("return_std") or 0.0)
 
 

@@ -2,7 +2,7 @@
 
 Each rule is a pure function of a :class:`~upslope.run.history.History`. A run that reached its goal is told nothing about entropies and
 groups: a deterministic policy and groups without spread are what success looks like, too. Every finding shows what was seen and names a
-change to try; how often they are right is measured by ``benchmarks/doctor.py``.
+change to try; how often they are right is measured by ``benchmarks/reliability/doctor.py``.
 """
 
 from __future__ import annotations
@@ -150,7 +150,10 @@ def effective(history: History) -> list[tuple[float, float]]:
     """Effective sample size and number of steps of each iteration."""
     rows = [row for row in history.rows if row.get("effective_sample_size") is not None]
     recorded = history.settings.get("num_rows")
-    lengths = [recorded or later["total_steps"] - row["total_steps"] for row, later in itertools.pairwise(rows)]
+    lengths = [
+        recorded or (later["total_steps"] - row["total_steps"]) / (later["iteration"] - row["iteration"])  # not every row is kept
+        for row, later in itertools.pairwise(rows)
+    ]
     return [(row["effective_sample_size"], steps) for row, steps in zip(rows[1:], lengths, strict=False)]
 
 
@@ -253,7 +256,7 @@ def dead_critic(history: History) -> Found:
 
 def gradient_exploded(history: History) -> Found:
     skipped = sum(history.values("skipped_steps"))
-    if skipped:
+    if skipped > max(1.0, 0.01 * len(history.rows)):
         seen = f"{skipped:,.0f} gradient steps were not finite and were skipped"
         return seen, "try a smaller --learning-rate, --normalize-reward, or a reward and observations without overflow"
     late = history.in_vain("gradient_norm")
@@ -350,6 +353,7 @@ RULES = (
     Rule("nothing learned", nothing_learned, live=False, last=True),
 )
 READ = {
+    "iteration",
     "approx_kl",
     "kl",
     "improvement",

@@ -66,7 +66,8 @@ class Language(World[LanguagePolicy]):
         pairs, task = getattr(self.config.collector, "pairs", None), self.config.problem.task or "nothing"
         self.target = pairs.stem if pairs is not None else Path(task).stem if task.endswith(".jsonl") else task
         self.budget = {"iterations": self.settings.iterations}
-        self.good = GOOD if self.settings.until_accuracy is None else self.settings.until_accuracy
+        measured = self.task is not None and self.task.correct is not None
+        self.good = (GOOD if measured else None) if self.settings.until_accuracy is None else self.settings.until_accuracy
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,7 +306,7 @@ def evaluated(result: LanguageResult) -> Evaluated:
     row = {"evaluation_reward": result.reward_mean, "evaluation_accuracy": accuracy}
     return Evaluated(
         mean=result.reward_mean if accuracy is None else accuracy,
-        std=0.0 if accuracy is None else math.sqrt(accuracy * (1 - accuracy)),
+        std=math.inf if accuracy is None else math.sqrt(accuracy * (1 - accuracy)),  # of rewards it is not known
         episodes=result.episodes,
         row={name: value for name, value in row.items() if value is not None},
         headline={name: getattr(result, name) for name in (*NOTHING_ANSWERED, "episodes")}

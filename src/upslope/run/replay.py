@@ -121,7 +121,8 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
     if iteration is None and capsule is not None:
         iteration = capsule["iteration"]
     rows: dict[int, State] = {row["iteration"]: row for row in run.metrics() if isinstance(row.get("iteration"), int)}
-    last = max(*rows, (run.summary or {}).get("iterations", 0), 0, 0)
+    kept = newest(run.path)
+    last = max(*rows, (run.summary or {}).get("iterations", 0), 0 if kept is None else kept.state["run"]["iteration"], 0)
     if iteration is None or not (1 <= iteration <= last or (capsule is not None and iteration == capsule["iteration"])):
         raise UsageError(f"iteration: expected one of this run's iterations, 1 to {last:,}, found {iteration}")
     found = newest(run.path, before=iteration)

@@ -16,7 +16,7 @@ from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
 from upslope.run.evaluations import Failures, Point
-from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, is_kept, versions
+from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite, is_kept, versions
 from upslope.run.health import WATCHED, flat, restarts_of, warnings_of
 from upslope.run.history import History
 from upslope.run.load import Run
@@ -198,8 +198,9 @@ class Session:
             self.folder.append("metrics.jsonl", [row])
         if episodes:
             history = self._history(self.points[-1] if self.points else None)
-            for words in self.watch.look(history, state.fraction):
-                self.note(words)
+            with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):  # said at the end
+                for words in self.watch.look(history, state.fraction):
+                    self.note(words)
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
@@ -211,7 +212,7 @@ class Session:
         return self.reached or self.stopped
 
     def _remember_row(self, row: Mapping[str, Any]) -> None:
-        self.rows.append({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row})
+        self.rows.append(finite({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row}))
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
@@ -231,7 +232,7 @@ class Session:
     def _keep_best(self, result: Evaluated) -> None:
         """Remember an evaluation, and the policy where none was better."""
         point = result.point(self.trained.get("total_steps", 0))
-        if point is None:
+        if point is None or not math.isfinite(point.mean):
             return
         if not self.points or point.mean > max(earlier.mean for earlier in self.points):
             self._save("best_policy")
@@ -286,6 +287,8 @@ class Session:
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started
             state |= {"files": sizes(self.folder.path), "checksums": dict(self.folder.checksums), "surroundings": self.surroundings}
             write(self.folder.path, self.state.iteration, state)
+        except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
+            self.note(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
         except (UsageError, TypeError) as why:
             self.not_resumable = f"this run cannot be resumed: {why}"
             self.faults.append(self.not_resumable)
@@ -375,12 +378,17 @@ class Session:
 
     def _warnings(self, result: Evaluated | None) -> list[str]:
         """What did not go well; of a run that was ended before its last evaluation, what its metrics say."""
-        history = self._history(self.points[-1] if self.points and result is not None else None)
-        return [*self.failures.warnings(), *self.faults, *restarts_of(self.rows), *warnings_of(history)]
+        final = None if result is None else result.point(self.trained.get("total_steps", 0))
+        said = [*self.failures.warnings(), *self.faults, *restarts_of(self.rows)]
+        try:
+            return [*said, *warnings_of(self._history(final or (self.points[-1] if self.points else None)))]
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # metrics of anyone's own
+            return [*said, f"its metrics cannot be judged: {describe_error(error)}"]
 
     def _history(self, final: Point | None) -> History:
         goal = final.mean if self.reached and final is not None else self.world.good  # as the evaluations before it have said
-        return History(self.rows, [*self.start, *self.points], final, goal, self.world.action_dims, flat(self.recorded_config))
+        points = [*self.start, *self.points, *([final] if final is not None and final not in self.points else [])]
+        return History(self.rows, points, final, goal, self.world.action_dims, flat(self.recorded_config))
 
     @property
     def exit_code(self) -> int:

@@ -47,4 +47,5 @@ class Watch:
         return {"before": list(self.before), "said": self.said}
 
     def load_state_dict(self, state: State) -> None:
-        self.before, self.said = state["before"], list(state["said"])
+        self.before = [old.to(now.device) for old, now in zip(state["before"], self.samples(), strict=True)]
+        self.said = list(state["said"])
