@@ -17,6 +17,7 @@ import pytest
 from tests.children import python
 from tests.cli.conftest import Answer, Command, good
 from upslope import Run
+from upslope.control.guard import Misbehaved
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
 from upslope.run.control import Control
@@ -207,6 +208,39 @@ def test_two_processes_never_write_to_one_folder(tmp_path: Path):
     with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing there"):
         chosen.session(Output(quiet=True), resumed=tmp_path / "run").run()
     assert len(rows(tmp_path / "run")) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only what is forked has the descriptors of its parent")
+def test_what_a_run_leaves_behind_does_not_keep_its_folder_locked(tmp_path: Path):
+    heard, tell = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            os.write(tell, b".")
+            time.sleep(60)
+            os._exit(0)
+        os.read(heard, 1)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_process_that_died_since_its_last_step_costs_a_checkpoint_and_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    state_dict, calls = Control.state_dict, []
+
+    def once(self: Control):
+        calls.append(self)
+        if len(calls) == 3:
+            raise Misbehaved(": worker 1 (of 2, from 0) ended by itself")
+        return state_dict(self)
+
+    monkeypatch.setattr(Control, "state_dict", once)
+    found = config().run(Output(out=tmp_path / "run", checkpoint_every=0.0))
+    assert found.summary is not None and found.summary["status"] == "finished" and not found.summary["warnings"]
+    assert "no checkpoint after iteration 3: : worker 1" in capsys.readouterr().out and newest(tmp_path / "run") is not None
 
 
 def test_modules_are_named_again(tmp_path: Path, cli: Command):

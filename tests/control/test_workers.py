@@ -18,6 +18,7 @@ from gymnasium import spaces
 
 from tests.children import python
 from upslope import RunFault, UsageError, control
+from upslope.control.evaluate import Evaluator
 from upslope.control.workers import end
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are ended the POSIX way")
@@ -92,10 +93,11 @@ class OwnError(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def workers(fault: str, max_restarts: int = 0, **options):
+def workers(fault: str, max_restarts: int = 0, limit: int | None = None, **options):
     timeout = 1.5 if fault.endswith(("hangs", "ignores", "child")) else 60.0
     kwargs = {"fault": fault, "parent": os.getpid(), **options}
-    return control.make(Stubborn, 2, vectorization="async", step_timeout=timeout, max_restarts=max_restarts, env_kwargs=kwargs)
+    limits = {"step_timeout": timeout, "max_restarts": max_restarts, "max_episode_steps": limit}
+    return control.make(Stubborn, 2, vectorization="async", env_kwargs=kwargs, **limits)
 
 
 FAULTS = {
@@ -159,6 +161,10 @@ def test_a_worker_that_died_is_started_anew_and_its_episode_is_cut_off(tmp_path)
         state = envs.state_dict()
         envs.load_state_dict(state)
         assert envs.begun_anew == ""
+    with workers("", max_restarts=1) as others:
+        others.reset(seed=3)
+        others.load_state_dict(state)  # the seeds of later restarts follow from their number
+        assert others.begun_anew == "" and others.restarts == 1 and others.vector.unwrapped.restart_state() == state["workers"]
 
 
 def test_what_is_no_accident_is_a_fault_after_a_few_restarts():
@@ -184,6 +190,13 @@ def test_means_leave_out_an_episode_that_was_cut_off(tmp_path):
     with workers("step dies once", max_restarts=1, pids=str(tmp_path)) as envs, pytest.warns(UserWarning, match="started anew"):
         rollout = control.Steps(envs, 4)(policy_of(envs, seed=0))
     assert rollout.truncated.sum() == 1 and rollout.metrics["num_episodes"] == 0.0 and "episode_return" not in rollout.metrics
+
+
+def test_an_evaluation_begins_an_episode_again_that_was_cut_off(tmp_path):
+    """As far as the time of an episode reaches: it counts with what it has, and as one that did not end."""
+    with workers("step dies once", max_restarts=1, limit=5, pids=str(tmp_path)) as envs, pytest.warns(UserWarning, match="started anew"):
+        result = Evaluator(envs, episodes=2, seed=0)(control.MLPPolicy.for_envs(envs, seed=0))
+    assert np.isfinite(result.return_mean) and (result.episodes, result.episodes_ended) == (2, 1)
 
 
 def test_closing_does_not_wait_for_ever(monkeypatch, capfd):

@@ -155,12 +155,15 @@ class Envs:
 
     def state_dict(self) -> State:
         names = ("observation", "action_mask", "_returns", "first_step", "_resetting")
-        return {**{name: getattr(self, name) for name in names}, "vector": vector_state(self.vector)}
+        workers = self.vector.unwrapped.restart_state() if isinstance(self.vector.unwrapped, Workers) else None
+        return {**{name: getattr(self, name) for name in names}, "vector": vector_state(self.vector), "workers": workers}
 
     def load_state_dict(self, state: State) -> None:
         """Go on where another one was; where its environments cannot be brought there, ``begun_anew`` says why, and they are reset."""
         if state["observation"] is None:
             return
+        if isinstance(workers := self.vector.unwrapped, Workers) and state["workers"] is not None:
+            workers.load_restart_state(state["workers"])
         observation = trees.by_space(self.observation_space, state["observation"])  # of JSON, which has no tuples
         try:
             restore_vector(self.vector, state["vector"], state["_resetting"], observation)
@@ -170,7 +173,7 @@ class Envs:
             self.observation, self.action_mask, self._resetting = None, None, None
             return
         for name, value in state.items():
-            if name not in ("observation", "vector"):
+            if name not in ("observation", "vector", "workers"):
                 setattr(self, name, value)
         self.observation = observation
 

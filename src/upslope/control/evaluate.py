@@ -169,7 +169,7 @@ class Evaluator:
             step = envs.step(self._act(player) if tape is None or envs.action_mask is not None else self._act_on_tape(player, tape))
             if step.finished:
                 for index, item in zip(np.flatnonzero(step.terminated | step.truncated).tolist(), step.finished, strict=True):
-                    if index < wanted:
+                    if index < wanted and item[0] == item[0]:  # one that was cut off, for its process was lost, begins again
                         first.setdefault(index, Played(*item, ended=True))
                 if len(first) == wanted:
                     break

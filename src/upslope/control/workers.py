@@ -99,6 +99,15 @@ class Workers(AsyncVectorEnv):
         self.processes[index] = process  # in place: whoever ends them holds this list
         return ours, process
 
+    def restart_state(self) -> State:
+        """What the seeds and the limit of later restarts follow from."""
+        return {"restarts": self.restarts, "lines": [[line.seed, line.again] for line in self.lines]}
+
+    def load_restart_state(self, state: State) -> None:
+        self.restarts = state["restarts"]
+        for line, (seed, again) in zip(self.lines, state["lines"], strict=True):
+            line.seed, line.again = seed, again
+
     def saved_episodes(self) -> list[State | None]:
         return list(self.call("saved_episode"))
 
@@ -107,7 +116,9 @@ class Workers(AsyncVectorEnv):
 
         A worker remembers by itself that its next step is a reset, so the last action of an episode that has ended is a step of its.
         """
-        if any(line.held is not None for line in self.lines) or not all("actions" in (episode or {}) for episode in episodes):
+        for episode, ended in zip(episodes, resetting, strict=True):
+            if "actions" in (episode or {}) and not (ended and episode["num_actions"] == 0):
+                continue
             raise ValueError("one of its processes was just started anew")
         for line, episode, ended in zip(self.lines, episodes, resetting, strict=True):
             line.send(("_call", ("restore_episode", (episode, bool(ended)), {})))

@@ -187,6 +187,20 @@ def cut(folder: Path, lengths: Mapping[str, int]) -> None:
                 raise files.cannot_write(path, error) from error
 
 
+HELD: set[int] = set()
+"""Descriptors of the locks that this process holds; what it forks lets go of them, lest an orphan keep a folder locked."""
+
+
+def let_go() -> None:
+    while HELD:
+        with contextlib.suppress(OSError):
+            os.close(HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=let_go)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Hold the folder for one run; it is free again when the process ends, however it ends.
@@ -210,4 +224,8 @@ def locked(folder: Path) -> Generator[None]:
             pass
         except OSError as error:
             raise UsageError(f"run folder {folder}: another process is writing there; wait for its end, or name another folder") from error
-        yield
+        HELD.add(descriptor)
+        try:
+            yield
+        finally:
+            HELD.discard(descriptor)
