@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,23 +18,38 @@ class TookTooLong(Exception):
 
 
 def in_time(call: Callable[[], Result], seconds: float) -> Result:
-    """Call it here, and raise :class:`TookTooLong` in it once its time is over, between two instructions of Python."""
-    thread, over = threading.get_ident(), threading.Lock()
-    raises = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    ended = False
+    """Call it here, and raise :class:`TookTooLong` in it once its time is over, between two instructions of Python.
+
+    What was raised is waited for, never taken back: CPython 3.11 would then look for it at every call until the process ends, and for
+    ever where a profiler is set.
+    """
+    thread, lock = threading.get_ident(), threading.Lock()
+    over = raised = False
 
     def end() -> None:
-        with over:
-            if not ended:
-                raises(ctypes.c_ulong(thread), ctypes.py_object(TookTooLong))
+        nonlocal raised
+        with lock:
+            if not over:
+                raised = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TookTooLong))
+
+    def settle() -> None:
+        nonlocal over
+        with lock:
+            over = True
+        timer.cancel()
+        while raised:  # just as the call ended: it comes here
+            time.sleep(0.001)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
-        return call()
-    finally:
-        with over:  # from here on it is not raised any more, and what was raised and has not come yet does not come
-            ended = True
-            raises(ctypes.c_ulong(thread), None)
-        timer.cancel()
+        found = call()
+    except TookTooLong:
+        raise
+    except BaseException:
+        settle()
+        raise
+    settle()
+    return found
