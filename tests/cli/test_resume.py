@@ -16,7 +16,7 @@ import pytest
 
 from tests.children import python
 from tests.cli.conftest import Answer, Command, good
-from upslope import Run
+from upslope import Run, RunFault
 from upslope.control.guard import Misbehaved
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
@@ -239,8 +239,18 @@ def test_a_process_that_died_since_its_last_step_costs_a_checkpoint_and_no_run(t
 
     monkeypatch.setattr(Control, "state_dict", once)
     found = config().run(Output(out=tmp_path / "run", checkpoint_every=0.0))
-    assert found.summary is not None and found.summary["status"] == "finished" and not found.summary["warnings"]
+    assert found.summary is not None and found.summary["status"] == "finished" and len(found.summary["warnings"]) == 1
     assert "no checkpoint after iteration 3: : worker 1" in capsys.readouterr().out and newest(tmp_path / "run") is not None
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise RunFault("cannot write tensors.safetensors: No space left on device")
+
+    monkeypatch.setattr("upslope.run.session.write", full)
+    with pytest.raises(RunFault, match="No space left"):
+        config().run(Output(out=tmp_path / "run", quiet=True))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
 def test_modules_are_named_again(tmp_path: Path, cli: Command):

@@ -287,8 +287,11 @@ class Session:
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started
             state |= {"files": sizes(self.folder.path), "checksums": dict(self.folder.checksums), "surroundings": self.surroundings}
             write(self.folder.path, self.state.iteration, state)
+        except RunFault:  # it cannot be written
+            raise
         except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
-            self.note(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
+            self.faults.append(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
+            self.note(self.faults[-1])
         except (UsageError, TypeError) as why:
             self.not_resumable = f"this run cannot be resumed: {why}"
             self.faults.append(self.not_resumable)
