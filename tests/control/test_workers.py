@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,8 @@ class Stubborn(gymnasium.Env):
         if what.startswith("ignores"):  # SIGTERM, and hangs
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(1000)
+        if what == "backtracks":  # and holds the interpreter's lock
+            re.match(r"(a+)+$", "a" * 60 + "b")
         if what == "dies":
             os._exit(3)
         if what == "dies once" and not Path(self.pids, "struck").exists():
@@ -230,7 +233,7 @@ PARENT = """
 import sys
 from tests.control.test_workers import workers
 import numpy as np
-envs = workers("step ignores always", pids=sys.argv[1])
+envs = workers(sys.argv[2], pids=sys.argv[1])
 envs.reset()
 for _ in range(3):
     print("playing", flush=True)
@@ -239,14 +242,15 @@ for _ in range(3):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked up in /proc")
-def test_workers_do_not_outlive_their_parent(tmp_path):
+@pytest.mark.parametrize("fault", ["step ignores always", "step backtracks"])
+def test_workers_do_not_outlive_their_parent(fault, tmp_path):
     root, signals = Path(__file__).parents[2], (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
     folders = [tmp_path / number.name for number in signals]
     for folder in folders:
         folder.mkdir()
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with contextlib.ExitStack() as stack:
-        commands = [python(["-c", PARENT, folder], cwd=root, stdout=pipe, stderr=nowhere) for folder in folders]
+        commands = [python(["-c", PARENT, folder, fault], cwd=root, stdout=pipe, stderr=nowhere) for folder in folders]
         parents = [stack.enter_context(command) for command in commands]
         for parent, folder, number in zip(parents, folders, signals, strict=True):
             assert parent.stdout is not None

@@ -8,10 +8,13 @@ and the next step shows the first state of another one.
 """
 
 import contextlib
+import ctypes
+import functools
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -30,6 +33,7 @@ from upslope.control.restore import limit_of, unstacked
 from upslope.records import State
 
 CLOSING = 5.0  # seconds that workers have to close their environments before they are terminated
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the signal that a process gets when its parent is gone
 ASKED = {"_check_spaces": "its constructor", "reset": "reset", "reset-noop": "reset", "step": "step", "_call": "a call"}
 
 
@@ -63,7 +67,7 @@ class Workers(AsyncVectorEnv):
         self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
         factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
         try:
-            super().__init__(factories, copy=False, autoreset_mode=autoreset_mode, worker=work)
+            super().__init__(factories, copy=False, autoreset_mode=autoreset_mode, worker=work_here())
         except BaseException:
             end(getattr(self, "processes", []), self.owner)
             raise
@@ -91,7 +95,7 @@ class Workers(AsyncVectorEnv):
         context = multiprocessing.get_context()
         ours, theirs = context.Pipe()
         rest = (CloudpickleWrapper(self.env_fns[index]), theirs, ours, None, self.error_queue, self.autoreset_mode, None)
-        process = context.Process(target=work, name=f"Worker-{index}", args=(index, *rest), daemon=True)
+        process = context.Process(target=work_here(), name=f"Worker-{index}", args=(index, *rest), daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of a fork beside threads
             process.start()
@@ -307,8 +311,17 @@ class Factory:
         return {**vars(self), "first": None}
 
 
-def work(index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any) -> None:
+def work_here() -> Callable[..., None]:
+    """:func:`work` for a process that is started now. Linux would end it with the thread that started it: the main one lives longest."""
+    return functools.partial(work, tied=threading.current_thread() is threading.main_thread())
+
+
+def work(
+    index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any, tied: bool = False
+) -> None:
     """Gymnasium's worker for an environment that may fail to be made, under a parent that may die."""
+    if tied and sys.platform == "linux":  # where a step holds the interpreter's lock, no thread of this process runs
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError, AttributeError):  # no groups (Windows)
         os.setpgid(0, 0)  # one signal reaches what its environment starts
     for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
