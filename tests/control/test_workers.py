@@ -49,8 +49,11 @@ class Stubborn(gymnasium.Env):
             re.match(r"(a+)+$", "a" * 60 + "b")
         if what == "dies":
             os._exit(3)
-        if what == "dies once" and not Path(self.pids, "struck").exists():
-            Path(self.pids, "struck").touch()
+        if what == "dies once":
+            with contextlib.suppress(FileExistsError):
+                Path(self.pids, "struck").touch(exist_ok=False)  # one of the workers
+                os._exit(3)
+        if what == "dies twice" and len(list(Path(self.pids).iterdir())) < 4:  # two workers, and the first of those started anew
             os._exit(3)
         if what == "loses its files":
             os.closerange(3, 256)
@@ -168,6 +171,21 @@ def test_a_worker_that_died_is_started_anew_and_its_episode_is_cut_off(tmp_path)
         others.reset(seed=3)
         others.load_state_dict(state)  # the seeds of later restarts follow from their number
         assert others.begun_anew == "" and others.restarts == 1 and others.vector.unwrapped.restart_state() == state["workers"]
+
+
+def test_a_reset_that_is_lost_with_its_worker_is_made_again(tmp_path):
+    """With the seed that was asked for; so is the first reset of a worker that was started anew."""
+    with workers("reset dies twice", max_restarts=3, pids=str(tmp_path)) as envs, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        envs.reset(seed=3)
+        step = envs.step(np.zeros(2, np.int64))
+    assert 2 <= envs.restarts == len(said) and step.mask.all() and not step.truncated.any()
+    assert all(
+        str(warning.message).endswith("in reset; --vectorization sync plays it in this process and shows more; it is started anew")
+        for warning in said
+    ), [str(warning.message) for warning in said]
+    assert all(str(warning.message).startswith("environment 'Stubborn': worker ") for warning in said)
+    assert [line.reset_with["seed"] for line in envs.vector.unwrapped.lines] == [3, 4]
 
 
 def test_what_is_no_accident_is_a_fault_after_a_few_restarts():

@@ -56,7 +56,7 @@ def make(
     multiplies the rewards that the learner sees, not the returns that are reported. ``max_episode_steps`` truncates episodes after
     so many steps, in place of the limit that an id is registered with. ``step_timeout`` is for ``"async"``: the seconds that a
     constructor, a reset or a step may take there before the process counts as hanging (None: any time), and ``max_restarts`` how often
-    in a row one that hung or died in a step is started anew, its episode cut off, before that is a fault.
+    in a row one that hung or died in a step or a reset is started anew, its episode cut off, before that is a fault.
     ``training=False`` makes Atari games for evaluation: without reward clipping and without an end at each lost life.
 
     Action masks are taken from ``info["action_mask"]``, from a method ``action_masks()`` of the environment (sb3-contrib's
@@ -90,7 +90,7 @@ def make(
     vectorized = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
     vector = make_vector(spec, num_envs, kwargs) if vectorized and spec is not None else None
     if vector is None:
-        options: Any = {"autoreset_mode": autoreset_mode, "step_timeout": step_timeout, "max_restarts": max_restarts}
+        options: Any = {"autoreset_mode": autoreset_mode, "step_timeout": step_timeout, "max_restarts": max_restarts, "name": name}
         apart = partial(Workers, **options) if vectorization == "async" else None
         limited = build if registered or limit is None else lambda: _cut(build(), limit, name)
         vector = _vector(limited, spec, name, num_envs, kwargs, apart, autoreset_mode)

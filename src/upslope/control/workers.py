@@ -4,7 +4,7 @@ Gymnasium's ``AsyncVectorEnv`` waits for an answer for ever, says ``EOFError`` w
 end by itself. Here every answer has a time limit, a process that ended is named with its exit code, closing asks, then terminates,
 then kills, and a worker whose parent is gone, however it went, ends itself; each time with the processes that its environment started.
 A worker that hung or died in a step is started anew, if it may: its episode is cut off there (truncated, in a step that paid nothing),
-and the next step shows the first state of another one.
+and the next step shows the first state of another one. One that was lost in a reset makes that reset again.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ class Workers(AsyncVectorEnv):
     """One process for each of ``num_envs`` environments; ``first`` is one that is made already, and ends here.
 
     ``step_timeout``: seconds that a constructor, a reset or a step may take; None: any time. ``max_restarts``: how often in a row,
-    with no whole episode in between, a process is started anew that hung or died in a step or in the reset after an episode (in mode
-    ``NEXT_STEP``); a warning says so each time, and ``on_restart`` is called with the number of an environment whose episode was cut
-    off. ``restarts`` counts them all.
+    with no whole episode in between, a process is started anew that hung or died in a step or a reset (in mode ``NEXT_STEP``); a
+    warning says so each time, by ``name``, and ``on_restart`` is called with the number of an environment whose episode was cut off.
+    ``restarts`` counts them all.
 
     Raises:
         Misbehaved: where an environment does, a process ends by itself, or an answer is late.
@@ -58,7 +58,9 @@ class Workers(AsyncVectorEnv):
         autoreset_mode: AutoresetMode,
         step_timeout: float | None,
         max_restarts: int = 0,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.max_episode_steps = limit_of(first)
         self.mask_source = mask_source(first)
         self.step_timeout = step_timeout
@@ -195,7 +197,7 @@ class Line:
         self.pipe, self.process, self.index = pipe, process, index
         self.name, self.seconds = f"worker {index} (of {workers.num_envs}, from 0)", workers.step_timeout
         self.asked, self.since, self.busy, self.late = "", 0.0, False, False
-        self.workers, self.again, self.seed = weakref.proxy(workers), 0, 0
+        self.workers, self.again, self.seed, self.reset_with = weakref.proxy(workers), 0, 0, {}
         self.over, self.by_pipe, self.held = False, False, None
 
     def close(self) -> None:
@@ -207,7 +209,7 @@ class Line:
         if message[0] == "step" and self.held is not None:
             return
         if message[0] == "reset":
-            self.seed, self.held = message[1]["seed"] or self.seed, None
+            self.seed, self.held, self.reset_with = message[1]["seed"] or self.seed, None, message[1]
         try:
             self.pipe.send(message)
         except OSError as error:
@@ -222,8 +224,8 @@ class Line:
         try:
             answer = self.received()
         except Lost as lost:
-            if self.asked != "step" or self.again >= self.workers.max_restarts:
-                raise Misbehaved(f"{lost}; it was started anew {self.again} times in a row" if self.again else str(lost)) from lost
+            if self.asked not in ("step", "reset"):
+                raise
             return self.restarted(lost), True
         if self.asked not in ("step", "reset") or not answer[1]:
             return answer
@@ -240,25 +242,37 @@ class Line:
         return None
 
     def restarted(self, lost: Misbehaved) -> Any:
-        """What the step answers whose worker was lost, after another one has been started and reset.
+        """What the step or reset answers whose worker was lost, after another one has been started and reset.
 
-        A step that was to be a reset shows the first state at once.
+        A step that was to be a reset shows the first state at once; a reset that was asked for has the seed that was asked for.
         """
-        over, workers = self.over, self.workers
-        kill_group(self.process.pid)
-        self.process.kill()
-        join(self.process, CLOSING)
-        self.close()
-        self.again, workers.restarts = self.again + 1, workers.restarts + 1
-        warnings.warn(f"environment{lost}; it is started anew, and its episode is cut off", stacklevel=2)
-        self.pipe, self.process = workers.start(self.index)
-        self.by_pipe, self.late = True, False
-        self.send(("reset", {"seed": (self.seed + 7919 * workers.restarts) % 2**31, "options": None}))
-        answer, well = self.received()
+        asked, over, workers = self.asked, self.over, self.workers
+        while True:
+            if self.again >= workers.max_restarts:
+                raise Misbehaved(f"{lost}; it was started anew {self.again} times in a row" if self.again else str(lost)) from lost
+            kill_group(self.process.pid)
+            self.process.kill()
+            join(self.process, CLOSING)
+            self.close()
+            self.again, workers.restarts = self.again + 1, workers.restarts + 1
+            cut = ", and its episode is cut off" if asked == "step" and not over else ""
+            warnings.warn(f"environment {workers.name!r}{lost}; it is started anew{cut}", stacklevel=2)
+            self.pipe, self.process = workers.start(self.index)
+            self.by_pipe, self.late = True, False
+            if asked == "step":
+                self.reset_with = {"seed": (self.seed + 7919 * workers.restarts) % 2**31, "options": None}
+            try:
+                self.send(("reset", self.reset_with))
+                answer, well = self.received()
+                break
+            except Lost as once_more:
+                lost = once_more
         workers._raise_if_errors([well])
         seen, info = answer
+        self.over = False
+        if asked == "reset":
+            return self.put(seen), info
         if over:
-            self.over = False
             return self.put(seen), 0.0, False, False, info
         workers.on_restart(self.index)
         self.held, self.over = (seen, info), True
