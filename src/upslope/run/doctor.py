@@ -40,7 +40,7 @@ class Diagnosis:
         for finding in self.found:
             lines += [f"  {finding.rule}: {finding.seen}", f"    {finding.change}"]
         looked = "nothing to complain of" if not self.found else "1 finding" if len(self.found) == 1 else f"{len(self.found)} findings"
-        return [*lines, f"{looked}; not checked, for want of a metric: {', '.join(self.unchecked) or 'none'}"]
+        return [*lines, f"{looked}; not checked, for want of numbers: {', '.join(self.unchecked) or 'none'}"]
 
     def as_json(self) -> dict[str, Any]:
         return {"run": str(self.run.path), "findings": [asdict(finding) for finding in self.found], "not_checked": self.unchecked}

@@ -69,7 +69,7 @@ Found = tuple[str, str] | None
 
 @dataclass(frozen=True)
 class Rule:
-    """``check`` looks at the metrics named in ``reads``; ``live`` where it makes sense before the end."""
+    """``check`` looks at the metrics named in ``reads``, or at what ``needs`` finds; ``live`` where it makes sense before the end."""
 
     name: str
     check: Callable[[History], Found]
@@ -77,10 +77,11 @@ class Rule:
     live: bool = True
     last: bool = False
     """asked only where no other rule has found anything"""
+    needs: Callable[[History], object] = lambda history: False
 
     def applies(self, history: History) -> bool:
         """Whether the run has what the rule looks at."""
-        return not self.reads or any(history.values(name) for name in self.reads)
+        return bool(self.needs(history)) or any(history.values(name) for name in self.reads)
 
 
 def findings(history: History, *, live: bool = False) -> list[Finding]:
@@ -172,7 +173,7 @@ def kl_ran_away(history: History) -> Found:
     large = [kl for kl in values if not kl <= LARGE_KL]
     if len(large) < max(3, OFTEN * len(values)):
         return None
-    seen = f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations"
+    seen = f"an update moved the policy by more than {LARGE_KL:g} nats of KL in {len(large):,} of {len(values):,} iterations on record"
     seen += f" (up to {max(large):.3g}; 0.01 to 0.05 is usual): the data no longer speaks of such a policy"
     return seen, "try a smaller --learning-rate, fewer epochs or --target-kl 0.03"
 
@@ -335,9 +336,11 @@ def nothing_learned(history: History) -> Found:
 
 
 RULES = (
-    Rule("failed", failed, live=False),
-    Rule("stale log-probabilities", stale_log_probs, live=False),
-    Rule("far below its best", far_below_best, live=False),
+    Rule("failed", failed, live=False, needs=lambda history: True),
+    Rule(
+        "stale log-probabilities", stale_log_probs, ("mismatch", "effective_sample_size"), live=False, needs=lambda history: history.error
+    ),
+    Rule("far below its best", far_below_best, live=False, needs=lambda history: history.evaluations),
     Rule("KL runaway", kl_ran_away, ("approx_kl", "improvement")),
     Rule("clip saturation", clip_saturated, ("clip_fraction",)),
     Rule("entropy collapse", entropy_ran_away, ("entropy",)),
@@ -350,7 +353,7 @@ RULES = (
     Rule("discount too short", horizon_too_short, ("episode_length",), live=False),
     Rule("reward scale", reward_scale_off, ("value_error",), live=False),
     Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
-    Rule("nothing learned", nothing_learned, live=False, last=True),
+    Rule("nothing learned", nothing_learned, live=False, last=True, needs=lambda history: history.evaluations and history.goal is not None),
 )
 READ = {
     "iteration",
