@@ -95,6 +95,11 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def is_kind(value: object, *kinds: type) -> bool:
+    """``isinstance`` of what a caller gave, who may not have kept to the types that were asked for."""
+    return isinstance(value, kinds)
+
+
 def require_counts(owner: object, *names: str, least: int = 1, most: float = math.inf) -> None:
     """Raise :class:`UsageError` for the first of these attributes outside ``least`` to ``most``; one whose default is None may be None."""
     for name in names:

@@ -4,7 +4,7 @@ Advantages are not normalized, values and entropies have no weight, so that what
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from upslope.algorithms import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient
@@ -45,6 +45,10 @@ def advantage(kind: Any) -> Make:
     return lambda gamma, trace: kind(gamma=gamma, gae_lambda=trace, **PLAIN)
 
 
+def by_steps(algorithm: GRPO | RLOO) -> Make:
+    return lambda _gamma, _trace: replace(algorithm, average_over="steps")
+
+
 EXACT_CRITIC = "with γ = 1 and an exact critic"
 WEIGHTED_TARGETS = {"trajectory": "discounted J", "per-decision": "discounted J"}
 TARGETS = {
@@ -60,10 +64,10 @@ ESTIMATORS: dict[str, Estimator] = {
     **{f"reinforce-{form}-baseline": Estimator(reinforce(form, True), TARGETS[form], critic=True) for form in RETURNS},
     "a2c": Estimator(advantage(A2C), EXACT_CRITIC, critic=True),
     "ppo": Estimator(advantage(PPO), EXACT_CRITIC, critic=True),
-    "grpo": Estimator(lambda *_: GRPO(), "nothing", grouped=True),
+    "grpo": Estimator(lambda _gamma, _trace: GRPO(), "nothing", grouped=True),
     # averaging over a constant length is averaging over steps, but for a number that the meter takes out
-    "dr-grpo": Estimator(lambda *_: GRPO(**{**RELATIVES["dr-grpo"], "average_over": "steps"}), "(G − 1)/G of undiscounted J", grouped=True),
-    "rloo": Estimator(lambda *_: RLOO(average_over="steps"), "undiscounted J", grouped=True),
+    "dr-grpo": Estimator(by_steps(GRPO(**RELATIVES["dr-grpo"])), "(G − 1)/G of undiscounted J", grouped=True),
+    "rloo": Estimator(by_steps(RLOO()), "undiscounted J", grouped=True),
     **{
         f"off-policy-{name}": Estimator(off_policy(name), WEIGHTED_TARGETS.get(name, "nothing"), critic=name == "vtrace", weighted=True)
         for name in WEIGHTED

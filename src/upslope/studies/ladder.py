@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.errors import require, unknown
+from upslope.errors import is_kind, require, unknown
 from upslope.intervals import bootstrap_band
 from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
@@ -97,7 +97,7 @@ def command(task: Task, rung: Rung, budget: int) -> str:
 def flag_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"'{json.dumps(value)}'"
-    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "none" if value is None else " ".join(map(str, value)) if is_kind(value, tuple) else str(value)
 
 
 def line(rung: dict[str, Any]) -> str:

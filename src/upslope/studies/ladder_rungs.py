@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upslope.errors import is_kind
+
 Values = Mapping[str, Any]
 
 
@@ -62,14 +64,14 @@ def read_ladder() -> tuple[dict[str, Task], tuple[Rung, ...]]:
 
     def settings(like: str | None = None, **values: Any) -> dict[str, Any]:
         base = settings(**tables["shared"][like]) if like else {}
-        return base | {name: None if x == "none" else tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        return base | {name: None if x == "none" else tuple(x) if is_kind(x, list) else x for name, x in values.items()}
 
     def tuned(by_task: Mapping[str, Values]) -> dict[str, Values]:
         return {task: settings(**values) for task, values in by_task.items()}
 
-    tasks = {name: Task(**{**fields, "name": name, "shared": settings(**fields["shared"])}) for name, fields in tables["tasks"].items()}
+    tasks = {name: Task(**(fields | {"name": name, "shared": settings(**fields["shared"])})) for name, fields in tables["tasks"].items()}
     rungs = [
-        Rung(**{**fields, "key": key, "settings": settings(**fields.get("settings", {})), "tuned": tuned(fields["tuned"])})
+        Rung(**(fields | {"key": key, "settings": settings(**fields.get("settings", {})), "tuned": tuned(fields["tuned"])}))
         for key, fields in tables["rungs"].items()
     ]
     return tasks, tuple(rungs)

@@ -24,6 +24,7 @@ from upslope.studies.ladder_rungs import RUNGS, Rung, Task, settings_for
 from upslope.studies.variance import Measurement, Reference, measure
 from upslope.studies.variance_run import Tabulated, episodes, fit_critic
 from upslope.tabular import exact, problems
+from upslope.typed import norm
 
 POINTS = 60  # of a learning curve
 
@@ -148,7 +149,7 @@ def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, 
     else:  # nothing to compare with: only variances are kept
         reference = Reference.sampled(next(iter(algorithms.values())), policy, rollout)
     rows = {row.estimator: row for row in measure(algorithms, policy, rollout, reference, seed=SEED)}
-    length = float(reference.gradient.norm()) if task.problem else None
+    length = float(norm(reference.gradient)) if task.problem else None
     return rollout.num_steps, {key: found_in(rows[name], length) for key, name in names.items()}
 
 

@@ -182,8 +182,8 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
     started, source = time.perf_counter(), f"Sutton & Barto 2018, Figure {figure.removeprefix('sb-')}"
     checks, panel = what.simulate(runs, seed)
     within = all(check.within for check in checks)
-    fields = {"figure": figure, "source": source, "protocol": what.protocol, "runs": runs, "seed": seed, "within_bounds": within}
-    fields["checks"] = [asdict(check) | {"within": check.within} for check in checks]
+    fields: dict[str, Any] = {"figure": figure, "source": source, "protocol": what.protocol, "runs": runs, "seed": seed}
+    fields |= {"within_bounds": within, "checks": [asdict(check) | {"within": check.within} for check in checks]}
     fields["seconds"] = round(time.perf_counter() - started, 2)
     fields["versions"] = {"upslope": __version__, "numpy": np.__version__, "python": platform.python_version()}
     with RunFolder.create(out, Path("runs") / f"{figure}-{seed}") as folder:

@@ -25,6 +25,7 @@ from upslope.run.report import plural
 from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of, reinforce
 from upslope.studies.variance import Measurement, Reference, join, measure
 from upslope.tabular.chains import endless_start
+from upslope.typed import norm
 from upslope.updates.fisher import reached
 
 MIN_ESS = 0.2
@@ -188,7 +189,7 @@ class VarianceRun:
                 if algorithms:
                     found |= {row.estimator: row for row in measure(algorithms, policy, samples, reference, seed=self.seed)}
         rows, targets = tuple(found[name] for name in chosen), tuple(item.target for item, _ in chosen.values())
-        length, seconds = float(reference.gradient.norm()), time.perf_counter() - started
+        length, seconds = float(norm(reference.gradient)), time.perf_counter() - started
         return Comparison(self, rows, targets, kind, reference_length=length, num_steps=rollout.num_steps, seconds=seconds)
 
     def make_policy(self, envs: Any) -> Any:
@@ -297,7 +298,7 @@ def fit_critic(policy: Any, rollout: Rollout, gamma: float) -> None:
     critic = [p for p in reached(found.value, everything) if id(p) not in actor]
     message = "--policy: its critic shares every parameter with its actor, so it cannot be fitted alone; say --critic-samples 0"
     require(len(critic) > 0, message)
-    optimizer = torch.optim.LBFGS(critic, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+    optimizer: Any = torch.optim.LBFGS(critic, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 
     def error() -> Tensor:
         mean = F.squared_error(policy.evaluate(**rollout.inputs).value, returns, rollout.mask).sum() / rollout.num_steps

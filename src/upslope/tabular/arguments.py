@@ -33,7 +33,7 @@ def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64) -> Tens
 
 def check_whole(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
     """Refuse what is no integer ≥ ``least`` (or None, where that is ``optional``)."""
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    fits = not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
     require(fits or (optional and value is None), f"{name}: expected an integer ≥ {least}{' or none' * optional}, found {value!r}")
 
 

@@ -16,6 +16,7 @@ from upslope.tabular.chains import TabularPolicy, chain, policy_table, reachable
 from upslope.tabular.enumeration import flat_gradient, trajectories
 from upslope.tabular.gradients import STEP, differences
 from upslope.tabular.mdp import MDP
+from upslope.typed import as_list, solve
 
 
 def stationary_distribution(mdp: MDP, policy: TabularPolicy) -> Tensor:
@@ -23,7 +24,7 @@ def stationary_distribution(mdp: MDP, policy: TabularPolicy) -> Tensor:
     transition, _ = chain(mdp, policy)
     check_one_class(mdp, transition)
     ones = torch.ones(mdp.num_states, dtype=transition.dtype)
-    return torch.linalg.solve((torch.diag(ones) - transition + 1.0).T, ones)
+    return solve((torch.diag(ones) - transition + 1.0).T, ones)
 
 
 def objective(mdp: MDP, policy: TabularPolicy) -> Tensor:
@@ -39,7 +40,7 @@ def value(mdp: MDP, policy: TabularPolicy) -> Tensor:
     """
     transition, reward = chain(mdp, policy)
     d = stationary_distribution(mdp, policy)
-    return torch.linalg.solve(torch.eye(mdp.num_states, dtype=d.dtype) - transition + d, reward - d @ reward)
+    return solve(torch.eye(mdp.num_states, dtype=d.dtype) - transition + d, reward - d @ reward)
 
 
 def action_value(mdp: MDP, policy: TabularPolicy) -> Tensor:
@@ -95,5 +96,5 @@ def check_one_class(mdp: MDP, transition: Tensor) -> None:
         raise UsageError("mdp: it has terminal states, and an average reward is of what never ends; take upslope.tabular.exact")
     paths = reachable(transition)
     closed = ~(paths & ~paths.T).any(-1)  # everything that such a state leads to leads back
-    classes = len(paths[closed].unique(dim=0))
+    classes = len({tuple(row) for row in as_list(paths[closed])})
     require(classes == 1, f"policy: its chain falls into {classes} closed classes, so the average reward depends on the start")

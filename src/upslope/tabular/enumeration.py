@@ -89,7 +89,7 @@ def expected_gradient(estimator: Any, policy: Policy, rollouts: Rollout, probabi
     return flat_gradient((probability * per_episode(estimator, policy, rollouts)).sum(), policy)
 
 
-def per_episode(function: Callable[[Any, Rollout], Tensor], policy: Policy, rollouts: Rollout) -> Tensor:
+def per_episode(function: Callable[[Any, Rollout], object], policy: Policy, rollouts: Rollout) -> Tensor:
     """``function(policy, rollouts)``, checked to be one number for each episode."""
     require(callable(function), f"estimator: expected an algorithm or a function (policy, rollouts), found {function!r}")
     try:
@@ -118,5 +118,5 @@ def flat_gradient(total: Tensor, policy: object) -> Tensor:
     parameters = parameters_of(policy)
     if not total.requires_grad:
         return torch.cat([torch.zeros_like(p).reshape(-1) for p in parameters])
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradients, parameters, strict=True)])
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.detach().reshape(-1) for gradient in gradients])

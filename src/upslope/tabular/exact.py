@@ -14,6 +14,7 @@ from upslope.errors import require
 from upslope.tabular.arguments import as_tensor, check_number
 from upslope.tabular.chains import TabularPolicy, chain, check_ends, policy_table
 from upslope.tabular.mdp import MDP, TOLERANCE
+from upslope.typed import as_list, solve
 
 
 def value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
@@ -23,7 +24,7 @@ def value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """
     transition, reward = chain(mdp, policy)
     lost = check_ends(mdp, transition, gamma)
-    return torch.linalg.solve(system(transition, gamma, lost), reward).masked_fill(lost, torch.nan)
+    return solve(system(transition, gamma, lost), reward).masked_fill(lost, torch.nan)
 
 
 def action_value(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
@@ -51,7 +52,7 @@ def visitation(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     """
     transition, _ = chain(mdp, policy)
     lost = check_ends(mdp, transition, gamma)
-    return torch.linalg.solve(system(transition, gamma, lost).T, mdp.start) * ~mdp.terminal
+    return solve(system(transition, gamma, lost).T, mdp.start) * ~mdp.terminal
 
 
 def on_policy_distribution(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
@@ -79,9 +80,9 @@ def regularized_optimum(reward: Any, reference: Any, kl_coef: float) -> Tensor:
     require(kl_coef > 0, f"kl_coef: expected a number > 0, found {kl_coef}")
     r, p = as_tensor("reward", reward), as_tensor("reference", reference)
     require(r.shape == p.shape, f"reference: expected shape {list(r.shape)} like reward, found {list(p.shape)}")
-    require(bool(r.isfinite().all()), f"reward: expected finite numbers, found {r.tolist()}")
+    require(bool(r.isfinite().all()), f"reward: expected finite numbers, found {as_list(r)}")
     proper = bool((p >= 0).all() and ((p.sum(-1) - 1.0).abs() <= TOLERANCE).all())
-    require(proper, f"reference: expected probabilities ≥ 0 that sum to 1, found {p.tolist()}")
+    require(proper, f"reference: expected probabilities ≥ 0 that sum to 1, found {as_list(p)}")
     return (p.log() + r / kl_coef).softmax(-1)
 
 

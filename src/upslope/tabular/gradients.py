@@ -96,7 +96,7 @@ def ascend(mdp: MDP, policy: TabularPolicy, gamma: float, *, learning_rate: floa
     parameters = parameters_of(policy)
     for _ in range(num_steps):
         history.append(exact.objective(mdp, policy, gamma).item())
-        steps = gradient(mdp, policy, gamma).split([p.numel() for p in parameters])
+        steps = torch.split(gradient(mdp, policy, gamma), [p.numel() for p in parameters])
         with torch.no_grad():
             for parameter, step in zip(parameters, steps, strict=True):
                 parameter += learning_rate * step.view_as(parameter)

@@ -101,13 +101,13 @@ def check_rows(transition: Tensor, terminal: Tensor) -> None:
     """Every row of a living state is a distribution; a terminal one is zero, or stays where it is."""
     bad = ~(transition.isfinite() & (transition >= 0))
     if bool(bad.any()):
-        s, a, to = bad.nonzero()[0].tolist()
+        s, a, to = (int(i) for i in bad.nonzero()[0])
         where = f"from state {s} by action {a} to state {to}"
         raise UsageError(f"transition: expected probabilities ≥ 0, found {transition[s, a, to]:.6g} {where}")
     total = transition.sum(-1)
     wrong = ((total - 1.0).abs() > TOLERANCE) & ~terminal[:, None]
     if bool(wrong.any()):
-        s, a = wrong.nonzero()[0].tolist()
+        s, a = (int(i) for i in wrong.nonzero()[0])
         found = f"the row of state {s}, action {a} sums to {total[s, a]:.10g}"
         raise UsageError(f"transition: {found}; it must sum to 1 unless the state is terminal")
     leaving = terminal & ((total - transition.diagonal(dim1=0, dim2=2).T).abs() > TOLERANCE).any(-1)
@@ -123,7 +123,7 @@ def check_reward(reward: Tensor, terminal: Tensor) -> None:
         ((reward != 0) & terminal[:, None], "is terminal and pays {}; pay it with the action that leads there"),
     ):
         if bool(wrong.any()):
-            s, a = wrong.nonzero()[0].tolist()
+            s, a = (int(i) for i in wrong.nonzero()[0])
             raise UsageError(f"reward: state {s}, action {a} {problem.format(float(reward[s, a]))}")
 
 
@@ -131,7 +131,7 @@ def check_start(start: Tensor, terminal: Tensor, transition: Tensor, reward: Ten
     """First states are drawn from a distribution over states in which something can happen."""
     total = float(start.sum())
     proper = bool((start.isfinite() & (start >= 0)).all()) and abs(total - 1.0) <= TOLERANCE
-    require(proper, f"start: expected probabilities ≥ 0 that sum to 1, found {[round(x, 6) for x in start.tolist()]} (sum {total:.10g})")
+    require(proper, f"start: expected probabilities ≥ 0 that sum to 1, found {[round(float(x), 6) for x in start]} (sum {total:.10g})")
     stays = (transition.diagonal(dim1=0, dim2=2).T >= 1.0 - TOLERANCE).all(-1) & (reward == 0).all(-1)
     for wrong, problem in (
         (terminal, "is terminal, so an episode would end before it began"),

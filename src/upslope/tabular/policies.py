@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from upslope import functional as F
-from upslope.errors import require
+from upslope.errors import is_kind, require
 from upslope.records import Evaluation, Sample
 from upslope.tabular.arguments import as_tensor, check_seed, check_whole
 from upslope.tabular.mdp import MDP
+from upslope.typed import fork_rng
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def network_policy(
     x = checked_features(mdp, features)
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    require(isinstance(hidden_sizes, Sequence), f"hidden_sizes: expected a width for each layer, found {hidden_sizes!r}")
+    require(is_kind(hidden_sizes, Sequence), f"hidden_sizes: expected a width for each layer, found {hidden_sizes!r}")
     for width in hidden_sizes:
         check_whole("hidden_sizes", width)
     sizes = (x.shape[1], *hidden_sizes)
@@ -160,7 +161,7 @@ def network(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     """Linear layers with tanh in between, weights normal with variance 1 / inputs, biases zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        with torch.random.fork_rng(devices=[]):  # torch's own start draws numbers that nobody seeded
+        with fork_rng([]):  # torch's own start draws numbers that nobody seeded
             linear = nn.Linear(inputs, outputs, dtype=torch.float64)
         nn.init.normal_(linear.weight, std=inputs**-0.5, generator=generator)
         nn.init.zeros_(linear.bias)

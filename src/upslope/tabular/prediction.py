@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.records import SamplingPolicy
 from upslope.tabular.arguments import as_tensor, check_gamma, check_number, check_whole
 from upslope.tabular.collect import Episodes
 from upslope.tabular.mdp import MDP
+from upslope.typed import as_list
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Episode:
         shapes = f"{list(pay.shape)} rewards with {list(seen.shape)} observations"
         require(fits, f"rewards: expected one less than observations, found {shapes}")
         require(bool(pay.isfinite().all()), f"rewards: expected finite numbers, found {self.rewards}")
-        require(isinstance(self.terminated, (bool, np.bool_)), f"terminated: expected True or False, found {self.terminated!r}")
-        object.__setattr__(self, "observations", seen.tolist())
-        object.__setattr__(self, "rewards", pay.tolist())
+        require(is_kind(self.terminated, bool, np.bool_), f"terminated: expected True or False, found {self.terminated!r}")
+        object.__setattr__(self, "observations", as_list(seen))
+        object.__setattr__(self, "rewards", as_list(pay))
         object.__setattr__(self, "terminated", bool(self.terminated))
 
 
@@ -44,8 +45,8 @@ def episodes(mdp: MDP, policy: SamplingPolicy, num_episodes: int, *, seed: int =
     """Sampled episodes, each to its end or to the time limit."""
     collect = Episodes(mdp, num_episodes, seed=seed)
     rollout = collect(policy)
-    last, lengths = mdp.observation[collect.state].tolist(), rollout.mask.sum(-1).tolist()
-    columns = (rollout.inputs["observation"].tolist(), rollout.reward.tolist(), rollout.terminated.any(-1).tolist())
+    last, lengths = as_list(mdp.observation[collect.state]), as_list(rollout.mask.sum(-1))
+    columns = (as_list(rollout.inputs["observation"]), as_list(rollout.reward), as_list(rollout.terminated.any(-1)))
     return [Episode([*seen[:n], end], pay[:n], over) for seen, pay, over, end, n in zip(*columns, last, lengths, strict=True)]
 
 
@@ -68,7 +69,7 @@ def monte_carlo(data: Iterable[Episode], num_observations: int, gamma: float, *,
             if not first_visit or state not in episode.observations[:t]:
                 total[state] += credit
                 count[state] += 1
-    return torch.from_numpy(np.divide(total, count, out=np.full(num_observations, np.nan), where=count > 0))
+    return torch.as_tensor(np.divide(total, count, out=np.full(num_observations, np.nan), where=count > 0))
 
 
 def td(
@@ -87,7 +88,7 @@ def td(
             trace[state] += 1.0
             td_error = reward + gamma * (0.0 if episode.terminated and t == last else v[after]) - v[state]
             v += learning_rate * td_error * trace
-    return torch.from_numpy(v)
+    return torch.as_tensor(v)
 
 
 def td_offline(
@@ -107,7 +108,7 @@ def td_offline(
             credit = episode.rewards[t] + gamma * following
             change[state] += learning_rate * (credit - v[state])
         v += change
-    return torch.from_numpy(v)
+    return torch.as_tensor(v)
 
 
 def begin(num_observations: int, gamma: float, value: Any, trace_lambda: float = 0.0, rate: float = 0.0) -> np.ndarray[Any, Any]:
@@ -121,15 +122,15 @@ def begin(num_observations: int, gamma: float, value: Any, trace_lambda: float =
     v = as_tensor("value", value)
     expected, shape = [num_observations], list(v.shape)
     require(shape == expected, f"value: expected shape {expected}, a number by observation, found {shape}")
-    require(bool(v.isfinite().all()), f"value: expected finite numbers, found {v.tolist()}")
+    require(bool(v.isfinite().all()), f"value: expected finite numbers, found {as_list(v)}")
     return v.numpy()
 
 
 def checked(data: Iterable[Episode], num_observations: int) -> Iterator[Episode]:
     """The episodes, refused if what they saw has no value; where one terminated does not matter."""
-    require(isinstance(data, Iterable), f"data: expected episodes, found {type(data).__name__}")
+    require(is_kind(data, Iterable), f"data: expected episodes, found {type(data).__name__}")
     for number, episode in enumerate(data):
-        require(isinstance(episode, Episode), f"data: expected episodes, found {type(episode).__name__} at index {number}")
+        require(is_kind(episode, Episode), f"data: expected episodes, found {type(episode).__name__} at index {number}")
         seen = episode.observations[:-1] if episode.terminated else episode.observations
         if wrong := [o for o in seen if not 0 <= o < num_observations]:
             raise UsageError(f"data: episode {number} saw {wrong[0]}, expected observations from 0 to {num_observations - 1}")

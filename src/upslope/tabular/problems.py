@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from upslope.errors import require
+from upslope.errors import is_kind, require
 from upslope.tabular.arguments import as_tensor, check_number, check_seed, check_whole
 from upslope.tabular.mdp import MDP
 
@@ -62,7 +62,7 @@ def gridworld(
                 to_row, to_column = min(max(row + down, 0), height - 1), min(max(column + right, 0), width - 1)
                 moves[row * width + column, action, to_row * width + to_column] = 1.0
     terminal = torch.zeros(n, dtype=torch.bool)
-    require(isinstance(goals, Sequence), f"goals: expected (row, column) of each, found {goals!r}")
+    require(is_kind(goals, Sequence), f"goals: expected (row, column) of each, found {goals!r}")
     for goal in goals:
         terminal[cell("goals", goal, height, width)] = True
     require(not bool(terminal.all()), "goals: every cell is one, so there is nowhere to begin; leave a cell free")
@@ -78,7 +78,7 @@ def cell(name: str, place: Any, height: int, width: int) -> int:
     """The state at ``(row, column)``, negative numbers counted from the end."""
     at = as_tensor(name, place, torch.int64)
     require(list(at.shape) == [2], f"{name}: expected (row, column), found {place!r}")
-    row, column = at.tolist()
+    row, column = (int(i) for i in at)
     inside = -height <= row < height and -width <= column < width
     require(inside, f"{name}: ({row}, {column}) lies outside of {height} × {width} cells")
     return row % height * width + column % width

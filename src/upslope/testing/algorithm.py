@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.algorithms import GRPO, RLOO
-from upslope.errors import require
+from upslope.errors import is_kind, require
 from upslope.records import Algorithm, Batch, Rollout, map_tensors
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
@@ -105,7 +105,7 @@ def check_objective(run: Estimator, p: Probe, batch: Batch) -> None:
     """Property 2."""
     units = batch.by_unit()
     found = run.given.objective(p.policy, units)
-    pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and isinstance(found[1], dict)
+    pair = is_kind(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and isinstance(found[1], dict)
     expect(pair, "algorithm: objective returns (value, metrics), a 0-d tensor and a dict")
     value, metrics = found
     expect(value.dim() == 0, f"algorithm: the objective has shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)")

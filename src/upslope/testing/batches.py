@@ -10,7 +10,7 @@ from upslope.records import Batch, map_tensors
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import EPS, Case, Log, separately
-from upslope.testing.contract import factor, one_line, points_along, same
+from upslope.testing.contract import factor, length, one_line, points_along, same
 from upslope.testing.mistakes import by_length, target
 from upslope.testing.probes import Probe, probe, rows
 
@@ -44,8 +44,8 @@ def padding(case: Case, log: Log) -> None:
     if same(a, b) and same(a, c):
         return
     leaked, leaked_by_other = (x.view(-1, 2)[3] for x in (b, c))
-    of_actions = not same(leaked, leaked_by_other) or bool(leaked.norm() == 0)  # an entropy does not ask for the action
-    change = float((a - b).norm() / a.norm().clamp(min=1e-12))
+    of_actions = not same(leaked, leaked_by_other) or length(leaked) == 0  # an entropy does not ask for the action
+    change = length(a - b) / max(length(a), 1e-12)
     mistake = "padding leaks" if of_actions else "entropy on masked steps"
     log.add(mistake, f"three masked columns more change it by {change:.2g} of its length")
 
@@ -82,7 +82,7 @@ def started_before(case: Case, log: Log) -> None:
         return
     fresh, late = (case.plain.on(case.main, (0, 3, 5), first_step=torch.full((3,), n)) for n in (0, 2))
     if not same(late, case.gamma**2 * fresh):
-        weight = float(late.norm() / fresh.norm())
+        weight = length(late) / length(fresh)
         log.add("discount restarted", f"an episode with two steps behind it weighs {weight:.3g}, not γ² = {case.gamma**2:.3g}")
 
 
@@ -132,7 +132,7 @@ def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
     length = p.rollout.mask.sum(-1, keepdim=True)
     single = torch.stack([case.plain.on(p, (i,)) for i in range(len(length))])
     pairs = [torch.tensor(pair) for pair in ((0, 1), (1, 2))]
-    both = [case.plain.on(p, pair.tolist()) for pair in pairs]
+    both = [case.plain.on(p, [int(i) for i in pair]) for pair in pairs]
 
     def right(x: Tensor) -> bool:
         return points_along(case.sign * p.probability @ x, target(p, form), case.tolerance)

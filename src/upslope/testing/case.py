@@ -20,7 +20,7 @@ from upslope.errors import UsageError
 from upslope.records import Policy, Rollout, concatenate
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
-from upslope.testing.contract import EXACT, factor, same
+from upslope.testing.contract import EXACT, factor, length, same
 from upslope.testing.estimates import Estimate, Estimator
 from upslope.testing.mistakes import FORMS, weights
 from upslope.testing.probes import Probe, probe, rows, wave
@@ -190,7 +190,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
         return not same(plain(main.policy, replace(sample, **changes)).gradient, first, tolerance)
 
     scale_free = (
-        bool(first.norm() > 0)
+        length(first) > 0
         and not reacts(EPS, reward=2 * sample.reward, value=2 * sample.value, next_value=2 * sample.next_value)
         and reacts(EPS, reward=sample.reward + noise.where(sample.mask, 0.0))
     )
@@ -220,7 +220,7 @@ def separate(plain: Estimator, main: Probe) -> bool:
         total = plain.on(main, (1,)) + plain.on(main, (6,))
     except UsageError:
         return False
-    return bool(total.norm() > 0) and separately(plain.on(main, (1, 6)), total)
+    return length(total) > 0 and separately(plain.on(main, (1, 6)), total)
 
 
 def separately(both: Tensor, total: Tensor) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError
+from upslope.typed import norm
 
 EXACT = 1e-6
 """Relative difference that is taken for rounding. Expectations are finite sums in float64, but a user's γ^t may be float32."""
@@ -39,15 +40,19 @@ def one_line(name: str, where: str = "") -> Generator[None]:
         raise UsageError(f"{name}: raised {type(error).__name__} ({' '.join(str(error).split())}){where}") from error
 
 
+def length(vector: Tensor) -> float:
+    return float(norm(vector))
+
+
 def same(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:
     """Whether two vectors differ by no more than ``tolerance`` times the larger one's length."""
-    size = torch.maximum(a.norm(), b.norm())
-    return bool((a - b).norm() <= tolerance * size) or bool(size < 1e-14)
+    size = torch.maximum(norm(a), norm(b))
+    return bool(norm(a - b) <= tolerance * size) or bool(size < 1e-14)
 
 
 def factor(vector: Tensor, direction: Tensor, tolerance: float = EXACT) -> float | None:
     """c with ``vector = c · direction``, or None where the two are not parallel or one of them is zero."""
-    if bool(vector.norm() < 1e-12) or bool(direction.norm() < 1e-12):
+    if length(vector) < 1e-12 or length(direction) < 1e-12:
         return None
     scale = float(vector @ direction / (direction @ direction))
     return scale if same(vector, scale * direction, tolerance) else None
@@ -61,4 +66,4 @@ def points_along(vector: Tensor, direction: Tensor, tolerance: float = EXACT) ->
 
 def cosine(a: Tensor, b: Tensor) -> float:
     """Of the angle between two vectors; NaN where one is zero."""
-    return float(a @ b / (a.norm() * b.norm()))
+    return float(a @ b / (norm(a) * norm(b)))

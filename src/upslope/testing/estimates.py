@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.records import Batch, Metrics, Policy, Rollout, Transition
 from upslope.tabular.enumeration import flat_gradient
 from upslope.tabular.policies import SoftmaxPolicy
@@ -144,7 +144,7 @@ class Estimator:
         split = sum(p.numel() for p in cast(SoftmaxPolicy, policy).preferences.parameters())
         gradient, critic = flat[:split], flat[split:]
         if not bool(gradient.isfinite().all()):
-            self.not_finite = f"on a rollout of shape {list(rollout.mask.shape)}, rewards {rollout.reward[rollout.mask].tolist()}"
+            self.not_finite = f"on a rollout of shape {[*rollout.mask.shape]}, rewards {[*map(float, rollout.reward[rollout.mask])]}"
             gradient = torch.zeros_like(gradient)
         value = float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None
         return Estimate(gradient, critic, value)
@@ -152,7 +152,7 @@ class Estimator:
     def value(self, policy: Policy, batch: Batch) -> Tensor:
         """The objective of a batch or a part of one, 0-d."""
         found = self.given.objective(policy, batch)
-        pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)  # pyright: ignore[reportUnknownArgumentType]
+        pair = is_kind(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)
         require(pair, f"{self.name}.objective: expected (value, metrics), found {describe(found)}")
         value: Tensor = found[0]
         expected = f"expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)"
@@ -182,7 +182,7 @@ class Estimator:
         parameters = list(policy.parameters())
         count, batch = sum(p.numel() for p in parameters), rollout.mask.shape[:-1]
         expected = f"expected a number to differentiate, one for each row {list(batch)}, or a gradient for the {count} parameters"
-        if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
+        if is_kind(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
             fits = [x.shape for x in found] == [p.shape for p in parameters]
             require(fits, f"{self.name}: {expected}, found tensors of shapes {[list(x.shape) for x in found]}")
             found = torch.cat([x.detach().reshape(-1) for x in found])

@@ -12,6 +12,7 @@ from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
 from upslope.records import SamplingPolicy
 from upslope.tabular import MDP, SoftmaxPolicy
+from upslope.testing.contract import length
 from upslope.testing.estimates import Estimator
 from upslope.testing.probes import enumerated, rows
 
@@ -88,9 +89,9 @@ def measure_estimator(
         method = f"by enumeration of {count} trajectories in batches of {batch_size}"
     gradient = {form: g[: len(mean)] for form, g in gradient.items()}
     scale = {form: (float(mean @ g / (g @ g)) if bool(g.any()) else 0.0) or 1.0 for form, g in gradient.items()}
-    bias = {form: float((mean / scale[form] - g).norm()) for form, g in gradient.items()}
+    bias = {form: length(mean / scale[form] - g) for form, g in gradient.items()}
     # the squared length of a normal error has mean Σ se², and seldom more than 1.96² times that
-    interval = {form: NORMAL * float(error.norm()) / abs(scale[form]) for form in gradient}
+    interval = {form: NORMAL * length(error) / abs(scale[form]) for form in gradient}
     return Measured(run.name, method, mean, error, variance, gradient, scale, bias, interval)
 
 

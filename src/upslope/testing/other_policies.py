@@ -9,9 +9,10 @@ from upslope import functional as F
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import Case, Log
-from upslope.testing.contract import EXACT, factor, points_along, same
+from upslope.testing.contract import EXACT, factor, length, points_along, same
 from upslope.testing.mistakes import of_another_policy, of_several_ratios, target
 from upslope.testing.probes import Probe, probe, rows, wave
+from upslope.typed import norm
 
 SEVERAL = "several steps of another policy (per-step ratio, past ratio missing, later ratios missing)"
 NEARBY, FAR = 1e-4, 0.5
@@ -72,7 +73,7 @@ def moved(case: Case, ratios: tuple[float, float]) -> Tensor:
     before = rows(p.rollout, (0, 2), case.group).behavior_log_prob
     shift, nothing = torch.tensor(ratios, dtype=torch.float64).log().view_as(before), torch.zeros_like(before)
     found = case.plain.on(p, (0, 2), value=nothing, next_value=nothing, behavior_log_prob=before - shift)
-    return found.view(-1, 2).norm(dim=-1)[:2]
+    return norm(found.view(-1, 2), dim=-1)[:2]
 
 
 def clip_side(case: Case, log: Log) -> None:
@@ -112,7 +113,7 @@ def kl_term(case: Case, log: Log) -> None:
     before, after, before_more, after_more = (case.sign * run.moments(p, size).mean for p in paid)
     term = after - before
     # where the reward that it stands in is divided by a spread, it does not simply add
-    if float(term.norm()) <= NOTHING or not same(term, after_more - before_more):
+    if length(term) <= NOTHING or not same(term, after_more - before_more):
         log.not_checked.append(SCALED)
     else:
         name_kl(unlike, term, log)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.records import Evaluation, HasDistribution, Sample, SamplingPolicy, offers
 from upslope.testing.contract import expect
+from upslope.typed import as_list
 
 GROUPS, PER_GROUP = 24, 64
 """Samples of one input whose mean score is looked at, in groups: the spread of the groups gives the interval."""
@@ -61,9 +62,9 @@ def check_policy(policy: SamplingPolicy, inputs: Mapping[str, Tensor], *, num_ac
 
 
 def batch_shape(inputs: Mapping[str, Tensor]) -> torch.Size:
-    require(isinstance(inputs, Mapping), f"inputs: expected a dictionary such as {{'observation': …}}, found {type(inputs).__name__}")
+    require(is_kind(inputs, Mapping), f"inputs: expected a dictionary such as {{'observation': …}}, found {type(inputs).__name__}")
     tensors = list(inputs.values())
-    fits = bool(tensors) and all(isinstance(x, Tensor) and x.dim() >= 2 and x.shape[:2] == tensors[0].shape[:2] for x in tensors)
+    fits = bool(tensors) and all(is_kind(x, Tensor) and x.dim() >= 2 and x.shape[:2] == tensors[0].shape[:2] for x in tensors)
     require(fits and tensors[0].shape[0] >= 2, "inputs: expected tensors [B, T, *features] with B ≥ 2, such as {'observation': …}")
     return tensors[0].shape[:2]
 
@@ -152,8 +153,9 @@ def check_table(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: tor
     expect(off <= 100 * tolerance, f"policy: the entropy is off by {off:.3g}; it is −Σ π log π over legal actions")
     parameters = [p for p in policy.parameters() if p.requires_grad]
     weight = probability.detach()
-    score = torch.autograd.grad((weight * log_prob.where(weight > 0, 0.0)).sum(), parameters, allow_unused=True)
-    size = max((float(g.abs().max()) for g in score if g is not None), default=0.0)
+    mean = (weight * log_prob.where(weight > 0, 0.0)).sum()
+    score = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
+    size = max((float(g.detach().abs().max()) for g in score), default=0.0)
     message = f"policy: the mean of ∇log π is {size:.3g}, not 0; log_prob is not that of a distribution, or is detached in part"
     expect(size <= 1e3 * tolerance, message)
 
@@ -167,8 +169,8 @@ def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed:
     for _ in range(GROUPS):
         sample = policy.sample(dict(repeated), generator=generator)
         log_prob = policy.evaluate(**repeated, action=sample.action).log_prob
-        gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True)
-        found.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradients, parameters, strict=True)]))
+        gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([g.detach().reshape(-1) for g in gradients]))
     score = torch.stack(found).double()
     error = score.std(0) / math.sqrt(GROUPS)
     far = score.mean(0).abs() > SIGMAS * error + 1e-6
@@ -217,7 +219,7 @@ def check_density(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: in
 
 def spread_out(action: Tensor) -> bool:
     """Whether actions seldom repeat and their dimensions ``[N, d]`` are not tied to each other: else a box says little."""
-    if len(action.unique(dim=0)) < 0.9 * len(action):
+    if len({tuple(row) for row in as_list(action)}) < 0.9 * len(action):
         return False
     correlation = torch.corrcoef(action.T).view(action.shape[1], -1)
     return bool((correlation - torch.eye(len(correlation), dtype=correlation.dtype)).abs().max() < 0.2)

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from upslope.errors import is_kind
 from upslope.testing.contract import ContractError
 from upslope.testing.known_mistakes import MISTAKES
+from upslope.typed import as_list
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def angle(cosine: float) -> str:
 
 def plain(value: Any) -> Any:
     """For JSON, which knows no tensors, no NaN and no infinity."""
-    if isinstance(value, dict):
+    if is_kind(value, dict):
         return {name: plain(x) for name, x in value.items()}
-    if isinstance(value, Tensor | tuple):
-        return [plain(x) for x in (value.tolist() if isinstance(value, Tensor) else value)]
+    if is_kind(value, Tensor, tuple):
+        return [plain(x) for x in (as_list(value) if isinstance(value, Tensor) else value)]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
