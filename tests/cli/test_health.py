@@ -15,7 +15,7 @@ from tests.cli.conftest import Command, good
 from upslope import Run
 from upslope.control import MLPPolicy
 from upslope.run.evaluations import Point
-from upslope.run.health import RULES, WATCHED, findings, not_checked, warnings_of
+from upslope.run.health import RULES, WATCHED, findings, not_checked
 from upslope.run.history import History
 from upslope.run.watch import Watch
 
@@ -170,12 +170,12 @@ ILL = {
 
 @pytest.mark.parametrize("found", WELL.values(), ids=WELL.keys())
 def test_what_went_well_is_not_complained_about(found: History):
-    assert warnings_of(found) == []
+    assert findings(found) == []
 
 
 @pytest.mark.parametrize("found, words", ILL.values(), ids=ILL.keys())
 def test_what_went_wrong_is_said_once_with_its_numbers_and_what_to_try(found: History, words: str):
-    (said,) = warnings_of(found)
+    (said,) = map(str, findings(found))
     assert words in said and "; try " in said and "\n" not in said
 
 

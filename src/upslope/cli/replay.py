@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, Flag
 from upslope.cli.resume import NAMED, named_again
-from upslope.errors import UsageError
+from upslope.errors import require
 from upslope.run.load import Run
 
 FLAGS = (
@@ -35,16 +34,16 @@ def play_again(plain: list[str], given: dict[str, Any]) -> int:
     run = Run.load(plain[0])
     config = named_again(run, given)
     out = given["out"]
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise UsageError(
-            f"--out: {out} is a folder; name a file" if out.is_dir() else f"--out: there is no folder {out.parent}; make it first"
-        )
-    from upslope.run.replay import replay  # loads PyTorch
+    if out is not None:
+        require(not out.is_dir(), f"--out: {out} is a folder; name a file")
+        require(out.absolute().parent.is_dir(), f"--out: there is no folder {out.parent}; make it first")
+    from upslope.run.capsule import write_tensors  # loads PyTorch
+    from upslope.run.replay import replay
 
     found = replay(run, config, given["iteration"])
     path = out or run.path / f"replay-{found.iteration:08d}.safetensors"
     if found.tensors:
-        found.write(Path(path))
+        write_tensors(path, found.tensors)
     print("\n".join([*found.words(), *([f"written to {path}"] if found.tensors else ())]))
     return 1 if found.differs else 0
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     config, given = asked
     from upslope.run.verify import verify_resume  # loads PyTorch
 
-    counts = {name: given.get(name, flag.default) for flag in FLAGS for name in (flag.name,)}
+    counts = {flag.name: flag.default for flag in FLAGS} | given
     with tempfile.TemporaryDirectory() as folder:
         found = verify_resume(config, Path(folder), iterations=counts["stop_after"], kill_at=counts["kill_at"])
     head = f"killed behind iteration {counts['kill_at']}, resumed after iteration {found.resumed_at}, compared after {found.rows}:"

@@ -48,7 +48,7 @@ class EnvSettings:
 
     def __post_init__(self) -> None:
         require_counts(self, "max_episode_steps")
-        require(self.max_restarts >= 0, f"max_restarts: expected an integer ≥ 0, found {self.max_restarts}")
+        require_counts(self, "max_restarts", least=0)
         timeout = self.step_timeout
         require(timeout is None or timeout > 0, f"step_timeout: expected a number > 0 or none, found {timeout}")
         what = f"an environment in this process cannot be interrupted (--vectorization {self.vectorization})"
@@ -211,9 +211,9 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        steps, episodes = self.total_steps, self.eval_episodes
+        steps = self.total_steps
         require(1 <= steps <= MAX_STEPS, f"total_steps: expected an integer ≥ 1 and at most {MAX_STEPS:.0e}, found {steps}")
         until = self.until_return is not None
         check_eval_every(self.eval_every, until or self.until_solved, "goal")
         require(not (until and self.until_solved), "until_solved: leave it out, until_return says at what return to stop")
-        require(1 <= episodes <= MAX_EPISODES, f"eval_episodes: expected an integer ≥ 1 and at most {MAX_EPISODES:,}, found {episodes}")
+        require_counts(self, "eval_episodes", most=MAX_EPISODES)

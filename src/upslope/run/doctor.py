@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upslope.errors import UsageError, describe_error
+from upslope.run.config import flat_config
 from upslope.run.evaluations import Point
-from upslope.run.health import Finding, findings, flat, not_checked
+from upslope.run.health import Finding, findings, not_checked
 from upslope.run.history import History
 from upslope.run.load import Run, damaged, read_json
 
@@ -76,7 +77,7 @@ def history_of(run: Run) -> History:
     before = summary.get("accuracy_before")
     start = [] if before is None else [Point(0, before, std_of(run, before), int(run.config["settings"].get("eval_episodes", 256)))]
     error = summary.get("error") if summary.get("status") == "failed" else None
-    return History(rows, [*start, *points], final, goal_of(run, final), action_dims(run), flat(run.config), error)
+    return History(rows, [*start, *points], final, goal_of(run, final), action_dims(run), flat_config(run.config), error)
 
 
 def point(row: dict[str, Any], mean: float) -> Point:

@@ -31,7 +31,7 @@ from typing import Any, TextIO, cast
 
 from upslope import files
 from upslope._version import __version__
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, require, require_counts
 
 FORMAT_VERSION = 1  # raised when an older upslope could no longer read what a newer one writes
 
@@ -59,8 +59,7 @@ class Output:
 
     def __post_init__(self) -> None:
         require(self.checkpoint_every >= 0, f"checkpoint_every: expected seconds ≥ 0, found {self.checkpoint_every}")
-        count = self.checkpoint_iterations
-        require(count is None or count >= 1, f"checkpoint_iterations: expected an integer ≥ 1 or none, found {count}")
+        require_counts(self, "checkpoint_iterations")
 
     @property
     def loggers(self) -> list[str]:
@@ -96,34 +95,28 @@ def check_free(path: Path) -> None:
 class RunFolder:
     """An open run folder; create it with :meth:`create`, and close it (or use ``with``)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made: Iterable[Path] = ()) -> None:
         self.given, self.path = path, path.absolute()  # an environment or a reward may change the current folder
         self._open: dict[str, TextIO] = {}
         self.checksums: dict[str, int] = {}
         """CRC-32 of all that has been appended to each growing file"""
-        self.made: list[Path] = []  # the folders around it that were made for it, from the inside
+        self.made = tuple(made)  # the folders around it that were made for it, from the inside
 
     @classmethod
     def create(cls, out: Path | None, default: Path) -> RunFolder:
         """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …"""
         made = [folder for folder in (out or default).absolute().parents if not folder.exists()]
-        found = cls._created(out, default)
-        found.made = made
-        return found
-
-    @classmethod
-    def _created(cls, out: Path | None, default: Path) -> RunFolder:
         try:
             if out is not None:
                 check_free(out)
                 out.mkdir(parents=True, exist_ok=True)
-                return cls(out)
+                return cls(out, made)
             default.parent.mkdir(parents=True, exist_ok=True)
             path, number = default, 1
             while True:
                 try:
                     path.mkdir()  # exclusive: two runs that start together get two folders
-                    return cls(path)
+                    return cls(path, made)
                 except FileExistsError:
                     number += 1
                     path = default.with_name(f"{default.name}-{number}")

@@ -12,9 +12,8 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from upslope.run.history import LOST, MIN_ITERATIONS, History, Rows
+from upslope.run.history import LOST, MEASURES, MIN_ITERATIONS, History, Rows
 
 LARGE_KL = 0.3
 """KL(π_old‖π) of one update, in nats a step, that a surrogate around π_old no longer describes."""
@@ -95,11 +94,6 @@ def findings(history: History, *, live: bool = False) -> list[Finding]:
     return found
 
 
-def warnings_of(history: History) -> list[str]:
-    """A sentence for each finding."""
-    return [str(finding) for finding in findings(history)]
-
-
 def not_checked(history: History) -> list[str]:
     """The rules that have nothing to look at in this run."""
     return [rule.name for rule in RULES if not rule.applies(history)]
@@ -110,14 +104,6 @@ def restarts_of(rows: Rows) -> list[str]:
     count = sum(int(row.get("environment_restarts") or 0) for row in rows)
     what = "an environment hung or died and was" if count == 1 else f"{count} times an environment hung or died and was"
     return [f"{what} started anew, its episode cut off (environment_restarts in the metrics)"] if count else []
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a ``config.json`` by their own names."""
-    found: dict[str, Any] = {}
-    for section in ("algorithm", "collector", "policy", "env", "task", "settings"):
-        found |= config.get(section) or {}
-    return found | (found.get("update") or {})
 
 
 # ---------------------------------------------------------------------------------------------------------------- the rules
@@ -355,17 +341,6 @@ RULES = (
     Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
     Rule("nothing learned", nothing_learned, live=False, last=True, needs=lambda history: history.evaluations and history.goal is not None),
 )
-READ = {
-    "iteration",
-    "approx_kl",
-    "kl",
-    "improvement",
-    "total_steps",
-    "effective_sample_size",
-    "mismatch",
-    "skipped_steps",
-    "episode_length",
-    "environment_restarts",
-}
-WATCHED = tuple(sorted(READ.union(("reward_per_step", "reward", "score_mean"), *(rule.reads for rule in RULES))))
+ALWAYS = ("iteration", "total_steps", "kl", "skipped_steps", "environment_restarts", *MEASURES)
+WATCHED = tuple(sorted({*ALWAYS, *(name for rule in RULES for name in rule.reads)}))
 """The metrics that are looked at."""

@@ -65,10 +65,10 @@ class Stopped:
             done = state["iteration" if unit == "iterations" else unit]
         except (KeyError, TypeError) as error:
             raise damaged(found.path, f"it holds no {error}") from error
-        planned, finished = getattr(config.settings, unit), run.summary is not None and run.summary.get("status") == "finished"
-        if finished and reached:
+        planned = getattr(config.settings, unit)
+        if run.finished and reached:
             raise AtItsEnd(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
-        if finished and done >= planned:
+        if run.finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
         return cls(run.path, found.state, found.passed_over, jump_of(config, done, run.config["settings"].get(unit), planned))

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
+from upslope.run.config import flat_config
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite, is_kept, versions
-from upslope.run.health import WATCHED, flat, restarts_of, warnings_of
+from upslope.run.health import WATCHED, findings, restarts_of
 from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
-from upslope.run.saving import SAVE_SHARE, SavePace
-from upslope.run.train import Callback, RunState, compiled, train
+from upslope.run.saving import SavePace
+from upslope.run.train import Callback, RunState, compiled_words, train
 from upslope.run.watch import Watch
 from upslope.run.world import Evaluated, World
 
@@ -56,7 +57,7 @@ class Session:
         self.folder: RunFolder
         self.progress: Progress
         self.failures = Failures(config.settings)
-        self.pace, self.training = SavePace(SAVE_SHARE), True
+        self.pace, self.training = SavePace(), True
         self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
         self.updates: int | None = None
@@ -88,7 +89,7 @@ class Session:
         self.world = self.config.prepare()
         self.config = self.world.config
         with one_thread(self.world.policy):
-            self.surroundings = surroundings(flat(self.world.recorded()))
+            self.surroundings = surroundings(flat_config(self.world.recorded()))
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
             self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
@@ -158,17 +159,11 @@ class Session:
             raise
         if not self.output.quiet:
             resumed = self.resumed.words(self.surroundings) if self.resumed else []
-            title, *lines = [*self.world.plan(), f"update: {self._update_words()}", *resumed]
+            update = compiled_words(self.config.algorithm, self.world.policy, self.world.collect, fast=self.config.settings.fast)
+            title, *lines = [*self.world.plan(), f"update: {update}", *resumed]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.shown}"])]), flush=True)
         meter = Meter(self.world.budget, self.world.fields)
         self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
-
-    def _update_words(self) -> str:
-        """What of an update is compiled, and why not the rest."""
-        if not self.config.settings.fast:
-            return "in PyTorch, as --no-fast says"
-        unit = "group" if hasattr(self.world.collect, "group_size") else "step"
-        return compiled().explain(self.config.algorithm, self.world.policy, unit)
 
     def _train(self) -> None:
         settings = self.config.settings
@@ -186,7 +181,7 @@ class Session:
     def _after_iteration(self, state: RunState) -> bool:
         """Evaluate where it is time, write the iteration down wherever it is wanted, save in time; True ends the run."""
         self._begin_writing()
-        before, self.state, self.updates = self.trained.get("total_steps", 0), state, num_updates(state)
+        before, self.state, self.updates = self.trained.get("total_steps", 0), state, state.num_updates
         self.trained = row = dict(state.metrics)
         episodes = self.world.due(before, state)
         if episodes and not self.failures.gave_up:
@@ -359,7 +354,7 @@ class Session:
 
     def _finish(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
         # the parameters may be what diverged, or an update was cut short: then the last saved ones stay
-        if not isinstance(error, Diverged) and self.updates == num_updates(self.state):
+        if not isinstance(error, Diverged) and (self.state is None or self.updates == self.state.num_updates):
             self._save()
         summary = self._summary(error, result)
         self.world.draw(self.folder.path / "curve.png", self.rows, summary)
@@ -384,21 +379,16 @@ class Session:
         final = None if result is None else result.point(self.trained.get("total_steps", 0))
         said = [*self.failures.warnings(), *self.faults, *restarts_of(self.rows)]
         try:
-            return [*said, *warnings_of(self._history(final or (self.points[-1] if self.points else None)))]
+            return [*said, *map(str, findings(self._history(final or (self.points[-1] if self.points else None))))]
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # metrics of anyone's own
             return [*said, f"its metrics cannot be judged: {describe_error(error)}"]
 
     def _history(self, final: Point | None) -> History:
         goal = final.mean if self.reached and final is not None else self.world.good  # as the evaluations before it have said
         points = [*self.start, *self.points, *([final] if final is not None and final not in self.points else [])]
-        return History(self.rows, points, final, goal, self.world.action_dims, flat(self.recorded_config))
+        return History(self.rows, points, final, goal, self.world.action_dims, flat_config(self.recorded_config))
 
     @property
     def exit_code(self) -> int:
         """0, or 128 plus the signal that ended the run (130 after Ctrl-C)."""
         return 0 if self.signal is None else 128 + self.signal
-
-
-def num_updates(state: RunState | None) -> int | None:
-    """Gradient steps up to now, where that is counted: more than behind the last iteration are part of an update that was cut short."""
-    return None if state is None else getattr(state.update_state, "num_updates", None)

@@ -101,6 +101,11 @@ class RunState:
         """How much of the planned run is done, in [0, 1]."""
         return min(1.0, max(self.iteration / (self.iterations or math.inf), self.total_steps / (self.planned_steps or math.inf)))
 
+    @property
+    def num_updates(self) -> int | None:
+        """Gradient steps up to now, where that is counted: more than behind the last iteration are part of an update that was cut short."""
+        return getattr(self.update_state, "num_updates", None)
+
 
 COUNTED = ("iteration", "total_steps", "train_seconds", "metrics")
 
@@ -201,10 +206,7 @@ def train(
 @contextlib.contextmanager
 def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunState], None]]:
     """What draws the progress after an iteration, and its end."""
-    if progress is False:
-        yield lambda state: None
-        return
-    if progress is None and not watched():
+    if progress is False or (progress is None and not watched()):
         yield lambda state: None
         return
     line = Line()
@@ -268,3 +270,10 @@ def compiled() -> ModuleType:
     from upslope.fast import twins  # loads the compiler, and Gymnasium for the policies that it knows
 
     return twins
+
+
+def compiled_words(algorithm: object, policy: object, collect: object, *, fast: bool) -> str:
+    """What of an update is compiled, and why not the rest."""
+    if not fast:
+        return "in PyTorch, as --no-fast says"
+    return compiled().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")

@@ -66,13 +66,13 @@ def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_
     if not 1 <= kill_at < iterations:
         raise UsageError(f"kill_at: expected 1 to {iterations - 1}, before the last of the {iterations} iterations, found {kill_at}")
     whole, killed = folder / "whole", folder / "killed"
-    in_process("the uninterrupted run", fresh, config, whole, StopAt(iterations))
-    code = in_process("the run to be killed", fresh, config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
+    in_process("the uninterrupted run", config, whole, StopAt(iterations))
+    code = in_process("the run to be killed", config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
     if code == 0:
         raise UsageError(f"kill_at: the run was over before iteration {kill_at} ended; give it a larger budget")
     found = newest(killed)
     resumed_at = 0 if found is None else int(found.state["run"]["iteration"])
-    in_process("the resumed run", resumed, config, killed, StopAt(iterations))
+    in_process("the resumed run", config, killed, StopAt(iterations), resume=True)
     return compared(whole, killed, resumed_at)
 
 
@@ -100,11 +100,11 @@ def compared_parts(state: State) -> State:
 # -------------------------------------------------------------------------------------------------------------- processes
 
 
-def in_process(name: str, work: Any, *arguments: Any, expected: int = 0) -> int:
-    """Call ``work`` in a process of its own and wait for it; the exit code, which is 0 or ``expected``."""
+def in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, resume: bool = False, expected: int = 0) -> int:
+    """Carry out a run in a process of its own and wait for it; the exit code, which is 0 or ``expected``."""
     answers = multiprocessing.get_context("spawn")
     received, sent = answers.Pipe(duplex=False)
-    process = answers.Process(target=reported, args=(sent, work, *arguments))
+    process = answers.Process(target=reported, args=(sent, config, folder, stop, resume))
     process.start()
     sent.close()
     process.join()
@@ -115,23 +115,14 @@ def in_process(name: str, work: Any, *arguments: Any, expected: int = 0) -> int:
     return code
 
 
-def reported(sent: Any, work: Any, *arguments: Any) -> None:
-    """In the process: call ``work``, and say in a line why it failed."""
+def reported(sent: Any, config: RunConfig, folder: Path, stop: StopAt, resume: bool) -> None:
+    """In the process: the run, from its beginning (with a checkpoint after each iteration) or its end; say in a line why it failed."""
+    output = Output(quiet=True) if resume else Output(out=folder, quiet=True, checkpoint_every=0.0)
     try:
-        work(*arguments)
+        config.session(output, [stop], resumed=folder if resume else None).run()
     except Exception as error:
         sent.send(describe_error(error))
         raise SystemExit(REFUSED if isinstance(error, UsageError) else 1) from None
-
-
-def fresh(config: RunConfig, out: Path, stop: StopAt) -> None:
-    """A run from its beginning, with a checkpoint after each iteration."""
-    config.session(Output(out=out, quiet=True, checkpoint_every=0.0), [stop]).run()
-
-
-def resumed(config: RunConfig, out: Path, stop: StopAt) -> None:
-    """The run in this folder, from where it was killed."""
-    config.session(Output(quiet=True), [stop], resumed=out).run()
 
 
 # -------------------------------------------------------------------------------------------------------------- comparison

@@ -154,7 +154,9 @@ class NaturalStep(ABC):
 
     def critic_state(self, policy: Policy, batch: Batch, state: NaturalState) -> AscentState:
         """Adam's state for the parameters that the value depends on and the distribution does not."""
-        value = evaluated_value(policy, batch)
+        value = policy.evaluate(**batch.inputs).value
+        if value is None:
+            raise UsageError("policy: evaluate() returned no value to fit; use a policy with a value head or set num_value_epochs to 0")
         critic = tuple(p for p in reached(value, state.parameters) if not any(p is q for q in state.actor))
         require(bool(critic), "policy: its value has no trainable parameter that its distribution does not share; give the critic its own")
         return state.critic_state(critic, learning_rate=self.value_learning_rate)
@@ -262,11 +264,3 @@ class ValueFit:
         """Weighted and summed; reports the mean error."""
         error = value_error(policy, policy.evaluate(**batch.inputs).value, batch)
         return -F.weighted_sum(error, batch.weight), {"value_error": error.detach()[batch.mask].mean()}
-
-
-def evaluated_value(policy: Policy, batch: Batch) -> Tensor:
-    """The critic's value of each step, with its graph."""
-    value = policy.evaluate(**batch.inputs).value
-    if value is None:
-        raise UsageError("policy: evaluate() returned no value to fit; use a policy with a value head or set num_value_epochs to 0")
-    return value
