@@ -294,7 +294,7 @@ def backtracks(*, completions):
 @pytest.mark.parametrize("reward", [backtracks, builtin("regular-expression:(a+)+$")])
 def test_a_regular_expression_that_backtracks_without_end_is_killed(reward):
     started = time.monotonic()
-    found = run(Rewards.of(reward, timeout=0.3, batch_timeout=1.5, own_process=True), ["aa", "a" * 60 + "b", "c"])
+    found = run(Rewards.of(reward, timeout=0.3, batch_timeout=1.5, in_subprocess=True), ["aa", "a" * 60 + "b", "c"])
     assert found.scores == [1.0, None, 0.0] and (found.num_timed_out, found.num_retried, found.num_raised) == (1, 1, 0)
     assert time.monotonic() - started < 30 and not multiprocessing.active_children()
 
@@ -313,10 +313,10 @@ def test_what_a_process_of_its_own_answers_is_what_a_thread_answers():
         return ["1.0"] * len(completions)
 
     data = {"completions": ["?", "bad", "c"], "level": [1, 2, 3]}
-    here, there = (run(Rewards.of(odd, later, own_process=apart), **data) for apart in (False, True))
+    here, there = (run(Rewards.of(odd, later, in_subprocess=apart), **data) for apart in (False, True))
     assert here == there and here.scores == [1 / 3, None, float(np.float32(0.1) * 3) + 1 / 3]
     words = "reward nonsense gave '1.0' of type str for item 1"
-    assert words in message_of(RunFault, Rewards.of(nonsense, own_process=True), ["a", "b"])
+    assert words in message_of(RunFault, Rewards.of(nonsense, in_subprocess=True), ["a", "b"])
 
 
 def test_a_process_that_dies_costs_its_item_only():
@@ -325,7 +325,7 @@ def test_a_process_that_dies_costs_its_item_only():
             os._exit(3)
         return [1.0] * len(completions)
 
-    found = run(Rewards.of(dies, own_process=True), ["a", "bad", "c"])
+    found = run(Rewards.of(dies, in_subprocess=True), ["a", "bad", "c"])
     assert found.scores == [1.0, None, 1.0] and found.num_raised == 1 and "its process ended" in found.first_error
 
 
@@ -335,7 +335,7 @@ def test_what_a_reward_started_is_killed_with_it(tmp_path):
         (tmp_path / "pid").write_text(str(child.pid))
         time.sleep(60)
 
-    message_of(RunFault, Rewards.of(starts, timeout=0.5, own_process=True), ["a"])
+    message_of(RunFault, Rewards.of(starts, timeout=0.5, in_subprocess=True), ["a"])
     pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 10
     while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] and time.monotonic() < deadline:
         time.sleep(0.02)

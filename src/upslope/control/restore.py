@@ -52,7 +52,7 @@ class Episode:
 
         An environment ``apart``, in a process that remembers by itself that a reset is next, is always played again.
         """
-        attributes = {} if apart else own_state(env)
+        attributes = {} if apart else reported_state(env)
         actions = None if self.actions is None or attributes else stacked(self.actions)
         recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
         return {
@@ -92,7 +92,7 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
     return observation
 
 
-def own_state(env: Any) -> State:
+def reported_state(env: Any) -> State:
     """What the environment says of its state itself, with the steps of its time limit.
 
     Empty where it says nothing, or nothing that tensors and JSON can hold, and where a wrapper around it may remember more.

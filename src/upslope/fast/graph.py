@@ -87,7 +87,7 @@ def total(x: Node) -> Node:
 
 def detached(x: Node) -> Node:
     """The same number, through which no gradient goes."""
-    return Node("held", (x,), row=x.row, flag=x.flag)
+    return Node("detached", (x,), row=x.row, flag=x.flag)
 
 
 class Operation(NamedTuple):

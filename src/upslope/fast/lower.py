@@ -102,7 +102,7 @@ class Function:
         """A node's name, or its number; it is computed first where it is not known yet."""
         if x.op == "literal":
             return repr(x.value)
-        if x.op == "held":
+        if x.op == "detached":
             return self.value(x.inputs[0])
         known = self.known_of_row if x.row else self.known
         if x not in known:

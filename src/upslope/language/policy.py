@@ -90,7 +90,7 @@ class LanguagePolicy(nn.Module):
         self.rendering = Rendering(tokenizer, models.generation_stops(model))
         message = "tokenizer: it has no end-of-sequence token, so no completion would ever end; set eos_token"
         require(tokenizer.eos_token_id is not None or self.rendering.turn.end_id is not None, message)
-        self.own_stop_ids = None
+        self.given_stop_ids = None
         self.attention = inspect(self)
         if len(tokenizer) > self.vocabulary:
             raise UsageError(f"tokenizer: it has {len(tokenizer)} tokens, the model {self.vocabulary}; they do not belong together")
@@ -113,7 +113,7 @@ class LanguagePolicy(nn.Module):
         self.temperature = temperature
         self.compute_dtype = compute_dtype or preferred(model.device)
         self.adapter: list[Any] = []  # the peft wrapper, kept from being registered: its modules already are the model's
-        self.own_stop_ids: frozenset[int] | None = frozenset()
+        self.given_stop_ids: frozenset[int] | None = frozenset()
         self.attention, self.inspected = PACKED, BRIEF
         self.context = models.longest_text(model)
         """The longest text that the model can see, in tokens."""
@@ -154,11 +154,11 @@ class LanguagePolicy(nn.Module):
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the tokenizer's, those of the model's generation settings, the chat template's end of a turn."""
-        return self.rendering.stop_ids if self.own_stop_ids is None else self.own_stop_ids
+        return self.rendering.stop_ids if self.given_stop_ids is None else self.given_stop_ids
 
     @stop_ids.setter
     def stop_ids(self, ids: frozenset[int]) -> None:
-        self.own_stop_ids = ids
+        self.given_stop_ids = ids
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, *, lora_rank: int | None = None, **options: Any) -> Self:

@@ -75,14 +75,14 @@ class Rewards:
     ``timeout`` is how many seconds a reward may take for one item, ``batch_timeout`` the most for a whole call of many and once
     more for the item-by-item pass after it; items that this leaves no time for count as timed out. None means no limit. A call that
     is out of time is abandoned: its thread runs on, and one that never lets go of the interpreter (a regular expression that
-    backtracks without end) is not even abandoned. With ``own_process`` it is killed (:mod:`upslope.language.calls`); what rewards
+    backtracks without end) is not even abandoned. With ``in_subprocess`` it is killed (:mod:`upslope.language.calls`); what rewards
     change in memory is then lost after each call, and they cannot use a GPU that this process uses.
     """
 
     parts: tuple[Part, ...]
     timeout: float | None = 10.0
     batch_timeout: float | None = 60.0
-    own_process: bool = False
+    in_subprocess: bool = False
 
     def __post_init__(self) -> None:
         require(isinstance(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
@@ -96,13 +96,13 @@ class Rewards:
         for name in ("timeout", "batch_timeout"):
             limit = getattr(self, name)
             require(limit is None or (_is_finite(limit) and limit > 0), f"{name}: expected seconds above 0, or None, found {limit!r}")
-        require(can_fork() or not self.own_process, "own_process: this system cannot copy a process; leave it out")
+        require(can_fork() or not self.in_subprocess, "in_subprocess: this system cannot copy a process; leave it out")
 
     @classmethod
     def of(cls, *rewards: Reward | Rewards, weights: Sequence[float] | None = None, **limits: Any) -> Rewards:
         """Rewards from functions and, if they are not all 1, their weights; names come from the functions, numbered where equal.
 
-        ``limits``: ``timeout``, ``batch_timeout``, ``own_process``.
+        ``limits``: ``timeout``, ``batch_timeout``, ``in_subprocess``.
         """
         if len(rewards) == 1 and isinstance(rewards[0], Rewards) and weights is None:
             return rewards[0]
@@ -160,7 +160,7 @@ class Rewards:
         arguments = {**given, **({} if state is None else {"trainer_state": state})}
         columns: dict[str, Any] = {name: arguments[name] for name in arguments if asked.takes is None or name in asked.takes}
         alone = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
-        way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.own_process else in_thread
+        way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.in_subprocess else in_thread
         count = len(given["completions"])
         return Call(name=part.name, function=part.function, columns=columns, alone=alone, count=count, carry_out=way)
 

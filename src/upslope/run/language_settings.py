@@ -60,7 +60,7 @@ class TaskSettings:
     @property
     def reward_limits(self) -> dict[str, Any]:
         """How rewards are called, as options of :class:`~upslope.language.Rewards`."""
-        return {} if self.reward_timeout is None else {"timeout": self.reward_timeout, "own_process": True}
+        return {} if self.reward_timeout is None else {"timeout": self.reward_timeout, "in_subprocess": True}
 
 
 @dataclass(frozen=True, kw_only=True)
