@@ -10,7 +10,7 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.algorithms import common
 from upslope.errors import UsageError, require
-from upslope.records import Batch, Rollout
+from upslope.records import Batch, Evaluation, Rollout
 from upslope.updates import Ascent
 
 Advantage = Callable[[Tensor, Tensor | None], Tensor]
@@ -36,12 +36,6 @@ def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
         hint = "take k1, or kl_placement='objective'"
         message = f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; {hint}"
         require(kl_estimator == "k1", message)
-
-
-def kl_term(kl_estimator: str, log_prob: Tensor, batch: Batch) -> Tensor:
-    """k2 or k3 of each step against the reference, ``[..., T]``; neither clipped nor weighted by a ratio."""
-    form = {"k2": F.kl_k2, "k3": F.kl_k3}[kl_estimator]
-    return form(log_prob, batch.need("reference_log_prob"), batch.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +68,17 @@ class ComparesRows:
     def zero_variance_groups_have_gradient(self) -> bool:
         """Whether groups of equal scores carry gradient too; where they do not, they are skipped and a collector may refill them."""
         return (self.kl_coef > 0 and self.kl_placement == "objective") or self.entropy_coef > 0
+
+    def regularized(self, total: Tensor, new: Evaluation, batch: Batch, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``total − kl_coef · KL + entropy_coef · H``, weighted and summed; the KL is neither clipped nor weighted by a ratio."""
+        if self.kl_coef > 0 and self.kl_placement == "objective":
+            form = {"k2": F.kl_k2, "k3": F.kl_k3}[self.kl_estimator]
+            divergence = form(new.log_prob, batch.need("reference_log_prob"), batch.mask)
+            total = total - self.kl_coef * divergence
+            metrics["kl"] = common.masked_mean(divergence, batch.mask)
+        if self.entropy_coef > 0:
+            total = total + self.entropy_coef * new.entropy
+        return F.weighted_sum(total, batch.weight), metrics
 
 
 def check_group_size(rollout: Rollout) -> None:

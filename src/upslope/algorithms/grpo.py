@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_dual_clip, check_surrogate_value, masked_mean, policy_metrics
-from upslope.algorithms.groups import HOMOGENEOUS, Advantage, ComparesRows, check_group_size, group_batch, kl_term
+from upslope.algorithms.common import check_dual_clip, check_surrogate_value, policy_metrics
+from upslope.algorithms.groups import HOMOGENEOUS, Advantage, ComparesRows, check_group_size, group_batch
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout, Surrogate
 
@@ -118,13 +118,7 @@ class GRPO(ComparesRows):
         metrics = policy_metrics(new, batch, clip_range=self.clip_range, dual_clip=self.dual_clip)
         if self.ratio is not F.token_ratio:
             metrics |= self.clip_metrics(new.log_prob.detach(), batch)
-        if self.kl_coef > 0 and self.kl_placement == "objective":
-            divergence = kl_term(self.kl_estimator, new.log_prob, batch)
-            total = total - self.kl_coef * divergence
-            metrics["kl"] = masked_mean(divergence, batch.mask)
-        if self.entropy_coef > 0:
-            total = total + self.entropy_coef * new.entropy
-        return F.weighted_sum(total, batch.weight), metrics
+        return self.regularized(total, new, batch, metrics)
 
     def clip_metrics(self, log_prob: Tensor, batch: Batch) -> dict[str, Tensor]:
         """How many steps are clipped, by the ratio that is clipped."""

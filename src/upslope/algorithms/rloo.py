@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import masked_mean, policy_metrics
-from upslope.algorithms.groups import ComparesRows, Estimator, Placement, check_group_size, group_batch, kl_term
+from upslope.algorithms.common import policy_metrics
+from upslope.algorithms.groups import ComparesRows, Estimator, Placement, check_group_size, group_batch
 from upslope.records import Batch, Policy, Rollout
 
 
@@ -38,10 +38,4 @@ class RLOO(ComparesRows):
         surrogate = F.score_function if self.update.makes_one_step else F.clipped_surrogate
         total = surrogate(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, self.clip_range)
         metrics = policy_metrics(new, batch, clip_range=self.clip_range)
-        if self.kl_coef > 0 and self.kl_placement == "objective":
-            divergence = kl_term(self.kl_estimator, new.log_prob, batch)
-            total = total - self.kl_coef * divergence
-            metrics["kl"] = masked_mean(divergence, batch.mask)
-        if self.entropy_coef > 0:
-            total = total + self.entropy_coef * new.entropy
-        return F.weighted_sum(total, batch.weight), metrics
+        return self.regularized(total, new, batch, metrics)

@@ -3,7 +3,6 @@ play in which learn at every step.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedR
 from upslope.control.restore import alike
 from upslope.control.trees import Array
 from upslope.errors import RunFault, require
-from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition
+from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors
 
 MAX_EPISODE_STEPS = 100_000  # an episode of so many steps has no end
 
@@ -147,11 +146,7 @@ class GroupedEpisodes(Collector):
         require(alike(envs.observation, size), message)
         recording = Recording(Player(policy, envs), self.generator, envs.first_step)
         play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
-        rollout = recording.rollout()
-        tensors = {item.name: tensor for item in fields(rollout) if isinstance(tensor := getattr(rollout, item.name), torch.Tensor)}
-        inputs = {name: tensor.unflatten(0, (-1, size)) for name, tensor in rollout.inputs.items()}
-        grouped = {name: tensor.unflatten(0, (-1, size)) for name, tensor in tensors.items()}
-        return replace(rollout, inputs=inputs, unit="group", max_steps=self.max_steps, **grouped)
+        return map_tensors(recording.rollout(), lambda tensor: tensor.unflatten(0, (-1, size)), unit="group", max_steps=self.max_steps)
 
 
 def play(recording: Recording, left: Array, most: int) -> None:

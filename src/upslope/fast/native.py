@@ -54,13 +54,8 @@ def taking_addresses(function: Callable[..., None]) -> Callable[..., None]:
 def library() -> Library | None:
     """The compiled kernels, or None where LLVM is not installed or cannot serve this machine."""
 
-    def text() -> str:
-        from upslope.fast.translate import Module
-
-        return str(Module(*ENTRY_POINTS))
-
     try:
-        return Library(loaded("kernels", source_of(*SOURCES), text))
+        return Library(loaded("kernels", source_of(*SOURCES), lambda translate: str(translate.Module(*ENTRY_POINTS))))
     except (ImportError, RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
         return None
 
@@ -69,12 +64,7 @@ def library() -> Library | None:
 def functions(source: str, *names: str) -> tuple[Any, tuple[int, ...]]:
     """Functions in the kernels' subset of Python as machine code: what owns its memory, and their addresses."""
 
-    def text() -> str:
-        from upslope.fast.translate import text_of
-
-        return text_of(source)
-
-    engine = loaded("objective", source_of(*TRANSLATOR) + source.encode(), text)
+    engine = loaded("objective", source_of(*TRANSLATOR) + source.encode(), lambda translate: translate.text_of(source))
     return engine, tuple(map(engine.get_function_address, names))
 
 
@@ -82,13 +72,19 @@ def source_of(*modules: str) -> bytes:
     return b"\0".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in modules)
 
 
-def loaded(name: str, source: bytes, text: Callable[[], str]) -> Any:
-    """The machine code of a source in memory, its addresses known: from its file, else made from its ``text`` in LLVM's language."""
+def loaded(name: str, source: bytes, text: Callable[[Any], str]) -> Any:
+    """The machine code of a source in memory, its addresses known: from its file, else made from its ``text`` in LLVM's language.
+
+    ``text`` makes that with :mod:`upslope.fast.translate`, which is loaded for it.
+    """
     import llvmlite.binding as llvm
 
     machine = target_machine(llvm)
     path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
-    code = read(path) or write(path, compiled(llvm, machine, text()))
+    if (code := read(path)) is None:
+        from upslope.fast import translate
+
+        code = write(path, compiled(llvm, machine, text(translate)))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -253,12 +253,8 @@ class Recorded:
     called: dict[CodeType, dict[str, Any]] = field(default_factory=dict)
     """the functions that ran, with the global names that they see"""
 
-    @property
-    def outputs(self) -> list[Node]:
-        return [self.objective, *self.metrics.values(), *([] if self.log_ratio is None else [self.log_ratio])]
-
     def listing(self) -> list[Any]:
-        order = in_order(self.outputs)
+        order = in_order([self.objective, *self.metrics.values(), *([] if self.log_ratio is None else [self.log_ratio])])
         places = {x: i for i, x in enumerate(order)}
         values = [repr(float(x.value)) if x.op == "constant" else x.value for x in order]
         return [list(self.metrics), *((x.op, *map(places.__getitem__, x.inputs), v) for x, v in zip(order, values, strict=True))]

@@ -150,14 +150,7 @@ class HeadPlan:
         sizes = {at.OUT_AT: room, at.VALUE_OUT_AT: at.BLOCK, at.DELTA_AT: room, at.VALUE_DELTA_AT: at.BLOCK, at.GRADIENT_AT: room}
         for place, size in sizes.items():
             networks[place], used = used, used + size
-        self.scratch = np.zeros(used, np.float32)
-        self.options, self.order = np.zeros(at.NUM_OPTIONS), np.arange(0)
-
-    def rows(self, count: int) -> Any:
-        """``0, 1, 2, …``."""
-        if len(self.order) < count:
-            self.order = np.arange(count)
-        return self.order
+        self.scratch, self.options = np.zeros(used, np.float32), np.zeros(at.NUM_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +202,7 @@ class HeadAscent(Ascent):
         given = [end.detach().contiguous() for end in ends]
         slopes = [torch.empty_like(end) for end in given]
         (outputs, values), (output_slopes, value_slopes) = ([*some, None][:2] for some in (given, slopes))
-        planned = plan.scratch, objective.written_into(plan.networks), plan.options, policy.log_std, columns.addresses(), plan.rows(rows)
+        planned = plan.scratch, objective.written_into(plan.networks), plan.options, policy.log_std, columns.addresses(), np.arange(rows)
         numbers = outputs, given[0].shape[-1], values, output_slopes, value_slopes
         self.library.differentiate(*planned, rows, *numbers, objective.table)
         return slopes
