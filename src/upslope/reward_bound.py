@@ -1,7 +1,5 @@
 """The bound of rewards, which environments and reward functions share."""
 
-from __future__ import annotations
-
 import math
 
 MAX_REWARD = 1e15

@@ -1,7 +1,5 @@
 """``upslope doctor RUN``: what did not go well in a run, with its evidence and a change to try."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

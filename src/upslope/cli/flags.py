@@ -5,8 +5,6 @@ must be one line with the nearest name. A flag takes its type from the annotatio
 help from the string under the field; the source is read for that only when help is asked for.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """``upslope replay RUN --iteration N``: an iteration again, to the bit, and what it saw as a file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from upslope.cli.command import Command

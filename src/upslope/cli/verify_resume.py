@@ -1,7 +1,5 @@
 """``upslope verify-resume METHOD …``: whether a run that is killed and resumed is the run that was never interrupted."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A time limit for Python code that nobody vouches for: a model's chat template can loop without end."""
 
-from __future__ import annotations
-
 import ctypes
 import threading
 import time

@@ -3,8 +3,6 @@
 A capsule is a small run folder inside the run's; ``upslope replay`` plays the iteration that failed again.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import fields

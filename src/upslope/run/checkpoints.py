@@ -5,8 +5,6 @@ of the tensors), and ``manifest.json``: its name, each file's size and SHA-256, 
 flushed to the disk and renamed. The reader takes the newest whose manifest verifies, and names those that it passed over.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A run folder as a :class:`~upslope.run.history.History`, and what its rules find there. Nothing in the folder is run or imported."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -5,8 +5,6 @@ groups: a deterministic policy and groups without spread are what success looks 
 change to try; how often they are right is measured by ``benchmarks/reliability/doctor.py``.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

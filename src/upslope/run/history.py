@@ -1,7 +1,5 @@
 """What a run leaves to be judged by: its metrics, its evaluations, its settings."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ is left as it is. A capsule is a small run folder that a run leaves when it stop
 before, and the minibatch in which it was noticed.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import tempfile

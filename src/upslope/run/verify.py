@@ -4,8 +4,6 @@ Three processes: one trains without interruption; one trains and kills itself (S
 one has left. Then every row of metrics and every number of the two last states are compared.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

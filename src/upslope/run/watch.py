@@ -1,7 +1,5 @@
 """A look at a run in progress: how far its weights have moved, and what does not go well, each thing said once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 
