@@ -55,5 +55,4 @@ class A2C:
         surrogate = F.score_function(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
         error = value_error(policy, new.value, batch)
         metrics = policy_metrics(new, batch, error)
-        total = surrogate - self.value_coef * error + self.entropy_coef * new.entropy
-        return F.weighted_sum(total, batch.weight), metrics
+        return F.weighted_sum(surrogate - self.value_coef * error + self.entropy_coef * new.entropy, batch.weight), metrics

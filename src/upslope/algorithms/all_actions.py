@@ -76,13 +76,11 @@ class AllActions:
         require(bool(values[rollout.mask].isfinite().all()), "q: it returned a value that is not finite")
         steps = (rollout.terminated, rollout.truncated, self.state_discount, rollout.mask, rollout.first_step)
         weight = F.discount_weight(*steps, dtype=rollout.behavior_log_prob.dtype)
-        batch = Batch.of(rollout) if self.q is not None else self.with_returns(policy, rollout)
+        batch = Batch.of(rollout)
+        if self.q is None:  # what the q̂ of each action taken should follow is its λ-return
+            value, _, returns, metrics = advantage_and_returns(policy, rollout, self.gamma, self.gae_lambda)
+            batch = replace(batch, value=value, returns=returns, metrics=metrics)
         return replace(batch, inputs={**rollout.inputs, NAME: values.to(weight.dtype) * weight.unsqueeze(-1)})
-
-    def with_returns(self, policy: Policy, rollout: Rollout) -> Batch:
-        """What the q̂ of each action taken should follow: its λ-return, ``GAE(γ, λ) + V``."""
-        value, _, returns, metrics = advantage_and_returns(policy, rollout, self.gamma, self.gae_lambda)
-        return Batch.of(rollout, value=value, returns=returns, metrics=metrics)
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``Σ_a π(a|s) q̂(s, a) + entropy_coef · H``, weighted and summed; less ``value_coef · (q̂(s_t, a_t) − R)²`` where q̂ is learned."""

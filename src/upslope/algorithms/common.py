@@ -84,8 +84,7 @@ def advantage_and_returns(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
     """``(V, Â, R, metrics)``: ``Â = GAE(γ, λ)`` and ``R = Â + V``, of a rollout whose policy has a critic."""
     value, next_value = critic_values(rollout, policy, gamma)
-    steps = (rollout.reward, value, next_value, rollout.terminated, rollout.truncated)
-    advantage = F.gae(*steps, gamma, gae_lambda, rollout.mask)
+    advantage = F.gae(rollout.reward, value, next_value, rollout.terminated, rollout.truncated, gamma, gae_lambda, rollout.mask)
     returns = advantage + value
     return value, advantage, returns, {"explained_variance": float(F.explained_variance(value, returns, rollout.mask))}
 

@@ -174,8 +174,7 @@ def weighted_credit(rollout: Rollout, weight: Tensor, settings: Any) -> Tensor:
 
 def vtrace_of(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
     steps = (rollout.reward, *critic_values(rollout), log_prob, rollout.behavior_log_prob, rollout.terminated, rollout.truncated)
-    caps = cap(settings.ratio_cap), cap(settings.trace_cap)
-    return F.vtrace(*steps, settings.gamma, settings.trace_lambda, *caps, rollout.mask)
+    return F.vtrace(*steps, settings.gamma, settings.trace_lambda, cap(settings.ratio_cap), cap(settings.trace_cap), rollout.mask)
 
 
 def cap(value: float | None) -> float:

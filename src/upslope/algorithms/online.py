@@ -103,11 +103,9 @@ class OnlineState:
         return {"trace": self.trace.z, "value_trace": self.value_trace.z, **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: State) -> None:
-        for name, value in state.items():
-            if name in ("trace", "value_trace"):
-                getattr(self, name).z = value
-            else:
-                setattr(self, name, value)
+        self.trace.z, self.value_trace.z = state["trace"], state["value_trace"]
+        for name in state.keys() - {"trace", "value_trace"}:
+            setattr(self, name, state[name])
 
     def start_episode(self) -> None:
         """``z = 0``, ``I = 1``."""
@@ -142,8 +140,7 @@ def gradients(policy: Policy, inputs: Inputs, action: Tensor, parameters: Sequen
 @torch.no_grad()
 def value_of(policy: Policy, inputs: Inputs, action: Tensor) -> float:
     """``v̂`` of one state; the action is for policies that can only say it beside a score."""
-    value = policy.value(inputs) if offers(policy, HasValue) else policy.evaluate(**inputs, action=action).value
-    return float(evaluated_value(value))
+    return float(evaluated_value(policy.value(inputs) if offers(policy, HasValue) else policy.evaluate(**inputs, action=action).value))
 
 
 def evaluated_value(value: Tensor | None) -> Tensor:

@@ -115,5 +115,4 @@ class REINFORCE:
         if self.baseline:
             error = value_error(policy, new.value, batch)
             total = total - self.value_coef * error
-        metrics = common.policy_metrics(new, batch, error)
-        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), metrics
+        return F.weighted_sum(total + self.entropy_coef * new.entropy, batch.weight), common.policy_metrics(new, batch, error)

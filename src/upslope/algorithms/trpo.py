@@ -50,8 +50,7 @@ class NPG:
         """``ratio · Â + entropy_coef · H``, weighted and summed; the critic has no part in it."""
         new = policy.evaluate(**batch.inputs)
         surrogate = F.importance_weighted(new.log_prob, batch.behavior_log_prob, batch.need("advantage"), batch.mask, 0.0)
-        entropy = masked_mean(new.entropy, batch.mask)
-        metrics = {"entropy": entropy, "log_ratio": new.log_prob - batch.behavior_log_prob}
+        metrics = {"entropy": masked_mean(new.entropy, batch.mask), "log_ratio": new.log_prob - batch.behavior_log_prob}
         return F.weighted_sum(surrogate + self.entropy_coef * new.entropy, batch.weight), metrics
 
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError, describe_error, one_line, unknown
+from upslope.errors import RunFault, UsageError, describe_error, one_line, require, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
@@ -95,8 +95,7 @@ def carried_out(argv: list[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    if any("\0" in word for word in argv):
-        raise UsageError("a null character in the command line, which no name and no number has")
+    require(not any("\0" in word for word in argv), "a null character in the command line, which no name and no number has")
     if not argv or argv[0] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))

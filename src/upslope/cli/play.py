@@ -1,6 +1,5 @@
 """``upslope play RUN --out FILE``: an animation of what the policy does."""
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,8 +38,7 @@ def play(plain: list[str], given: dict[str, Any]) -> int:
     run = Run.load(plain[0])
     require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     print_caution(run, given["policy"])
-    path: Path = given.pop("out") or run.path / "play.gif"
-    print(animations().record(run, path, **given))
+    print(animations().record(run, given.pop("out") or run.path / "play.gif", **given))
     return 0
 
 

@@ -126,8 +126,7 @@ def linear_twin(policy: object) -> FastLinear | None:
     known = plain_gaussian or type(linear.head) in (heads.Categorical, heads.EpsilonGreedy)
     if not known or any(changed(module) for module in linear.modules()):
         return None
-    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in linear.parameters())
-    return FastLinear(policy) if plain else None
+    return FastLinear(policy) if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in linear.parameters()) else None
 
 
 def single(inputs: Inputs) -> bool:

@@ -131,8 +131,7 @@ def options_of(ascent: Ascent, state: AscentState, *, masked: bool) -> Array:
 
 
 def flat_part(batch: Batch, rows: Array) -> Batch:
-    flat = map_tensors(batch, lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :]))
-    return flat.select(torch.from_numpy(rows))
+    return map_tensors(batch, lambda t: t.reshape(-1, *t.shape[batch.mask.dim() :])).select(torch.from_numpy(rows))
 
 
 MAX_PARAMETERS = 2**20
@@ -203,8 +202,7 @@ class HeadAscent(Ascent):
         slopes = [torch.empty_like(end) for end in given]
         (outputs, values), (output_slopes, value_slopes) = ([*some, None][:2] for some in (given, slopes))
         planned = plan.scratch, objective.written_into(plan.networks), plan.options, policy.log_std, columns.addresses(), np.arange(rows)
-        numbers = outputs, given[0].shape[-1], values, output_slopes, value_slopes
-        self.library.differentiate(*planned, rows, *numbers, objective.table)
+        self.library.differentiate(*planned, rows, outputs, given[0].shape[-1], values, output_slopes, value_slopes, objective.table)
         return slopes
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from upslope import files
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.records import State
 from upslope.run.load import damaged
 
@@ -61,8 +61,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else {"float": repr(value)}
     if isinstance(value, list | tuple):
-        items = cast("list[Any]", value)
-        return [encoded(item, tensors, f"{path}/{i}") for i, item in enumerate(items)]
+        return [encoded(item, tensors, f"{path}/{i}") for i, item in enumerate(cast("list[Any]", value))]
     if isinstance(value, Mapping):
         found = cast("Mapping[Any, Any]", value)
         if any(not isinstance(key, str) for key in found):
@@ -100,10 +99,8 @@ def write(run: Path, iteration: int, state: State) -> Path:
         TypeError: the state holds what a checkpoint cannot.
     """
     tensors: dict[str, Tensor] = {}
-    content = {
-        STATE: json.dumps(encoded(state, tensors), ensure_ascii=False, allow_nan=False).encode(),
-        TENSORS: save(tensors),
-    }
+    described = json.dumps(encoded(state, tensors), ensure_ascii=False, allow_nan=False)
+    content = {STATE: described.encode(), TENSORS: save(tensors)}
     path = run / FOLDER / f"iteration-{iteration:08d}"
     check_no_link(path.parent)
     try:
@@ -208,5 +205,4 @@ def tidy(run: Path, iteration: int) -> None:
 
 def check_no_link(folder: Path) -> None:
     """Refuse a link in the folder's place: what is written there would be written elsewhere."""
-    if folder.is_symlink():
-        raise UsageError(f"{folder}: this is a link, which is not followed; put the folder itself there")
+    require(not folder.is_symlink(), f"{folder}: this is a link, which is not followed; put the folder itself there")

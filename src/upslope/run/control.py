@@ -53,8 +53,7 @@ class Control(World[control.ActorCritic]):
         self.target, self.budget = self.envs.env_id, {"total_steps": self.settings.total_steps}
         until, space = self.settings.until_return, self.envs.action_space
         # the return that counts as solved: ``until_return``, else the task's own goal, else unknown; and the one that ends the run
-        limit = self.config.problem.max_episode_steps
-        self.solved_at = self.good = known_goal(self.target, limit) if until is None else until
+        self.solved_at = self.good = known_goal(self.target, self.config.problem.max_episode_steps) if until is None else until
         self.stop_at = self.solved_at if self.settings.until_solved or until is not None else None
         self.action_dims = math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
         self.may_be_best = bool(self.schedule.every)

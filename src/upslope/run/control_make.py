@@ -100,8 +100,7 @@ def continued(saved: Any, envs: Any, path: Path | None) -> Any:
     """A saved policy as one to train on; its spaces must be those of the environments."""
     for kind in ("observation_space", "action_space"):
         here, there = getattr(envs, kind), getattr(saved, kind)
-        if here != there:
-            raise UsageError(f"init: the policy in {path} is for {kind} {short(there)}, the environment has {short(here)}")
+        require(here == there, f"init: the policy in {path} is for {kind} {short(there)}, the environment has {short(here)}")
     policy = policy_from_description(saved.describe())
     load_state(policy, saved.state_dict(), path or Path("policy"))
     return policy
@@ -110,5 +109,4 @@ def continued(saved: Any, envs: Any, path: Path | None) -> Any:
 def recorded_policy(saved: Any) -> PolicySettings:
     names = {item.name for item in fields(PolicySettings)}
     options = {name: value for name, value in saved.describe().items() if name in names}
-    clean: dict[str, Any] = {name: plain_value(value, PolicySettings, name) for name, value in options.items()}
-    return PolicySettings(**clean)
+    return PolicySettings(**{name: plain_value(value, PolicySettings, name) for name, value in options.items()})

@@ -106,8 +106,7 @@ class Language(World[LanguagePolicy]):
     def recorded(self) -> dict[str, Any]:
         """``config.json``; with the precision that ``auto`` stands for here, which is another one on another processor."""
         config = super().recorded()
-        used = str(self.policy.compute_dtype).removeprefix("torch.")
-        return config | {"policy": config["policy"] | {"compute_dtype": used}}
+        return config | {"policy": config["policy"] | {"compute_dtype": str(self.policy.compute_dtype).removeprefix("torch.")}}
 
     def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
         """A folder that Transformers reads, and in it how far the model is."""

@@ -190,8 +190,7 @@ class Run:
             raise damaged(path, f"it does not describe a policy ({error})") from error
         described = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
         check_size(weights, 2 * described + MAX_HEADER_BYTES)  # tensors of another policy are named by load_state
-        state = read_safetensors(weights)
-        load_state(policy, state, weights)
+        load_state(policy, read_safetensors(weights), weights)
         return policy.eval().requires_grad_(False)
 
 

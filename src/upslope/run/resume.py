@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from upslope import files
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.records import State
 from upslope.run.checkpoints import newest
 from upslope.run.folder import versions
@@ -164,8 +164,7 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
     lengths: dict[str, int] = state["files"]
     for path in (folder / name for name in GROWING):
         length, found = lengths.get(path.name, 0), path.stat().st_size if path.is_file() else 0
-        if path.is_symlink():
-            raise UsageError(f"{path}: this is a link, which is not followed; put the file itself there")
+        require(not path.is_symlink(), f"{path}: this is a link, which is not followed; put the file itself there")
         if found < length:
             raise UsageError(f"{path} is damaged: it holds {found:,} bytes, the checkpoint was written behind {length:,}; rows are lost")
         if length and zlib.crc32(path.read_bytes()[:length]) != state["checksums"][path.name]:
@@ -214,8 +213,7 @@ def locked(folder: Path) -> Generator[None]:
     except OSError as error:
         raise UsageError(f"{path}: it cannot be opened ({error.strerror}); remove it") from error
     with os.fdopen(descriptor, "r+b", buffering=0, closefd=True) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(f"{path}: this is no file; remove it")
+        require(stat.S_ISREG(os.fstat(descriptor).st_mode), f"{path}: this is no file; remove it")
         try:
             import fcntl  # not on Windows, where two runs in one folder are not noticed
 

@@ -162,8 +162,7 @@ class Session:
             update = compiled_words(self.config.algorithm, self.world.policy, self.world.collect, fast=self.config.settings.fast)
             title, *lines = [*self.world.plan(), f"update: {update}", *resumed]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.shown}"])]), flush=True)
-        meter = Meter(self.world.budget, self.world.fields)
-        self.progress = progress_for(meter, self.output.quiet, samples=self.world.samples)
+        self.progress = progress_for(Meter(self.world.budget, self.world.fields), self.output.quiet, samples=self.world.samples)
 
     def _train(self) -> None:
         settings = self.config.settings

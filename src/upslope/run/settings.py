@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from upslope.errors import UsageError, unknown
+from upslope.errors import UsageError, require, unknown
 from upslope.modules import hidden_by, import_named
 
 T = TypeVar("T")
@@ -148,8 +148,7 @@ def load_function(text: str, owner: type, name: str) -> Callable[..., Any]:
     shipped = choices(owner, name)
     if ":" in text:
         function = load_object(text, name)
-        if not callable(function):
-            raise UsageError(f"expected a function for {name}, found {text!r}, which is of type {type(function).__name__}")
+        require(callable(function), f"expected a function for {name}, found {text!r}, which is of type {type(function).__name__}")
         check_takes(function, shipped.values(), f"{name} {text}")
         return function
     if text not in shipped:

@@ -178,8 +178,7 @@ def train(
     callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
     online = check_parts(algorithm, policy, collect)
     learner = cast(records.OnlineAlgorithm, algorithm) if online else cast(records.Algorithm, algorithm).update
-    update_state = learner.start(policy, seed=seed)
-    state = RunState(algorithm, policy, collect, update_state, iterations, total_steps)
+    state = RunState(algorithm, policy, collect, learner.start(policy, seed=seed), iterations, total_steps)
     if start is not None:
         state.load_state_dict(start)
     follow: Any = getattr(collect, "follow", None)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from upslope.errors import RunFault, UsageError, describe_error
+from upslope.errors import RunFault, UsageError, describe_error, require
 from upslope.records import State
 from upslope.run.checkpoints import newest
 from upslope.run.config import RunConfig
@@ -66,8 +66,7 @@ def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_
     whole, killed = folder / "whole", folder / "killed"
     in_process("the uninterrupted run", config, whole, StopAt(iterations))
     code = in_process("the run to be killed", config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
-    if code == 0:
-        raise UsageError(f"kill_at: the run was over before iteration {kill_at} ended; give it a larger budget")
+    require(code != 0, f"kill_at: the run was over before iteration {kill_at} ended; give it a larger budget")
     found = newest(killed)
     resumed_at = 0 if found is None else int(found.state["run"]["iteration"])
     in_process("the resumed run", config, killed, StopAt(iterations), resume=True)

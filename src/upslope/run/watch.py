@@ -20,8 +20,7 @@ class Watch:
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         critic = getattr(policy, "critic", None)
         only_critic = {id(parameter) for parameter in critic.parameters()} if isinstance(critic, nn.Module) else set[int]()
-        actor = [parameter for parameter in trained if id(parameter) not in only_critic]
-        self.weights = actor or trained
+        self.weights = [parameter for parameter in trained if id(parameter) not in only_critic] or trained
         self.before: Sequence[Tensor] = [sample.clone() for sample in self.samples()]
         self.said: list[str] = []
 
