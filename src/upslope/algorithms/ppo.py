@@ -8,10 +8,8 @@ over several epochs of minibatches of one batch; Â = GAE(γ, λ), R = Â + V.
 Left out: per-minibatch advantage normalization (it is done once, over the whole batch) and shared-memory workers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -128,7 +126,7 @@ class PPO:
         return replace(new, parameters=batch.behavior_parameters).kl(new)
 
     @torch.no_grad()
-    def adapted(self, policy: Policy, batch: Batch) -> PPO:
+    def adapted(self, policy: Policy, batch: Batch) -> Self:
         """The algorithm of the next iteration: ``kl_coef`` moved by the KL that this update ended with (section 4)."""
         if self.adaptive_kl is None:
             return self

@@ -24,15 +24,13 @@ The header holds one JSON object under ``upslope``: the format's version, the sp
 a file is ever executed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -81,7 +79,7 @@ class Dataset:
         check_after_ends(self, masked=masked)
 
     @classmethod
-    def load(cls, path: str | Path) -> Dataset:
+    def load(cls, path: str | Path) -> Self:
         """Read a file; raises :class:`UsageError` that names it and says what is wrong, in one line."""
         from safetensors import SafetensorError, safe_open
 
@@ -101,7 +99,7 @@ class Dataset:
             raise UsageError(f"data: {path}: {error}") from error
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Dataset:
+    def of(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
         try:
             about = json.loads(header["upslope"])
             version, observation, action = about["format_version"], about.pop("observation_space"), about.pop("action_space")

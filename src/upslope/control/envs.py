@@ -1,12 +1,10 @@
 """Vector environments of every autoreset mode as one masked stream of steps."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -345,7 +343,7 @@ class Envs:
                 self.vector.close(**options)
                 return
 
-    def __enter__(self) -> Envs:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,10 +1,8 @@
 """How good a policy is: whole episodes from fresh starts, one for each seed, and an honest interval."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
@@ -53,7 +51,7 @@ class EvaluationResult:
     ended: tuple[bool, ...]
 
     @classmethod
-    def of(cls, played: Sequence[Played]) -> EvaluationResult:
+    def of(cls, played: Sequence[Played]) -> Self:
         returns = np.array([item.returned for item in played])
         ended = tuple(item.ended for item in played)
         steps = sum(item.length for item in played)
@@ -206,7 +204,7 @@ class Evaluator:
         if self._owned:
             self.envs.close()
 
-    def __enter__(self) -> Evaluator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,10 +14,8 @@ numbers                                               everything else
 the rule of policies that were saved before there was a choice.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -148,7 +146,7 @@ class Image(NamedTuple):
         return np.float32 if self.reading is None else np.uint8
 
     @classmethod
-    def of(cls, space: spaces.Box, choice: ImageChoice = "auto") -> Image:
+    def of(cls, space: spaces.Box, choice: ImageChoice = "auto") -> Self:
         shape = image_shape(space.shape)
         read = reading(space, large=min(shape[1:]) >= NATURE_SIDE or choice == "bytes")
         if read is not None and read.count <= 256:

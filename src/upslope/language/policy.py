@@ -5,8 +5,6 @@ update moves. Where the processor computes faster in another precision (:func:`~
 casts them first, and their gradients come back in float32.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,7 +183,7 @@ class LanguagePolicy(nn.Module):
 
         save(self, Path(folder), dtype=dtype, merge=merge)
 
-    def frozen(self) -> LanguagePolicy:
+    def frozen(self) -> Self:
         """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""
         twin = copy.deepcopy(self).requires_grad_(False)
         for p in twin.model.parameters():

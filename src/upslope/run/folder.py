@@ -14,8 +14,6 @@
 Whole files are written to a temporary name and renamed (:mod:`upslope.files`), so a reader never sees half of one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -27,7 +25,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, Self, TextIO, cast
 
 from upslope import files
 from upslope._version import __version__
@@ -103,7 +101,7 @@ class RunFolder:
         self.made = tuple(made)  # the folders around it that were made for it, from the inside
 
     @classmethod
-    def create(cls, out: Path | None, default: Path) -> RunFolder:
+    def create(cls, out: Path | None, default: Path) -> Self:
         """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …"""
         made = [folder for folder in (out or default).absolute().parents if not folder.exists()]
         try:
@@ -167,7 +165,7 @@ class RunFolder:
             with contextlib.suppress(OSError):  # another run is in it
                 folder.rmdir()
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,15 +4,13 @@ Nothing in a run folder is ever executed: JSON and safetensors only, and an envi
 ``module:name`` is not imported unless the caller names it again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import upslope
 from upslope.errors import UsageError, require
@@ -46,7 +44,7 @@ class Run:
     summary: dict[str, Any] | None
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
+    def load(cls, path: str | Path) -> Self:
         """Open a run folder; raises :class:`UsageError` where it is none, is damaged or comes from a newer version."""
         folder = Path(path)
         require(bool(str(path)), "run folder: expected a path, found ''")

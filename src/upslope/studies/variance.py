@@ -14,14 +14,12 @@ as FORMULAS writes every estimator. How they are averaged (``average_over``) is 
 Left out: the variance of what an optimizer makes of a gradient.
 """
 
-from __future__ import annotations
-
 import math
 import timeit
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -87,12 +85,12 @@ class Reference:
     parts: Tensor
 
     @classmethod
-    def exact(cls, gradient: Tensor) -> Reference:
+    def exact(cls, gradient: Tensor) -> Self:
         """A gradient ``[P]`` without noise."""
         return cls(gradient.detach().double().unsqueeze(0))
 
     @classmethod
-    def sampled(cls, algorithm: Algorithm, policy: Policy, rollout: Rollout) -> Reference:
+    def sampled(cls, algorithm: Algorithm, policy: Policy, rollout: Rollout) -> Self:
         """The mean over a large batch of whole episodes, independent of the samples; its noise is taken into account."""
         count = len(rollout.mask) - len(rollout.mask) % min(BLOCKS, len(rollout.mask))
         return cls(unit_gradients(algorithm, policy, map_tensors(rollout, lambda x: x[:count]), units=min(BLOCKS, count)))

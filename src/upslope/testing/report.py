@@ -1,10 +1,8 @@
 """What :func:`upslope.testing.check_estimator` found, to be read by people and by programs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from math import isfinite, isnan
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -82,7 +80,7 @@ class EstimatorReport:
         every = "none of the mistakes that could be made here" if self.left_out else "none of the known mistakes"
         return f"{every}{meant}" + ("" if self.unbiased else f"; biased by {size(self.bias[self.objective])}")
 
-    def raise_for_mistake(self) -> EstimatorReport:
+    def raise_for_mistake(self) -> Self:
         """The report itself, or :class:`ContractError` with the mistakes that were found."""
         if self.broken:
             raise ContractError(f"{self.name}: " + "; ".join(map(str, self.broken)), self.broken[0].mistake)
