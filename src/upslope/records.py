@@ -107,8 +107,7 @@ class Batch:
     def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
         """The batch of a rollout: what both have, a weight per step, and the estimates given by name."""
         weight = F.average_weight(rollout.mask, average_over, rollout.max_steps, dtype=rollout.behavior_log_prob.dtype)
-        shared: dict[str, Any] = {name: getattr(rollout, name) for name in SHARED}
-        return cls(weight=weight, **{**shared, **estimates})
+        return cls(weight=weight, **{**{name: getattr(rollout, name) for name in SHARED}, **estimates})
 
     def need(self, name: str) -> Tensor:
         """An estimate that an objective cannot do without; raises :class:`UsageError` where ``estimate`` has not given it."""

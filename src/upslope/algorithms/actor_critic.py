@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from upslope.algorithms.common import check_fractions, check_not_negative
-from upslope.algorithms.online import OnlineState, gradients, value_of
+from upslope.algorithms.online import Online, OnlineState, gradients, value_of
 from upslope.errors import require
-from upslope.records import Metrics, Policy, SamplingPolicy, Stream
+from upslope.records import Metrics, SamplingPolicy, Stream
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineActorCritic:
+class OnlineActorCritic(Online):
     """The episodic boxes of p. 332: with decays of 0 the one-step actor–critic, else the one with eligibility traces."""
 
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"schedule": SCHEDULES}
@@ -41,10 +41,6 @@ class OnlineActorCritic:
     def __post_init__(self) -> None:
         check_fractions(gamma=self.gamma, trace_decay=self.trace_decay, value_trace_decay=self.value_trace_decay)
         check_not_negative(learning_rate=self.learning_rate, value_learning_rate=self.value_learning_rate)
-
-    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
-        """``z = 0``, ``I = 1``; nothing here is random, so the seed is not used."""
-        return OnlineState.of(policy)
 
     def set_fraction(self, state: OnlineState, fraction: float) -> None:
         state.step_factor = self.schedule(fraction)
@@ -70,7 +66,7 @@ class OnlineActorCritic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuingActorCritic:
+class ContinuingActorCritic(Online):
     """The same for tasks without episodes and without a discount: the average reward per step, R̄ (Sutton & Barto, p. 333).
 
     An environment that terminates is refused. Where a recording is cut (a time limit), the true successor's value is used as
@@ -92,10 +88,6 @@ class ContinuingActorCritic:
         check_fractions(trace_decay=self.trace_decay, value_trace_decay=self.value_trace_decay)
         check_not_negative(learning_rate=self.learning_rate, value_learning_rate=self.value_learning_rate)
         check_not_negative(average_reward_rate=self.average_reward_rate)
-
-    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
-        """``z = 0``, ``R̄ = 0``; nothing here is random, so the seed is not used."""
-        return OnlineState.of(policy)
 
     def learn(self, policy: SamplingPolicy, stream: Stream, state: OnlineState) -> Metrics:
         """``δ = R − R̄ + v̂(S′) − v̂(S)``; ``R̄ ← R̄ + α_R δ``; both traces; both steps."""

@@ -126,6 +126,14 @@ class OnlineState:
         return sum(errors) / max(len(errors), 1)
 
 
+class Online:
+    """A method that learns at every step, and begins with nothing remembered."""
+
+    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
+        """``z = 0``, ``I = 1``, ``R̄ = 0``; nothing here is random, so the seed is not used."""
+        return OnlineState.of(policy)
+
+
 def gradients(policy: Policy, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
     """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's own formula where it has one, else by autograd."""
     found = policy.gradients(inputs, action, parameters) if offers(policy, HasGradients) else None

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from upslope.algorithms.all_actions import valued
 from upslope.algorithms.common import check_fractions, check_not_negative
-from upslope.algorithms.online import Gradients, Inputs, OnlineState
+from upslope.algorithms.online import Gradients, Inputs, Online, OnlineState
 from upslope.records import HasActionGradient, Metrics, Policy, SamplingPolicy, Stream, offers
 from upslope.updates.schedules import SCHEDULES, Schedule, constant
 
 
 @dataclass(frozen=True, kw_only=True)
-class SARSA:
+class SARSA(Online):
     """On-policy control by action values; the policy is ε-greedy in them, and owns ε."""
 
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"schedule": SCHEDULES}
@@ -39,10 +39,6 @@ class SARSA:
     def __post_init__(self) -> None:
         check_fractions(gamma=self.gamma, trace_decay=self.trace_decay)
         check_not_negative(learning_rate=self.learning_rate)
-
-    def start(self, policy: Policy, *, seed: int = 0) -> OnlineState:
-        """``z = 0``; nothing here is random, so the seed is not used."""
-        return OnlineState.of(policy)
 
     def set_fraction(self, state: OnlineState, fraction: float) -> None:
         state.step_factor = self.schedule(fraction)

@@ -35,13 +35,12 @@ def play_again(plain: list[str], given: dict[str, Any]) -> int:
     if out is not None:
         require(not out.is_dir(), f"--out: {out} is a folder; name a file")
         require(out.absolute().parent.is_dir(), f"--out: there is no folder {out.parent}; make it first")
-    from upslope.run.capsule import write_tensors  # loads PyTorch
-    from upslope.run.replay import replay
+    from upslope.run.replay import replay  # loads PyTorch
 
     found = replay(run, config, given["iteration"])
     path = out or run.path / f"replay-{found.iteration:08d}.safetensors"
     if found.tensors:
-        write_tensors(path, found.tensors)
+        found.write(path)
     print("\n".join([*found.words(), *([f"written to {path}"] if found.tensors else ())]))
     return 1 if found.differs else 0
 

@@ -191,8 +191,7 @@ class ActorCritic(nn.Module):
         """Draw an action for each row, with its log-probability and the state's value; no gradient."""
         (parameters, value), mask = self._run(inputs), inputs.get("action_mask")
         there = parameters.device if generator is None else generator.device  # so that policies on every device draw the same actions
-        drawn = self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there))
-        action = drawn.to(parameters.device)
+        action = self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there)).to(parameters.device)
         return Sample(action=action, log_prob=self.head.score(parameters, action, mask)[0], value=value)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:

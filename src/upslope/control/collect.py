@@ -196,8 +196,7 @@ class Stream(Collector):
 
     def state_dict(self) -> State:
         """With the state to act in, for encoding it again would count it twice."""
-        under_way = {"inputs": self._inputs, "finished": self._finished, "rewards": self._rewards}
-        return super().state_dict() | under_way
+        return super().state_dict() | {"inputs": self._inputs, "finished": self._finished, "rewards": self._rewards}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)

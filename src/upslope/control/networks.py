@@ -158,8 +158,7 @@ class CNN(nn.Module):
         parts = [named["observation"]] if self.vector_size else []
         for name, reading, trunk in zip(self.names, self.readings, self.trunks, strict=True):
             image = named[name]
-            flat = trunk(read(image.reshape(-1, *image.shape[-3:]), reading))
-            parts.append(flat.reshape(*image.shape[:-3], -1))
+            parts.append(trunk(read(image.reshape(-1, *image.shape[-3:]), reading)).reshape(*image.shape[:-3], -1))
         return self.joined(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -64,8 +64,7 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
 
 def bernoulli_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """``a = 1`` where a uniform number is below ``σ(z)``: ``[..., n]`` → the same shape, int64."""
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return (uniform < logits.sigmoid()).long()
+    return (torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device) < logits.sigmoid()).long()
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:

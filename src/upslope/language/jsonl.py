@@ -30,18 +30,18 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     require(found, f"{file} is empty: expected one JSON object on every line")
 
 
-def read_problems(path: str | Path, *, answers: bool = False) -> list[tuple[str, Problem]]:
-    """Each problem of a file of ``{"prompt": …, "answer": …, any column}`` with its place; all lines have the same columns.
+def read_problems(path: str | Path, *, answers: bool = False) -> list[Problem]:
+    """The problems of a file of ``{"prompt": …, "answer": …, any column}``, each with its place; all lines have the same columns.
 
     With ``answers``, a column ``answer``, if there is one, holds strings or numbers only. Raises :class:`UsageError`.
     """
-    problems: list[tuple[str, Problem]] = []
+    problems: list[Problem] = []
     for place, entry in read_lines(path):
         prompt = _prompt(place, entry)
         columns = {name: value for name, value in entry.items() if name != "prompt"}
         for name in RESERVED:
             require(name not in columns, f"{place}: a column may not be called {name}, which means something else to rewards: rename it")
-        first, names = (problems[0][0], set(problems[0][1].columns)) if problems else (place, set(columns))
+        first, names = (problems[0].place, set(problems[0].columns)) if problems else (place, set(columns))
         missing, extra = sorted(names - set(columns)), sorted(set(columns) - names)
         require(not missing, f"{place}: column {', '.join(map(repr, missing))} is missing, which {first} has")
         require(not extra, f"{place}: column {', '.join(map(repr, extra))} is missing in {first}: every line needs the same columns")
@@ -49,7 +49,7 @@ def read_problems(path: str | Path, *, answers: bool = False) -> list[tuple[str,
             answer = columns["answer"]
             fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
             require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
-        problems.append((place, Problem(prompt=prompt, columns=columns, place=place)))
+        problems.append(Problem(prompt=prompt, columns=columns, place=place))
     return problems
 
 

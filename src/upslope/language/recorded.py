@@ -65,8 +65,7 @@ class Recorded:
 
     def state_dict(self) -> State:
         """The order of the units, and what is remembered of the reference: computed among other units it would be rounded otherwise."""
-        remembered = {str(i): row for i, row in self.remembered.items()}
-        return {"order": self.order.state_dict(), "remembered": remembered}
+        return {"order": self.order.state_dict(), "remembered": {str(i): row for i, row in self.remembered.items()}}
 
     def load_state_dict(self, state: State) -> None:
         self.order.load_state_dict(state["order"])

@@ -31,8 +31,7 @@ class PPOStepper:
 
     def __init__(self, policy: LanguagePolicy, algorithm: PPO | None = None, *, kl_coef: float = 0.01, seed: int = 0) -> None:
         require(policy.has_value, "policy: PPO needs a critic; load it with value_head=True")
-        update = Ascent(learning_rate=1e-5, num_epochs=2, max_grad_norm=1.0)
-        chosen = algorithm or PPO(gamma=1.0, gae_lambda=1.0, update=update)
+        chosen = algorithm or PPO(gamma=1.0, gae_lambda=1.0, update=Ascent(learning_rate=1e-5, num_epochs=2, max_grad_norm=1.0))
         self.algorithm = replace(chosen, reference_kl_coef=kl_coef)
         self.policy, self.seed, self.num_steps = policy, seed, 0
         self.reference = policy.frozen() if kl_coef > 0 else None

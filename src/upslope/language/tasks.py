@@ -60,7 +60,7 @@ def jsonl(
     """
     require(isinstance(max_tokens, Integral) and max_tokens >= 1, f"max_tokens: expected an integer ≥ 1, found {max_tokens!r}")
     file = Path(path)
-    problems = [problem for _, problem in read_problems(file, answers=reward is None)]
+    problems = read_problems(file, answers=reward is None)
     names = tuple(problems[0].columns)
     answers = {"answer", "completion"} & set(names)
     require(reward is not None or bool(answers), f"task {file}: {NO_REWARD}")
@@ -147,13 +147,13 @@ def _fraction(file: Path, problems: list[Problem], fraction: float, seed: int) -
 def _apart(other: Path, file: Path, trained: list[Problem], *, answers: bool) -> list[Problem]:
     """The held-out problems of a file of their own: the same columns, and no prompt that is trained on."""
     problems = read_problems(other, answers=answers)
-    missing = sorted(set(trained[0].columns) - set(problems[0][1].columns))
+    missing = sorted(set(trained[0].columns) - set(problems[0].columns))
     require(not missing, f"{other}: column {', '.join(map(repr, missing))} is missing, which {file} has")
     prompts = {prompt_key(problem.prompt) for problem in trained}
-    for place, problem in problems:
+    for problem in problems:
         shared = prompt_key(problem.prompt) in prompts
-        require(not shared, f"{place}: this prompt is also in {file}: a held-out problem may not be trained on, remove it from one")
-    return [problem for _, problem in problems]
+        require(not shared, f"{problem.place}: this prompt is also in {file}: a held-out problem may not be trained on, remove it from one")
+    return problems
 
 
 def _call(name: str, factory: Callable[..., Task], options: dict[str, Any], *arguments: Any) -> Task:

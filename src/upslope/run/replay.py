@@ -17,7 +17,7 @@ from torch import Tensor
 
 from upslope.errors import Diverged, UsageError
 from upslope.records import Algorithm, Batch, Policy, State
-from upslope.run.capsule import CAPSULE, copy_of, tensors_of
+from upslope.run.capsule import CAPSULE, copy_of, tensors_of, write_tensors
 from upslope.run.checkpoints import iteration_of, listed, newest
 from upslope.run.config import RunConfig
 from upslope.run.folder import Output, line
@@ -88,6 +88,10 @@ class Replay:
             found = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True, materialize_grads=True)
             for name, gradient in zip(wanted, found, strict=True):
                 self.tensors[f"gradient/{name}"] = self.tensors.get(f"gradient/{name}", 0.0) + gradient
+
+    def write(self, path: Path) -> None:
+        """All tensors into one safetensors file."""
+        write_tensors(path, self.tensors)
 
     def words(self) -> list[str]:
         """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""

@@ -151,7 +151,7 @@ class Session:
         else:
             self._take_up(self.resumed)
         try:
-            wanted = [*self.output.loggers, *self.given_loggers]
+            wanted = (*self.output.loggers, *self.given_loggers)
             self.loggers = [opened(each, self.folder.path, self.recorded_config) for each in wanted]
         except UsageError:
             if self.resumed is None:
@@ -172,8 +172,7 @@ class Session:
             return
         start = None if self.resumed is None else self.resumed.state["run"]
         options: dict[str, Any] = {**self.world.budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
-        callbacks = (self._after_iteration, *self.callbacks)
-        train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=callbacks, **options)
+        train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=(self._after_iteration, *self.callbacks), **options)
 
     # ----------------------------------------------------------------------------------------------- after each iteration
 
