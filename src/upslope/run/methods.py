@@ -71,12 +71,9 @@ METHODS: dict[str, Method] = {
         EPISODES,
         Start(CompletionsSettings(), {"gamma": 1.0, "baseline": False, "max_grad_norm": 1.0}),  # rewards come at a text's end
     ),
-    "grpo": Method("grpo:GRPO", GROUPS, SAMPLED),
-    "dr-grpo": Method("grpo:GRPO", GROUPS, SAMPLED),
+    **dict.fromkeys(("grpo", "dr-grpo"), Method("grpo:GRPO", GROUPS, SAMPLED)),
     "dapo": Method("grpo:GRPO", GROUPS, Start(CompletionsSettings(), {"refill": 3})),
-    "gspo": Method("grpo:GRPO", GROUPS, SAMPLED),
-    "cispo": Method("grpo:GRPO", GROUPS, SAMPLED),
-    "reinforce-pp": Method("grpo:GRPO", GROUPS, SAMPLED),
+    **dict.fromkeys(("gspo", "cispo", "reinforce-pp"), Method("grpo:GRPO", GROUPS, SAMPLED)),
     "rloo": Method("rloo:RLOO", GROUPS, SAMPLED),
     "trpo": Method("trpo:TRPO", STEPS),
     "sft": Method("sft:SFT", language=RECORDED),
@@ -88,10 +85,7 @@ METHODS: dict[str, Method] = {
 
 STARTS: dict[str, dict[str, Start]] = {
     "control": {"steps": STEPS, "episodes": EPISODES, "groups": Start(GroupedEpisodesSettings()), "stream": ONE_STREAM},
-    "language": {
-        **dict.fromkeys(("steps", "episodes", "groups"), SAMPLED),
-        **dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
-    },
+    "language": dict.fromkeys(("steps", "episodes", "groups"), SAMPLED) | dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
 }
 """World → how a class of the user's own collects there, by what it learns from."""
 
