@@ -60,8 +60,7 @@ class ConstantReward(Probe):
 class ObservationReward(Probe):
     """One step, the reward is the observation, −1 or 1. Answer: V(s) = s. Fails: the observation does not reach the critic."""
 
-    def show(self) -> float:
-        return self.coin()
+    show = Probe.coin
 
     def pay(self, action: int) -> float:
         return self.shown
@@ -96,8 +95,7 @@ class MatchingReward(Probe):
 
     num_actions = 2
 
-    def show(self) -> float:
-        return self.coin()
+    show = Probe.coin
 
     def pay(self, action: int) -> float:
         return 1.0 if (action == 1) == (self.shown > 0) else -1.0
