@@ -275,8 +275,7 @@ def time_limit(vector: Any) -> int | None:
     if isinstance(inner, SyncVectorEnv):
         limits = [limit_of(env) for env in inner.envs]
         return None if None in limits else max(limit for limit in limits if limit is not None)
-    spec = getattr(vector, "spec", None)
-    return getattr(inner, "max_episode_steps", None) or getattr(spec, "max_episode_steps", None)
+    return getattr(inner, "max_episode_steps", None) or getattr(getattr(vector, "spec", None), "max_episode_steps", None)
 
 
 def limit_of(env: Any) -> int | None:

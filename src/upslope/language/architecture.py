@@ -163,8 +163,7 @@ class Truth:
         with torch.set_grad_enabled(gradients):
             said = spoken(model, inputs)
         weight = torch.randn(said.shape, generator=torch.Generator().manual_seed(1)).to(said)
-        gradient = slopes(model, (weight * said).sum()) if gradients else None
-        return cls(model, inputs, said.detach(), weight, gradient)
+        return cls(model, inputs, said.detach(), weight, slopes(model, (weight * said).sum()) if gradients else None)
 
     def fault_of(self, policy: LanguagePolicy, training: str, decoding: str) -> str | None:
         """Why a policy's training pass, or what its engine samples, speaks against it; None where neither does."""

@@ -45,8 +45,7 @@ PACKED = Attention()
 def logit_scale(model: PreTrainedModel) -> float:
     """What a model multiplies its logits with (Cohere, Granite); 1 nearly everywhere."""
     config: Any = model.config.get_text_config()
-    divided = float(getattr(config, "logits_scaling", None) or 1.0)
-    return float(getattr(config, "logit_scale", None) or 1.0) / divided
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
