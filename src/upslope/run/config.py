@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import EnvSettings, PolicySettings, RunSettings
@@ -19,7 +19,7 @@ from upslope.run.folder import Output
 from upslope.run.language_settings import LanguageRunSettings, ModelSettings, TaskSettings
 from upslope.run.load import Run, check_format, named_environment, read_json
 from upslope.run.methods import Needs, algorithm_named, check_algorithm, family_of, made, name_of, relative, start_of
-from upslope.run.settings import check_imports_nothing, check_names, plain_value, replaced, settings_of, to_json
+from upslope.run.settings import check_imports_nothing, check_names, flat_config, plain_value, replaced, settings_of, to_json
 
 if TYPE_CHECKING:
     from upslope.run.loggers import GivenLogger
@@ -203,17 +203,6 @@ class RunConfig:
 
 
 # ------------------------------------------------------------------------------------------------------------- configs
-
-
-def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
-            flat |= flat_config(cast("Mapping[str, Any]", value))
-        elif key not in ("format_version", "versions", "world", "env_id", "name", "needs", "goal"):
-            flat[key] = value
-    return flat
 
 
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upslope.errors import UsageError, describe_error
-from upslope.run.config import flat_config
 from upslope.run.evaluations import Point
 from upslope.run.health import Finding, findings, not_checked
 from upslope.run.history import History
 from upslope.run.load import Run, damaged, read_json
+from upslope.run.settings import flat_config
 
 MEANS = {"control": ("evaluation_return", "return_mean"), "language": ("evaluation_accuracy", "accuracy")}
 """What policies are compared by, in a row and in the summary."""

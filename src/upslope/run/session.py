@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import write_capsule
 from upslope.run.checkpoints import tidy, write
-from upslope.run.config import flat_config
 from upslope.run.evaluations import Failures, Point
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite, is_kept, versions
 from upslope.run.health import WATCHED, findings, restarts_of
@@ -26,6 +25,7 @@ from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_words, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SavePace
+from upslope.run.settings import flat_config
 from upslope.run.train import Callback, RunState, compiled_words, train
 from upslope.run.watch import Watch
 from upslope.run.world import Evaluated, World

@@ -97,6 +97,17 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
+            flat |= flat_config(cast("Mapping[str, Any]", value))
+        elif key not in ("format_version", "versions", "world", "env_id", "name", "needs", "goal"):
+            flat[key] = value
+    return flat
+
+
 def choices(owner: type, name: str) -> dict[str, Any]:
     """The functions that the library ships for a field, by the names that the command line knows (``CHOICES``)."""
     return getattr(owner, "CHOICES", {}).get(name, {})
