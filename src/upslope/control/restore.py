@@ -55,12 +55,8 @@ class Episode:
         attributes = {} if apart else reported_state(env)
         actions = None if self.actions is None or attributes else stacked(self.actions)
         recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
-        return {
-            **recorded,
-            "num_actions": 0 if actions is None else len(self.actions or ()),
-            "generator_now": generator_state(env),
-            **attributes,
-        }
+        num_actions = 0 if actions is None else len(self.actions or ())
+        return {**recorded, "num_actions": num_actions, "generator_now": generator_state(env), **attributes}
 
 
 def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> Any:
