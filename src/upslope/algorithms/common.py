@@ -1,7 +1,8 @@
 """What several algorithms share: checks of their arguments and rollouts, and the numbers that every objective reports."""
 
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,12 @@ from upslope.errors import UsageError, require
 from upslope.records import Batch, Evaluation, Metrics, Policy, ReturnScale, Rollout, Surrogate
 
 NO_CLIP = (1.0, math.inf)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def by_name(*functions: FunctionT, without: str = "") -> dict[str, FunctionT]:
+    """Functions under the names that the command line knows: ``per_decision`` is per-decision, ``without`` the ending that all share."""
+    return {cast(Any, each).__name__.removesuffix(without).replace("_", "-"): each for each in functions}
 
 
 def check_fractions(**values: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_dual_clip, check_surrogate_value, policy_metrics
+from upslope.algorithms.common import by_name, check_dual_clip, check_surrogate_value, policy_metrics
 from upslope.algorithms.groups import HOMOGENEOUS, Advantage, ComparesRows, check_group_size, group_batch
 from upslope.errors import require
 from upslope.records import Batch, Policy, Rollout, Surrogate
@@ -30,18 +30,8 @@ def group_centered(score: Tensor, mask: Tensor | None = None) -> Tensor:
     return F.group_relative(score, mask, scale=False)
 
 
-ADVANTAGES: dict[str, Advantage] = {
-    "group-relative": F.group_relative,
-    "group-centered": group_centered,
-    "leave-one-out": F.leave_one_out,
-    "batch-relative": F.batch_relative,
-}
-RATIOS: dict[str, F.Ratio] = {
-    "token": F.token_ratio,
-    "sequence": F.sequence_ratio,
-    "sequence-mean": F.sequence_mean_ratio,
-    "sequence-mean-token": F.sequence_mean_token_ratio,
-}
+ADVANTAGES: dict[str, Advantage] = by_name(F.group_relative, group_centered, F.leave_one_out, F.batch_relative)
+RATIOS: dict[str, F.Ratio] = by_name(F.token_ratio, F.sequence_ratio, F.sequence_mean_ratio, F.sequence_mean_token_ratio, without="_ratio")
 SURROGATES: dict[str, Surrogate] = {
     "clipped": F.clipped_surrogate,
     "importance-weighted": F.importance_weighted,

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.algorithms.common import check_clip_range, check_fractions, check_not_negative, critic_values, masked_mean, policy_metrics
+from upslope.algorithms.common import (
+    by_name,
+    check_clip_range,
+    check_fractions,
+    check_not_negative,
+    critic_values,
+    masked_mean,
+    policy_metrics,
+)
 from upslope.errors import RunFault, UsageError, require
 from upslope.records import Batch, Metrics, Policy, Rollout
 from upslope.updates import Ascent
@@ -56,13 +64,7 @@ def vtrace(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor, T
     return advantage, F.token_ratio(log_prob, rollout.behavior_log_prob, rollout.mask)
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    "vtrace": vtrace,
-    "per-decision": per_decision,
-    "trajectory": trajectory,
-    "truncated": truncated,
-    "per-step": per_step,
-}
+ESTIMATORS: dict[str, Estimator] = by_name(vtrace, per_decision, trajectory, truncated, per_step)
 """The names that the command line knows."""
 CAPPED: tuple[Estimator, ...] = (vtrace, truncated)  # those whose weights ratio_cap bounds
 

@@ -51,12 +51,7 @@ def full_trajectory(rollout: Rollout, gamma: float, next_value: Tensor | None) -
     return credit, weight, target
 
 
-RETURNS: dict[str, ReturnForm] = {
-    "to-go": to_go,
-    "to-go-undiscounted": to_go_undiscounted,
-    "to-go-discounted": to_go_discounted,
-    "full-trajectory": full_trajectory,
-}
+RETURNS: dict[str, ReturnForm] = common.by_name(to_go, to_go_undiscounted, to_go_discounted, full_trajectory)
 """The names that the command line knows."""
 
 
