@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from upslope import functional as F
+from upslope.algorithms import ppo
 from upslope.algorithms.common import by_name, check_dual_clip, check_surrogate_value, policy_metrics
 from upslope.algorithms.groups import HOMOGENEOUS, Advantage, ComparesRows, check_group_size, group_batch
 from upslope.errors import require
@@ -32,12 +33,7 @@ def group_centered(score: Tensor, mask: Tensor | None = None) -> Tensor:
 
 ADVANTAGES: dict[str, Advantage] = by_name(F.group_relative, group_centered, F.leave_one_out, F.batch_relative)
 RATIOS: dict[str, F.Ratio] = by_name(F.token_ratio, F.sequence_ratio, F.sequence_mean_ratio, F.sequence_mean_token_ratio, without="_ratio")
-SURROGATES: dict[str, Surrogate] = {
-    "clipped": F.clipped_surrogate,
-    "importance-weighted": F.importance_weighted,
-    "truncated-score": F.truncated_score,
-    "score-function": F.score_function,
-}
+SURROGATES: dict[str, Surrogate] = {**ppo.SURROGATES, "score-function": F.score_function}
 TAKE_A_RATIO = (F.clipped_surrogate, F.importance_weighted)
 
 RELATIVES: dict[str, dict[str, Any]] = {
