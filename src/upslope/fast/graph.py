@@ -110,6 +110,7 @@ def slope_of_power(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
     return by_base, where(node("eq", a, 0.0), 0.0, g * (y * node("log", a)))
 
 
+COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 OPERATIONS: dict[str, Operation] = {
     "add": Operation("{0} + {1}", lambda g, y, a, b: (g, g)),
     "subtract": Operation("{0} - {1}", lambda g, y, a, b: (g, -g)),
@@ -129,15 +130,8 @@ OPERATIONS: dict[str, Operation] = {
     "maximum": Operation("choose({1} != {1}, {1}, choose({0} <= {1}, {1}, {0}))", lambda g, y, a, b: half_at_ties(a, b, g, "gt")),
     "minimum": Operation("choose({1} != {1}, {1}, choose({0} >= {1}, {1}, {0}))", lambda g, y, a, b: half_at_ties(a, b, g, "lt")),
     "where": Operation("choose({0}, {1}, {2})", lambda g, y, c, a, b: (None, where(c, g, 0.0), where(c, 0.0, g)), flags=1),
-    "lt": Operation("{0} < {1}", flag=True),
-    "le": Operation("{0} <= {1}", flag=True),
-    "gt": Operation("{0} > {1}", flag=True),
-    "ge": Operation("{0} >= {1}", flag=True),
-    "eq": Operation("{0} == {1}", flag=True),
-    "ne": Operation("{0} != {1}", flag=True),
-    "and": Operation("{0} & {1}", flag=True, flags=2),
-    "or": Operation("{0} | {1}", flag=True, flags=2),
-    "xor": Operation("{0} != {1}", flag=True, flags=2),
+    **{name: Operation(f"{{0}} {sign} {{1}}", flag=True) for name, sign in COMPARISONS.items()},
+    **{name: Operation(f"{{0}} {sign} {{1}}", flag=True, flags=2) for name, sign in {"and": "&", "or": "|", "xor": "!="}.items()},
     "not": Operation("not {0}", flag=True, flags=1),
     "number": Operation("float({0})", flags=1),
 }
