@@ -41,16 +41,13 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
 
 
 ELSEWHERE = {
-    "batch-size": "num-minibatches",
+    **dict.fromkeys(("batch-size", "minibatch-size"), "num-minibatches"),
+    **dict.fromkeys(("n-timesteps", "timesteps", "total-timesteps"), "total-steps"),
     "best": "policy",
     "ent-coef": "entropy-coef",
-    "minibatch-size": "num-minibatches",
     "n-envs": "num-envs",
     "n-epochs": "num-epochs",
     "n-steps": "num-steps",
-    "n-timesteps": "total-steps",
-    "timesteps": "total-steps",
-    "total-timesteps": "total-steps",
     "vf-coef": "value-coef",
 }
 """What other libraries, or older versions, call a setting that has another name here."""
