@@ -1,19 +1,14 @@
 """``upslope chat RUN``: talk to a model."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import upslope
 from upslope.cli.command import Command, print_caution
 from upslope.cli.flags import SWITCH, Flag, between
 from upslope.errors import require
 from upslope.run.load import Run, is_model_folder
-
-if TYPE_CHECKING:
-    from upslope.language import LanguagePolicy
 
 FLAGS = (
     Flag("max_tokens", between(1, 10**6), 128, "the longest answer"),
@@ -47,7 +42,7 @@ def chat(plain: list[str], given: dict[str, Any]) -> int:
     return 0
 
 
-def policy_of(text: str) -> LanguagePolicy:
+def policy_of(text: str) -> "upslope.language.LanguagePolicy":
     if is_model_folder(text):
         return upslope.language.LanguagePolicy.from_pretrained(text).requires_grad_(False)
     run = Run.load(text)

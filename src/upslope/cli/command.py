@@ -1,19 +1,15 @@
 """A sub-command: its page, its flags, and what it does. Help, parsing and the missing word are the same for all of them."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upslope.cli.flags import Flag, documented, parse, shown
 from upslope.errors import require
-
-if TYPE_CHECKING:
-    from upslope.run.load import Run
+from upslope.run.load import Run
 
 HELP_FLAGS = ("--help", "-h")
 COLUMN = 30  # where the help of a flag begins
