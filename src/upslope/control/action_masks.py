@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from upslope.control.trees import Array
+from upslope.control.kinds import AnyList, AnyTuple, Array, MultiDiscrete
 
 
 class ActionMasks:
@@ -23,7 +23,7 @@ class ActionMasks:
         self.num_choices = 0
         if isinstance(space, spaces.Discrete):
             self.num_choices = int(space.n)
-        elif isinstance(space, spaces.MultiDiscrete):
+        elif isinstance(space, MultiDiscrete):
             *self._cuts, self.num_choices = np.cumsum(space.nvec.ravel()).tolist()
 
     def read(self, info: dict[str, Any]) -> Array:
@@ -42,7 +42,8 @@ class ActionMasks:
         """One environment's mask ``[choices]``: flat, or a sequence with a part for each factor; booleans, or 0 and 1."""
         if not self.num_choices:
             raise ValueError(f"an action_mask is given, but masks are for Discrete and MultiDiscrete actions, not {self.space}")
-        row: Array = np.concatenate([np.ravel(part) for part in given]) if isinstance(given, (tuple, list)) and given else np.ravel(given)
+        parts: list[Array] = [np.ravel(part) for part in given] if isinstance(given, (AnyTuple, AnyList)) else []
+        row: Array = np.concatenate(parts) if parts else np.ravel(given)
         if row.shape != (self.num_choices,):
             raise ValueError(f"action_mask has {row.size} entries, the action space has {self.num_choices} choices")
         if row.dtype == np.bool_:

@@ -6,19 +6,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import masked_by_observation
 from upslope.control.heads import Beta, BoxDistribution, Distribution, EpsilonGreedy, Gaussian, Head, head_for
 from upslope.control.images import ImageChoice
+from upslope.control.kinds import AnyTuple, Array, fork_rng, from_numpy
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, ValueScale
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
-from upslope.errors import RunFault, UsageError, require
+from upslope.errors import RunFault, UsageError, is_kind, require
 from upslope.records import Evaluation, Sample
 
-Array = NDArray[Any]
 Inputs = Mapping[str, Tensor]
 NetworkPair = tuple[Tensor, Tensor | None]
 
@@ -76,7 +75,7 @@ class ActorCritic(nn.Module):
         with_log_std = isinstance(self.head, Gaussian) and not isinstance(self.head, Beta) and not state_dependent_std
         num_parameters = self.head.num_parameters // (2 if with_log_std else 1)
         if not isinstance(network, nn.Module):
-            with torch.random.fork_rng(devices=[]):
+            with fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' states too
                 network = network(self.input_size, num_parameters)
         self.network = network
@@ -127,9 +126,9 @@ class ActorCritic(nn.Module):
         for name in self.encoder.names:
             image = images.get(name)
             shape, dtype = ((self.encoder.size,), np.float32) if image is None else (image.shape, image.dtype)
-            zeros[name] = torch.from_numpy(np.zeros((3, *shape), dtype)).to(self._device)
+            zeros[name] = from_numpy(np.zeros((3, *shape), dtype)).to(self._device)
         output: Any = self.network(zeros if self._input is None else zeros[self._input])
-        return output if isinstance(output, tuple) else (output, None)
+        return output if isinstance(output, AnyTuple) else (output, None)
 
     @property
     def log_std(self) -> nn.Parameter | None:
@@ -141,7 +140,8 @@ class ActorCritic(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        module: Any = super()
+        module._apply(fn, recurse)
         self._find_device()
         return self
 
@@ -232,8 +232,8 @@ class ActorCritic(nn.Module):
             trainable = [p for p in self.network.parameters() if p.requires_grad]
             if value is None or not value.requires_grad or not parameters.requires_grad or not trainable:
                 return ()
-            by_actor = torch.autograd.grad(parameters.sum(), trainable, allow_unused=True, retain_graph=True)
-            by_critic = torch.autograd.grad(value.sum(), trainable, allow_unused=True)
+            by_actor: list[Tensor | None] = [*torch.autograd.grad(parameters.sum(), trainable, allow_unused=True, retain_graph=True)]
+            by_critic: list[Tensor | None] = [*torch.autograd.grad(value.sum(), trainable, allow_unused=True)]
         reached = [(p, a is not None, c is not None) for p, a, c in zip(trainable, by_actor, by_critic, strict=True)]
         return () if any(a and c for _, a, c in reached) else tuple(p for p, _, c in reached if c)
 
@@ -248,7 +248,7 @@ class ActorCritic(nn.Module):
         if action_mask is not None or self._masked_by_observation:
             given = self._observed_mask(observation) if action_mask is None else action_mask
             encoded["action_mask"] = self._legal(given, len(next(iter(encoded.values()))))
-        tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
+        tensors = {name: from_numpy(array) for name, array in encoded.items()}
         return tensors if self._device.type == "cpu" else {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _normalized(self, observation: Any, update: bool | Array) -> dict[str, Array]:
@@ -267,9 +267,9 @@ class ActorCritic(nn.Module):
     def _legal(self, action_mask: Any, num_rows: int) -> Array:
         found, shape = short(self.action_space), (num_rows, self.head.num_parameters)
         require(self.head.masked, f"action_mask: needs a Discrete or MultiDiscrete action space, found {found}")
-        if isinstance(action_mask, np.ndarray) and action_mask.dtype == object:  # one tuple of masks per environment
+        if is_kind(action_mask, np.ndarray) and action_mask.dtype == object:  # one tuple of masks per environment
             action_mask = np.stack([np.concatenate([np.asarray(part) for part in row]) for row in action_mask])
-        elif isinstance(action_mask, tuple):
+        elif isinstance(action_mask, AnyTuple):
             action_mask = np.concatenate([np.asarray(part) for part in action_mask], axis=-1)
         mask = np.array(action_mask) != 0
         require(mask.shape == shape, f"action_mask: expected shape {shape}, found {mask.shape}")
@@ -290,7 +290,7 @@ class ActorCritic(nn.Module):
         if single:
             observation = self.encoder.batch(observation)
             if action_mask is not None:
-                by_factor = isinstance(action_mask, tuple)
+                by_factor = isinstance(action_mask, AnyTuple)
                 action_mask = tuple(np.asarray(m)[None] for m in action_mask) if by_factor else np.asarray(action_mask)[None]
         inputs = self.inputs(observation, action_mask=action_mask)
         vector = inputs.get("observation")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from upslope.control.envs import Envs, Step
+from upslope.control.kinds import Array
 from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedRecording, check_spaces
 from upslope.control.restore import alike
-from upslope.control.trees import Array
-from upslope.errors import RunFault, require
+from upslope.errors import RunFault, is_kind, require
 from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors
 
 MAX_EPISODE_STEPS = 100_000  # an episode of so many steps has no end
@@ -23,7 +23,7 @@ class Collector:
     """What the collectors share: environments, and a generator for the actions."""
 
     def __init__(self, envs: Envs, seed: int) -> None:
-        require(isinstance(envs, Envs), f"envs: expected what control.make returns, found {type(envs).__name__}")
+        require(is_kind(envs, Envs), f"envs: expected what control.make returns, found {type(envs).__name__}")
         self.envs = envs
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -55,7 +55,7 @@ class Steps(Collector):
 
     def __init__(self, envs: Envs, num_steps: int, *, seed: int = 0) -> None:
         super().__init__(envs, seed)
-        require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
+        require(is_kind(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
         self.num_steps = num_steps
 
     @property
@@ -91,7 +91,7 @@ class Episodes(Collector):
     def __init__(self, envs: Envs, num_episodes: int | None = None, *, seed: int = 0, max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
         super().__init__(envs, seed)
         count = envs.num_envs if num_episodes is None else num_episodes
-        require(isinstance(count, int) and count >= 1, f"num_episodes: expected an integer ≥ 1, found {count!r}")
+        require(is_kind(count, int) and count >= 1, f"num_episodes: expected an integer ≥ 1, found {count!r}")
         what = f"expected at least one for each of the {envs.num_envs} environments, found {count}"
         require(count >= envs.num_envs, f"num_episodes: {what}; make fewer environments")
         require(max_episode_steps >= 1, f"max_episode_steps: expected an integer ≥ 1, found {max_episode_steps}")
@@ -125,7 +125,7 @@ class GroupedEpisodes(Collector):
     def __init__(self, envs: Envs, group_size: int = 8, *, max_steps: int | None = None, seed: int = 0) -> None:
         super().__init__(envs, seed)
         message = f"group_size: expected an integer ≥ 2, found {group_size!r}; there is nothing to compare a row with"
-        require(isinstance(group_size, int) and group_size >= 2, message)
+        require(is_kind(group_size, int) and group_size >= 2, message)
         groups, rest = divmod(envs.num_envs, group_size)
         message = f"group_size: {group_size} does not divide {envs.num_envs} environments; make {max(1, groups) * group_size} of them"
         require(not rest, message)
@@ -139,14 +139,14 @@ class GroupedEpisodes(Collector):
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         envs, size = self.envs, self.group_size
-        drawn = torch.randint(2**31, (self.num_groups,), generator=self.generator).tolist()
+        drawn = torch.randint(2**31, (self.num_groups,), generator=self.generator).numpy().tolist()
         self._start(policy, [seed for seed in drawn for _ in range(size)])
         hint = "so a group has no common start; let its reset draw from self.np_random only"
         message = f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, {hint}"
         require(alike(envs.observation, size), message)
         recording = Recording(Player(policy, envs), self.generator, envs.first_step)
         play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
-        return map_tensors(recording.rollout(), lambda tensor: tensor.unflatten(0, (-1, size)), unit="group", max_steps=self.max_steps)
+        return map_tensors(recording.rollout(), lambda t: t.reshape(-1, size, *t.shape[1:]), unit="group", max_steps=self.max_steps)
 
 
 def play(recording: Recording, left: Array, most: int) -> None:
@@ -186,7 +186,7 @@ class Stream(Collector):
 
     def __init__(self, envs: Envs, num_steps: int = 512, *, seed: int = 0) -> None:
         super().__init__(envs, seed)
-        require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
+        require(is_kind(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
         require(envs.num_envs == 1, f"num_envs: a method that learns at every step plays in 1 environment, found {envs.num_envs}")
         self.num_steps = num_steps
         self._player: Player | None = None

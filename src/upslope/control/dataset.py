@@ -41,8 +41,9 @@ from upslope import functional as F
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.heads import head_for
+from upslope.control.kinds import MultiDiscrete
 from upslope.control.spaces import space_from_json, space_to_json
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.files import write_bytes
 
 DATASET_VERSION = 2  # 2 says whether actions are scaled; before, they never were
@@ -70,7 +71,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
-            require(isinstance(tensor, Tensor), f"{name}: expected a tensor, found {type(tensor).__name__}")
+            require(is_kind(tensor, Tensor), f"{name}: expected a tensor, found {type(tensor).__name__}")
         reward, masked = self.tensors.get("reward"), "mask" in self.tensors
         if reward is not None:
             defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
@@ -87,8 +88,9 @@ class Dataset:
         if not path.is_file():
             raise UsageError(f"data: there is no file {path}" if not path.exists() else f"data: {path} is a folder; name the file")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+            opened: Any = safe_open(path, framework="pt")
+            with opened as file:
+                header: dict[str, str] = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             message = f"data: {path} is no safetensors file ({' '.join(str(error).split())}); `upslope record` writes one"
@@ -219,7 +221,7 @@ def check_numbers(data: Dataset) -> None:
             raise UsageError(f"successor_at: expected rows and columns within {list(mask.shape)}")
         ended = (tensors["terminated"] | tensors["truncated"])[tuple(at.long().T)]
         if not bool(ended.all()):
-            raise UsageError(f"successor_at: no episode ended at row and column {at[~ended][0].tolist()}")
+            raise UsageError(f"successor_at: no episode ended at row and column {list(map(int, at[~ended][0]))}")
 
 
 def check_after_ends(data: Dataset, *, masked: bool) -> None:
@@ -231,7 +233,7 @@ def check_after_ends(data: Dataset, *, masked: bool) -> None:
         followed[row, column] = False
     wrong = followed & x["truncated"][:, :-1] if masked else followed
     if bool(wrong.any()):
-        row, column = wrong.nonzero()[0].tolist()
+        row, column = map(int, wrong.nonzero()[0])
         where = f"the end at row {row}, column {column} is not in successor_at"
         if masked:
             raise UsageError(f"successor_at: {where}, so what the truncated step led to is missing")
@@ -242,7 +244,7 @@ def check_actions(data: Dataset) -> None:
     """Discrete actions are counted from 0, within their space, and legal where there is a mask."""
     action, space = data.tensors["action"], data.action_space
     require(not action.is_floating_point(), f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
-    count: Any = space.n if isinstance(space, spaces.Discrete) else space.nvec if isinstance(space, spaces.MultiDiscrete) else 2
+    count: Any = space.n if isinstance(space, spaces.Discrete) else space.nvec if isinstance(space, MultiDiscrete) else 2
     wrong = (action < 0) | (action >= torch.as_tensor(np.asarray(count).reshape(-1) if action.dim() > 2 else count))
     wrong &= data.tensors["mask"].reshape(*data.shape, *[1] * (action.dim() - 2))
     if bool(wrong.any()):
@@ -253,5 +255,5 @@ def check_actions(data: Dataset) -> None:
         place = action.reshape(*data.shape, -1) * data.tensors["mask"].unsqueeze(-1) + choices.cumsum(0) - choices
         illegal = data.tensors["mask"] & ~data.tensors["action_mask"][:, :-1].gather(-1, place).all(-1)
         if bool(illegal.any()):
-            row, column = illegal.nonzero()[0].tolist()
+            row, column = map(int, illegal.nonzero()[0])
             raise UsageError(f"action: the one at row {row}, column {column} is not legal by its action_mask")

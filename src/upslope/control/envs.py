@@ -3,20 +3,21 @@
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
-from gymnasium import Space, spaces
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import METHOD, OBSERVED, Guard, Misbehaved, mask_source, masked_by_observation, raised
+from upslope.control.kinds import AnyDict, Array
 from upslope.control.restore import reset_each, restore_vector, time_limit, vector_state
-from upslope.control.trees import Array
+from upslope.control.spaces import spaces_of
 from upslope.control.workers import Workers
-from upslope.errors import RunFault, UsageError, require
+from upslope.errors import RunFault, UsageError, is_kind, require
 from upslope.records import State
 from upslope.reward_bound import MAX_REWARD, beyond
 
@@ -79,8 +80,7 @@ class Envs:
         self.num_envs = int(vector.num_envs)
         self.seed = seed
         self.env_id = env_id or (vector.spec.id if vector.spec is not None else type(vector).__name__)
-        self.observation_space: Space[Any] = vector.single_observation_space
-        self.action_space: Space[Any] = vector.single_action_space
+        self.observation_space, self.action_space = spaces_of(vector)
         self.autoreset_mode = _autoreset_mode(vector, self.env_id)
         self.clip_reward = clip_reward
         self.max_episode_steps = time_limit(vector)
@@ -221,7 +221,7 @@ class Envs:
         final = info.get("final_obs")
         if final is None:
             self._fault("step", 'an episode ended in autoreset mode SAME_STEP, but info has no "final_obs"')
-        if isinstance(final, np.ndarray) and final.dtype == object:
+        if is_kind(final, np.ndarray) and final.dtype == object:
             items = [final[index] for index in indices]
             if any(item is None for item in items):
                 self._fault("step", 'an episode ended in autoreset mode SAME_STEP, but its row of info["final_obs"] is None')
@@ -271,7 +271,7 @@ class Envs:
         return reward, terminated, truncated
 
     @contextlib.contextmanager
-    def _faults(self, where: str) -> Iterator[None]:
+    def _faults(self, where: str) -> Generator[None, None, None]:
         try:
             yield
         except (RunFault, UsageError):
@@ -309,7 +309,7 @@ class Envs:
     def _successor_masks(self, info: Any, terminated: Array, successors: tuple[Array, Any]) -> Array | None:
         """``[K, choices]`` what is legal in the last states of episodes, which the next ones' have replaced; all where nothing is said."""
         indices, observations = successors
-        if isinstance(info, dict) and "action_mask" in info:
+        if isinstance(info, AnyDict) and "action_mask" in info:
             legal = self._given_action_mask(info, "step")[indices]
         elif self._asks and self.mask_source == OBSERVED:
             legal = np.asarray(observations["action_mask"]) != 0

@@ -11,10 +11,10 @@ from gymnasium.vector import SyncVectorEnv
 
 from upslope import intervals
 from upslope.control.envs import Envs
+from upslope.control.kinds import Array, from_numpy
 from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, vector_envs
 from upslope.control.recording import Player, check_spaces, counts_from_0, takes_observations_as_they_are
-from upslope.control.trees import Array
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.records import SamplingPolicy, State
 
 MAX_ENVS, MAX_ROWS = 8, 32
@@ -55,12 +55,8 @@ class EvaluationResult:
         returns = np.array([item.returned for item in played])
         ended = tuple(item.ended for item in played)
         steps = sum(item.length for item in played)
-        spread = float(returns.std(ddof=1)) if len(returns) > 1 else 0.0
-        found: dict[str, Any] = {
-            "return_mean": float(returns.mean()),
-            "return_std": spread,
-            "return_interval": intervals.bootstrap(returns),
-        }
+        spread, interval = float(returns.std(ddof=1)) if len(returns) > 1 else 0.0, intervals.bootstrap(returns)
+        found: dict[str, Any] = {"return_mean": float(returns.mean()), "return_std": spread, "return_interval": interval}
         found |= {"length_mean": steps / len(played), "reward_per_step": float(returns.sum()) / steps, "returns": tuple(returns.tolist())}
         return cls(**found, episodes=len(played), episodes_ended=sum(ended), ended=ended)
 
@@ -119,9 +115,9 @@ class Evaluator:
         step_timeout: float | None = STEP_TIMEOUT,
         cut_after: int = CUT_AFTER,
     ) -> None:
-        require(isinstance(episodes, int) and episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes!r}")
+        require(is_kind(episodes, int) and episodes >= 1, f"episodes: expected an integer ≥ 1, found {episodes!r}")
         require(num_envs is None or num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
-        require(isinstance(cut_after, int) and cut_after >= 1, f"cut_after: expected an integer ≥ 1, found {cut_after!r}")
+        require(is_kind(cut_after, int) and cut_after >= 1, f"cut_after: expected an integer ≥ 1, found {cut_after!r}")
         self.episodes, self.seed, self.greedy, self.cut_after = episodes, seed, greedy, cut_after
         self.calls, self.steps, self.native = 0, 0, False
         self.generator = torch.Generator().manual_seed(seed)
@@ -177,7 +173,7 @@ class Evaluator:
         """What :meth:`_act` says, by a compiled policy's shortest way (:mod:`upslope.fast.step`)."""
         tape.rows[0][:] = self.envs.observation.reshape(self.envs.num_envs, -1)
         action = tape.greedy()
-        return action if counts_from_0(self.envs) else player.to_env(torch.from_numpy(action))
+        return action if counts_from_0(self.envs) else player.to_env(from_numpy(action))
 
     def _act(self, player: Player) -> Array:
         envs, policy = self.envs, player.policy

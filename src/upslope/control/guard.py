@@ -16,13 +16,15 @@ from gymnasium import spaces
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
+from upslope.control.kinds import AnyDict, AnyList, AnyTuple, Box, DictSpace, MultiDiscrete
 from upslope.control.restore import Episode, replay
 from upslope.errors import UsageError, one_line
 from upslope.records import State
 
 STEP = "observation, reward, terminated, truncated, info"
 OLD = "(the old Gym's interface)"
-NUMBERS, FLAGS = (float, int, np.floating, np.integer, np.bool_), frozenset((bool, np.bool_))
+NUMBERS: tuple[type[Any], ...] = (float, int, np.floating, np.integer, np.bool_)
+FLAGS = frozenset((bool, np.bool_))
 LOOKALIKES = frozenset(
     f"{legal}_{action}" for legal in ("legal", "valid", "available", "avail", "allowed") for action in ("actions", "moves", "action_mask")
 ) | {"action_masks", "actions_mask", "invalid_action_mask", "legal_mask", "valid_mask"}
@@ -56,8 +58,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._masks = ActionMasks(env.action_space, 1)
         self._tells = tells and self.mask_source is None and self._masks.num_choices > 0
         space = env.observation_space
-        self._plain = (space.shape, space.dtype) if isinstance(space, spaces.Box) else None
-        self._keys = space.spaces.keys() if isinstance(space, spaces.Dict) else None
+        self._plain = (space.shape, space.dtype) if isinstance(space, Box) else None
+        self._keys = space.spaces.keys() if isinstance(space, DictSpace) else None
         self._looks = apart or self._keys is not None
         self._episode: Episode | None = None
 
@@ -75,11 +77,11 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise
         except BaseException as error:
             raise Misbehaved(raised(error, "reset")) from error
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            old = "" if answer is None or isinstance(answer, tuple) else f" {OLD}"
+        if not isinstance(answer, AnyTuple) or len(answer) != 2:
+            old = "" if answer is None or isinstance(answer, AnyTuple) else f" {OLD}"
             raise Misbehaved(f", reset: it returned {trees.describe(answer)}{old}, expected (observation, info)")
         observation, info = answer
-        if self._tells and isinstance(info, dict):
+        if self._tells and isinstance(info, AnyDict):
             self._tell_of_lookalikes(observation, info)
         if self._looks:
             observation = self._seen(observation, "reset")
@@ -94,7 +96,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise
         except BaseException as error:
             raise Misbehaved(raised(error, "step")) from error
-        if not isinstance(answer, (tuple, list)) or len(answer) != 5:
+        if not isinstance(answer, (AnyTuple, AnyList)) or len(answer) != 5:
             raise Misbehaved(f", step: {miscounted(answer)}")
         observation, reward, terminated, truncated, info = answer
         if not isinstance(reward, NUMBERS):
@@ -103,7 +105,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
         if self._looks:
             observation = self._seen(observation, "step")
-        if type(info) is dict and self.mask_source is None and "action_mask" not in info:  # the usual case, and the quick one
+        if type(info) is AnyDict and self.mask_source is None and "action_mask" not in info:  # the usual case, and the quick one
             return observation, reward, terminated, truncated, info if self.keep_info else {}
         info = self._info(info, observation, "step", terminated=terminated, truncated=truncated)
         return observation, reward, terminated, truncated, info
@@ -135,14 +137,13 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._tells = False
         if "action_mask" in info:
             return
-        for name, keys in (("info", info), ("observation", observation if isinstance(observation, dict) else {})):
+        for name, keys in (("info", info), ("observation", observation if isinstance(observation, AnyDict) else {})):
             for key in LOOKALIKES.intersection(keys):
-                self._warn(
-                    f': {name}["{key}"] looks like an action mask and is not used as one; call it "action_mask" (1 legal, 0 illegal)'
-                )
+                what = f'{name}["{key}"] looks like an action mask and is not used as one'
+                self._warn(f': {what}; call it "action_mask" (1 legal, 0 illegal)')
 
     def _seen(self, observation: Any, where: str) -> Any:
-        if not self.apart and isinstance(observation, dict) and observation.keys() == self._keys:
+        if not self.apart and isinstance(observation, AnyDict) and observation.keys() == self._keys:
             return observation  # the rest is seen when all are stacked; Gymnasium passes over keys that are too many
         if self._plain is not None and type(observation) is np.ndarray and (observation.shape, observation.dtype) == self._plain:
             return observation
@@ -158,9 +159,9 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         Behind a truncation nobody acts, but a method may ask what the next action would be worth: there the mask is handed on where the
         environment gives one that says something.
         """
-        if not isinstance(info, dict):
+        if not isinstance(info, AnyDict):
             raise Misbehaved(f", {where}: info is {shown(info)}, expected a dict")
-        kept = info if self.keep_info else {}
+        kept: dict[str, Any] = info if self.keep_info else {}
         source = 'info["action_mask"]' if "action_mask" in info else self.mask_source
         if source is None or terminated:
             return kept
@@ -202,10 +203,10 @@ def masked_by_observation(observation_space: Any, action_space: Any) -> bool:
     With other actions than Discrete and MultiDiscrete it is an observation like every other.
     """
     choices = ActionMasks(action_space, 1).num_choices
-    if not choices or not isinstance(observation_space, spaces.Dict) or "action_mask" not in observation_space.spaces:
+    if not choices or not isinstance(observation_space, DictSpace) or "action_mask" not in observation_space.spaces:
         return False
     space = observation_space.spaces["action_mask"]
-    if isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and space.shape == (choices,):
+    if isinstance(space, Box | spaces.MultiBinary | MultiDiscrete) and space.shape == (choices,):
         return True
     found = " ".join(repr(space).split())
     raise UsageError(f'observation["action_mask"] is {found}, the action space has {choices} choices; give a 0 or 1 for each')
@@ -224,7 +225,7 @@ def raised(error: BaseException, where: str) -> str:
 
 
 def miscounted(answer: Any) -> str:
-    if not isinstance(answer, tuple):
+    if not isinstance(answer, AnyTuple):
         return f"it returned {trees.describe(answer)}, expected ({STEP})"
     old = f" {OLD}" if len(answer) == 4 else ""
     return f"it returned {len(answer)} values{old}, expected 5: {STEP}"

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from upslope import functional as F
+from upslope.control.kinds import Array, Box, MultiDiscrete
 from upslope.control.spaces import Space, short
 from upslope.errors import UsageError, require, unknown
 
@@ -36,6 +37,7 @@ BoxDistribution = Literal["gaussian", "squashed", "beta"]
 """Distributions over a Box: diagonal Gaussian (scaled to the bounds and clipped by them), tanh-squashed Gaussian, Beta."""
 
 SUPPORTED = "Discrete, MultiDiscrete, MultiBinary and Box of floats"
+static: Any = staticmethod
 STANDS_FOR_INFINITY = 1e18
 """A bound of this size or more is taken for none: ``np.finfo(np.float32).max`` is how some environments write ∞."""
 
@@ -94,11 +96,11 @@ class Head(ABC):
         return self.functions.kl(*self.parts(p), *self.parts(q))
 
     @abstractmethod
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         """Stored actions ``[N, …]`` as the environment's, a new NumPy array."""
 
 
-def shaped(array: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
+def shaped(array: Array, shape: tuple[int, ...] | None) -> Array:
     return array if shape is None else array.reshape(len(array), *shape)
 
 
@@ -141,10 +143,10 @@ class Categorical(Head):
     def num_parameters(self) -> int:
         return self.n
 
-    sample: ClassVar[Any] = staticmethod(F.categorical_sample)
-    log_prob: ClassVar[Any] = staticmethod(F.categorical_log_prob)
-    entropy: ClassVar[Any] = staticmethod(F.categorical_entropy)
-    kl: ClassVar[Any] = staticmethod(F.categorical_kl)
+    sample = static(F.categorical_sample)
+    log_prob = static(F.categorical_log_prob)
+    entropy = static(F.categorical_entropy)
+    kl = static(F.categorical_kl)
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters if mask is None else parameters.masked_fill(~mask, -math.inf)).argmax(-1)
@@ -155,7 +157,7 @@ class Categorical(Head):
         log_p = parameters.log_softmax(-1)  # once for both
         return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         return action.cpu().numpy() + self.start
 
 
@@ -213,7 +215,7 @@ class MultiCategorical(Head):
 
     def _factors(self, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
         """For each factor its part of each tensor (None stays None)."""
-        parts = [[None] * len(self.nvec) if t is None else t.split(self.nvec, -1) for t in tensors]
+        parts = [[None] * len(self.nvec) if t is None else t.split_with_sizes(self.nvec, -1) for t in tensors]
         return list(zip(*parts, strict=True))
 
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
@@ -237,7 +239,7 @@ class MultiCategorical(Head):
     def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.stack([Categorical(x.shape[-1]).kl(x, y, m) for x, y, m in self._factors(p, q, mask)]).sum(0)
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         return shaped(action.cpu().numpy() + self._offset, self.shape)
 
 
@@ -257,11 +259,15 @@ class Bernoulli(Head):
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters > 0).long()
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         return shaped(action.cpu().numpy().astype(np.int8), self.shape)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- continuous actions
+
+
+def of_spread(mean: Tensor, log_std: Tensor) -> Tensor:
+    return F.gaussian_entropy(log_std)
 
 
 @dataclass(frozen=True)
@@ -276,7 +282,7 @@ class Gaussian(Head):
     action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
     """
 
-    functions = Functions(F.gaussian_sample, F.gaussian_log_prob, lambda mean, log_std: F.gaussian_entropy(log_std), F.gaussian_kl)
+    functions = Functions(F.gaussian_sample, F.gaussian_log_prob, of_spread, F.gaussian_kl)
 
     dim: int
     low: tuple[float, ...]
@@ -290,7 +296,7 @@ class Gaussian(Head):
         return 2 * self.dim
 
     @cached_property
-    def _bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _bounds(self) -> tuple[Array, Array]:
         return np.array(self.low, self.dtype), np.array(self.high, self.dtype)
 
     @cached_property
@@ -307,11 +313,11 @@ class Gaussian(Head):
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return parameters[..., : self.dim]
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         middle, half_range = self.units  # float64, so that rounding cannot step over the bounds
         return shaped(np.clip(middle + half_range * action.cpu().numpy(), *self._bounds).astype(self.dtype), self.shape)
 
-    def _stretch(self, unit: NDArray[Any]) -> NDArray[Any]:
+    def _stretch(self, unit: Array) -> Array:
         """From [0, 1] to the bounds, in float64 so that rounding cannot step over them."""
         low, high = (bound.astype(np.float64) for bound in self._bounds)
         return shaped(np.clip(low + (high - low) * unit, low, high).astype(self.dtype), self.shape)
@@ -336,7 +342,7 @@ class SquashedGaussian(Gaussian):
         log_slope = 2.0 * (math.log(2.0) - u + logsigmoid(2.0 * u))
         return F.gaussian_entropy(log_std) + (log_slope @ (-0.5 * nodes.square()).softmax(-1)).sum(-1)
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         return self._stretch((np.tanh(action.cpu().numpy().astype(np.float64)) + 1) / 2)
 
 
@@ -356,7 +362,7 @@ class Beta(Gaussian):
         a, b = softplus(parameters).chunk(2, -1)  # α − 1 and β − 1
         return a / (a + b)
 
-    def to_env(self, action: Tensor) -> NDArray[Any]:
+    def to_env(self, action: Tensor) -> Array:
         return self._stretch(action.cpu().numpy().astype(np.float64))
 
 
@@ -379,12 +385,12 @@ def head_for(space: Space, distribution: BoxDistribution = "gaussian", epsilon: 
         raise unknown("distribution", str(distribution), get_args(BoxDistribution))
     if isinstance(space, spaces.Discrete):
         return Categorical(int(space.n), int(space.start))
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, MultiDiscrete):
         nvec, start = (tuple(int(x) for x in array.reshape(-1)) for array in (space.nvec, space.start))
         return MultiCategorical(nvec, start, space.shape)
     if isinstance(space, spaces.MultiBinary):
         return Bernoulli(math.prod(space.shape), space.shape)
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, Box):
         raise UsageError(f"action space {short(space)}: not supported; supported are {SUPPORTED}")
     if not np.issubdtype(space.dtype, np.floating):
         raise UsageError(f"action space {short(space)}: a Box of {space.dtype} is not supported; use MultiDiscrete or a Box of floats")

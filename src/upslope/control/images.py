@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from upslope.control.kinds import Array, Box
 from upslope.errors import UsageError, unknown
 
 ImageChoice = Literal["auto", "yes", "no", "bytes"]
@@ -33,14 +34,14 @@ MAX_ONES = 2**14  # longest one-hot vector of a grid; a longer one is left to co
 
 
 class Reading(NamedTuple):
-    """How the numbers of an integer Box are read: ``low`` to ``low + count − 1``, each as a one-hot vector of ``ones``, and as a share.
+    """How the numbers of an integer Box are read: ``low`` to ``low + span − 1``, each one-hot in a vector of ``ones`` and as a share.
 
     The one is ``√ones``, so that the vector has the mean square of a normalized number: among a thousand zeros a plain 1 is too faint
     for a network's first layer (orthogonal weights, Adam) to learn from.
     """
 
     low: int
-    count: int
+    span: int
     ones: int
     share: bool
 
@@ -54,28 +55,28 @@ class Reading(NamedTuple):
         """Numbers that one number becomes."""
         return self.ones + self.share
 
-    def checked(self, array: NDArray[Any]) -> NDArray[np.int64]:
+    def checked(self, array: Array) -> NDArray[np.int64]:
         """The array counted from 0; :class:`UsageError` for what the space does not hold, which would be taken for another code."""
         shifted = array.astype(np.int64) - self.low
-        if shifted.size and not 0 <= shifted.min() <= shifted.max() < self.count:
+        if shifted.size and not 0 <= shifted.min() <= shifted.max() < self.span:
             wrong = shifted.min() if shifted.min() < 0 else shifted.max()
-            raise UsageError(f"observation: found {wrong + self.low}, its space holds {self.low} to {self.low + self.count - 1}")
+            raise UsageError(f"observation: found {wrong + self.low}, its space holds {self.low} to {self.low + self.span - 1}")
         return shifted
 
-    def __call__(self, array: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, array: Array) -> NDArray[np.float32]:
         """``[N, *shape]`` as ``[N, size · width]``."""
         index = self.checked(array).reshape(len(array), -1)
         block = np.zeros((*index.shape, self.width), np.float32)
         if self.ones:
             np.put_along_axis(block, np.minimum(index, self.ones - 1)[..., None], self.one, axis=2)
         if self.share:
-            block[..., -1] = index / max(1, self.count - 1)
+            block[..., -1] = index / max(1, self.span - 1)
         return block.reshape(len(array), -1)
 
 
 def reading(space: spaces.Box, *, large: bool = False) -> Reading | None:
     """The reading of an integer Box with bounds; None for floats, and for integers without bounds."""
-    if space.dtype is None or space.dtype.kind not in "iub" or not space.shape or 0 in space.shape:
+    if space.dtype.kind not in "iub" or not space.shape or 0 in space.shape:
         return None
     low, count = int(space.low.min()), int(space.high.max()) - int(space.low.min()) + 1
     if count > 2**16:
@@ -88,14 +89,14 @@ def reading(space: spaces.Box, *, large: bool = False) -> Reading | None:
 def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
     if choice not in get_args(ImageChoice):
         raise unknown("image", str(choice), get_args(ImageChoice))
-    if not isinstance(space, spaces.Box) or not 2 <= len(space.shape) <= 4 or 0 in space.shape or choice == "no":
+    if not isinstance(space, Box) or not 2 <= len(space.shape) <= 4 or 0 in space.shape or choice == "no":
         return False
     if choice == "yes":
         return True
     channels, *sides = image_shape(space.shape)
     if choice == "bytes":
         return is_bytes(space) and min(sides) >= IMAGE_SIDE and bool((space.low == 0).all()) and bool((space.high == 255).all())
-    if space.dtype is not None and space.dtype.kind in "iub":
+    if space.dtype.kind in "iub":
         read = reading(space)
         return read is not None and (min(sides) >= IMAGE_SIDE or read.width * math.prod(space.shape) > MAX_ONES)
     usual = bounds(space) in ((0, 1), (0, 255))
@@ -104,12 +105,12 @@ def is_image(space: Any, choice: ImageChoice = "auto") -> bool:
 
 def is_grid(space: Any) -> bool:
     """Whether what is no image is a grid of codes."""
-    return isinstance(space, spaces.Box) and 2 <= len(space.shape) <= 4 and (read := reading(space)) is not None and read.ones > 0
+    return isinstance(space, Box) and 2 <= len(space.shape) <= 4 and (read := reading(space)) is not None and read.ones > 0
 
 
 def is_bytes(space: Any) -> bool:
     """Whether it is a Box of bytes: an emulator's memory, for one."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.high.max(initial=0) == 255
+    return isinstance(space, Box) and space.dtype == np.uint8 and space.high.max(initial=0) == 255
 
 
 def bounds(space: spaces.Box) -> tuple[float, float]:
@@ -149,19 +150,19 @@ class Image(NamedTuple):
     def of(cls, space: spaces.Box, choice: ImageChoice = "auto") -> Self:
         shape = image_shape(space.shape)
         read = reading(space, large=min(shape[1:]) >= NATURE_SIDE or choice == "bytes")
-        if read is not None and read.count <= 256:
+        if read is not None and read.span <= 256:
             return cls(shape, read)
         low, high = bounds(space)
         known = math.isfinite(low) and math.isfinite(high)
         return cls(shape, None, low, high - low) if known and (low < -1 or high > 1) else cls(shape, None)
 
-    def __call__(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    def __call__(self, array: Array, shape: tuple[int, ...]) -> Array:
         """A batch ``[N, *shape]`` as ``[N, C, H, W]``."""
         if len(shape) >= 3 and channels_last(shape):
             array = np.moveaxis(array, -1, -3)
         if self.reading is None:
             array = (np.asarray(array, np.float32) - self.low) / self.scale
-        elif self.reading.count < 256 or self.reading.low:
+        elif self.reading.span < 256 or self.reading.low:
             array = self.reading.checked(array)
         return np.array(array, dtype=self.dtype, order="C").reshape(len(array), *self.shape)
 
@@ -171,7 +172,7 @@ class Image(NamedTuple):
         if read is None:
             how = "numbers as they are" if self.scale == 1 else f"numbers from {self.low:g} to {self.low + self.scale:g} scaled to [0, 1]"
         elif not read.ones:
-            how = f"divided by {read.count - 1}" if read.count > 2 else "zeros and ones"
+            how = f"divided by {read.span - 1}" if read.span > 2 else "zeros and ones"
         else:
-            how = f"{read.count} codes" if not read.share else f"codes below {FIRST_CODES} told apart, and all divided by {read.count - 1}"
+            how = f"{read.span} codes" if not read.share else f"codes below {FIRST_CODES} told apart, and all divided by {read.span - 1}"
         return f"an image, {' × '.join(map(str, self.shape))} (channels, height, width), {how}"

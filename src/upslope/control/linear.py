@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.heads import Categorical
 from upslope.control.images import ImageChoice
+from upslope.control.kinds import Array, Box, from_numpy
 from upslope.control.spaces import Encoder, Space, short, spaces_of
 from upslope.errors import UsageError, require, unknown
 
-Array = NDArray[Any]
 FEATURES = ("linear", "tiles", "fourier")
 MAX_FEATURES = 2**22  # beyond this a table of weights is a slip of the keyboard
 
@@ -126,7 +124,7 @@ def features_for(
 
 def limits_of(space: Space, name: str, low: Sequence[float] | None, high: Sequence[float] | None) -> tuple[Array, Array]:
     """``(low, high)`` for each number of a Box, given or the space's."""
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, Box):
         raise UsageError(f"features: {name} need a Box of real numbers, found {short(space)}; use --features linear")
     found: list[Array] = []
     for setting, given, limits in (("feature_low", low, space.low), ("feature_high", high, space.high)):
@@ -203,7 +201,7 @@ class LinearPolicy(ActorCritic):
         """A batch of raw observations as features; see :meth:`ActorCritic.inputs`."""
         tensors = super().inputs(observation, **options)
         vector = tensors["observation"]
-        tensors["observation"] = torch.from_numpy(self.features(vector.cpu().numpy())).to(vector.device)
+        tensors["observation"] = from_numpy(self.features(vector.cpu().numpy())).to(vector.device)
         return tensors
 
     @torch.no_grad()

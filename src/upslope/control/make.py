@@ -18,7 +18,7 @@ from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.guard import Guard, Misbehaved
 from upslope.control.workers import Workers
-from upslope.errors import UsageError, missing_extra, one_line, require, unknown
+from upslope.errors import UsageError, is_kind, missing_extra, one_line, require, unknown
 from upslope.modules import hidden_by, import_named
 
 Vectorization = Literal["auto", "sync", "async", "envpool"]
@@ -114,7 +114,7 @@ def vector_envs(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, 
 
 def _cut(env: Any, limit: int, name: str) -> Any:
     require(not isinstance(env, VectorEnv), f"max_episode_steps: env {name!r} makes a whole vector environment; give that its limit there")
-    return gymnasium.wrappers.TimeLimit(env, limit) if isinstance(env, gymnasium.Env) else env
+    return gymnasium.wrappers.TimeLimit(env, limit) if is_kind(env, gymnasium.Env) else env
 
 
 def _is_int(value: Any) -> bool:
@@ -171,7 +171,7 @@ def make_vector(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> VectorE
     if spec.vector_entry_point is None or spec.additional_wrappers:
         return None
     try:
-        vector = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        vector: Any = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
     except Exception:
         return None  # whatever it is, the plain version will either work or say it
     if type(vector.action_space) is spaces.MultiDiscrete:
@@ -203,9 +203,9 @@ def _vector(
         first = build()
     except (Exception, SystemExit) as error:
         raise _cannot_make(error, spec, name, kwargs) from error
-    if isinstance(first, VectorEnv):
+    if is_kind(first, VectorEnv):
         return first
-    if not isinstance(first, gymnasium.Env):
+    if not is_kind(first, gymnasium.Env):
         kind = f"{type(first).__module__}.{type(first).__name__}"
         raise UsageError(f"env {name!r}: expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned {kind}")
     for kind in ("observation_space", "action_space"):

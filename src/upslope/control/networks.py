@@ -7,21 +7,22 @@ PyTorch's global random state is neither read nor moved.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from upslope.control.images import NATURE_SIDE, Image, Reading
+from upslope.control.kinds import fork_rng
 from upslope.errors import UsageError, unknown
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"elu": nn.ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
-ACTIVATIONS |= {"sigmoid": nn.Sigmoid, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS.update(sigmoid=nn.Sigmoid, silu=nn.SiLU, tanh=nn.Tanh)
 
 
-def check_sizes(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
+def check_sizes(hidden_sizes: Iterable[Any] | int) -> tuple[int, ...]:
     sizes = tuple(hidden_sizes) if isinstance(hidden_sizes, Iterable) else (hidden_sizes,)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise UsageError(f"hidden_sizes: expected positive integers, found {list(sizes)}")
@@ -34,7 +35,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 
 def orthogonal(make: Callable[[], Layer], gain: float, generator: torch.Generator) -> Layer:
     # not nn.utils.skip_init: it spares these few draws and imports PyTorch's decompositions, 0.3 s
-    with torch.random.fork_rng(devices=[]):
+    with fork_rng(devices=[]):
         layer = make()
     nn.init.orthogonal_(layer.weight, gain, generator)
     if layer.bias is not None:
@@ -110,7 +111,7 @@ def read(image: Tensor, reading: Reading | None) -> Tensor:
     """An encoded image ``[N, C, H, W]`` as the numbers that a convolution takes, ``[N, C · width, H, W]``."""
     if reading is None:
         return image
-    parts = [image.float() / (reading.count - 1)] if reading.share else []
+    parts = [image.float() / (reading.span - 1)] if reading.share else []
     if reading.ones:
         index = image.clamp(max=reading.ones - 1).unsqueeze(2)
         codes = torch.arange(reading.ones, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)

@@ -8,17 +8,16 @@ one each, would otherwise ask weights for numbers that steps of a thousandth nev
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from upslope.control.kinds import Array
 from upslope.errors import UsageError, require
 from upslope.records import State
 
-Array = NDArray[Any]
 RATE = 0.1  # share of a new batch in the running moments of the returns; the first 1/RATE batches count alike
 MIN_STD = 1e-5
 """Smallest standard deviation, as a fraction of the mean's size: below it float32 tells returns no longer apart."""
@@ -177,8 +176,8 @@ class ValueScale(Moments):
         std = max(var**0.5, MIN_STD * abs(mean))
         if std == 0.0:  # nothing but zeros so far
             return
-        if type(last) is nn.Linear and last.bias is not None and (count > 1.0 or bool(last.weight.any())):
+        if type(last) is nn.Linear and (bias := getattr(last, "bias", None)) is not None and (count > 1.0 or bool(last.weight.any())):
             last.weight.mul_(float(self.std) / std)
-            last.bias.copy_((last.bias.double() * float(self.std) + float(self.mean) - mean) / std)
+            bias.copy_((bias.double() * float(self.std) + float(self.mean) - mean) / std)
         for moment, number in ((self.count, count), (self.mean, mean), (self.std, std)):
             moment.fill_(number)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.heads import Categorical
 from upslope.control.images import ImageChoice
+from upslope.control.kinds import AnyDict
 from upslope.control.linear import LinearPolicy
 from upslope.control.networks import CNN, MLP, check_sizes
 from upslope.control.spaces import Encoder, short, space_from_json, spaces_of
@@ -138,10 +139,9 @@ class CNNPolicy(ActorCritic):
             if isinstance(inputs, int):
                 space = short(spaces_of(envs)[0])
                 raise UsageError(f"observation space {space}: nothing in it is taken for an image; use MLPPolicy, or image='yes'")
-            shapes = inputs if isinstance(inputs, dict) else {self.encoder.names[0]: inputs}
-            return CNN(
-                self.encoder.images, shapes.get("observation", 0), outputs, hidden_sizes=sizes, critic=critic, critic_gain=gain, seed=seed
-            )
+            shapes = inputs if isinstance(inputs, AnyDict) else {self.encoder.names[0]: inputs}
+            size: int = shapes.get("observation", 0)
+            return CNN(self.encoder.images, size, outputs, hidden_sizes=sizes, critic=critic, critic_gain=gain, seed=seed)
 
         super().__init__(network, envs, seed=seed, normalize_value=normalize_value and critic, **options)
         self.options = {"hidden_sizes": list(sizes), "critic": critic, **self.options}
@@ -172,7 +172,7 @@ def policy_from_description(description: Mapping[str, Any], *, network: Any = No
     Raises :class:`UsageError` for a damaged description.
     """
     # what was saved before there was a choice acts as it did
-    given = {"scale_actions": False, "image": "bytes", "normalize_value": False, **description}
+    given: dict[str, Any] = {"scale_actions": False, "image": "bytes", "normalize_value": False, **description}
     options = dict(given)
     try:
         name = options.pop("class")

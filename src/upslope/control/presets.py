@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from upslope.control.kinds import AnyList
+
 Values = Mapping[str, Any]
 
 
@@ -17,7 +19,7 @@ Values = Mapping[str, Any]
 class Preset:
     """Settings of one algorithm on one task, and what they were measured to reach."""
 
-    settings: Values = field(default_factory=dict)
+    settings: Values = field(default_factory=dict[str, Any])
     result: str = ""
 
 
@@ -27,8 +29,8 @@ def read_presets() -> tuple[dict[str, dict[str, Preset]], dict[str, dict[str, Pr
 
     def preset(like: str = "", result: str = "", **values: Any) -> Preset:
         """A table on top of the shared one that it names."""
-        base = preset(**shared[like]).settings if like else {}
-        return Preset({**base, **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}}, result)
+        base: Values = preset(**shared[like]).settings if like else {}
+        return Preset({**base, **{name: tuple(x) if isinstance(x, AnyList) else x for name, x in values.items()}}, result)
 
     def presets(by_name: dict[str, Any]) -> dict[str, dict[str, Preset]]:
         return {name: {algorithm: preset(**table) for algorithm, table in tables.items()} for name, tables in by_name.items()}

@@ -13,9 +13,10 @@ from upslope.control import trees
 from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
 from upslope.control.heads import Gaussian, Head, head_for
+from upslope.control.kinds import from_numpy
 from upslope.control.recording import COLUMNS, Player, Recording, Replaced, check_spaces, put_replaced
 from upslope.control.spaces import Space, short, spaces_of
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.records import Rollout, Sample, SamplingPolicy, State
 
 
@@ -32,14 +33,14 @@ class RandomPolicy:
         """The number of rows is all that it looks at; ``action_mask`` as the policies take it."""
         rows = len(next(trees.leaves(observation)))
         inputs = {"row": torch.zeros(rows, max(1, self.head.num_parameters))}
-        return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(np.asarray(action_mask, dtype=np.bool_))}
+        return inputs if action_mask is None else {**inputs, "action_mask": from_numpy(np.asarray(action_mask, dtype=np.bool_))}
 
     def sample(self, inputs: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Sample:
         head, rows = self.head, inputs["row"]
         if isinstance(head, Gaussian):
             middle, half_range = head.units
             low, high = ((np.array(bound) - middle) / half_range for bound in (head.low, head.high))
-            low, width = torch.from_numpy(low).float(), torch.from_numpy(high - low).float()
+            low, width = from_numpy(low).float(), from_numpy(high - low).float()
             action = low + width * torch.rand(len(rows), head.dim, generator=generator)
             return Sample(action=action, log_prob=(-width.log().sum()).expand(len(rows)))
         mask = inputs.get("action_mask")
@@ -55,7 +56,7 @@ def record(
 
     The policy does not learn on the way; a policy with running moments should be :meth:`frozen`. ``about`` is written into the header.
     """
-    require(isinstance(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
+    require(is_kind(num_steps, int) and num_steps >= 1, f"num_steps: expected an integer ≥ 1, found {num_steps!r}")
     check_spaces(policy, envs)
     envs.reset()
     recording = Recording(Player(policy, envs), torch.Generator().manual_seed(seed), envs.first_step)
@@ -65,21 +66,21 @@ def record(
         observations.append(trees.tree_map(np.copy, envs.observation))
         legal.append(envs.action_mask)
     seen = [dict(trees.named_leaves(tree)) for tree in observations]
-    tensors = {f"observation{path}": torch.from_numpy(np.stack([parts[path] for parts in seen], 1)) for path in seen[0]}
+    tensors = {f"observation{path}": from_numpy(np.stack([parts[path] for parts in seen], 1)) for path in seen[0]}
     inputs, log_prob = recording.acted()
     tensors |= {"action": inputs["action"].cpu(), "behavior_log_prob": log_prob.cpu()}
     for name in COLUMNS:
-        tensors[name] = torch.from_numpy(np.stack([getattr(step, name) for step in recording.steps], 1))
+        tensors[name] = from_numpy(np.stack([getattr(step, name) for step in recording.steps], 1))
     tensors["reward"] = tensors["reward"].float()
-    tensors["first_step"] = torch.from_numpy(recording.first_step)
+    tensors["first_step"] = from_numpy(recording.first_step)
     replaced = [(t, *step.successors) for t, step in enumerate(recording.steps) if step.successors is not None]
     if replaced:
         tensors["successor_at"] = torch.tensor([(int(index), t) for t, indices, _ in replaced for index in indices])
         parts = [dict(trees.named_leaves(after)) for *_, after in replaced]
-        tensors |= {f"successor{path}": torch.from_numpy(np.concatenate([part[path] for part in parts])) for path in parts[0]}
+        tensors |= {f"successor{path}": from_numpy(np.concatenate([part[path] for part in parts])) for path in parts[0]}
     if any(mask is not None for mask in legal):  # before the first one that was given, all was legal
         like = next(mask for mask in legal if mask is not None)
-        tensors["action_mask"] = torch.from_numpy(np.stack([np.ones_like(like) if mask is None else mask for mask in legal], 1))
+        tensors["action_mask"] = from_numpy(np.stack([np.ones_like(like) if mask is None else mask for mask in legal], 1))
     head = getattr(policy, "head", None)
     kind, scaled = type(head).__name__ if isinstance(head, Head) else None, getattr(head, "scaled", False)
     about = {"env_id": envs.env_id, "seed": seed, **(about or {})}
@@ -99,14 +100,14 @@ class Recorded:
     """
 
     def __init__(self, data: Dataset | str | Path, *, num_rows: int | None = None, reward_scale: float = 1.0, seed: int = 0) -> None:
-        require(isinstance(data, (Dataset, str, Path)), f"data: expected a Dataset or a path, found {type(data).__name__}")
+        require(is_kind(data, Dataset, str, Path), f"data: expected a Dataset or a path, found {type(data).__name__}")
         self.data = data if isinstance(data, Dataset) else Dataset.load(data)
         rows = self.data.shape[0]
         message = f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows!r}"
-        require(num_rows is None or (isinstance(num_rows, int) and 1 <= num_rows <= rows), message)
-        scaled = isinstance(reward_scale, (int, float)) and 0.0 < reward_scale < float("inf")
+        require(num_rows is None or (is_kind(num_rows, int) and 1 <= num_rows <= rows), message)
+        scaled = is_kind(reward_scale, int, float) and 0.0 < reward_scale < float("inf")
         require(scaled, f"reward_scale: expected a number > 0, found {reward_scale!r}")
-        require(isinstance(seed, int) and 0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed!r}")
+        require(is_kind(seed, int) and 0 <= seed < 2**32, f"seed: expected an integer from 0 to {2**32 - 1}, found {seed!r}")
         self.num_rows, self.reward_scale = num_rows or rows, reward_scale
         self.generator = torch.Generator().manual_seed(seed)
         self.left = torch.arange(0)
@@ -151,7 +152,7 @@ class Recorded:
         shift = float(np.log(half_range).sum())
         exact = action.double().numpy()
         changed, log_prob = ((exact - middle) / half_range, log_prob + shift) if scaled else (middle + half_range * exact, log_prob - shift)
-        return torch.from_numpy(changed).to(action.dtype), log_prob
+        return from_numpy(changed).to(action.dtype), log_prob
 
     def _rows(self) -> Tensor:
         """The rows of this iteration; every row comes once before any comes again."""
@@ -184,9 +185,8 @@ class Recorded:
                 raise UsageError(f"data: it was recorded in {where} with {kind} {short(here)}, the policy is for {short(made)}")
         head = getattr(policy, "head", None)
         if isinstance(head, Gaussian) and self.data.head not in (None, type(head).__name__):
-            raise UsageError(
-                f"data: its actions were drawn by {self.data.head}, the policy draws by {type(head).__name__}; take the same --distribution"
-            )
+            drawn = f"its actions were drawn by {self.data.head}, the policy draws by {type(head).__name__}"
+            raise UsageError(f"data: {drawn}; take the same --distribution")
         if getattr(policy, "reward_normalizer", None) is not None:
             raise UsageError("normalize_reward: recorded rewards have no running scale; leave it off and say --reward-scale")
 

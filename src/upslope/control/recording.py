@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from upslope.control.envs import Envs, Step
 from upslope.control.heads import Head
+from upslope.control.kinds import Array, Box, MultiDiscrete, from_numpy
 from upslope.control.spaces import short
-from upslope.control.trees import Array
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
 
@@ -53,18 +53,19 @@ class Player:
         if not isinstance(observation, np.ndarray):
             name, space = type(self.policy).__name__, self.envs.observation_space
             raise UsageError(f"policy: {name} needs a method inputs(observation, …), because observations are {space}")
-        inputs = {"observation": torch.from_numpy(np.array(observation, dtype=np.float32))}
-        return inputs if action_mask is None else {**inputs, "action_mask": torch.from_numpy(action_mask)}
+        inputs = {"observation": from_numpy(np.array(observation, dtype=np.float32))}
+        return inputs if action_mask is None else {**inputs, "action_mask": from_numpy(action_mask)}
 
     def _in_space(self, action: Tensor) -> Array:
         """For a policy without a head: clipped to a Box, or counted from a start."""
-        array, space = action.cpu().numpy(), self.envs.action_space
+        array: Array = action.cpu().numpy()
+        space: Space[Any] = self.envs.action_space
         shape = (self.envs.num_envs, *(space.shape or ()))
         if array.shape != shape:
             raise UsageError(f"policy: sample returned an action of shape {array.shape}, the environments take {shape}")
-        if isinstance(space, spaces.Box):
+        if isinstance(space, Box):
             return np.clip(array, space.low, space.high).astype(space.dtype, copy=False)
-        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        if isinstance(space, (spaces.Discrete, MultiDiscrete)):
             count = space.n if isinstance(space, spaces.Discrete) else space.nvec
             if array.dtype.kind not in "iu" or (array < 0).any() or (array >= count).any():
                 message = f"policy: sample returned actions {array.min()} to {array.max()} ({array.dtype}) for {space}, counted from 0"
@@ -83,7 +84,7 @@ def check_spaces(policy: object, envs: Envs) -> None:
 def takes_observations_as_they_are(policy: object, envs: Envs) -> bool:
     """Whether encoding would only flatten: a Box of floats, not normalized."""
     space, normalizer = envs.observation_space, getattr(policy, "observation_normalizer", None)
-    return isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f" and normalizer is None
+    return isinstance(space, Box) and space.dtype.kind == "f" and normalizer is None
 
 
 def counts_from_0(envs: Envs) -> bool:
@@ -103,9 +104,9 @@ class Recording:
     generator: torch.Generator
     first_step: Array
     live: bool | Array = True
-    inputs: list[dict[str, Tensor]] = field(default_factory=list)
-    log_prob: list[Tensor] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    inputs: list[dict[str, Tensor]] = field(default_factory=list[dict[str, Tensor]])
+    log_prob: list[Tensor] = field(default_factory=list[Tensor])
+    steps: list[Step] = field(default_factory=list[Step])
 
     def act(self) -> Array:
         player, envs = self.player, self.player.envs
@@ -137,7 +138,7 @@ class Recording:
         columns = {name: np.array([getattr(step, name) for step in steps]).T.copy() for name in COLUMNS}
         columns["reward"] = columns["reward"].astype(np.float32) if normalizer is None else self.normalized(normalizer)
         columns["first_step"] = self.first_step
-        tensors: dict[str, Any] = {name: torch.from_numpy(column).to(log_prob.device) for name, column in columns.items()}
+        tensors: dict[str, Any] = {name: from_numpy(column).to(log_prob.device) for name, column in columns.items()}
         finished = [item for step in steps for item in step.finished if item[0] == item[0]]
         means = {name: sum(x) / len(x) for name, x in zip(EPISODE_METRICS, zip(*finished, strict=True), strict=False)}
         metrics = {"num_episodes": float(len(finished)), **(means or self.reward_per_step())}
@@ -158,7 +159,7 @@ class Recording:
     def successors(self, inputs: Mapping[str, Tensor]) -> Replaced:
         """The true successors whose observations were replaced by those of the next episode: where they stood, and their inputs."""
         seen = [(t, step.successor_masks, *step.successors) for t, step in enumerate(self.steps) if step.successors is not None]
-        rows = torch.from_numpy(np.concatenate([indices for _, _, indices, _ in seen])).to(inputs["action"].device)
+        rows = from_numpy(np.concatenate([indices for _, _, indices, _ in seen])).to(inputs["action"].device)
         column = torch.tensor([t for t, _, indices, _ in seen for _ in indices], device=rows.device)
         encoded: list[dict[str, Tensor]] = []
         for _, mask, indices, observation in seen:

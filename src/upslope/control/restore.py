@@ -11,13 +11,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import Space, spaces
+from gymnasium import Space
 from gymnasium.utils import seeding
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
 from upslope.control import trees
-from upslope.errors import UsageError
+from upslope.control.kinds import AnyDict, AnyList, AnyTuple, DictSpace, TupleSpace
+from upslope.errors import UsageError, is_kind
 from upslope.records import State
 
 MAX_ACTIONS = 100_000  # actions of one episode that are remembered; a longer one cannot be played again
@@ -105,11 +106,11 @@ def reported_state(env: Any) -> State:
 
 
 def storable(value: Any) -> bool:
-    if isinstance(value, Mapping):
+    if is_kind(value, Mapping):
         return all(isinstance(name, str) and storable(part) for name, part in value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (AnyList, AnyTuple)):
         return all(map(storable, value))
-    if isinstance(value, np.ndarray):
+    if is_kind(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
@@ -118,7 +119,7 @@ def wrappers(env: Any) -> list[Any]:
     found: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         found.append(env)
-        env = env.env
+        env = found[-1].env
     return found
 
 
@@ -136,9 +137,9 @@ def generator_state(env: Any) -> Any:
 
 
 def plain(state: Any) -> Any:
-    if isinstance(state, Mapping):
+    if is_kind(state, Mapping):
         return {name: plain(part) for name, part in state.items()}
-    return state.tolist() if isinstance(state, np.ndarray) else state
+    return state.tolist() if is_kind(state, np.ndarray) else state
 
 
 def set_generator(env: Any, state: Mapping[str, Any]) -> None:
@@ -154,9 +155,9 @@ def stacked(actions: Sequence[Any]) -> Any:
     """Actions of one space as one tree, time first; a tuple becomes a list."""
     if not actions:
         return []
-    if isinstance(actions[0], dict):
+    if isinstance(actions[0], AnyDict):
         return {name: stacked([action[name] for action in actions]) for name in actions[0]}
-    if isinstance(actions[0], tuple):
+    if isinstance(actions[0], AnyTuple):
         return [stacked(parts) for parts in zip(*actions, strict=True)]
     return np.stack([np.asarray(action) for action in actions])
 
@@ -164,10 +165,10 @@ def stacked(actions: Sequence[Any]) -> Any:
 def unstacked(space: Space[Any], tree: Any, count: int) -> list[Any]:
     if count == 0:
         return []
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, DictSpace):
         parts = {name: unstacked(part, tree[name], count) for name, part in space.spaces.items()}
         return [{name: part[i] for name, part in parts.items()} for i in range(count)]
-    if isinstance(space, spaces.Tuple):
+    if isinstance(space, TupleSpace):
         return list(zip(*(unstacked(part, item, count) for part, item in zip(space.spaces, tree, strict=True)), strict=True))
     return list(tree)
 
@@ -187,7 +188,7 @@ def vector_state(vector: Any) -> State:
     if hasattr(inner, "get_state") and hasattr(inner, "set_state"):
         return {"own": inner.get_state()}
     if type(inner).__module__.startswith("gymnasium."):  # natively vectorized: plain arrays
-        arrays = {name: value for name, value in vars(inner).items() if isinstance(value, np.ndarray)}
+        arrays = {name: value for name, value in inner.__dict__.items() if is_kind(value, np.ndarray)}
         return {"arrays": arrays, "generator_now": generator_state(inner)}
     return {}
 
@@ -226,9 +227,9 @@ def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observ
 
 def same(found: Any, shown: Any) -> bool:
     """Whether an environment's observation is to the bit the one that was ``shown``, which has the space's types."""
-    if isinstance(shown, dict):
+    if isinstance(shown, AnyDict):
         return all(same(found[name], part) for name, part in shown.items())
-    if isinstance(shown, tuple):
+    if isinstance(shown, AnyTuple):
         return all(same(part, other) for part, other in zip(found, shown, strict=True))
     array = np.asarray(found)
     return array.shape == shown.shape and array.astype(shown.dtype).tobytes() == shown.tobytes()

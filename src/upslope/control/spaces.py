@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from upslope.control.images import MAX_ONES, Image, ImageChoice, Reading, bounds, is_bytes, is_grid, is_image, reading
+from upslope.control.kinds import AnyList, AnyTuple, Array, Box, DictSpace, MultiDiscrete, TupleSpace
 from upslope.control.trees import by_space
 from upslope.errors import UsageError, require
 
@@ -30,13 +30,13 @@ def short(space: Any) -> str:
 def spaces_of(envs: Any) -> tuple[Space, Space]:
     """Observation and action space of one environment, from environments (single or vectorized) or from a pair of spaces."""
     pair: tuple[Any, ...]
-    if isinstance(envs, tuple) and len(envs) == 2:
+    if isinstance(envs, AnyTuple) and len(envs) == 2:
         pair = envs
     else:
         names = [(f"single_{kind}_space", f"{kind}_space") for kind in ("observation", "action")]
         pair = tuple(getattr(envs, single, None) or getattr(envs, plain, None) for single, plain in names)
     if not all(isinstance(space, spaces.Space) for space in pair):
-        found = "a pair" if isinstance(envs, tuple) else type(envs).__name__
+        found = "a pair" if isinstance(envs, AnyTuple) else type(envs).__name__
         raise UsageError(f"envs: expected environments or (observation_space, action_space), found {found} without Gymnasium spaces")
     return pair[0], pair[1]
 
@@ -66,7 +66,7 @@ class Leaf:
         if self.image is not None:
             return self.image.words()
         if self.codes is not None:
-            low, count = self.codes.low, self.codes.count
+            low, count = self.codes.low, self.codes.span
             shares = "" if not self.codes.share else f", and divided by {count - 1}"
             codes = f"{low} to {low + count - 1}" if not shares else f"below {self.codes.ones - 1}"
             return f"a grid of {shape} codes, {codes} told apart{shares} ({self.size:,} numbers)"
@@ -78,35 +78,35 @@ class Leaf:
 
 
 def _leaves(space: Space, path: tuple[str | int, ...], root: Space, image: ImageChoice) -> list[Leaf]:
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, DictSpace):
         return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key), root, image)]
-    if isinstance(space, spaces.Tuple):
+    if isinstance(space, TupleSpace):
         return [leaf for index, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, index), root, image)]
-    if isinstance(space, spaces.Box):
+    if isinstance(space, Box):
         if is_image(space, image):
             return [Leaf(path, space, 0, False, "/".join(["image", *map(str, path)]), Image.of(space, image))]
         codes, size = reading(space) if image != "bytes" and is_grid(space) else None, math.prod(space.shape)
         if codes is not None and codes.width * size <= MAX_ONES:
             return [Leaf(path, space, codes.width * size, False, codes=codes)]
         # zeros and ones are not normalized: an action mask for one
-        binary = space.dtype is not None and space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
+        binary = space.dtype.kind in "iub" and bool((space.low >= 0).all()) and bool((space.high <= 1).all())
         return [Leaf(path, space, size, not binary)]
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+    if isinstance(space, spaces.Discrete | MultiDiscrete | spaces.MultiBinary):
         return [Leaf(path, space, spaces.flatdim(space), False)]
     inside = "" if space is root else f" in {short(root)}"
     raise UsageError(f"observation space {short(space)}{inside}: not supported; supported are {SUPPORTED}")
 
 
-def _one_hot(index: NDArray[Any], out: NDArray[Any]) -> None:
+def _one_hot(index: Array, out: Array) -> None:
     out[:] = 0
     np.put_along_axis(out, index[:, None], 1, axis=1)
 
 
-def _write(leaf: Leaf, array: NDArray[Any], out: NDArray[Any]) -> None:
+def _write(leaf: Leaf, array: Array, out: Array) -> None:
     space = leaf.space
     if isinstance(space, spaces.Discrete):
         _one_hot(array.astype(np.int64) - int(space.start), out)
-    elif isinstance(space, spaces.MultiDiscrete):
+    elif isinstance(space, MultiDiscrete):
         indices = array.reshape(len(array), -1).astype(np.int64) - space.start.reshape(-1)
         stop = 0
         for factor, count in enumerate(space.nvec.reshape(-1)):
@@ -138,7 +138,7 @@ class Encoder:
         require(bool(self.names), f"observation space {short(space)}: holds no numbers")
         self.continuous = np.repeat([leaf.continuous for leaf in self.leaves], [leaf.size for leaf in self.leaves])
         leaf = self.leaves[0]
-        plain = len(self.leaves) == 1 and isinstance(space, spaces.Box) and leaf.image is None and leaf.codes is None
+        plain = len(self.leaves) == 1 and isinstance(space, Box) and leaf.image is None and leaf.codes is None
         self._plain_size = leaf.size if plain and space.dtype != np.uint8 else 0
 
     def is_single(self, observation: Any) -> bool:
@@ -158,7 +158,7 @@ class Encoder:
     def batch(self, observation: Any) -> Any:
         return by_space(self.space, observation, lambda array: np.asarray(array)[None])
 
-    def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, NDArray[Any]]:
+    def __call__(self, observation: Any, dtype: Any = np.float32) -> dict[str, Array]:
         """``[N, *space.shape]`` as new arrays: ``observation [N, d]`` of ``dtype`` and images ``[N, C, H, W]``; UsageError otherwise."""
         if self._plain_size:  # the common case, and the one that has to be quick
             array = np.array(observation, dtype=dtype, order="C")
@@ -167,14 +167,14 @@ class Encoder:
             return {"observation": array.reshape(len(array), self._plain_size)}
         return self._parts(observation, dtype)
 
-    def _parts(self, observation: Any, dtype: Any) -> dict[str, NDArray[Any]]:
+    def _parts(self, observation: Any, dtype: Any) -> dict[str, Array]:
         """The same for what has several leaves, or one that is no plain vector."""
         arrays = [np.asarray(leaf.of(observation)) for leaf in self.leaves]
         for leaf, array in zip(self.leaves, arrays, strict=True):
             if array.shape[1:] != leaf.space.shape or array.ndim == 0:
                 raise misfit(leaf, array)
         vector = np.empty((len(arrays[0]), self.size), dtype)
-        encoded: dict[str, NDArray[Any]] = {"observation": vector} if self.size else {}
+        encoded: dict[str, Array] = {"observation": vector} if self.size else {}
         stop = 0
         for leaf, array in zip(self.leaves, arrays, strict=True):
             if leaf.image is not None and leaf.name is not None:
@@ -195,7 +195,7 @@ class Encoder:
         """The largest magnitude that a network meets unscaled: among the numbers of a batch and their finite bounds, and in its images."""
         numbers, images = [0.0], [0.0]
         for leaf in self.leaves:
-            if not isinstance(leaf.space, spaces.Box) or leaf.codes is not None or is_bytes(leaf.space):
+            if not isinstance(leaf.space, Box) or leaf.codes is not None or is_bytes(leaf.space):
                 continue
             found = float(np.abs(np.asarray(leaf.of(observation), np.float64)).max(initial=0.0))
             if leaf.continuous:
@@ -205,7 +205,7 @@ class Encoder:
         return max(numbers), max(images)
 
 
-def misfit(leaf: Leaf, array: NDArray[Any]) -> UsageError:
+def misfit(leaf: Leaf, array: Array) -> UsageError:
     where = "".join(f"[{key!r}]" for key in leaf.path)
     found = f"found {array.shape}, want {('N', *(leaf.space.shape or ()))}".replace("'", "")
     return UsageError(f"observation{where}: shape is not a batch of {short(leaf.space)}: {found}")
@@ -214,38 +214,37 @@ def misfit(leaf: Leaf, array: NDArray[Any]) -> UsageError:
 # -------------------------------------------------------------------------------------------------------------------- JSON
 
 
-def _number(value: Any) -> int | float | str:
+def _number(value: float) -> float | str:
     """A JSON number; infinities, which JSON has no number for, as "inf" and "-inf"."""
-    value = value.item() if isinstance(value, np.generic) else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _bound(array: NDArray[Any]) -> Any:
+def _bound(array: Array) -> Any:
     """A bound: one number if it is the same everywhere (an image's would be thousands), else the flat list."""
-    flat = array.reshape(-1)
-    return _number(flat[0]) if flat.size and bool((flat == flat[0]).all()) else [_number(value) for value in flat]
+    flat = array.reshape(-1).tolist()
+    return _number(flat[0]) if flat and bool((array == array.flat[0]).all()) else [_number(value) for value in flat]
 
 
-def _array(bound: Any, shape: Sequence[int], dtype: str) -> NDArray[Any]:
-    values = [float(value) if isinstance(value, str) else value for value in (bound if isinstance(bound, list) else [bound])]
+def _array(bound: Any, shape: Sequence[int], dtype: str) -> Array:
+    values = [float(value) if isinstance(value, str) else value for value in (bound if isinstance(bound, AnyList) else [bound])]
     array = np.array(values, dtype=dtype)
-    return (array if isinstance(bound, list) else np.full(math.prod(shape), array[0], dtype)).reshape(tuple(shape))
+    return (array if isinstance(bound, AnyList) else np.full(math.prod(shape), array[0], dtype)).reshape(tuple(shape))
 
 
 def space_to_json(space: Space) -> dict[str, Any]:
     """A space as plain JSON values; :func:`space_from_json` gives back an equal one."""
-    if isinstance(space, spaces.Box):
+    if isinstance(space, Box):
         bounds = {"low": _bound(space.low), "high": _bound(space.high)}
         return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiBinary):
         return {"type": "MultiBinary", "n": list(space.shape)}
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, DictSpace):
         return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
-    if isinstance(space, spaces.Tuple):
+    if isinstance(space, TupleSpace):
         return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
     raise UsageError(f"space {short(space)}: not supported; supported are {SUPPORTED}")
 

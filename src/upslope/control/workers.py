@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, async_vector_env
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from upslope.control import trees
 from upslope.control.guard import Guard, Lost, Misbehaved, mask_source, raised
 from upslope.control.restore import limit_of, unstacked
+from upslope.control.spaces import spaces_of
 from upslope.records import State
 
 CLOSING = 5.0  # seconds that workers have to close their environments before they are terminated
@@ -49,6 +49,8 @@ class Workers(AsyncVectorEnv):
         Misbehaved: where an environment does, a process ends by itself, or an answer is late.
     """
 
+    error_queue: Any
+
     def __init__(
         self,
         build: Callable[[], Any],
@@ -65,11 +67,13 @@ class Workers(AsyncVectorEnv):
         self.mask_source = mask_source(first)
         self.step_timeout = step_timeout
         self.max_restarts = max_restarts if autoreset_mode is AutoresetMode.NEXT_STEP else 0
-        self.restarts, self.on_restart = 0, lambda index: None
+        self.restarts = 0
+        self.on_restart: Callable[[int], None] = lambda index: None
         self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
         factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
         try:
-            super().__init__(factories, copy=False, autoreset_mode=autoreset_mode, worker=work_here())
+            parent: Any = super()
+            parent.__init__(factories, copy=False, autoreset_mode=autoreset_mode, worker=work_here())
         except BaseException:
             end(getattr(self, "processes", []), self.owner)
             raise
@@ -85,7 +89,7 @@ class Workers(AsyncVectorEnv):
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         if all(successes):
             return
-        self._state = AsyncState.DEFAULT
+        self._state = async_vector_env.AsyncState.DEFAULT
         try:
             _, _, error, _ = self.error_queue.get(timeout=CLOSING)
         except queue.Empty:
@@ -132,7 +136,7 @@ class Workers(AsyncVectorEnv):
         self._raise_if_errors(well)
         for index, (line, episode) in enumerate(zip(self.lines, episodes, strict=True)):
             if resetting[index]:
-                line.send(("step", unstacked(self.single_action_space, episode["actions"], episode["num_actions"])[-1]))
+                line.send(("step", unstacked(spaces_of(self)[1], episode["actions"], episode["num_actions"])[-1]))
                 self._raise_if_errors([line.recv()[1]])
                 seen[index] = trees.tree_map(lambda array, index=index: array[index].copy(), self.observations)
         return seen
@@ -349,7 +353,7 @@ def work(
         pipe.recv()
         pipe.send((None, False))
         return
-    _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
+    vars(async_vector_env)["_async_worker"](index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
     end_group(signal.SIGTERM)
 
 
