@@ -11,4 +11,5 @@ untyped: Any = torch
 as_list: Callable[[Tensor], list[Any]] = untyped.Tensor.tolist
 norm: Callable[..., Tensor] = untyped.Tensor.norm
 solve: Callable[[Tensor, Tensor], Tensor] = untyped.linalg.solve
+from_numpy: Callable[[Any], Tensor] = untyped.from_numpy
 fork_rng: Callable[[list[str]], AbstractContextManager[None]] = untyped.random.fork_rng

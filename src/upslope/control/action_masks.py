@@ -48,11 +48,10 @@ class ActionMasks:
             raise ValueError(f"action_mask has {row.size} entries, the action space has {self.num_choices} choices")
         if row.dtype == np.bool_:
             return row
-        legal = row == 1
-        wrong = ~(legal | (row == 0))
+        wrong = (row != 0) & (row != 1)
         if np.any(wrong):
             raise ValueError(f"action_mask holds {row[np.argmax(wrong)]!s}, expected booleans, or 1 for legal and 0 for illegal")
-        return np.asarray(legal)
+        return np.asarray(row == 1)
 
     def has_legal(self, mask: Array) -> Array:
         """``[N]`` whether there is a legal choice in every factor."""

@@ -12,11 +12,12 @@ from upslope.control.action_masks import ActionMasks
 from upslope.control.guard import masked_by_observation
 from upslope.control.heads import Beta, BoxDistribution, Distribution, EpsilonGreedy, Gaussian, Head, head_for
 from upslope.control.images import ImageChoice
-from upslope.control.kinds import AnyTuple, Array, fork_rng, from_numpy
+from upslope.control.kinds import AnyTuple, Array
 from upslope.control.normalize import ObservationNormalizer, RewardNormalizer, ValueScale
 from upslope.control.spaces import Encoder, short, space_to_json, spaces_of
 from upslope.errors import RunFault, UsageError, is_kind, require
 from upslope.records import Evaluation, Sample
+from upslope.typed import fork_rng, from_numpy
 
 Inputs = Mapping[str, Tensor]
 NetworkPair = tuple[Tensor, Tensor | None]
@@ -75,7 +76,7 @@ class ActorCritic(nn.Module):
         with_log_std = isinstance(self.head, Gaussian) and not isinstance(self.head, Beta) and not state_dependent_std
         num_parameters = self.head.num_parameters // (2 if with_log_std else 1)
         if not isinstance(network, nn.Module):
-            with fork_rng(devices=[]):
+            with fork_rng([]):
                 torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' states too
                 network = network(self.input_size, num_parameters)
         self.network = network

@@ -41,7 +41,6 @@ from upslope import functional as F
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.heads import head_for
-from upslope.control.kinds import MultiDiscrete
 from upslope.control.spaces import space_from_json, space_to_json
 from upslope.errors import UsageError, is_kind, require
 from upslope.files import write_bytes
@@ -143,12 +142,8 @@ class Dataset:
 
     def tree(self, name: str, rows: Tensor | None = None) -> Any:
         """``observation`` or ``successor`` (some rows of it) as a batch of the environment's, rows and columns along one axis."""
-
-        def leaf(path: str) -> Any:
-            tensor = self.tensors[name + path]
-            return (tensor if rows is None else tensor[rows]).flatten(0, AXES[name] - 1).numpy()
-
-        return trees.from_leaves(self.observation_space, leaf)
+        some, last = slice(None) if rows is None else rows, AXES[name] - 1
+        return trees.from_leaves(self.observation_space, lambda path: self.tensors[name + path][some].flatten(0, last).numpy())
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -244,7 +239,7 @@ def check_actions(data: Dataset) -> None:
     """Discrete actions are counted from 0, within their space, and legal where there is a mask."""
     action, space = data.tensors["action"], data.action_space
     require(not action.is_floating_point(), f"action: expected integers for {space}, found {str(action.dtype).removeprefix('torch.')}")
-    count: Any = space.n if isinstance(space, spaces.Discrete) else space.nvec if isinstance(space, MultiDiscrete) else 2
+    count: Any = space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
     wrong = (action < 0) | (action >= torch.as_tensor(np.asarray(count).reshape(-1) if action.dim() > 2 else count))
     wrong &= data.tensors["mask"].reshape(*data.shape, *[1] * (action.dim() - 2))
     if bool(wrong.any()):

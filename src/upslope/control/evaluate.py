@@ -11,11 +11,12 @@ from gymnasium.vector import SyncVectorEnv
 
 from upslope import intervals
 from upslope.control.envs import Envs
-from upslope.control.kinds import Array, from_numpy
+from upslope.control.kinds import Array
 from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, vector_envs
 from upslope.control.recording import Player, check_spaces, counts_from_0, takes_observations_as_they_are
 from upslope.errors import UsageError, is_kind, require
 from upslope.records import SamplingPolicy, State
+from upslope.typed import from_numpy
 
 MAX_ENVS, MAX_ROWS = 8, 32
 """Environments that an evaluation makes at most unless given, and rows of one that is natively vectorized."""

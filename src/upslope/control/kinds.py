@@ -1,15 +1,11 @@
-"""What strict types miss in other packages: generic classes as ``isinstance`` finds them, which hold anything, and functions of PyTorch."""
+"""Generic classes of other packages as ``isinstance`` finds them: they hold anything, where a type checker alone would know nothing."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-from_numpy: Callable[[Array], torch.Tensor] = vars(torch)["from_numpy"]
-fork_rng: Callable[..., Any] = vars(torch.random)["fork_rng"]
 
 if TYPE_CHECKING:
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from upslope.control.actor_critic import ActorCritic, Inputs
 from upslope.control.heads import Categorical
 from upslope.control.images import ImageChoice
-from upslope.control.kinds import Array, Box, from_numpy
+from upslope.control.kinds import Array, Box
 from upslope.control.spaces import Encoder, Space, short, spaces_of
 from upslope.errors import UsageError, require, unknown
+from upslope.typed import from_numpy
 
 FEATURES = ("linear", "tiles", "fourier")
 MAX_FEATURES = 2**22  # beyond this a table of weights is a slip of the keyboard

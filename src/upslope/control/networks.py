@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from upslope.control.images import NATURE_SIDE, Image, Reading
-from upslope.control.kinds import fork_rng
 from upslope.errors import UsageError, unknown
+from upslope.typed import fork_rng
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -35,7 +35,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 
 def orthogonal(make: Callable[[], Layer], gain: float, generator: torch.Generator) -> Layer:
     # not nn.utils.skip_init: it spares these few draws and imports PyTorch's decompositions, 0.3 s
-    with fork_rng(devices=[]):
+    with fork_rng([]):
         layer = make()
     nn.init.orthogonal_(layer.weight, gain, generator)
     if layer.bias is not None:

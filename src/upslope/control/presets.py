@@ -56,10 +56,6 @@ def preset_for(algorithm: str, env_id: str) -> Preset | None:
 
 
 def listed(algorithm: str, env_id: str) -> Preset | None:
-    for name, by_algorithm in PRESETS.items():
-        if algorithm in by_algorithm and env_id in (name, name.rpartition("-v")[0]):
-            return by_algorithm[algorithm]
-    for beginning, by_algorithm in FAMILIES.items():
-        if algorithm in by_algorithm and env_id.startswith(beginning):
-            return by_algorithm[algorithm]
-    return None
+    tasks = [presets for name, presets in PRESETS.items() if env_id in (name, name.rpartition("-v")[0])]
+    families = [presets for beginning, presets in FAMILIES.items() if env_id.startswith(beginning)]
+    return next((presets[algorithm] for presets in (*tasks, *families) if algorithm in presets), None)

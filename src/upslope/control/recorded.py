@@ -13,11 +13,11 @@ from upslope.control import trees
 from upslope.control.dataset import Dataset
 from upslope.control.envs import Envs
 from upslope.control.heads import Gaussian, Head, head_for
-from upslope.control.kinds import from_numpy
 from upslope.control.recording import COLUMNS, Player, Recording, Replaced, check_spaces, put_replaced
 from upslope.control.spaces import Space, short, spaces_of
 from upslope.errors import UsageError, is_kind, require
 from upslope.records import Rollout, Sample, SamplingPolicy, State
+from upslope.typed import from_numpy
 
 
 class RandomPolicy:
@@ -31,7 +31,7 @@ class RandomPolicy:
 
     def inputs(self, observation: Any, *, action_mask: Any = None, update: Any = False) -> dict[str, Tensor]:
         """The number of rows is all that it looks at; ``action_mask`` as the policies take it."""
-        rows = len(next(trees.leaves(observation)))
+        rows = len(next(trees.named_leaves(observation))[1])
         inputs = {"row": torch.zeros(rows, max(1, self.head.num_parameters))}
         return inputs if action_mask is None else {**inputs, "action_mask": from_numpy(np.asarray(action_mask, dtype=np.bool_))}
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from upslope.control.envs import Envs, Step
 from upslope.control.heads import Head
-from upslope.control.kinds import Array, Box, MultiDiscrete, from_numpy
+from upslope.control.kinds import Array, Box, MultiDiscrete
 from upslope.control.spaces import short
 from upslope.errors import UsageError
 from upslope.records import Metrics, Rollout
+from upslope.typed import from_numpy
 
 COLUMNS = ("reward", "terminated", "truncated", "mask")
 EPISODE_METRICS = ("episode_return", "episode_length")  # means over the episodes that ended

@@ -202,8 +202,7 @@ def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observ
     if "episodes" in state:
         flags = np.zeros(vector.num_envs, np.bool_) if resetting is None else resetting
         one_by_one, episodes = isinstance(inner, SyncVectorEnv), state["episodes"]
-        pairs = zip(inner.envs, episodes, strict=True) if one_by_one else ()
-        seen = [replay(*pair) for pair in pairs] if one_by_one else inner.restore_episodes(episodes, flags)
+        seen = [replay(*pair) for pair in zip(inner.envs, episodes, strict=True)] if one_by_one else inner.restore_episodes(episodes, flags)
         for i, found in enumerate(seen):
             shown = trees.tree_map(lambda array, i=i: array[i], observation)
             if found is not None and not same(found, shown):
@@ -262,7 +261,7 @@ def _reset_cartpole(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, A
 
 def alike(observation: Any, group_size: int) -> bool:
     """Whether the observations ``[groups · G, …]`` are the same within each group."""
-    groups = (array.reshape(-1, group_size, *array.shape[1:]) for array in trees.leaves(observation))
+    groups = (array.reshape(-1, group_size, *array.shape[1:]) for _, array in trees.named_leaves(observation))
     return all(bool((array == array[:, :1]).all()) for array in groups)
 
 

@@ -29,12 +29,9 @@ def short(space: Any) -> str:
 
 def spaces_of(envs: Any) -> tuple[Space, Space]:
     """Observation and action space of one environment, from environments (single or vectorized) or from a pair of spaces."""
-    pair: tuple[Any, ...]
-    if isinstance(envs, AnyTuple) and len(envs) == 2:
-        pair = envs
-    else:
-        names = [(f"single_{kind}_space", f"{kind}_space") for kind in ("observation", "action")]
-        pair = tuple(getattr(envs, single, None) or getattr(envs, plain, None) for single, plain in names)
+    names = [(f"single_{kind}_space", f"{kind}_space") for kind in ("observation", "action")]
+    theirs = tuple(getattr(envs, single, None) or getattr(envs, plain, None) for single, plain in names)
+    pair: tuple[Any, ...] = envs if isinstance(envs, AnyTuple) and len(envs) == 2 else theirs
     if not all(isinstance(space, spaces.Space) for space in pair):
         found = "a pair" if isinstance(envs, AnyTuple) else type(envs).__name__
         raise UsageError(f"envs: expected environments or (observation_space, action_space), found {found} without Gymnasium spaces")

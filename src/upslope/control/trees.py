@@ -27,10 +27,6 @@ def by_space(space: Space[Any], tree: Any, change: Callable[[Any], Any] = lambda
     return change(tree)
 
 
-def leaves(tree: Any) -> Iterator[Array]:
-    return (array for _, array in named_leaves(tree))
-
-
 def rows(tree: Any, indices: Array) -> Any:
     return tree_map(lambda array: array[indices].copy(), tree)
 
