@@ -24,12 +24,8 @@ class Collector:
 
     def __init__(self, envs: Envs, seed: int) -> None:
         require(is_kind(envs, Envs), f"envs: expected what control.make returns, found {type(envs).__name__}")
-        self.envs = envs
+        self.envs, self.num_envs = envs, envs.num_envs
         self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def num_envs(self) -> int:
-        return self.envs.num_envs
 
     def state_dict(self) -> State:
         return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
@@ -244,8 +240,7 @@ class Stream(Collector):
     def _encoded(self, player: Player) -> dict[str, Tensor]:
         return player.encode(self.envs.observation, action_mask=self.envs.action_mask, update=True)
 
-    @staticmethod
-    def _seen(policy: SamplingPolicy, answer: Any) -> float:
+    def _seen(self, policy: SamplingPolicy, answer: Step) -> float:
         normalizer = getattr(policy, "reward_normalizer", None)
         if normalizer is None:
             return float(answer.reward[0])

@@ -76,9 +76,8 @@ class Envs:
         reward_scale: float = 1.0,
         seeded: bool = False,
     ) -> None:
-        self.vector = vector
+        self.vector, self.seed = vector, seed
         self.num_envs = int(vector.num_envs)
-        self.seed = seed
         self.env_id = env_id or (vector.spec.id if vector.spec is not None else type(vector).__name__)
         self.observation_space, self.action_space = spaces_of(vector)
         self.autoreset_mode = _autoreset_mode(vector, self.env_id)

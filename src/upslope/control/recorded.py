@@ -102,7 +102,7 @@ class Recorded:
     def __init__(self, data: Dataset | str | Path, *, num_rows: int | None = None, reward_scale: float = 1.0, seed: int = 0) -> None:
         require(is_kind(data, Dataset, str, Path), f"data: expected a Dataset or a path, found {type(data).__name__}")
         self.data = data if isinstance(data, Dataset) else Dataset.load(data)
-        rows = self.data.shape[0]
+        self.observation_space, rows = self.data.observation_space, self.data.shape[0]
         message = f"num_rows: expected an integer from 1 to {rows}, the data's rows, found {num_rows!r}"
         require(num_rows is None or (is_kind(num_rows, int) and 1 <= num_rows <= rows), message)
         scaled = is_kind(reward_scale, int, float) and 0.0 < reward_scale < float("inf")
@@ -171,10 +171,6 @@ class Recorded:
             return None
         mask = None if legal is None else np.ones((len(which), legal.shape[-1]), np.bool_)
         return (here, at[which, 1]), player.encode(self.data.tree("successor", which), action_mask=mask)
-
-    @property
-    def observation_space(self) -> Any:
-        return self.data.observation_space
 
     def check(self, policy: SamplingPolicy) -> None:
         """Refuse a policy for other spaces or with other actions than the data's; raises :class:`UsageError`."""

@@ -62,12 +62,10 @@ class Workers(AsyncVectorEnv):
         max_restarts: int = 0,
         name: str = "",
     ) -> None:
-        self.name = name
         self.max_episode_steps = limit_of(first)
-        self.mask_source = mask_source(first)
-        self.step_timeout = step_timeout
+        self.name, self.mask_source = name, mask_source(first)
+        self.step_timeout, self.restarts = step_timeout, 0
         self.max_restarts = max_restarts if autoreset_mode is AutoresetMode.NEXT_STEP else 0
-        self.restarts = 0
         self.on_restart: Callable[[int], None] = lambda index: None
         self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
         factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
