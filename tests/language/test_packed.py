@@ -107,9 +107,9 @@ def test_attention_that_is_computed_again_has_the_same_gradients(family, monkeyp
     policy, inputs = policy_of(family), texts(*SHAPES["ragged"])
     weight = torch.randn(inputs["completion_ids"].shape, generator=torch.Generator().manual_seed(0))
     kept = gradients(policy.model, (weight * policy.evaluate(**inputs).log_prob).sum())
-    calls, real = [], attention.checkpoint
+    calls, real = [], attention.checkpoint.checkpoint
     monkeypatch.setattr(attention, "RECOMPUTED_FROM", 0)
-    monkeypatch.setattr(attention, "checkpoint", lambda *args, **options: calls.append(1) or real(*args, **options))
+    monkeypatch.setattr(attention.checkpoint, "checkpoint", lambda *args, **options: calls.append(1) or real(*args, **options))
     again = gradients(policy.model, (weight * policy.evaluate(**inputs).log_prob).sum())
     assert len(calls) == 2  # one for each layer
     assert_same_gradients(again, kept, 1e-6)

@@ -28,10 +28,8 @@ def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
     require(kl_estimator in ("k1", "k2", "k3"), f"kl_estimator: expected 'k1', 'k2' or 'k3', found {kl_estimator!r}")
     require(kl_placement in ("objective", "reward"), f"kl_placement: expected 'objective' or 'reward', found {kl_placement!r}")
     if kl_placement == "objective":
-        require(
-            kl_estimator != "k1",
-            "kl_estimator: k1 in the objective has gradient 0 in expectation and teaches nothing; take k2 or k3, or kl_placement='reward'",
-        )
+        hint = "take k2 or k3, or kl_placement='reward'"
+        require(kl_estimator != "k1", f"kl_estimator: k1 in the objective has gradient 0 in expectation and teaches nothing; {hint}")
     else:
         hint = "take k1, or kl_placement='objective'"
         message = f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; {hint}"

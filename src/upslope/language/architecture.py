@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from upslope.language.engine import EmbeddedEngine
 from upslope.language.models import PACKED, Attention, changes_with_length, quiet
 from upslope.language.plain import log_probs, rows
 from upslope.language.reduced import reduced, small_settings
+from upslope.typed import as_list, norm
 
 if TYPE_CHECKING:
     from upslope.language.policy import LanguagePolicy
@@ -141,7 +142,7 @@ def drawn(
     prompt_length, length = torch.tensor(prompts), torch.tensor(completions)
     shapes = (len(prompts), max(prompts)), (*length.shape, int(length.max()))
     ids = [torch.randint(size, shape, generator=generator) for shape in shapes]
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    padding = getattr(cast(Any, model.config).get_text_config(), "pad_token_id", None)
     if padding is not None and shapes[0][1] > 2:  # some models count their positions by it
         ids[0][:, 1] = min(padding, size - 1)
     found = {"prompt_ids": ids[0], "prompt_length": prompt_length, "completion_ids": ids[1], "completion_length": length}
@@ -177,13 +178,13 @@ class Truth:
         if self.gradient is None:
             return difference
         gradient = slopes(self.model, (self.weight * said).sum())
-        largest = max(float(g.norm()) for g in self.gradient)
-        away = [float((a - b).norm()) / max(float(b.norm()), largest / 100) for a, b in zip(gradient, self.gradient, strict=True)]
+        largest = max(float(norm(g)) for g in self.gradient)
+        away = [float(norm(a - b)) / max(float(norm(b)), largest / 100) for a, b in zip(gradient, self.gradient, strict=True)]
         return max(difference, *away) if all(x == x for x in away) else float("nan")
 
     def difference_of_samples(self, policy: LanguagePolicy) -> float:
-        lengths = self.inputs["prompt_length"].tolist()
-        prompts = [ids[:n].tolist() for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]
+        lengths = as_list(self.inputs["prompt_length"])
+        prompts = [as_list(ids[:n]) for ids, n in zip(self.inputs["prompt_ids"], lengths, strict=True)]
         longest = int((self.inputs["prompt_length"][:, None] + self.inputs["completion_length"]).max())
         max_tokens = max(8, longest - max(lengths))
         made = EmbeddedEngine(policy, width=2).generate(prompts, group_size=2, max_tokens=max_tokens, seed=1)
@@ -201,15 +202,13 @@ def spoken(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
             log_p = log_probs(model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1], 1.0)
             found.append(torch.stack([log_p.gather(-1, ids[start:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)]))
     real = torch.arange(inputs["completion_ids"].shape[-1], device=lengths.device) < lengths[..., None]
-    said = torch.cat(found, -1)
-    return torch.stack([x.new_zeros(real.shape).masked_scatter(real, x) for x in said])
+    return torch.stack([x.new_zeros(real.shape).masked_scatter(real, x) for x in torch.cat(found, -1)])
 
 
 def slopes(model: nn.Module, objective: Tensor) -> list[Tensor]:
     """Gradients of all parameters, zeros where the objective does not reach."""
     moved = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(objective, moved, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(moved, found, strict=True)]
+    return [slope.detach() for slope in torch.autograd.grad(objective, moved, allow_unused=True, materialize_grads=True)]
 
 
 @torch.no_grad()

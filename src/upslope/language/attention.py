@@ -14,16 +14,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
 from upslope.errors import UsageError
+from upslope.typed import unflatten
 
 NAME = "upslope"
 
@@ -60,11 +61,11 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     return layout.attend(module.layer_idx, query[0], key[0], value[0], options).contiguous().unsqueeze(0), None
 
 
-AttentionInterface.register(NAME, attention)
+cast(Any, AttentionInterface).register(NAME, attention)
 
 
 @contextlib.contextmanager
-def borrowed(model: PreTrainedModel) -> Iterator[None]:
+def borrowed(model: PreTrainedModel) -> Generator[None]:
     """The model calls :func:`attention` inside this block, and its own attention after it."""
     config: Any = model.config
     before = config._attn_implementation
@@ -116,7 +117,7 @@ class Grid:
 
     def spread(self, x: Tensor) -> Tensor:
         """``[..., N, D]`` → ``[..., *shape, D]``; padding cells repeat a real token, so that nothing is ever NaN."""
-        return x[..., self.index, :].unflatten(-2, self.shape)
+        return unflatten(x[..., self.index, :], -2, self.shape)
 
     def gather(self, x: Tensor) -> Tensor:
         """``[..., *shape, D]`` → ``[..., tokens, D]``."""
@@ -173,7 +174,7 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """``[heads, N, D]`` → ``[N, heads, D]``."""
-        query = query.unflatten(0, (len(key), -1))  # [key heads, repeat, N, D]
+        query = unflatten(query, 0, (len(key), -1))  # [key heads, repeat, N, D]
         q, k, v = (self.prompts.spread(x) for x in (query, key, value))
         if self.keep is not None:
             self.keep(layer, k, v)
@@ -184,7 +185,7 @@ class Packed:
             qs, mask = qs.permute(0, 2, 3, 1, 4, 5).contiguous(), self.outer.of(options.window, query.dtype)
             attend: Any = group_attention
             if torch.is_grad_enabled() and qs[..., 0].numel() * mask.shape[-1] > RECOMPUTED_FROM:
-                attend = functools.partial(checkpoint, group_attention, use_reentrant=False)
+                attend = functools.partial(cast(Any, checkpoint).checkpoint, group_attention, use_reentrant=False)
             found = attend(qs, k, v, ks, vs, options, mask)
             rows.append(self.completions.gather(found.permute(0, 3, 1, 2, 4, 5)))
         return torch.cat(rows, -2).flatten(0, 1).transpose(0, 1)

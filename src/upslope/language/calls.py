@@ -18,14 +18,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from numbers import Real
 from typing import Any
 
-from upslope.errors import RunFault, one_line
+from upslope.errors import RunFault, is_kind, one_line
 from upslope.language.checks import Reward
 from upslope.reward_bound import MAX_REWARD, beyond
 
@@ -122,7 +122,7 @@ def numbers(name: str, result: Any, count: int, first: int = 0) -> list[float | 
     Raises RunFault where it is not one finite number or None for each item.
     """
     values = result.tolist() if hasattr(result, "tolist") else result
-    if not isinstance(values, list | tuple):
+    if not is_kind(values, list, tuple):
         raise RunFault(f"reward {name} returned {kind_of(result)}: expected a list with a number or None for each of {count} completions")
     if len(values) != count:
         raise RunFault(f"reward {name} returned {len(values)} values for {count} completions: expected one for each")
@@ -240,7 +240,7 @@ def answer_of(answers: Connection, seconds: float | None) -> tuple[Outcome, bool
 
 
 @contextlib.contextmanager
-def copy_of_this_process(calls: list[Call], seconds: float | None) -> Iterator[Connection]:
+def copy_of_this_process(calls: list[Call], seconds: float | None) -> Generator[Connection]:
     """A forked process that makes the calls one after the other and sends what came of them; it is gone at the end of the block."""
     context: Any = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

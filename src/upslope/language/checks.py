@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from upslope.errors import UsageError, require, unknown
+from upslope.errors import UsageError, is_kind, require, unknown
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -27,7 +27,7 @@ def text_of(completion: Completion) -> str:
     """The text of a completion, whether it is a string or a list of messages; raises :class:`UsageError` for anything else."""
     if isinstance(completion, str):
         return completion
-    if isinstance(completion, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in completion):
+    if is_kind(completion, list) and all(is_kind(m, dict) and is_kind(m.get("content"), str) for m in completion):
         return "".join(message["content"] for message in completion)
     raise UsageError(f"a completion is a string or a list of messages with role and content, found {type(completion).__name__}")
 
@@ -62,17 +62,18 @@ def is_answer(text: str, answer: Any) -> bool:
     return said == expected or (number is not None and last_number(said) == number)
 
 
-def each(name: str, score: Callable[..., float | None], column: str | None = None, *, no_timeout: bool = True) -> Reward:
-    """A reward from a function of one completion's text, and of one entry of ``column`` if that is given.
+def each(name: str, score: Callable[[str], float | None], *, no_timeout: bool = True) -> Reward:
+    """A reward from a function of one completion's text; ``no_timeout`` says that it is quick, so that no thread is started for it."""
+    return each_with(name, lambda text, _: score(text), None, no_timeout=no_timeout)
 
-    ``no_timeout`` says that it is quick, so that no thread is started for it.
-    """
+
+def each_with(name: str, score: Callable[[str, Any], float | None], column: str | None, *, no_timeout: bool = True) -> Reward:
+    """The same from a function of one completion's text and one entry of ``column``, if there is one."""
 
     def reward(*, completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         texts = [text_of(completion) for completion in completions]
-        if column is None:
-            return [score(text) for text in texts]
-        return [score(text, entry) for text, entry in zip(texts, columns[column], strict=True)]
+        entries = [None] * len(texts) if column is None else columns[column]
+        return [score(text, entry) for text, entry in zip(texts, entries, strict=True)]
 
     reward.__name__ = reward.__qualname__ = name
     vars(reward).update(needs=() if column is None else (column,), no_timeout=no_timeout)
@@ -81,12 +82,12 @@ def each(name: str, score: Callable[..., float | None], column: str | None = Non
 
 def check_answer() -> Reward:
     """1 where a completion says ``answer``, inside an answer tag or as a whole; of a numeric answer, the last number counts."""
-    return each("answer", lambda text, answer: float(is_answer(text, answer)), "answer")
+    return each_with("answer", lambda text, answer: float(is_answer(text, answer)), "answer")
 
 
 def exact_match() -> Reward:
     """1 where the whole completion equals ``answer``, both stripped."""
-    return each("exact-match", lambda text, answer: float(text.strip() == str(answer).strip()), "answer")
+    return each_with("exact-match", lambda text, answer: float(text.strip() == str(answer).strip()), "answer")
 
 
 def numeric_answer(tag: str = "answer") -> Reward:
@@ -96,7 +97,7 @@ def numeric_answer(tag: str = "answer") -> Reward:
         expected = as_number(str(answer))
         return None if expected is None else float(last_number(answered(text, tag)) == expected)
 
-    return each("numeric-answer", score, "answer")
+    return each_with("numeric-answer", score, "answer")
 
 
 def regular_expression(pattern: str) -> Reward:
@@ -135,6 +136,10 @@ def format_tags(*tags: str) -> Reward:
     return each(f"format-tags:{','.join(wanted)}", lambda text: float(all(tagged(text, tag) for tag in wanted)))
 
 
+def named_tags(tags: str = "answer") -> Reward:
+    return format_tags(*tags.split(","))
+
+
 def _positive(name: str, value: Any) -> int:
     text = str(value).strip()
     fine = not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", text) is not None and int(text) > 0
@@ -151,7 +156,7 @@ BUILTIN: dict[str, tuple[Callable[..., Reward], str]] = {
     "contains": (contains, "required"),
     "length": (length, "required"),
     "max-length": (max_length, "required"),
-    "format-tags": (lambda tags="answer": format_tags(*tags.split(",")), "optional"),
+    "format-tags": (named_tags, "optional"),
 }
 """The rewards that the command line knows by name; ``NAME:ARGUMENT`` gives the argument."""
 

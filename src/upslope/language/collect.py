@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.language.calls import ALSO_KNOWN, TrainerState
 from upslope.language.checks import Prompt, Reward, text_of
 from upslope.language.engine import EmbeddedEngine, Engine, Generated, padded
@@ -20,6 +20,7 @@ from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Problem
 from upslope.language.rewards import Rewards, Scores
 from upslope.records import Metrics, Rollout, State, concatenate, map_tensors
+from upslope.typed import as_list
 
 Sampled = dict[str, Any]
 """One completion as the run folder keeps it: prompt, completion, the score that is trained on, what it is made of, length, its end."""
@@ -90,8 +91,9 @@ class Completions:
         require(refill == 0 or group_size > 1, "refill: groups of one never have spread; raise group_size")
         self.problems = [p if isinstance(p, Problem) else Problem(prompt=p) for p in prompts]
         require(not isinstance(reward, str), f"reward: expected a function or several, found the text {reward!r:.40}")
-        self.rewards = reward if isinstance(reward, Rewards) else Rewards.of(*(reward if isinstance(reward, Sequence) else (reward,)))
-        self.columns = sorted(set.intersection(*(set(p.columns) for p in self.problems)))  # a reward sees what every problem has
+        several: Any = reward if is_kind(reward, Sequence) else (reward,)
+        self.rewards = reward if isinstance(reward, Rewards) else Rewards.of(*several)
+        self.columns = sorted(set[str].intersection(*(set(p.columns) for p in self.problems)))  # a reward sees what every problem has
         for name in ALSO_KNOWN:
             require(name not in self.columns, f"prompts: a column may not be called {name}, which means something else to rewards")
         self.rewards.check(self.columns)
@@ -183,7 +185,7 @@ class Completions:
         """What was said in the last iteration, for people; the score is the one that is trained on."""
         found: list[Sampled] = []
         for r in self.rounds:
-            lengths, lost = r.generated.length.flatten().tolist(), r.penalty.flatten().tolist()
+            lengths, lost = as_list(r.generated.length.flatten()), as_list(r.penalty.flatten())
             for i, (problem, score) in enumerate(zip(r.problems, r.scores.scores, strict=True)):
                 sample: Sampled = {"iteration": self.iteration, "prompt": problem.prompt, **problem.columns}
                 sample |= {"completion": text_of(r.arguments["completions"][i]), "score": None if score is None else score + lost[i]}
@@ -218,7 +220,7 @@ class Order:
 
 def spoken(policy: LanguagePolicy, problems: Sequence[Problem], generated: Generated) -> dict[str, Any]:
     """What rewards are told of completions, one for each of ``problems``, besides columns."""
-    said = [ids[:n] for ids, n in zip(generated.completion_ids.flatten(0, 1).tolist(), generated.length.flatten().tolist(), strict=True)]
+    said = [ids[:n] for ids, n in zip(as_list(generated.completion_ids.flatten(0, 1)), as_list(generated.length.flatten()), strict=True)]
     prompts = [problem.prompt for problem in problems]
     texts = [policy.rendering.decode(ids, prompt) for ids, prompt in zip(said, prompts, strict=True)]
     pairs = zip(prompts, texts, strict=True)
@@ -226,7 +228,7 @@ def spoken(policy: LanguagePolicy, problems: Sequence[Problem], generated: Gener
         "prompts": prompts,
         "completions": [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}] for prompt, text in pairs],
         "completion_ids": said,
-        "finish_reason": ["stop" if done else "length" for done in generated.finished.flatten().tolist()],
+        "finish_reason": ["stop" if done else "length" for done in as_list(generated.finished.flatten())],
     }
 
 
@@ -239,9 +241,9 @@ def recorded(prompts: Sequence[Sequence[int]], made: Generated, score: Tensor, c
     last = (t == made.length[..., None] - 1) & mask
     texts = {"prompt_ids": prompt_ids, "prompt_length": prompt_length, "completion_ids": made.completion_ids.where(real, 0)}
     ends = {"terminated": last & made.finished[..., None], "truncated": last & ~made.finished[..., None], "mask": mask}
-    said: dict[str, Any] = {"behavior_log_prob": made.log_prob.where(mask, 0.0), "policy_version": made.policy_version}
+    said: dict[str, Any] = {"behavior_log_prob": made.log_prob.where(mask, 0.0), "policy_version": made.policy_version, "unit": "group"}
     inputs, reward = {**texts, "completion_length": made.length}, (score[..., None] * last).float()
-    return Rollout(inputs=inputs, reward=reward, **ends, **said, **{"unit": "group", **others})
+    return Rollout(inputs=inputs, reward=reward, **ends, **(said | others))
 
 
 def check_reference(reference: LanguagePolicy, policy: LanguagePolicy) -> None:
@@ -278,6 +280,5 @@ def with_values(policy: LanguagePolicy, rollout: Rollout) -> Rollout:
 @torch.no_grad()
 def log_probs(policy: LanguagePolicy, inputs: dict[str, Tensor], size: int = 16) -> Tensor:
     """A policy's log-probabilities of recorded completions, ``size`` units at a time."""
-    count = len(inputs["prompt_ids"])
-    parts = [{name: x[start : start + size] for name, x in inputs.items()} for start in range(0, count, size)]
+    parts = [{name: x[start : start + size] for name, x in inputs.items()} for start in range(0, len(inputs["prompt_ids"]), size)]
     return torch.cat([policy.evaluate(**part).log_prob for part in parts])

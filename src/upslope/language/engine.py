@@ -26,6 +26,7 @@ from upslope.errors import UsageError, require
 from upslope.language.attention import NEVER, AttentionOptions, Layout, Mask, Packed, group_attention
 from upslope.language.head import finished, inverse_cdf
 from upslope.language.plain import PlainDecoding
+from upslope.typed import as_list
 
 if TYPE_CHECKING:
     from upslope.language.policy import LanguagePolicy
@@ -47,7 +48,7 @@ class Generated:
     @property
     def finish_reason(self) -> list[list[str]]:
         """``stop`` or ``length``, as servers say it."""
-        return [["stop" if done else "length" for done in row] for row in self.finished.tolist()]
+        return [["stop" if done else "length" for done in row] for row in as_list(self.finished)]
 
 
 class Engine(Protocol):
@@ -69,8 +70,7 @@ class EmbeddedEngine:
 
     def __init__(self, policy: LanguagePolicy, *, width: int | None = None) -> None:
         require(width is None or width >= 1, f"width: expected an integer ≥ 1 or None, found {width}")
-        size = sum(p.numel() for p in policy.model.parameters())
-        self.width = width or max(64, min(1024, (1 << 33) // size))
+        self.width = width or max(64, min(1024, (1 << 33) // sum(p.numel() for p in policy.model.parameters())))
         self.sync(policy)
 
     @torch.no_grad()

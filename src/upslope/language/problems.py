@@ -20,7 +20,7 @@ class Problem:
     """One prompt and what rewards are given beside it: ``columns``, such as ``{"answer": "46"}``; ``place`` is its file and line."""
 
     prompt: Prompt
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
     place: str = field(default="", compare=False, repr=False)
 
 

@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from upslope.errors import require
+from upslope.errors import is_kind, require
 from upslope.language.checks import Prompt
 from upslope.language.collect import Order, check_reference, log_probs, recorded, widened
 from upslope.language.engine import Generated, padded
@@ -119,22 +119,21 @@ def warn_of_seams(groups: Sequence[Sequence[Row]], places: Sequence[str]) -> Non
 
 
 def completion_text(completion: Any, place: str) -> str:
-    if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], Mapping):
-        message = cast(Mapping[str, Any], completion[0])
-        completion = message.get("content") if message.get("role") == "assistant" else completion
+    if is_kind(completion, list) and len(completion) == 1 and is_kind(completion[0], Mapping) and completion[0].get("role") == "assistant":
+        completion = completion[0].get("content")
     words = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
     require(isinstance(completion, str), words)
-    return cast(str, completion)
+    return completion
 
 
 def unpack_examples(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any, ...]]:
     """What each example says under these names: as a mapping, in this order, or as attributes."""
     for i, example in enumerate(examples):
-        if isinstance(example, Mapping):
+        if is_kind(example, Mapping):
             missing = [name for name in names if name not in example]
             require(not missing, f"data[{i}]: {', '.join(missing)} is missing, found {', '.join(map(str, example))}")
             yield tuple(example[name] for name in names)
-        elif isinstance(example, tuple | list):
+        elif is_kind(example, tuple, list):
             require(len(example) == len(names), f"data[{i}]: expected ({', '.join(names)}), found {len(example)} entries")
             yield tuple(example)
         else:

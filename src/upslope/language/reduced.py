@@ -6,10 +6,13 @@ shared keys) is in its configuration, not in its size: a small copy shows it on 
 
 import copy
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
+
+from upslope.errors import is_kind
+from upslope.typed import fork_rng, manual_seed
 
 VOCABULARY, WINDOW, SWITCH, CONTEXT, LAYERS = 96, 5, 24, 64, 6
 
@@ -37,14 +40,14 @@ def small_settings(settings: dict[str, Any], *, shorter: bool = True) -> dict[st
     """
     found = copy.deepcopy(settings)
     for name, value in settings.items():
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        if is_kind(value, dict) and all(isinstance(key, str) for key in value):
             found[name] = small_settings(value, shorter=shorter)
-    whole = {name: v for name, v in settings.items() if isinstance(name, str) and isinstance(v, int) and not isinstance(v, bool)}
+    whole = {name: v for name, v in settings.items() if isinstance(v, int) and not isinstance(v, bool)}
     heads, key_heads, width, depth = (first(whole, names) for names in (HEADS, KEY_HEADS, WIDTHS, DEPTHS))
     few = 4 if heads is None else min(heads, 4)
     size = None if width is None else few * (width // heads) if heads and width % heads == 0 else 64
     for name, value in settings.items():
-        if isinstance(value, list) and re.fullmatch(INNER, str(name)) and all(isinstance(v, int) for v in value):
+        if is_kind(value, list) and re.fullmatch(INNER, str(name)) and all(isinstance(v, int) for v in value):
             found[name] = [min(v, 96) for v in value]
     for name, value in whole.items():
         small = small_number(name, value, few=few, grouped=heads is not None and key_heads not in (None, heads))
@@ -95,7 +98,7 @@ def fit_state_heads(found: dict[str, Any], whole: dict[str, int], width: int, si
 
 def with_layers(settings: dict[str, Any], depth: int) -> dict[str, Any]:
     """The first and the last layer of each kind, :data:`LAYERS` at most."""
-    lists = {n: v for n, v in settings.items() if isinstance(v, list | tuple) and len(v) == depth > 1}
+    lists = {n: v for n, v in settings.items() if is_kind(v, list, tuple) and len(v) == depth > 1}
     kinds = [tuple(repr(v[i]) for n, v in sorted(lists.items()) if "type" in n or "pattern" in n) for i in range(depth)]
     kept = sorted({*(kinds.index(kind) for kind in set(kinds)), *(depth - 1 - kinds[::-1].index(kind) for kind in set(kinds))})
     kept = sorted({*kept[: LAYERS - 1], *kept[-1:]}) if len(kept) > 1 or lists else list(range(min(depth, 4)))
@@ -106,10 +109,10 @@ def with_layers(settings: dict[str, Any], depth: int) -> dict[str, Any]:
             settings[name] = len(kept)
         elif name == "num_kv_shared_layers" and isinstance(value, int):
             settings[name] = sum(i >= depth - value for i in kept)
-        elif name == "per_layer_config" and isinstance(value, dict):
+        elif name == "per_layer_config" and is_kind(value, dict):
             layers = {int(key): options for key, options in value.items()}
             settings[name] = {str(new): layers[old] for new, old in enumerate(kept) if old in layers}
-        elif re.fullmatch(".*layer_(ids|indices|idx)", str(name)) and isinstance(value, list):
+        elif re.fullmatch(".*layer_(ids|indices|idx)", str(name)) and is_kind(value, list):
             settings[name] = [kept.index(i) for i in value if i in kept]
     return settings
 
@@ -122,9 +125,9 @@ def reduced(model: PreTrainedModel, *, shorter: bool = True, seed: int = 0) -> P
     settings = small_settings(model.config.to_dict(), shorter=shorter)
     config: Any = type(model.config)(**{name: value for name, value in settings.items() if name != "model_type"})
     config._attn_implementation = "eager"
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        copied = type(model)(config).float().eval()
+    with fork_rng([]), torch.no_grad():
+        manual_seed(seed)
+        copied: PreTrainedModel = cast(Any, type(model))(config).float().eval()
         for p in copied.parameters():
             p += 0.05 * torch.randn(p.shape)
     return copied

@@ -96,7 +96,7 @@ class Rendering:
             if not (isinstance(prompt, str) and prompt.isascii()):
                 check_prompt(prompt, place)
         texts: list[Any] = list(prompts) if all(isinstance(prompt, str) for prompt in prompts) else self._written(prompts, places)
-        ids = self._encodings(texts, places)["input_ids"] if texts else []
+        ids: list[list[int]] = self._encodings(texts, places)["input_ids"] if texts else []
         return texts, [self._begin(x) if self.prefix and isinstance(prompt, str) else x for prompt, x in zip(prompts, ids, strict=True)]
 
     def _written(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[Any]:
@@ -197,7 +197,7 @@ class Rendering:
         said = enumerate(zip(prompts, answers, strict=True))
         talks = {n: answered(prompt, text) for n, (prompt, text) in said if not isinstance(prompt, str)}
         rendered = dict(zip(talks, self._render(list(talks.values()), [places[n] for n in talks]), strict=True)) if talks else {}
-        texts, unlike = [a + b for a, b in zip(asked, answers, strict=True)], []
+        texts, unlike = [a + b for a, b in zip(asked, answers, strict=True)], list[str]()
         for n, whole in rendered.items():
             size = len(whole) - len(self.turn.closing)
             whole_answer = squeezed(answers[n]) in squeezed(whole[len(asked[n]) : size])

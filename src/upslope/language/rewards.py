@@ -23,7 +23,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from upslope.errors import RunFault, require, unknown
+from upslope.errors import RunFault, is_kind, require, unknown
 from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, can_fork, in_place, in_process, in_thread, kind_of
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
 
@@ -85,7 +85,7 @@ class Rewards:
     in_subprocess: bool = False
 
     def __post_init__(self) -> None:
-        require(isinstance(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
+        require(is_kind(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
         for part in self.parts:
             require(callable(part.function), f"reward {part.name}: expected a function, found {kind_of(part.function)}")
             require(not isinstance(part.function, type), f"reward {part.name}: it is a class; give an instance of it")
@@ -161,8 +161,7 @@ class Rewards:
         columns: dict[str, Any] = {name: arguments[name] for name in arguments if asked.takes is None or name in asked.takes}
         alone = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
         way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.in_subprocess else in_thread
-        count = len(given["completions"])
-        return Call(name=part.name, function=part.function, columns=columns, alone=alone, count=count, carry_out=way)
+        return Call(name=part.name, function=part.function, columns=columns, alone=alone, count=len(given["completions"]), carry_out=way)
 
     def _at_once(self, call: Call) -> list[float | None] | None:
         """What a reward says of the whole batch; None where it gives no answer."""
@@ -228,4 +227,4 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

@@ -13,6 +13,7 @@ from upslope.language.collect import log_probs, recorded, with_values
 from upslope.language.engine import EmbeddedEngine, Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.records import Metrics
+from upslope.typed import as_list
 from upslope.updates import Ascent
 
 
@@ -44,7 +45,7 @@ class PPOStepper:
         self.num_calls = getattr(self, "num_calls", 0) + 1
         prompts, order, size = grouped(self.policy.encode_all(queries, [f"queries[{i}]" for i in range(len(queries))]))
         made = self.engine.generate(prompts, group_size=size, max_tokens=max_tokens, seed=self.seed * 1_000_003 + self.num_calls)
-        ids, lengths = made.completion_ids.flatten(0, 1).tolist(), made.length.flatten().tolist()
+        ids, lengths = as_list(made.completion_ids.flatten(0, 1)), as_list(made.length.flatten())
         responses = {place: ids[i][: lengths[i]] for i, place in enumerate(order)}
         return [responses[place] for place in range(len(queries))]
 

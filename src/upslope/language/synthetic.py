@@ -5,8 +5,8 @@ import random
 from decimal import Decimal
 from typing import Any
 
-from upslope.errors import UsageError, require
-from upslope.language.checks import Prompt, as_number, each, exact_match, tagged
+from upslope.errors import UsageError, is_kind, require
+from upslope.language.checks import Prompt, as_number, each, each_with, exact_match, tagged
 from upslope.language.problems import Pair, Problem, Task, num_held_out, shuffled, split
 
 MAX_PROBLEMS = 16384  # a generated task with more problems than this takes a random part of them
@@ -27,7 +27,7 @@ def addition(*, seed: int = 0, digits: int = 2, low: int | None = None, high: in
 def copy(*, seed: int = 0, length: int = 5, alphabet: str = "abcdefghijklmnopqrstuvwxyz", held_out: int | None = None) -> Task:
     """Copying ``abcde>`` → ``abcde``: random strings of ``length`` characters of ``alphabet``."""
     _integer("copy", "length", length, 1, 64)
-    letters = "".join(dict.fromkeys(alphabet)) if isinstance(alphabet, str) else ""
+    letters = "".join(dict.fromkeys(alphabet)) if is_kind(alphabet, str) else ""
     usable = len(letters) >= 2 and ">" not in letters and not any(letter.isspace() for letter in letters)
     require(usable, f"task copy: expected an alphabet of 2 or more characters without blanks and >, found {alphabet!r}")
     count = min(len(letters) ** length, MAX_PROBLEMS)
@@ -51,7 +51,7 @@ def sums(
     The reward is ``format_weight`` where a number stands in the first answer tag, and the rest where it is the right one.
     ``style`` is ``messages`` (the example is a turn of its own) or ``text``. The example is never among the problems.
     """
-    fine = isinstance(format_weight, int | float) and not isinstance(format_weight, bool) and 0 <= format_weight < 1
+    fine = is_kind(format_weight, int, float) and not isinstance(format_weight, bool) and 0 <= format_weight < 1
     require(fine, f"task sums: format_weight is at least 0 and below 1, found {format_weight!r}")
     require(style in ("messages", "text"), f"task sums: style is messages or text, found {style!r}")
     operands = [pair for pair in _operands("sums", low, high, seed) if pair != SUMS_EXAMPLE]
@@ -70,14 +70,14 @@ def sums(
     def reward(text: str, answer: Any) -> float:
         return (1.0 - format_weight) * right(text, answer) + format_weight * form(text)
 
-    scored = {"reward": each("sums", reward, "answer"), "correct": each("correct", right, "answer"), "format": each("format", form)}
-    return _task("sums", problems, held_out, seed, solution=tagged_answer_of, max_tokens=16, **scored)
+    scored = {"reward": each_with("sums", reward, "answer"), "correct": each_with("correct", right, "answer")}
+    return _task("sums", problems, held_out, seed, solution=tagged_answer_of, max_tokens=16, format=each("format", form), **scored)
 
 
 def _task(name: str, problems: list[Problem], held_out: int | None, seed: int, **options: Any) -> Task:
     """Scored by the answer alone, unless ``options`` say otherwise."""
     train, test = split(problems, num_held_out(len(problems), held_out), name, seed)
-    exact = {"reward": exact_match(), "correct": exact_match(), "solution": answer_of}
+    exact: dict[str, Any] = {"reward": exact_match(), "correct": exact_match(), "solution": answer_of}
     return Task(name=name, train=train, held_out=test, columns=("answer",), **{**exact, **options})
 
 
@@ -101,10 +101,10 @@ def pairs_from(task: Task, *, seed: int = 0, count: int = 256, held_out: bool = 
     make = task.solution
     if make is None or "answer" not in task.columns:
         raise UsageError(f"task {task.name}: pairs need an answer to every problem, and this task has none")
-    require(isinstance(count, int) and count > 0, f"count: expected 1 or more pairs, found {count!r}")
+    require(is_kind(count, int) and count > 0, f"count: expected 1 or more pairs, found {count!r}")
     others = sorted({answer_of(problem) for problem in source})
     require(len(others) > 1, f"task {task.name}: pairs need problems with different answers, and all have the same")
-    generator, pairs = random.Random(f"pairs/{task.name}/{seed}/{held_out}"), []
+    generator, pairs = random.Random(f"pairs/{task.name}/{seed}/{held_out}"), list[Pair]()
     while len(pairs) < count:
         for problem in shuffled(source, "pairs", seed, len(pairs))[: count - len(pairs)]:
             wrong = generator.choice(others)

@@ -9,8 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from upslope.errors import UsageError, missing_extra, require, unknown
-from upslope.language.checks import Reward, answered, as_number, check_answer, each, last_number, tagged
+from upslope.errors import UsageError, is_kind, missing_extra, require, unknown
+from upslope.language.checks import Reward, answered, as_number, check_answer, each, each_with, last_number, tagged
 from upslope.language.jsonl import read_problems
 from upslope.language.problems import Problem, Task, num_held_out, prompt_key, split
 from upslope.language.synthetic import addition, copy, styled, sums, tagged_answer_of
@@ -28,7 +28,7 @@ def task(name: str, *, seed: int = 0, reward: Reward | None = None, **options: A
     ``seed`` decides which problems there are and which of them are held out, so a run and its evaluation need the same.
     ``reward`` takes the place of the task's own. ``options`` are the task's. Raises :class:`UsageError`.
     """
-    require(isinstance(seed, int) and not isinstance(seed, bool), f"task {name}: seed is a whole number, found {seed!r}")
+    require(is_kind(seed, int) and not isinstance(seed, bool), f"task {name}: seed is a whole number, found {seed!r}")
     head, colon, rest = str(name).partition(":")
     if head in SYNTHETIC and not colon:
         made = _call(str(name), SYNTHETIC[head], {"seed": seed, **options})
@@ -100,7 +100,7 @@ def reasoning_gym(
     Equal questions count once. Some of these tasks take seconds per problem to make: ask for a smaller ``size`` there.
     """
     dataset = _dataset(name, size, seed, config)
-    entries, problems = [], {}
+    entries, problems = list[Any](), dict[str, Problem]()
     for entry in dataset:
         prompt = styled(GYM, f"{entry['question']}\n\n{instruction}" if instruction else entry["question"], style)
         if prompt_key(prompt) not in problems:
@@ -116,8 +116,8 @@ def reasoning_gym(
         except Exception:  # several of these checks parse the answer and let the parser's error through
             return 0.0
 
-    scored: dict[str, Any] = {"reward": each(f"{GYM}:{name}", score, "entry", no_timeout=False)}
-    scored["correct"] = each("correct", lambda text, index: float(score(text, index) >= 1.0), "entry")
+    scored: dict[str, Any] = {"reward": each_with(f"{GYM}:{name}", score, "entry", no_timeout=False)}
+    scored["correct"] = each_with("correct", lambda text, index: float(score(text, index) >= 1.0), "entry")
     scored["format"] = each("format", lambda text: float(bool(tagged(text))))
     scored["solution"] = tagged_answer_of if all(entry.get("answer") is not None for entry in entries) else None
     return Task(name=f"{GYM}:{name}", train=train, held_out=test, columns=("answer", "entry"), max_tokens=max_tokens, **scored)
@@ -130,7 +130,7 @@ def _dataset(name: str, size: int, seed: int, config: dict[str, Any]) -> Any:
         raise missing_extra(GYM, "reasoning") from None
     if name not in factory.DATASETS:
         raise unknown(f"{GYM} task", name, factory.DATASETS)
-    require(isinstance(size, int) and size > 1, f"task {GYM}:{name}: size is 2 or more, found {size!r}")
+    require(is_kind(size, int) and size > 1, f"task {GYM}:{name}: size is 2 or more, found {size!r}")
     try:
         return package.create_dataset(name, size=size, seed=seed, **config)
     except (TypeError, ValueError, AssertionError) as error:
@@ -138,7 +138,7 @@ def _dataset(name: str, size: int, seed: int, config: dict[str, Any]) -> Any:
 
 
 def _fraction(file: Path, problems: list[Problem], fraction: float, seed: int) -> tuple[list[Problem], list[Problem]]:
-    fine = isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 <= fraction < 1
+    fine = is_kind(fraction, int, float) and not isinstance(fraction, bool) and 0 <= fraction < 1
     require(fine, f"task {file}: held_out_fraction is at least 0 and below 1, found {fraction!r}")
     prompts = len({prompt_key(problem.prompt) for problem in problems})
     return split(problems, max(1, round(fraction * prompts)) if fraction and prompts > 1 else 0, "jsonl", seed)

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from upslope.errors import require
 from upslope.language.policy import LanguagePolicy
+from upslope.typed import fork_rng, manual_seed
 
 ALPHABET = "0123456789+-*/=()<>.,:;!?'\" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\n"
 
@@ -48,7 +49,7 @@ def tiny(
     tokens: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     # so narrow a model learns sums three times faster than from the usual range of 0.02
     config = LlamaConfig(**sizes, **heads, **tokens, initializer_range=0.06, tie_word_embeddings=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with fork_rng([]):
+        manual_seed(seed)
         model = LlamaForCausalLM(config)
     return LanguagePolicy(model, tokenizer, temperature=temperature, value_head=value_head, compute_dtype=torch.float32)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import models, pre_tokenizers
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, is_kind
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 
 
@@ -69,8 +69,7 @@ def refused(call: Callable[[list[Any]], Any], items: Sequence[Any], places: Sequ
         try:
             call([item])
         except Exception as error:
-            words = " ".join(str(error).split())
-            return UsageError(f"{place}: {refusal} ({words[:200]}); change them, or give another prompt")
+            return UsageError(f"{place}: {refusal} ({' '.join(str(error).split())[:200]}); change them, or give another prompt")
     return UsageError(f"{refusal} ({' '.join(str(whole).split())[:200]})")
 
 
@@ -146,7 +145,7 @@ def check_prompt(prompt: Any, place: str) -> None:
     if isinstance(prompt, str):
         check_text(prompt, place)
         return
-    listed = isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(m, Mapping) for m in prompt)
+    listed = is_kind(prompt, Sequence) and len(prompt) > 0 and all(is_kind(m, Mapping) for m in prompt)
     if not listed or not all(isinstance(m.get(key), str) for m in prompt for key in ("role", "content")):
         kind = type(prompt).__name__
         words = f'{place}: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {prompt!r:.60}'

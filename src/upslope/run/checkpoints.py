@@ -99,8 +99,7 @@ def write(run: Path, iteration: int, state: State) -> Path:
         TypeError: the state holds what a checkpoint cannot.
     """
     tensors: dict[str, Tensor] = {}
-    described = json.dumps(encoded(state, tensors), ensure_ascii=False, allow_nan=False)
-    content = {STATE: described.encode(), TENSORS: save(tensors)}
+    content = {STATE: json.dumps(encoded(state, tensors), ensure_ascii=False, allow_nan=False).encode(), TENSORS: save(tensors)}
     path = run / FOLDER / f"iteration-{iteration:08d}"
     check_no_link(path.parent)
     try:

@@ -51,12 +51,7 @@ def by_steps(algorithm: GRPO | RLOO) -> Make:
 
 EXACT_CRITIC = "with γ = 1 and an exact critic"
 WEIGHTED_TARGETS = {"trajectory": "discounted J", "per-decision": "discounted J"}
-TARGETS = {
-    "to-go": "with γ = 1",
-    "to-go-undiscounted": "undiscounted J",
-    "to-go-discounted": "discounted J",
-    "full-trajectory": "discounted J",
-}
+TARGETS = {**dict.fromkeys(RETURNS, "discounted J"), "to-go": "with γ = 1", "to-go-undiscounted": "undiscounted J"}
 
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -65,8 +65,7 @@ def ladder(
             fields["seconds"] = round(time.perf_counter() - started, 2)
             write(folder, fields)
             if fields["rungs"]:
-                title = f"The ladder on {task}, {seeds} seeds"
-                every = range(len(fields["rungs"]))
+                title, every = f"The ladder on {task}, {seeds} seeds", range(len(fields["rungs"]))
                 save(picture(fields, (10.0, 6.2), every, title=title, named=True), folder.path / "ladder.png")
     return fields
 

@@ -49,8 +49,8 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
 
 def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Climb:
     """Train one rung with one seed. Tabular tasks are judged by the exact expected return, others by their training episodes."""
-    prepared = prepared_for(task, rung, seed, **changes)
-    steps, returns = [0], [exact_return(task, prepared.policy)] if task.problem else [np.nan]
+    run = prepared_for(task, rung, seed, **changes)
+    steps, returns = [0], [exact_return(task, run.policy)] if task.problem else [np.nan]
 
     def look(state: Any) -> None:
         if not task.problem:
@@ -63,12 +63,10 @@ def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Cli
             returns.append(found)
 
     try:
-        with one_thread(prepared.policy):
-            state = train(
-                prepared.config.algorithm, prepared.policy, prepared.collect, total_steps=budget, seed=seed, callbacks=look, progress=False
-            )
+        with one_thread(run.policy):
+            state = train(run.config.algorithm, run.policy, run.collect, total_steps=budget, seed=seed, callbacks=look, progress=False)
     finally:
-        prepared.close()
+        run.close()
     return Climb(resampled(np.array(steps, float), np.array(returns), budget), state.train_seconds)
 
 

@@ -153,8 +153,7 @@ def unit_gradients(algorithm: Algorithm, policy: Policy, rollout: Rollout, *, un
     """The gradient of each of ``units`` equal parts along the first axis, ``[units, P]``, float64; their mean is the whole batch's."""
     batch = algorithm.estimate(policy, rollout)
     steps, total = int(batch.mask.sum()), float(batch.weight.sum())
-    episodes = rollout.mask[..., 0].numel()
-    scale = units * steps / (total * episodes) if total > 0 else 0.0
+    scale = units * steps / (total * rollout.mask[..., 0].numel()) if total > 0 else 0.0
     batch = replace(batch, weight=batch.weight * scale)
     parts = torch.arange(len(batch.mask)).tensor_split(units)
     return torch.stack([flat_gradient(algorithm.objective(policy, batch.select(part))[0], policy).double() for part in parts])

@@ -38,11 +38,9 @@ def check_whole(name: str, value: Any, least: int = 1, *, optional: bool = False
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    bounds = (
-        f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number ≥ {low:g}" if math.isfinite(low) else "a finite number"
-    )
+    kind = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number ≥ {low:g}" if math.isfinite(low) else "a finite number"
     fits = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
-    require(fits, f"{name}: expected {bounds}, found {value!r}")
+    require(fits, f"{name}: expected {kind}, found {value!r}")
 
 
 def check_seed(seed: Any) -> None:

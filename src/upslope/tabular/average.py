@@ -86,8 +86,7 @@ def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, horizon: int = 1) -
     states, actions, dynamics = trajectories(mdp, horizon, d)
     credit = (mdp.reward[states[:, :-1], actions] - average).sum(-1) + v[states[:, -1]]
     score = cast(Policy, policy).evaluate(observation=mdp.observation[states[:, :-1]], action=actions).log_prob.sum(-1)
-    probability = dynamics * score.detach().exp()
-    return flat_gradient((probability * credit * score).sum() / horizon, policy)
+    return flat_gradient((dynamics * score.detach().exp() * credit * score).sum() / horizon, policy)
 
 
 def check_one_class(mdp: MDP, transition: Tensor) -> None:

@@ -9,7 +9,6 @@ from upslope.errors import UsageError, require
 from upslope.records import offers
 from upslope.tabular.arguments import attached, check_gamma
 from upslope.tabular.mdp import MDP, TOLERANCE
-from upslope.typed import as_list
 
 
 class HasProbabilities(Protocol):
@@ -40,7 +39,7 @@ def policy_table(mdp: MDP, policy: TabularPolicy) -> Tensor:
     wrong = (table < 0).any(-1) | ~((total - 1.0).abs() <= TOLERANCE).squeeze(-1)
     if bool(wrong.any()):
         s = int(wrong.nonzero()[0])
-        raise UsageError(f"policy: the probabilities in state {s} are {as_list(table[s])}; they must be ≥ 0 and sum to 1")
+        raise UsageError(f"policy: the probabilities in state {s} are {[*map(float, table[s].detach())]}; they must be ≥ 0 and sum to 1")
     return table / total
 
 

@@ -102,10 +102,9 @@ class Episodes(Collector):
     @torch.no_grad()
     def __call__(self, policy: SamplingPolicy) -> Rollout:
         self.check(policy)
-        if self.mdp.time_limit is None and missing_member(policy, HasProbabilities) is None:
-            s = endless_start(self.mdp, chain(self.mdp, cast(HasProbabilities, policy))[0])
-            if s is not None:
-                raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
+        lasting = self.mdp.time_limit is None and missing_member(policy, HasProbabilities) is None
+        if lasting and (s := endless_start(self.mdp, chain(self.mdp, cast(HasProbabilities, policy))[0])) is not None:
+            raise UsageError(f"policy: from state {s} it may come to where an episode never ends; {INSTEAD}")
         everywhere = torch.ones(self.num_rows, dtype=torch.bool)
         self.begin(everywhere)
         alive, columns = everywhere, list[Column]()

@@ -52,8 +52,7 @@ class TabularEnv(gymnasium.Env[np.int64, np.int64]):
 
     def _draw(self, cumulative: np.ndarray[Any, np.dtype[np.float64]]) -> int:
         """An index by inverting its cumulative distribution; never one of probability 0."""
-        found = int(cumulative.searchsorted(self.np_random.random() * float(cumulative[-1]), side="right"))
-        return min(found, len(cumulative) - 1)
+        return min(int(cumulative.searchsorted(self.np_random.random() * float(cumulative[-1]), side="right")), len(cumulative) - 1)
 
 
 def make(problem: str, **options: Any) -> TabularEnv:

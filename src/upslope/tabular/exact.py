@@ -51,8 +51,7 @@ def visitation(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:
     Source: SB section 9.2 (γ = 1), solved; with γ it is the weighting of the policy gradient theorem.
     """
     transition, _ = chain(mdp, policy)
-    lost = check_ends(mdp, transition, gamma)
-    return solve(system(transition, gamma, lost).T, mdp.start) * ~mdp.terminal
+    return solve(system(transition, gamma, check_ends(mdp, transition, gamma)).T, mdp.start) * ~mdp.terminal
 
 
 def on_policy_distribution(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tensor:

@@ -63,8 +63,7 @@ def product_rule(mdp: MDP, policy: TabularPolicy, gamma: float, step: float = ST
     with torch.no_grad():
         eta, reward = exact.visitation(mdp, policy, gamma), (policy_table(mdp, policy) * mdp.reward).sum(-1)
     through_visits = differences(lambda: (exact.visitation(mdp, policy, gamma) * reward).sum(), policy, step)
-    through_reward = differences(lambda: (eta * (policy_table(mdp, policy) * mdp.reward).sum(-1)).sum(), policy, step)
-    return through_visits, through_reward
+    return through_visits, differences(lambda: (eta * (policy_table(mdp, policy) * mdp.reward).sum(-1)).sum(), policy, step)
 
 
 @torch.no_grad()

@@ -68,12 +68,9 @@ def recording(p: Probe, group: bool) -> Rollout:
 
 def masked_otherwise(rollout: Rollout) -> Iterator[Rollout]:
     """The recording with other numbers, large ones among them, where nothing was decided."""
+    names = ("value", "next_value", "behavior_log_prob", "reference_log_prob")
     for junk in (0.37, -40.0):
-        changes = {
-            name: x.masked_fill(~rollout.mask, junk)
-            for name in ("value", "next_value", "behavior_log_prob", "reference_log_prob")
-            if (x := getattr(rollout, name)) is not None
-        }
+        changes = {name: x.masked_fill(~rollout.mask, junk) for name in names if (x := getattr(rollout, name)) is not None}
         yield replace(rollout, inputs={**rollout.inputs, "action": rollout.inputs["action"].masked_fill(~rollout.mask, 1)}, **changes)
 
 

@@ -27,14 +27,10 @@ def padding(case: Case, log: Log) -> None:
     p = probe(probes.RAGGED, case.gamma)
     clean = rows(p.rollout, (0, 1, 2, 0), case.group, max_steps=6)
     longer = map_tensors(clean, lambda x: torch.cat([x, x[..., -1:], x[..., -1:], x[..., -1:]], -1))
-    more = torch.arange(longer.mask.shape[-1]) >= clean.mask.shape[-1]
-    hole = ~longer.mask | more
+    hole = ~longer.mask | (torch.arange(longer.mask.shape[-1]) >= clean.mask.shape[-1])
 
     def filled(action: int) -> Tensor:
-        inputs = {
-            "observation": longer.inputs["observation"].masked_fill(hole, 3),
-            "action": longer.inputs["action"].masked_fill(hole, action),
-        }
+        inputs = {name: longer.inputs[name].masked_fill(hole, x) for name, x in (("observation", 3), ("action", action))}
         junk = ("value", "next_value", "behavior_log_prob", "reference_log_prob")
         dirty = {name: getattr(longer, name).masked_fill(hole, 0.37) for name in junk}
         empty = {name: getattr(longer, name).masked_fill(hole, 0) for name in ("mask", "reward", "terminated", "truncated")}
@@ -143,8 +139,7 @@ def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
         return "constant" if all(separately(y, single[pair].sum(0)) for y, pair in zip(both, pairs, strict=True)) else None
     if not right(length * single):
         return None
-    by_steps = [(length * single)[pair].sum(0) / length[pair].sum() for pair in pairs]
-    return "steps" if all(map(same, both, by_steps)) else "sequences"
+    return "steps" if all(map(same, both, ((length * single)[pair].sum(0) / length[pair].sum() for pair in pairs))) else "sequences"
 
 
 def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:

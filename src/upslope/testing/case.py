@@ -96,8 +96,7 @@ def companions(policy: Policy, rollout: Rollout, state: int) -> list[Rollout]:
     with torch.no_grad():
         log_prob = policy.evaluate(**inputs).log_prob
     here = replace(rollout, inputs=inputs, reference_log_prob=log_prob, behavior_log_prob=log_prob)
-    ratio = rollout.reference_log_prob - rollout.behavior_log_prob
-    mirror = paying(here, torch.neg, behavior_log_prob=log_prob - ratio)
+    mirror = paying(here, torch.neg, behavior_log_prob=log_prob - (rollout.reference_log_prob - rollout.behavior_log_prob))
     width = rollout.mask.shape[-1]
     column = torch.arange(width).expand_as(rollout.mask)
 

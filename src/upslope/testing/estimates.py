@@ -146,8 +146,7 @@ class Estimator:
         if not bool(gradient.isfinite().all()):
             self.not_finite = f"on a rollout of shape {[*rollout.mask.shape]}, rewards {[*map(float, rollout.reward[rollout.mask])]}"
             gradient = torch.zeros_like(gradient)
-        value = float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None
-        return Estimate(gradient, critic, value)
+        return Estimate(gradient, critic, float(found.detach().mean()) if isinstance(found, Tensor) and found.requires_grad else None)
 
     def value(self, policy: Policy, batch: Batch) -> Tensor:
         """The objective of a batch or a part of one, 0-d."""

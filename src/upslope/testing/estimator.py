@@ -173,8 +173,7 @@ def check_estimator(
     if given.uses_critic and given.gamma == 1.0 and not given.group:
         p = probes.continuing()
         pairs["average reward"] = given.plain.moments(p, given.size).mean, p.gradients[1.0]
-    batched = f" in batches of {moments.size}" if moments.size > 1 else ""
-    method = f"by enumeration of {len(given.main.probability)} trajectories{batched}"
+    method = f"by enumeration of {len(given.main.probability)} trajectories{f' in batches of {moments.size}' * (moments.size > 1)}"
     return report(full, moments, pairs, method, by_design, log)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from upslope import functional as F
 from upslope.testing.contract import EXACT, points_along
 from upslope.testing.probes import Probe
-from upslope.typed import norm
 
 FORMS = ("undiscounted", "discounted", "unweighted")
 """What a correct estimator may be the gradient of: J with γ = 1, J with γ; the third lacks γ^t and is no gradient."""
@@ -121,7 +120,7 @@ def at_some_decay(mean: Tensor, by_decay: Decay, tolerance: float = EXACT) -> bo
     for _ in range(6):  # each look is 25 times closer than the one before
         trace = torch.linspace(center - width, center + width, 51, dtype=torch.float64).clamp(0.0, 1.0).unsqueeze(-1)
         curve = low + trace * (high - low - bend) + trace.square() * bend
-        cosines = curve @ mean / (norm(curve, dim=-1) * norm(mean)).clamp(min=1e-300)
+        cosines = curve @ mean / curve.square().sum(-1).sqrt().clamp(min=1e-150)
         center, width = float(trace[int(cosines.argmax())]), width / 25
     return points_along(mean, low + center * (high - low - bend) + center**2 * bend, tolerance)
 

@@ -12,7 +12,6 @@ from upslope.testing.case import Case, Log
 from upslope.testing.contract import EXACT, factor, length, points_along, same
 from upslope.testing.mistakes import of_another_policy, of_several_ratios, target
 from upslope.testing.probes import Probe, probe, rows, wave
-from upslope.typed import norm
 
 SEVERAL = "several steps of another policy (per-step ratio, past ratio missing, later ratios missing)"
 NEARBY, FAR = 1e-4, 0.5
@@ -73,7 +72,7 @@ def moved(case: Case, ratios: tuple[float, float]) -> Tensor:
     before = rows(p.rollout, (0, 2), case.group).behavior_log_prob
     shift, nothing = torch.tensor(ratios, dtype=torch.float64).log().view_as(before), torch.zeros_like(before)
     found = case.plain.on(p, (0, 2), value=nothing, next_value=nothing, behavior_log_prob=before - shift)
-    return norm(found.view(-1, 2), dim=-1)[:2]
+    return found.view(-1, 2).abs().amax(-1)[:2]
 
 
 def clip_side(case: Case, log: Log) -> None:

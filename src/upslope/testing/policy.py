@@ -148,13 +148,11 @@ def check_table(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: tor
     legal = inputs.get("action_mask")
     if legal is not None and legal.shape == log_prob.shape:
         expect(not bool(probability[~legal.bool()].any()), "policy: an action that action_mask forbids has a probability above 0")
-    entropy = -(probability * log_prob.where(probability > 0, 0.0)).sum(-1)
-    off = float((entropy - evaluations[0].entropy).detach().abs().max())
+    off = float(((probability * log_prob.where(probability > 0, 0.0)).sum(-1) + evaluations[0].entropy).detach().abs().max())
     expect(off <= 100 * tolerance, f"policy: the entropy is off by {off:.3g}; it is −Σ π log π over legal actions")
     parameters = [p for p in policy.parameters() if p.requires_grad]
     weight = probability.detach()
-    mean = (weight * log_prob.where(weight > 0, 0.0)).sum()
-    score = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
+    score = torch.autograd.grad((weight * log_prob.where(weight > 0, 0.0)).sum(), parameters, allow_unused=True, materialize_grads=True)
     size = max((float(g.detach().abs().max()) for g in score), default=0.0)
     message = f"policy: the mean of ∇log π is {size:.3g}, not 0; log_prob is not that of a distribution, or is detached in part"
     expect(size <= 1e3 * tolerance, message)
@@ -172,8 +170,7 @@ def check_mean_score(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed:
         gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True, materialize_grads=True)
         found.append(torch.cat([g.detach().reshape(-1) for g in gradients]))
     score = torch.stack(found).double()
-    error = score.std(0) / math.sqrt(GROUPS)
-    far = score.mean(0).abs() > SIGMAS * error + 1e-6
+    far = score.mean(0).abs() > SIGMAS * score.std(0) / math.sqrt(GROUPS) + 1e-6
     samples = f"{GROUPS * PER_GROUP} samples"
     expect(not bool(far.any()), f"policy: the mean of ∇log π over {samples} is not 0; sample and log_prob are of different distributions")
 

@@ -2,14 +2,12 @@
 
 from dataclasses import asdict, dataclass, fields
 from math import isfinite, isnan
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor
 
-from upslope.errors import is_kind
 from upslope.testing.contract import ContractError
 from upslope.testing.known_mistakes import MISTAKES
-from upslope.typed import as_list
 
 
 @dataclass(frozen=True)
@@ -115,10 +113,10 @@ def angle(cosine: float) -> str:
 
 def plain(value: Any) -> Any:
     """For JSON, which knows no tensors, no NaN and no infinity."""
-    if is_kind(value, dict):
-        return {name: plain(x) for name, x in value.items()}
-    if is_kind(value, Tensor, tuple):
-        return [plain(x) for x in (as_list(value) if isinstance(value, Tensor) else value)]
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in cast("dict[str, Any]", value).items()}
+    if isinstance(value, Tensor | tuple):
+        return [plain(x) for x in (value.numpy().tolist() if isinstance(value, Tensor) else cast("tuple[Any, ...]", value))]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
