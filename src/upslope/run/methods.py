@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
 
 STARTS: dict[str, dict[str, Start]] = {
     "control": {"steps": STEPS, "episodes": EPISODES, "groups": Start(GroupedEpisodesSettings()), "stream": ONE_STREAM},
-    "language": dict.fromkeys(("steps", "episodes", "groups"), SAMPLED) | dict.fromkeys(("pairs", "labels", "demonstrations"), RECORDED),
+    "language": dict.fromkeys(["steps", "episodes", "groups"], SAMPLED) | dict.fromkeys(["pairs", "labels", "demonstrations"], RECORDED),
 }
 """World → how a class of the user's own collects there, by what it learns from."""
 
