@@ -43,8 +43,8 @@ class EnvSettings:
     step_timeout: float | None = STEP_TIMEOUT
     """seconds that a step or a reset may take in a process of its own (--vectorization async); none: any time"""
     max_restarts: int = 3
-    """times in a row that an environment in a process of its own is started anew after it hung or died in a step, its episode cut off
-    there, before the run fails"""
+    """times in a row that an environment in a process of its own is started anew after it hung or died in a step, which cuts its episode
+    off, or in a reset, before the run fails"""
 
     def __post_init__(self) -> None:
         require_counts(self, "max_episode_steps")
