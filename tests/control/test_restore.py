@@ -1,6 +1,8 @@
 """A run that stops anywhere goes on from its state as if nothing had happened: every number of it, to the bit."""
 
 import random
+import time
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -126,8 +128,115 @@ def test_an_environment_of_ones_own_goes_on_in_the_middle_of_its_episode(vectori
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_what_cannot_be_played_again_begins_anew_and_says_so(vectorization: str, tmp_path: Path):
     _, resumed, envs = whole_and_resumed(lambda: parts(PPO(), lambda: Walk("random"), "steps", 3, vectorization), tmp_path, True)
-    assert "begin anew: played again, the episode of environment 0 ends with another observation" in envs.begun_anew
+    assert "begin anew: played again, its episode has other rewards: it draws from a generator of its own" in envs.begun_anew
     assert resumed["iteration"] == ITERATIONS
+    if vectorization == "async":  # its processes did nothing wrong
+        assert envs.restarts == 0
+
+
+class Bandit(gymnasium.Env):
+    """It always looks the same; what it pays is its own ``generator``'s, or, where it has ``levels``, less from episode to episode."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,)), spaces.Discrete(2)
+
+    def __init__(self, levels: bool = False):
+        self.generator, self.levels, self.level, self.count = np.random.default_rng(0), levels, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.level, self.count = self.level + 1, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        reward = 1.0 / self.level if self.levels else float(self.generator.normal())
+        return np.zeros(1, np.float32), reward, bool(self.count >= 9), False, {}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("levels", [False, True])
+def test_rewards_are_compared_where_observations_tell_nothing(levels: bool, vectorization: str, tmp_path: Path):
+    _, _, envs = whole_and_resumed(lambda: parts(PPO(), lambda: Bandit(levels), "steps", 3, vectorization), tmp_path, True)
+    assert "its episode has other rewards: it draws from a generator of its own, or remembers earlier episodes" in envs.begun_anew
+
+
+class Forgets(Tells):
+    """What it was set to is not what it says then."""
+
+    def set_state(self, state):
+        super().set_state({**state, "count": 0})
+
+
+def test_what_an_environment_was_set_to_is_asked_for_again():
+    one, other = control.make(Forgets, 2, seed=1), control.make(Forgets, 2, seed=9)
+    one.reset()
+    for _ in range(4):
+        one.step(np.array([[1, 2], [0, 1]]))
+    other.load_state_dict(one.state_dict())
+    assert "behind set_state(state), its get_state() says something else" in other.begun_anew
+
+
+@pytest.mark.parametrize("env", ["BipedalWalker-v3", "LunarLander-v3"])
+def test_worlds_of_box2d_have_no_past(env: str, tmp_path: Path):
+    """The bodies of earlier episodes change nothing of an episode that is played again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its wrapper generator's, which as an error ends the interpreter
+        pytest.importorskip("Box2D")
+    make = lambda: control.make(env, 1, seed=4, vectorization="sync")  # noqa: E731
+    with make() as one, make() as other:
+        one.reset()
+        actions = np.random.default_rng(0)
+        for count in range(300):
+            one.step(actions.uniform(-1, 1, (1, 4)) if env.startswith("Bipedal") else actions.integers(0, 4, 1))
+            if count % 30 == 29:
+                other.load_state_dict(one.state_dict())
+                assert other.begun_anew == ""
+
+
+class Slow(Walk):
+    """A step takes a third of its time."""
+
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)
+
+
+def test_playing_an_episode_again_may_take_as_long_as_its_steps():
+    make = lambda: control.make(Slow, 2, seed=1, vectorization="async", step_timeout=0.4)  # noqa: E731
+    with make() as one, make() as other:
+        one.reset()
+        for _ in range(7):
+            one.step(np.array([[1, 2], [0, 1]]))
+        other.load_state_dict(one.state_dict())
+        assert other.begun_anew == ""
+        assert differences(list(one.step(np.array([[1, 0], [1, 1]]))), list(other.step(np.array([[1, 0], [1, 1]])))) == []
+
+
+class Hangs(Walk):
+    """Where it is played again, in another process, it hangs."""
+
+    def __init__(self, place: str):
+        super().__init__()
+        self.sign = Path(place, "again")
+
+    def step(self, action):
+        if self.sign.exists():
+            self.sign.unlink(missing_ok=True)
+            time.sleep(1000)
+        return super().step(action)
+
+
+def test_a_worker_that_hangs_over_an_episode_makes_place_for_another(tmp_path: Path):
+    make = lambda: control.make(lambda: Hangs(str(tmp_path)), 2, seed=1, vectorization="async", step_timeout=0.3)  # noqa: E731
+    with make() as one, make() as other:
+        one.reset()
+        for _ in range(3):
+            one.step(np.array([[1, 2], [0, 1]]))
+        (tmp_path / "again").touch()
+        other.load_state_dict(one.state_dict())
+        assert "did not answer within 0.3 s" in other.begun_anew
+        other.reset()  # both answer, the one that was started anew too
+        assert other.step(np.array([[1, 2], [0, 1]])).mask.all()
+        assert other.restarts == 0
 
 
 def test_an_environment_that_says_where_it_is_is_asked():

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.kinds import AnyDict, AnyList, AnyTuple, Box, DictSpace, MultiDiscrete
-from upslope.control.restore import Episode, replay
+from upslope.control.restore import Episode, new_world, replay
 from upslope.errors import UsageError, one_line
 from upslope.records import State
 
@@ -70,6 +70,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return getattr(self.env, name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        new_world(self.env)
         self._episode = Episode(self.env, seed, options)
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
@@ -101,6 +102,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = answer
         if not isinstance(reward, NUMBERS):
             reward = number(reward)
+        if self._episode is not None:
+            self._episode.total += reward
         if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
         if self._looks:
@@ -114,8 +117,12 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         """What brings another environment of this kind to where this one is; None before the first reset."""
         return None if self._episode is None else self._episode.state_dict(self.env, apart=self.apart)
 
-    def restore_episode(self, state: State, but_last: bool = False) -> Any:
-        return replay(self, state, but_last=but_last)
+    def restore_episode(self, state: State, but_last: bool = False) -> tuple[Any, str]:
+        """Bring a worker's environment to where another one was: its last observation, or why not, for what is raised ends the worker."""
+        try:
+            return replay(self, state, but_last=but_last), ""
+        except Exception as why:
+            return None, str(why).strip() or type(why).__name__
 
     def close(self) -> None:
         """Close the environment; what it raises is a warning, for there is nothing left to lose."""

@@ -34,6 +34,7 @@ class Episode:
         self.seed, self.options = seed, options
         self.generator = generator_state(env) if seed is None else None
         self.actions: list[Any] | None = []
+        self.total: Any = 0.0  # the undiscounted return so far, which an episode that is played again must have, too
 
     def note(self, action: Any) -> None:
         """One more action; it is copied, for callers use their arrays again."""
@@ -57,7 +58,8 @@ class Episode:
         actions = None if self.actions is None or attributes else stacked(self.actions)
         recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
         num_actions = 0 if actions is None else len(self.actions or ())
-        return {**recorded, "num_actions": num_actions, "generator_now": generator_state(env), **attributes}
+        now = {"generator_now": generator_state(env), "total": float(self.total)}
+        return {**recorded, "num_actions": num_actions, **now, **attributes}
 
 
 def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> Any:
@@ -77,6 +79,9 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
             set_generator(guard, state["generator_now"])
         for wrapper in time_limits(guard):
             wrapper._elapsed_steps = state["elapsed_steps"]
+        if not equal(reported_state(guard.env).get("own"), state["own"]):
+            raise ValueError("behind set_state(state), its get_state() says something else")
+        guard._episode.total = state.get("total", 0.0)
         guard._episode.actions = None
         return None
     if state["actions"] is None:
@@ -86,6 +91,8 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
         observation, *_ = guard.step(action)
     if not but_last and generator_state(guard) != state["generator_now"]:
         raise ValueError("played again, its episode leaves its generator in another state")
+    if not but_last and float(guard._episode.total) != state.get("total", float(guard._episode.total)):
+        raise ValueError("played again, its episode has other rewards: it draws from a generator of its own, or remembers earlier episodes")
     return observation
 
 
@@ -111,8 +118,26 @@ def storable(value: Any) -> bool:
     if isinstance(value, (AnyList, AnyTuple)):
         return all(map(storable, value))
     if is_kind(value, np.ndarray):
-        return value.dtype.kind in "biuf"
+        return value.dtype.kind in "biuf" and value.dtype.isnative
     return value is None or isinstance(value, (bool, int, float, str, np.generic))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states that can be stored are the same to the bit; a tuple is as good as a list."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(equal(part, other[name]) for name, part in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    array, again = np.asarray(one), np.asarray(other)
+    return array.shape == again.shape and array.tobytes() == again.astype(array.dtype).tobytes()
+
+
+def new_world(env: Any) -> None:
+    """Before a reset, a world of Box2D without a past: bodies that were in it once leave it with other numbers of the same episode."""
+    inner = env.unwrapped
+    if type(inner).__module__.startswith("gymnasium.envs.box2d.") and inner.world is not None:
+        inner._destroy()
+        inner.world = type(inner.world)(gravity=inner.world.gravity)
 
 
 def wrappers(env: Any) -> list[Any]:

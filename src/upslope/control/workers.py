@@ -129,15 +129,21 @@ class Workers(AsyncVectorEnv):
                 continue
             raise ValueError("one of its processes was just started anew")
         for line, episode, ended in zip(self.lines, episodes, resetting, strict=True):
-            line.send(("_call", ("restore_episode", (episode, bool(ended)), {})))
-        seen, well = map(list, zip(*[line.recv() for line in self.lines], strict=True))
-        self._raise_if_errors(well)
+            line.send(("_call", ("restore_episode", (episode, bool(ended)), {})), num_steps=episode["num_actions"])
+        seen = self._restored([line.restored() for line in self.lines])
         for index, (line, episode) in enumerate(zip(self.lines, episodes, strict=True)):
             if resetting[index]:
                 line.send(("step", unstacked(spaces_of(self)[1], episode["actions"], episode["num_actions"])[-1]))
                 self._raise_if_errors([line.recv()[1]])
                 seen[index] = trees.tree_map(lambda array, index=index: array[index].copy(), self.observations)
         return seen
+
+    def _restored(self, answers: list[tuple[Any, str]]) -> list[Any]:
+        """The observations that the workers came back to; ValueError where one did not, once all have answered."""
+        for _, why in answers:
+            if why:
+                raise ValueError(why)
+        return [seen for seen, _ in answers]
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ask the workers to close, wait for :data:`CLOSING` seconds at most, end those that are left."""
@@ -200,14 +206,16 @@ class Line:
         self.name, self.seconds = f"worker {index} (of {workers.num_envs}, from 0)", workers.step_timeout
         self.asked, self.since, self.busy, self.late = "", 0.0, False, False
         self.workers, self.again, self.seed, self.reset_with = weakref.proxy(workers), 0, 0, {}
-        self.over, self.by_pipe, self.held = False, False, None
+        self.over, self.by_pipe, self.held, self.times = False, False, None, 1
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # where both are collected as garbage, the pipe may have been first
             self.pipe.close()
 
-    def send(self, message: tuple[str, Any]) -> None:
+    def send(self, message: tuple[str, Any], num_steps: int = 0) -> None:
+        """``num_steps``: how many steps the answer takes, each of which has its time, where it is not one."""
         self.asked, self.since, self.busy = ASKED.get(message[0], message[0]), time.monotonic(), True
+        self.times = 1 + num_steps
         if message[0] == "step" and self.held is not None:
             return
         if message[0] == "reset":
@@ -215,7 +223,7 @@ class Line:
         try:
             self.pipe.send(message)
         except OSError as error:
-            if self.asked != "step":  # there the answer that does not come says it
+            if self.asked not in ("step", "reset"):  # there the answer that does not come says it
                 raise self.ended() from error
 
     def recv(self) -> Any:
@@ -252,15 +260,10 @@ class Line:
         while True:
             if self.again >= workers.max_restarts:
                 raise Misbehaved(f"{lost}; it was started anew {self.again} times in a row" if self.again else str(lost)) from lost
-            kill_group(self.process.pid)
-            self.process.kill()
-            join(self.process, CLOSING)
-            self.close()
             self.again, workers.restarts = self.again + 1, workers.restarts + 1
             cut = ", and its episode is cut off" if asked == "step" and not over else ""
             warnings.warn(f"environment {workers.name!r}{lost}; it is started anew{cut}", stacklevel=2)
-            self.pipe, self.process = workers.start(self.index)
-            self.by_pipe, self.late = True, False
+            self.renew()
             if asked == "step":
                 self.reset_with = {"seed": (self.seed + 7919 * workers.restarts) % 2**31, "options": None}
             try:
@@ -280,10 +283,27 @@ class Line:
         self.held, self.over = (seen, info), True
         return None, 0.0, False, True, {}
 
+    def renew(self) -> None:
+        """Another process in the place of this one."""
+        kill_group(self.process.pid)
+        self.process.kill()
+        join(self.process, CLOSING)
+        self.close()
+        self.pipe, self.process = self.workers.start(self.index)
+        self.by_pipe, self.late, self.busy = True, False, False
+
+    def restored(self) -> tuple[Any, str]:
+        """The observation that an episode came back to, or why it did not; a worker that is lost over it makes place for another."""
+        try:
+            return self.received()[0]
+        except Lost as lost:
+            self.renew()
+            return None, str(lost).removeprefix(": ")
+
     def received(self) -> Any:
         """What the worker says; :class:`Lost` where it says nothing."""
         try:
-            left = None if self.seconds is None else max(0.0, self.since + self.seconds - time.monotonic())
+            left = None if self.seconds is None else max(0.0, self.since + self.seconds * self.times - time.monotonic())
             if not self.pipe.poll(left):
                 self.late = True
                 hint = "does it wait for something? give it longer with --step-timeout, or try --vectorization sync"
