@@ -52,7 +52,10 @@ def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         array = cast("NDArray[Any]", value)
         if array.dtype == object:
             raise TypeError(f"{path}: an array of Python objects")
-        tensors[path] = torch.as_tensor(np.array(array, order="C"))
+        try:
+            tensors[path] = torch.as_tensor(np.array(array, order="C"))
+        except (TypeError, ValueError) as error:  # of text, or in another machine's byte order
+            raise TypeError(f"{path}: an array of {array.dtype}") from error
         return {"array": path}
     if isinstance(value, np.generic):
         return encoded(value.item(), tensors, path)
@@ -195,7 +198,7 @@ def newest(run: Path, before: int | None = None) -> Found | None:
 def tidy(run: Path, iteration: int) -> None:
     """Remove what a run that goes on from ``iteration`` has no use for: later checkpoints, and halves that a kill has left."""
     for path in listed(run):
-        if path.name > f"iteration-{iteration:08d}":
+        if iteration_of(path) > iteration:
             files.remove(path)
     for folder in (run, run / FOLDER):
         for path in folder.glob(f".*{files.PARTIAL}"):

@@ -119,10 +119,12 @@ class Control(World[control.ActorCritic]):
         return self.envs.begun_anew
 
     def state_dict(self) -> State:
-        return {"schedule": self.schedule.state_dict(), "evaluator": None if self.evaluator is None else self.evaluator.state_dict()}
+        evaluator = None if self.evaluator is None else self.evaluator.state_dict()
+        return {"schedule": self.schedule.state_dict(), "evaluator": evaluator, "restarts": self.restarts}
 
     def load_state_dict(self, state: State, folder: RunFolder) -> None:
         self.schedule.load_state_dict(state["schedule"])
+        self.restarts = state.get("restarts", 0)
         if state["evaluator"] is not None:
             self.evaluator = self.make_evaluator()
             self.evaluator.load_state_dict(state["evaluator"])

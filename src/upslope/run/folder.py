@@ -65,6 +65,9 @@ class Output:
         return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)] + list(self.logger)
 
 
+LOCK = ".lock"
+
+
 def is_kept(iteration: int) -> bool:
     """Whether what an iteration says is kept: of the first 10,000 of each, then of every tenth, from 100,000 on of every hundredth, ….
 
@@ -80,9 +83,10 @@ def default_path(algorithm: str, env_id: str, seed: int) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """Raise :class:`UsageError` unless a run may be written to ``path``: absent, or an empty folder."""
+    """Raise :class:`UsageError` unless a run may be written to ``path``: absent, or a folder with nothing but what a kill has left."""
     if path.is_dir():
-        require(not any(path.iterdir()), f"--out: {path} exists and is not empty; name another folder or remove it")
+        left = (item for item in path.iterdir() if item.name != LOCK and not (item.name[0] == "." and item.name.endswith(files.PARTIAL)))
+        require(not any(left), f"--out: {path} exists and is not empty; name another folder or remove it")
         return
     require(not (path.exists() or path.is_symlink()), f"--out: {path} is a file, not a folder; name another folder")
     parent = next(p for p in path.absolute().parents if p.exists())
@@ -93,28 +97,29 @@ def check_free(path: Path) -> None:
 class RunFolder:
     """An open run folder; create it with :meth:`create`, and close it (or use ``with``)."""
 
-    def __init__(self, path: Path, made: Iterable[Path] = ()) -> None:
-        self.given, self.path = path, path.absolute()  # an environment or a reward may change the current folder
+    def __init__(self, path: Path, made: Iterable[Path] = (), base: Path | None = None) -> None:
+        self.given, self.path = path, (base or Path.cwd()) / path  # an environment or a reward may change the current folder
         self._open: dict[str, TextIO] = {}
         self.checksums: dict[str, int] = {}
         """CRC-32 of all that has been appended to each growing file"""
         self.made = tuple(made)  # the folders around it that were made for it, from the inside
 
     @classmethod
-    def create(cls, out: Path | None, default: Path) -> Self:
-        """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …"""
-        made = [folder for folder in (out or default).absolute().parents if not folder.exists()]
+    def create(cls, out: Path | None, default: Path, base: Path | None = None) -> Self:
+        """Make ``out``, or where it is None ``default`` with the first free number: ``-2``, ``-3``, …; in the folder ``base``."""
+        base = base or Path.cwd()
+        made = [folder for folder in (base / (out or default)).parents if not folder.exists()]
         try:
             if out is not None:
-                check_free(out)
-                out.mkdir(parents=True, exist_ok=True)
-                return cls(out, made)
-            default.parent.mkdir(parents=True, exist_ok=True)
+                check_free(base / out)
+                (base / out).mkdir(parents=True, exist_ok=True)
+                return cls(out, made, base)
+            (base / default).parent.mkdir(parents=True, exist_ok=True)
             path, number = default, 1
             while True:
                 try:
-                    path.mkdir()  # exclusive: two runs that start together get two folders
-                    return cls(path, made)
+                    (base / path).mkdir()  # exclusive: two runs that start together get two folders
+                    return cls(path, made, base)
                 except FileExistsError:
                     number += 1
                     path = default.with_name(f"{default.name}-{number}")

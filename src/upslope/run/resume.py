@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -20,8 +21,8 @@ import torch
 from upslope import files
 from upslope.errors import UsageError, require
 from upslope.records import State
-from upslope.run.checkpoints import newest
-from upslope.run.folder import versions
+from upslope.run.checkpoints import FOLDER, listed, newest
+from upslope.run.folder import LOCK, versions
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run, damaged
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ CHECKPOINT_SHARE = 0.01
 """Share of the time that checkpoints may take; dear ones are written less often than every ten seconds."""
 COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
 """Packages on which numbers depend where they are there; without llvmlite PyTorch computes what would be compiled."""
-LOCK = ".lock"
 GROWING = ("metrics.jsonl", "completions.jsonl")
 """Files of a run folder that only grow; what was written behind a checkpoint is computed again."""
 
@@ -45,6 +45,8 @@ class Stopped:
     passed_over: tuple[str, ...] = ()
     jump: str = ""
     """what another budget than the one it was stopped with does to its learning rate"""
+    seen: tuple[list[Path], bool] = ([], False)
+    """the checkpoints that there were, and whether the run had come to its end"""
 
     @classmethod
     def of(cls, run: Run, config: RunConfig) -> Self:
@@ -53,6 +55,7 @@ class Stopped:
         Raises:
             UsageError: it has left nothing to go on from, and why; or it has made all of its steps.
         """
+        seen = (listed(run.path), run.finished)
         found = newest(run.path)
         if found is None:
             with locked(run.path):  # no other process is about to write one
@@ -71,7 +74,16 @@ class Stopped:
         if run.finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
-        return cls(run.path, found.state, found.passed_over, jump_of(config, done, run.config["settings"].get(unit), planned))
+        return cls(run.path, found.state, found.passed_over, jump_of(config, done, run.config["settings"].get(unit), planned), seen)
+
+    def latest(self, path: Path, config: RunConfig) -> Self:
+        """The same once the folder is locked; read again where another process has gone on with the run in the meantime."""
+        now = Run.load(path)
+        return (
+            self
+            if (listed(path), now.finished) == ([path / FOLDER / each.name for each in self.seen[0]], self.seen[1])
+            else self.of(now, config)
+        )
 
     @property
     def iteration(self) -> int:
@@ -82,8 +94,13 @@ class Stopped:
         state = self.state["run"]
         lines = [f"going on after iteration {state['iteration']:,}, step {state['total_steps']:,}", *self.passed_over]
         lines += [self.jump] if self.jump else []
-        changed = differences(self.state["surroundings"], now)
-        return [*lines, f"warning: not to the bit what it would have been: {changed}"] if changed else lines
+        changed = self.changed(now)
+        return [*lines, f"warning: {changed}"] if changed else lines
+
+    def changed(self, now: Mapping[str, Any]) -> str:
+        """What around the run is not what it was, and what that means; '' where all is."""
+        found = differences(self.state["surroundings"], now)
+        return f"not to the bit what it would have been: {found}" if found else ""
 
 
 def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
@@ -211,7 +228,8 @@ def locked(folder: Path) -> Generator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | files.NO_FOLLOW | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as error:
-        raise UsageError(f"{path}: it cannot be opened ({error.strerror}); remove it") from error
+        hint = "" if isinstance(error, PermissionError) or error.errno == errno.EROFS else "; remove it"
+        raise UsageError(f"{path}: it cannot be opened ({error.strerror}){hint}") from error
     with os.fdopen(descriptor, "r+b", buffering=0, closefd=True) as file:
         require(stat.S_ISREG(os.fstat(descriptor).st_mode), f"{path}: this is no file; remove it")
         try:

@@ -57,7 +57,8 @@ class Session:
         self.folder: RunFolder
         self.progress: Progress
         self.failures = Failures(config.settings)
-        self.pace, self.training = SavePace(), True
+        self.pace = SavePace()
+        self.at_once, self.writing_end = False, False  # whether a first signal ends what goes on, or nothing does
         self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
         self.updates: int | None = None
@@ -77,7 +78,7 @@ class Session:
 
     def run(self) -> Run:
         """Check everything, then make the folder, train, evaluate and write the summary."""
-        self.started = time.perf_counter()
+        self.started, self.base = time.perf_counter(), Path.cwd()  # an environment may change the current folder when it is made
         if self.output.out is not None and self.resumed is None:
             check_free(self.output.out)
         check_loggers(self.output.loggers)
@@ -92,8 +93,13 @@ class Session:
             self.surroundings = surroundings(flat_config(self.world.recorded()))
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
-            self.folder = RunFolder(self.resumed.path) if self.resumed is not None else RunFolder.create(self.output.out, default)
+            taken_up = None if self.resumed is None else RunFolder(self.resumed.path, base=self.base)
+            self.folder = taken_up or RunFolder.create(self.output.out, default, self.base)
             with self.folder, locked(self.folder.path):
+                if self.resumed is not None:
+                    self.resumed = self.resumed.latest(self.folder.path, self.config)
+                else:
+                    tidy(self.folder.path, 0)  # halves that a kill has left
                 summary = self._recorded()
             return Run(self.folder.shown, {"format_version": FORMAT_VERSION, **self.recorded_config}, summary)
         finally:
@@ -104,16 +110,19 @@ class Session:
         self._open()
         error: Exception | None = None
         result: Evaluated | None = None
-        try:
+        with contextlib.ExitStack() as around:
+            for logger in self.loggers:
+                around.callback(getattr(logger, "close", lambda: None))
+            around.enter_context(handled(self._stop))
             try:
-                with handled(self._stop), one_thread(self.world.policy):
+                with one_thread(self.world.policy):
                     self._train()
                     if self.signal is None:
                         self._begin_writing()
                     if self.writes:
                         self._checkpoint()
                     if self.signal is None:
-                        self.training = False
+                        self.at_once = True
                         result = self._last_evaluation()
             except UsageError as mistake:
                 if not self.writes:  # the stopped run is what it was
@@ -128,13 +137,11 @@ class Session:
                 error = RunFault(f"code that was called ended Python: sys.exit({end.code!r})")
             except Exception as fault:
                 error = fault
+            self.at_once, self.writing_end = False, True
             if isinstance(error, Diverged):
                 self._capsule(error)
             self.progress.close()
             summary = self._finish(error, result) if self.writes else dict(Run.load(self.folder.path).summary or {})
-        finally:
-            for logger in self.loggers:
-                getattr(logger, "close", lambda: None)()
         if error is not None:
             raise error
         if not self.output.quiet and self.writes:
@@ -168,10 +175,13 @@ class Session:
         settings = self.config.settings
         if self.resumed is None:
             self.start = self.world.begin(self)
-        if self.signal is not None or self.reached:
+        if self.signal is not None or (self.reached and self.resumed is None):
             return
         start = None if self.resumed is None else self.resumed.state["run"]
-        options: dict[str, Any] = {**self.world.budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
+        budget = self.world.budget
+        if start is not None and self.reached:  # all that is left is to look at it: no iteration more
+            budget = {unit: {"iterations": start["iteration"], "total_steps": start["total_steps"]}[unit] for unit in budget}
+        options: dict[str, Any] = {**budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
         train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=(self._after_iteration, *self.callbacks), **options)
 
     # ----------------------------------------------------------------------------------------------- after each iteration
@@ -333,6 +343,8 @@ class Session:
         tidy(self.folder.path, self.resumed.iteration)
         (self.folder.path / "summary.json").unlink(missing_ok=True)
         self._write_config()
+        if changed := self.resumed.changed(self.surroundings):
+            self.faults.append(changed)
         if self.world.lost:
             self.faults.append(self.world.lost)
             self.note(f"warning: {self.world.lost}")
@@ -341,9 +353,12 @@ class Session:
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """The first signal ends the run after the iteration, the second one at once."""
+        """The first signal ends the run after the iteration, while the end is written nothing; the second one ends it at once."""
+        if self.writing_end and not self.at_once:
+            self.at_once = True
+            return
         again, self.signal = self.signal is not None, number
-        if again or not self.training:
+        if again or self.at_once:
             raise KeyboardInterrupt
         with contextlib.suppress(RuntimeError):  # it struck while something was being printed
             self.note("stopping after this iteration; once more stops at once")
