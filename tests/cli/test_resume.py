@@ -16,7 +16,7 @@ import pytest
 
 from tests.children import python
 from tests.cli.conftest import Answer, Command, good
-from upslope import Run, RunFault
+from upslope import Run, RunFault, UsageError
 from upslope.control.guard import Misbehaved
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
@@ -256,7 +256,9 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkey
 def test_modules_are_named_again(tmp_path: Path, cli: Command):
     good(cli("train", "ppo", "faulty:walk", "--out", "own", "--total-steps", "64", "--num-envs", "1", "--num-steps", "16"))
     assert "to import that module, say --env faulty:walk" in bad(cli("resume", "own", "--total-steps", "128"))
-    good(cli("resume", "own", "--total-steps", "128", "--env", "faulty:walk"))
+    assert "not to the bit" not in good(cli("resume", "own", "--total-steps", "128", "--env", "faulty:walk")).out
+    checkpoint = newest(Path("own"))
+    assert checkpoint is not None and "faulty:walk" in checkpoint.state["surroundings"]  # what is in its file by now
 
 
 def test_what_cannot_be_kept_is_said_once(tmp_path: Path, capsys):
@@ -273,6 +275,121 @@ def test_what_cannot_be_kept_is_said_once(tmp_path: Path, capsys):
     assert said in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
 
 
+def test_a_run_whose_goal_was_reached_is_evaluated_with_its_policy_and_no_other(tmp_path: Path, cli: Command):
+    """Killed, or interrupted, in its last evaluation: no iteration is left, and what it has learned is."""
+    run = tmp_path / "run"
+    config(total_steps=60_000, until_return=10.0, eval_every=32).run(Output(out=run, quiet=True))
+    before = (run / "policy.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    for left in ("killed", "interrupted"):
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").unlink()
+        if left == "interrupted":
+            (run / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
+        again = json.loads(json.dumps({**summary, "wall_seconds": 0}))
+        good(cli("resume", run))
+        now = json.loads((run / "summary.json").read_text())
+        assert ((run / "policy.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
+        assert (now["return_mean"], now["solved"], now["status"]) == (again["return_mean"], True, "finished")
+
+
+def test_a_folder_that_another_process_went_on_with_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A resume that starts while the run still goes, and is ready when it has ended, finds it ended; nothing is thrown back."""
+    run = tmp_path / "run"
+    chosen = stopped(run, 4)
+    late = chosen.session(Output(quiet=True), resumed=run)
+    chosen.session(Output(quiet=True), resumed=run).run()
+    before = contents(run)
+    with pytest.raises(UsageError, match=r"has made 3\d\d of its 320"):
+        late.run()
+    assert {name: data for name, data in contents(run).items() if name != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
+    other = tmp_path / "other"
+    chosen = stopped(other, 4)
+    late = chosen.session(Output(quiet=True), resumed=other)
+    chosen.session(Output(quiet=True), resumed=other).run()
+    (other / "summary.json").unlink()  # killed behind its last checkpoint
+    late.run()
+    assert rows(other) == rows(run) and json.loads((other / "summary.json").read_text())["resumed_at"][-1] == 11
+
+
+def test_the_best_policy_stays_the_best_when_a_run_goes_on(tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    settings = {"eval_every": 64, "schedule": SCHEDULES["constant"]}
+    config(**settings).run(Output(out=run, quiet=True))
+    before, saved = json.loads((run / "summary.json").read_text()), (run / "best_policy.safetensors").read_bytes()
+    evaluation = Run.load(run).written_with("best")["evaluation"]
+    assert (evaluation["mean"], evaluation["total_steps"]) == (before["best_return"], before["best_total_steps"])
+    good(cli("resume", run, "--total-steps", "384"))
+    after = json.loads((run / "summary.json").read_text())
+    assert after["best_return"] >= before["best_return"]
+    assert ((run / "best_policy.safetensors").read_bytes() == saved) == (after["best_return"] == before["best_return"])
+    evaluation = Run.load(run).written_with("best")["evaluation"]
+    assert (evaluation["mean"], evaluation["total_steps"]) == (after["best_return"], after["best_total_steps"])
+
+
+def test_an_iteration_is_played_again_with_the_budget_that_it_had(tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    config().run(Output(out=run, quiet=True, checkpoint_iterations=1))
+    good(cli("resume", run, "--total-steps", "640", "--checkpoint-iterations", "1"))
+    assert json.loads((run / "config.json").read_text())["earlier_budgets"] == [[11, 320]]
+    last = Run.load(run).metrics()[-1]["iteration"]
+    for iteration in (4, 11, last):
+        assert not replay(Run.load(run), config(total_steps=640), iteration).differs
+    message = "iteration: no checkpoint is left between iteration 13 and 11, where the run's total_steps became 640 from 320"
+    assert message in bad(cli("replay", run, "--iteration", "13"))
+
+
+def test_a_signal_while_the_end_is_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw = Control.draw
+
+    def signalled(self: Control, *arguments) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        draw(self, *arguments)
+
+    monkeypatch.setattr(Control, "draw", signalled)
+    session = config().session(Output(out=tmp_path / "run", quiet=True))
+    assert session.run().finished and session.exit_code == 0
+    assert (tmp_path / "run" / "curve.png").exists()
+
+
+def test_a_folder_is_where_it_was_whatever_an_environment_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Command):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class Wanders(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+        def __init__(self):
+            os.chdir(tmp_path / "elsewhere")
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 1.0, False, False, {}
+
+    gymnasium.register("Wanders-v0", Wanders, max_episode_steps=9)
+    try:
+        chosen = RunConfig.of("ppo", "Wanders-v0", **{"total_steps": 320, **SMALL})
+        chosen.run(Output(out=Path("run"), quiet=True), callbacks=[StopAt(4)])
+        assert (tmp_path / "run" / "summary.json").exists()
+        os.chdir(tmp_path)
+        good(cli("resume", "run"))
+    finally:
+        del gymnasium.registry["Wanders-v0"]
+    assert [row["iteration"] for row in Run.load(tmp_path / "run").metrics()] == list(range(1, 13))
+
+
+def test_what_a_kill_leaves_before_the_first_file_is_no_run(tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / ".config.json.0123456789abcdef.partial").write_text("{")
+    words = ["train", "ppo", "CartPole-v1", "--out", str(run), "--resume", "auto", "--total-steps", "64", "--num-envs", "2"]
+    good(cli(*words, "--num-steps", "16", "--quiet"))
+    assert not list(run.glob("*.partial")) and Run.load(run).finished
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -281,7 +398,8 @@ def test_a_resume_that_fails_changes_nothing(tmp_path: Path, cli: Command):
     run = tmp_path / "run"
     config(total_steps=640).run(Output(out=run, quiet=True), callbacks=[StopAt(4)])
     before = contents(run)
-    assert "it is the state of another run" in bad(cli("resume", run, "--env", "Acrobot-v1", "--total-steps", "1280"))
+    message = "env: this run's is CartPole-v1, and it cannot go on with another one, Acrobot-v1; name that one, or train anew"
+    assert message in bad(cli("resume", run, "--env", "Acrobot-v1", "--total-steps", "1280"))
     assert contents(run) == before
     state = newest(run).state
     for name in ("session", "world", "files", "surroundings"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, TEXT, Flag, Kind, flags_of, several
-from upslope.errors import UsageError
+from upslope.errors import UsageError, require
 from upslope.run.config import RunConfig, recorded_settings
 from upslope.run.folder import Output
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run
@@ -47,6 +47,11 @@ def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
     """The run's configuration, with what the caller names again; ``given`` keeps what is no setting."""
     if run.world == "control":
         run.environment(given["env"])  # says how it is named here
+    rewards = list(map(str, run.config["task"].get("reward") or ())) if run.world == "language" else None
+    for name, found in {"algorithm": run.algorithm, "env": run.env_id if run.world == "control" else None, "reward": rewards}.items():
+        again = given.get(name)
+        same = again in (None, found) or (name == "env" and again == str(found).rpartition("-v")[0]) or (again and list(again) == found)
+        require(bool(same), f"{name}: this run's is {found}, and it cannot go on with another one, {again}; name that one, or train anew")
     named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
     settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name, None)) is not None}
     return RunConfig.from_config(run.config, **named, **settings)

@@ -124,9 +124,9 @@ def storable(value: Any) -> bool:
 
 def equal(one: Any, other: Any) -> bool:
     """Whether two states that can be stored are the same to the bit; a tuple is as good as a list."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
+    if is_kind(one, Mapping) and is_kind(other, Mapping):
         return one.keys() == other.keys() and all(equal(part, other[name]) for name, part in one.items())
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+    if isinstance(one, (AnyList, AnyTuple)) and isinstance(other, (AnyList, AnyTuple)):
         return len(one) == len(other) and all(map(equal, one, other))
     array, again = np.asarray(one), np.asarray(other)
     return array.shape == again.shape and array.tobytes() == again.astype(array.dtype).tobytes()

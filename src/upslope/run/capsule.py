@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from upslope import files
-from upslope.errors import Diverged
+from upslope.errors import Diverged, RunFault, UsageError
 from upslope.records import Batch
 from upslope.run.checkpoints import FOLDER, Found, newest
 from upslope.run.folder import FORMAT_VERSION
@@ -20,6 +20,14 @@ from upslope.run.resume import GROWING
 
 CAPSULE = "capsule.json"
 """The iteration, and what was said."""
+
+
+def keep_capsule(run: Path, shown: Path, iteration: int, fault: Diverged) -> str:
+    """Write the capsule of a run's iteration; what is to be said of it."""
+    try:
+        return f"`upslope replay {shown / write_capsule(run, iteration, fault).name}` repeats the iteration that diverged"
+    except (RunFault, UsageError) as why:
+        return f"the iteration that diverged was not kept: {why}"
 
 
 def write_capsule(run: Path, iteration: int, fault: Diverged) -> Path:

@@ -105,7 +105,7 @@ class Control(World[control.ActorCritic]):
         config = self.config.config()
         return config if ":" in config["env_id"] else config | {"env_id": self.envs.env_id}
 
-    def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
+    def save(self, folder: RunFolder, name: str, progress: Mapping[str, Any]) -> None:
         """``<name>.safetensors``, and before the first one ``policy.json``, which says how to build the policy."""
         if not (folder.path / "policy.json").exists():
             folder.write_json("policy.json", {"format_version": FORMAT_VERSION, **self.policy.describe()})
@@ -202,7 +202,7 @@ class Control(World[control.ActorCritic]):
         headline |= {"evaluated": "sampled" if self.settings.eval_sample else "greedy", "episodes": 0, "episodes_ended": 0}
         headline |= {} if result is None else result.headline
         bests = (None, None) if best is None else (best.mean, best.total_steps)
-        headline |= {"evaluations": len(points), "best_return": bests[0], "best_total_steps": bests[1]}
+        headline |= {"best_return": bests[0], "best_total_steps": bests[1]}
         return headline | {"solved": solved if self.stop_at is None else reached, "solved_at": goal}
 
     def draw(self, path: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def nothing_to_plot(run: Run) -> str:
     return "no episode ended in its training, and its metrics.jsonl holds neither a reward per step nor evaluations"
 
 
-UNNAMED = ("format_version", "versions", "world", "algorithm.name", "goal")
+UNNAMED = ("format_version", "versions", "world", "algorithm.name", "goal", "earlier_budgets")
 WITHOUT_EFFECT = tuple(f"settings.{name}" for name in ("seed", "device", "fast", "eval_every", "eval_episodes", "eval_sample"))
 """Settings that change nothing of what is learned, but for chance."""
 MAX_NAMED = 4  # settings that a legend names at most

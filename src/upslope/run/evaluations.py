@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import RunFault
@@ -32,6 +32,40 @@ class Point:
     std: float
     episodes: int
     complete: bool = True
+
+
+class Points:
+    """The evaluations of a run: ``first`` of the policy that training began with, where there was one, ``later`` all others."""
+
+    def __init__(self) -> None:
+        self.first: list[Point] = []
+        self.later: list[Point] = []
+        self.kept: Point | None = None
+        """that of the best policy in a stopped run's folder, which may be newer than the run's checkpoint"""
+
+    @property
+    def known(self) -> list[Point]:
+        steps = {point.total_steps for point in self.later}
+        return [*self.later, *([self.kept] if self.kept is not None and self.kept.total_steps not in steps else [])]
+
+    @property
+    def last(self) -> Point | None:
+        return self.later[-1] if self.later else None
+
+    def is_best(self, point: Point) -> bool:
+        return not self.known or point.mean > max(earlier.mean for earlier in self.known)
+
+    def until(self, final: Point | None) -> list[Point]:
+        """In order, with the final one."""
+        return [*self.first, *self.known, *([final] if final is not None and final not in self.later else [])]
+
+    def state_dict(self) -> State:
+        return {"start": [asdict(point) for point in self.first], "points": [asdict(point) for point in self.later]}
+
+    def load_state_dict(self, state: State, kept: Mapping[str, Any]) -> None:
+        """``kept``: what stands with the best policy that was saved."""
+        self.first, self.later = ([Point(**point) for point in state[name]] for name in ("start", "points"))
+        self.kept = Point(**kept["evaluation"]) if "evaluation" in kept else None
 
 
 class Schedule:

@@ -149,7 +149,7 @@ class RunFolder:
         except OSError as error:
             raise files.cannot_write(self.path / name, error) from error
 
-    def save_policy(self, policy: Any, name: str, progress: Mapping[str, int]) -> None:
+    def save_policy(self, policy: Any, name: str, progress: Mapping[str, Any]) -> None:
         """Write ``<name>.safetensors`` from the policy's state, with how far it is; tensors are copied out of any shared buffer."""
         from safetensors.torch import save
 

@@ -108,7 +108,7 @@ class Language(World[LanguagePolicy]):
         config = super().recorded()
         return config | {"policy": config["policy"] | {"compute_dtype": str(self.policy.compute_dtype).removeprefix("torch.")}}
 
-    def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
+    def save(self, folder: RunFolder, name: str, progress: Mapping[str, Any]) -> None:
         """A folder that Transformers reads, and in it how far the model is."""
         warm = {} if self.warm_start_iterations is None else {"warm_start_iterations": self.warm_start_iterations}
         with whole_folder(folder.path / name) as inside:

@@ -137,14 +137,15 @@ class Run:
 
     def progress(self, which: str = "final") -> dict[str, int] | None:
         """How far the saved policy is: ``iteration``, ``total_steps``, ``planned_steps`` or ``planned_iterations``; None if not known."""
-        name = stem(which)
-        if self.world == "language":
-            path = survivor(self.path / name) / PROGRESS
-            found: Any = read_json(path) if path.exists() else {}
-        else:
-            found = read_header(self.path / f"{name}.safetensors")
-        numbers = {key: value for key, value in found.items() if isinstance(value, int) and value >= 0}
+        numbers = {key: value for key, value in self.written_with(which).items() if isinstance(value, int) and value >= 0}
         return numbers if {"iteration", "total_steps"} <= numbers.keys() else None
+
+    def written_with(self, which: str) -> dict[str, Any]:
+        """What stands with a saved policy: how far it is, with the best one its evaluation."""
+        if self.world == "control":
+            return read_header(self.path / f"{stem(which)}.safetensors")
+        path = survivor(self.path / stem(which)) / PROGRESS
+        return read_json(path) if path.exists() else {}
 
     @property
     def finished(self) -> bool:

@@ -125,6 +125,7 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
         raise UsageError(f"iteration: expected one of this run's iterations, 1 to {last:,}, found {iteration}")
     found = newest(run.path, before=iteration)
     taken = Replay(iteration, start=0 if found is None else found.state["run"]["iteration"])
+    config = with_budget(config, run, taken.start + 1, iteration)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
         if found is None:
@@ -138,6 +139,23 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
             taken.fault = fault
     compare(taken, run, rows.get(iteration), capsule)
     return taken
+
+
+def with_budget(config: RunConfig, run: Run, first: int, last: int) -> RunConfig:
+    """The configuration with the budget that these iterations had, which schedules span.
+
+    Raises:
+        UsageError: they had several.
+    """
+    unit = "iterations" if run.world == "language" else "total_steps"
+    earlier: list[list[int]] = run.config.get("earlier_budgets", [])
+    now = getattr(config.settings, unit)
+    before, planned = (next((budget for until, budget in earlier if i <= until), now) for i in (first, last))
+    if before != planned:
+        change = max(until for until, _ in earlier if until < last)
+        why = f"where the run's {unit} became {planned:,} from {before:,}; a replay has one budget, so take an iteration before"
+        raise UsageError(f"iteration: no checkpoint is left between iteration {last:,} and {change:,}, {why}")
+    return config.replaced({unit: planned})
 
 
 def compare(taken: Replay, run: Run, row: State | None, capsule: State | None) -> None:

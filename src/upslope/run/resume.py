@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import stat
+import sys
 import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 
@@ -24,6 +25,7 @@ from upslope.records import State
 from upslope.run.checkpoints import FOLDER, listed, newest
 from upslope.run.folder import LOCK, versions
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run, damaged
+from upslope.run.settings import flat_config
 
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
@@ -45,6 +47,8 @@ class Stopped:
     passed_over: tuple[str, ...] = ()
     jump: str = ""
     """what another budget than the one it was stopped with does to its learning rate"""
+    earlier: tuple[tuple[int, int], ...] = ()
+    """budgets that it had before this one, each with the last iteration that it was for"""
     seen: tuple[list[Path], bool] = ([], False)
     """the checkpoints that there were, and whether the run had come to its end"""
 
@@ -74,7 +78,10 @@ class Stopped:
         if run.finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
-        return cls(run.path, found.state, found.passed_over, jump_of(config, done, run.config["settings"].get(unit), planned), seen)
+        before, iteration = run.config["settings"].get(unit), state["iteration"]
+        earlier = [(last, budget) for last, budget in run.config.get("earlier_budgets", []) if last < iteration]
+        earlier += [(iteration, before)] if before != planned else []
+        return cls(run.path, found.state, found.passed_over, jump_of(config, done, before, planned), tuple(earlier), seen)
 
     def latest(self, path: Path, config: RunConfig) -> Self:
         """The same once the folder is locked; read again where another process has gone on with the run in the meantime."""
@@ -88,6 +95,11 @@ class Stopped:
     @property
     def iteration(self) -> int:
         return self.state["run"]["iteration"]
+
+    def spent(self, budget: Mapping[str, int]) -> dict[str, int]:
+        """The budget that leaves no iteration to make."""
+        state = self.state["run"]
+        return {unit: state[{"iterations": "iteration"}.get(unit, unit)] for unit in budget}
 
     def words(self, now: Mapping[str, Any]) -> list[str]:
         """Where it goes on, and what is no longer as it was."""
@@ -118,10 +130,17 @@ def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
 # ------------------------------------------------------------------------------------------- what is around the loop
 
 
-def surroundings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a number depends on besides the run: versions, the processor's capabilities, threads, what is in the files of its settings."""
+def surroundings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's numbers depend on besides its configuration: versions, the processor's capabilities, threads, what is in its files.
+
+    A ``module:name`` stands for the file of that module.
+    """
     computing = {name: version_of(name) for name in COMPUTING}
-    data = {str(value): digest(Path(value)) for value in settings.values() if isinstance(value, str | Path) and is_file(value)}
+    values: list[Any] = list(flat_config(recorded).values())
+    named = [str(item) for value in values for item in (cast("list[Any]", value) if isinstance(value, list | tuple) else [value])]
+    modules = [name for name in [*named, str(recorded.get("env_id")), str(recorded["algorithm"]["name"])] if ":" in name]
+    found = {name: str(getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)) for name in modules}
+    data = {name: digest(Path(file)) for name, file in [*zip(named, named, strict=True), *found.items()] if is_file(file)}
     return {
         **data,
         **versions(),

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
-from upslope.run.capsule import write_capsule
+from upslope.run.capsule import keep_capsule
 from upslope.run.checkpoints import tidy, write
-from upslope.run.evaluations import Failures, Point
+from upslope.run.evaluations import Failures, Point, Points
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite, is_kept, versions
 from upslope.run.health import WATCHED, findings, restarts_of
 from upslope.run.history import History
@@ -69,8 +69,7 @@ class Session:
         self.rows: list[dict[str, Any]] = []  # of each iteration what the learning curve and the last look at the run need
         self.row: dict[str, Any] = {}  # the last one, whole
         self.trained: Mapping[str, Any] = {}  # what the policy has been through, where its iteration is not written down yet
-        self.start: list[Point] = []  # the evaluation of the policy that training began with, where there was one
-        self.points: list[Point] = []  # and all others
+        self.points = Points()
         self.faults: list[str] = []  # what failed and did not end the run
         self.reached = False  # whether the goal that ends the run is reached
 
@@ -90,7 +89,7 @@ class Session:
         self.world = self.config.prepare()
         self.config = self.world.config
         with one_thread(self.world.policy):
-            self.surroundings = surroundings(flat_config(self.world.recorded()))
+            self.surroundings = surroundings(self.world.recorded())
         try:
             default = default_path(self.config.name, self.world.target, self.config.settings.seed)
             taken_up = None if self.resumed is None else RunFolder(self.resumed.path, base=self.base)
@@ -151,6 +150,8 @@ class Session:
 
     def _open(self) -> None:
         self.recorded_config = {**self.world.recorded(), "goal": self.world.good}
+        if self.resumed is not None and self.resumed.earlier:
+            self.recorded_config["earlier_budgets"] = self.resumed.earlier
         self.watch = Watch(self.world.policy)
         if self.resumed is None:
             self._write_config()
@@ -174,13 +175,11 @@ class Session:
     def _train(self) -> None:
         settings = self.config.settings
         if self.resumed is None:
-            self.start = self.world.begin(self)
+            self.points.first = self.world.begin(self)
         if self.signal is not None or (self.reached and self.resumed is None):
             return
         start = None if self.resumed is None else self.resumed.state["run"]
-        budget = self.world.budget
-        if start is not None and self.reached:  # all that is left is to look at it: no iteration more
-            budget = {unit: {"iterations": start["iteration"], "total_steps": start["total_steps"]}[unit] for unit in budget}
+        budget = self.resumed.spent(self.world.budget) if self.resumed is not None and self.reached else self.world.budget
         options: dict[str, Any] = {**budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
         train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=(self._after_iteration, *self.callbacks), **options)
 
@@ -200,7 +199,7 @@ class Session:
             self._remember_row(row)
             self.folder.append("metrics.jsonl", [row])
         if episodes:
-            history = self._history(self.points[-1] if self.points else None)
+            history = self._history(self.points.last)
             with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):  # said at the end
                 for words in self.watch.look(history, state.fraction):
                     self.note(words)
@@ -228,7 +227,7 @@ class Session:
         if result is None:
             return {}
         self._keep_best(result)
-        self.reached = self.world.reached(self.points)
+        self.reached = self.world.reached(self.points.later)
         spread = {"evaluation_std": result.std, "evaluation_episodes": float(result.episodes)}
         return {**result.row, **spread, "weight_change": self.watch.weight_change()}
 
@@ -237,9 +236,9 @@ class Session:
         point = result.point(self.trained.get("total_steps", 0))
         if point is None or not math.isfinite(point.mean):
             return
-        if not self.points or point.mean > max(earlier.mean for earlier in self.points):
-            self._save("best_policy")
-        self.points.append(point)
+        if self.points.is_best(point):
+            self._save("best_policy", {"evaluation": asdict(point)})
+        self.points.later.append(point)
 
     def _last_evaluation(self) -> Evaluated | None:
         """The final policy on fresh episodes; kept as the best where it is."""
@@ -248,7 +247,7 @@ class Session:
         except (RunFault, UsageError) as fault:
             self.faults.append(f"the final policy was not evaluated: {fault}")
             return None
-        if result is not None and (self.points or self.world.may_be_best):
+        if result is not None and (self.points.last or self.world.may_be_best):
             self._keep_best(result)
         return result
 
@@ -266,10 +265,10 @@ class Session:
             with self.pace.saving():
                 self._save()
 
-    def _save(self, name: str = "policy") -> None:
+    def _save(self, name: str = "policy", more: Mapping[str, Any] | None = None) -> None:
         progress = {counted: int(self.trained.get(counted, 0)) for counted in ("iteration", "total_steps")}
         planned = {f"planned_{counted.removeprefix('total_')}": count for counted, count in self.world.budget.items()}
-        self.world.save(self.folder, name, progress | planned)
+        self.world.save(self.folder, name, {**progress, **planned, **(more or {})})
 
     # ------------------------------------------------------------------------------------------------------- going on
 
@@ -284,8 +283,7 @@ class Session:
             self._save()
         try:
             session: dict[str, Any] = {name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")}
-            session |= {name: [asdict(point) for point in getattr(self, name)] for name in ("start", "points")}
-            session |= {"failures": self.failures.state_dict(), "watch": self.watch.state_dict()}
+            session |= {**self.points.state_dict(), "failures": self.failures.state_dict(), "watch": self.watch.state_dict()}
             state: dict[str, Any] = {"run": self.state.state_dict(), "session": session, "world": self.world.state_dict()}
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started
             state |= {"files": sizes(self.folder.path), "checksums": dict(self.folder.checksums), "surroundings": self.surroundings}
@@ -293,21 +291,18 @@ class Session:
         except RunFault:  # it cannot be written
             raise
         except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
-            self.faults.append(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
-            self.note(self.faults[-1])
+            self._say_at_the_end(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
         except (UsageError, TypeError) as why:
             self.not_resumable = f"this run cannot be resumed: {why}"
-            self.faults.append(self.not_resumable)
-            self.note(self.not_resumable)
+            self._say_at_the_end(self.not_resumable)
 
     def _capsule(self, fault: Diverged) -> None:
         """Keep what the iteration that diverged can be played again from."""
         iteration = 1 + (self.state.iteration if self.state is not None else 0 if self.resumed is None else self.resumed.iteration)
-        try:
-            capsule = self.folder.shown / write_capsule(self.folder.path, iteration, fault).name
-            words = f"`upslope replay {capsule}` repeats the iteration that diverged"
-        except (RunFault, UsageError) as why:
-            words = f"the iteration that diverged was not kept: {why}"
+        self._say_at_the_end(keep_capsule(self.folder.path, self.folder.shown, iteration, fault))
+
+    def _say_at_the_end(self, words: str) -> None:
+        """And now."""
         self.faults.append(words)
         self.note(words)
 
@@ -322,7 +317,7 @@ class Session:
             around = state["session"]
             self.failures.load_state_dict(around["failures"])
             self.watch.load_state_dict(around["watch"])
-            self.start, self.points = ([Point(**point) for point in around[name]] for name in ("start", "points"))
+            self.points.load_state_dict(around, Run.load(self.folder.path).written_with("best"))
             self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
             self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
             self.seconds_before = state["seconds"]
@@ -343,11 +338,9 @@ class Session:
         tidy(self.folder.path, self.resumed.iteration)
         (self.folder.path / "summary.json").unlink(missing_ok=True)
         self._write_config()
-        if changed := self.resumed.changed(self.surroundings):
-            self.faults.append(changed)
+        self.faults += [changed] if (changed := self.resumed.changed(self.surroundings)) else []
         if self.world.lost:
-            self.faults.append(self.world.lost)
-            self.note(f"warning: {self.world.lost}")
+            self._say_at_the_end(self.world.lost)
 
     def _write_config(self) -> None:
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
@@ -383,8 +376,8 @@ class Session:
         summary |= {"seed": self.config.settings.seed, "iterations": int(row.get("iteration", 0))}
         summary |= {"total_steps": int(row.get("total_steps", 0)), "train_seconds": seconds, "wall_seconds": 0.0}
         summary["steps_per_second"] = row["total_steps"] / seconds if seconds > 0 else 0.0
-        summary |= self.world.headline(result, self.points, reached=self.reached, failed=error is not None)
-        summary |= {"resumed_at": self.resumed_at} if self.resumed_at else {}
+        summary |= self.world.headline(result, self.points.known, reached=self.reached, failed=error is not None)
+        summary |= {"evaluations": len(self.points.later), **({"resumed_at": self.resumed_at} if self.resumed_at else {})}
         return summary | {"warnings": self._warnings(result)}
 
     def _warnings(self, result: Evaluated | None) -> list[str]:
@@ -392,14 +385,13 @@ class Session:
         final = None if result is None else result.point(self.trained.get("total_steps", 0))
         said = [*self.failures.warnings(), *self.faults, *restarts_of(self.rows)]
         try:
-            return [*said, *map(str, findings(self._history(final or (self.points[-1] if self.points else None))))]
+            return [*said, *map(str, findings(self._history(final or self.points.last)))]
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # metrics of anyone's own
             return [*said, f"its metrics cannot be judged: {describe_error(error)}"]
 
     def _history(self, final: Point | None) -> History:
         goal = final.mean if self.reached and final is not None else self.world.good  # as the evaluations before it have said
-        points = [*self.start, *self.points, *([final] if final is not None and final not in self.points else [])]
-        return History(self.rows, points, final, goal, self.world.action_dims, flat_config(self.recorded_config))
+        return History(self.rows, self.points.until(final), final, goal, self.world.action_dims, flat_config(self.recorded_config))
 
     @property
     def exit_code(self) -> int:

@@ -103,7 +103,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
             flat |= flat_config(cast("Mapping[str, Any]", value))
-        elif key not in ("format_version", "versions", "world", "env_id", "name", "needs", "goal"):
+        elif key not in ("format_version", "versions", "world", "env_id", "name", "needs", "goal", "earlier_budgets"):
             flat[key] = value
     return flat
 

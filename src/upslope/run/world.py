@@ -71,7 +71,7 @@ class World(Protocol[PolicyT]):
         """``config.json``."""
         return self.config.config()
 
-    def save(self, folder: RunFolder, name: str, progress: Mapping[str, int]) -> None:
+    def save(self, folder: RunFolder, name: str, progress: Mapping[str, Any]) -> None:
         """Write the policy, with how far it is."""
 
     def plan(self) -> list[str]:
