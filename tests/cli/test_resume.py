@@ -13,6 +13,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from safetensors.torch import load, save
 
 from tests.children import python
 from tests.cli.conftest import Answer, Command, good
@@ -21,6 +22,7 @@ from upslope.control.guard import Misbehaved
 from upslope.run.checkpoints import STATE, listed, newest, write
 from upslope.run.config import RunConfig
 from upslope.run.control import Control
+from upslope.run.evaluations import Point, Points
 from upslope.run.folder import Output, is_kept
 from upslope.run.replay import replay
 from upslope.run.resume import locked
@@ -81,6 +83,7 @@ def test_so_does_a_language_run_with_its_warm_start_and_its_reference(method: st
 
 def test_what_was_written_behind_the_checkpoint_is_computed_again(whole: Path, tmp_path: Path):
     chosen = stopped(tmp_path / "run", 4)
+    (tmp_path / "run" / "best_policy.safetensors").unlink()  # of a last evaluation, which a run that is killed does not make
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 5, "total_steps": 999}\n{"iteration": 6, "tot')
     chosen.session(Output(quiet=True), resumed=tmp_path / "run").run()
@@ -336,6 +339,73 @@ def test_an_iteration_is_played_again_with_the_budget_that_it_had(tmp_path: Path
         assert not replay(Run.load(run), config(total_steps=640), iteration).differs
     message = "iteration: no checkpoint is left between iteration 13 and 11, where the run's total_steps became 640 from 320"
     assert message in bad(cli("replay", run, "--iteration", "13"))
+
+
+def test_budgets_that_a_run_had_are_remembered_whatever_stops_it(tmp_path: Path, cli: Command):
+    """The first budget that an iteration had is its own: of several that were asked for at one checkpoint, too."""
+    run = tmp_path / "run"
+    stopped(run, 4, total_steps=640)
+    for budget in ("960", "1280"):  # each is killed before its first checkpoint
+        chosen = config(total_steps=int(budget))
+        session = chosen.session(Output(quiet=True, checkpoint_every=0), resumed=run)
+        session.callbacks = (lambda state: (_ for _ in ()).throw(KeyboardInterrupt()),)
+        session._checkpoint = lambda: None
+        session.run()
+        (run / "summary.json").unlink()
+    good(cli("resume", run))
+    assert json.loads((run / "config.json").read_text())["earlier_budgets"][0] == [4, 640]
+    assert not replay(Run.load(run), config(total_steps=1280), 3).differs
+
+
+def test_a_smaller_budget_than_was_spent_is_refused(tmp_path: Path, cli: Command):
+    stopped(tmp_path / "run", 4)
+    assert "total_steps: this run has made 12" in bad(cli("resume", tmp_path / "run", "--total-steps", "64"))
+
+
+@pytest.mark.parametrize("evaluation", [{"mean": "abc"}, {"total_steps": [1]}, {"mean": float("nan")}, None, "cut"])
+def test_a_damaged_best_policy_is_said_and_the_next_takes_its_place(evaluation, tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    stopped(run, 6, eval_every=32)
+    path = run / "best_policy.safetensors"
+    tensors, known = load(path.read_bytes()), Run.load(run).written_with("best")
+    changed = None if evaluation is None else {**known["evaluation"], **(evaluation if evaluation != "cut" else {})}
+    path.write_bytes(save(tensors, {"upslope": json.dumps({**known, "evaluation": changed})}))
+    if evaluation == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    answer = good(cli("resume", run))
+    assert "best_policy.safetensors is damaged (" in answer.out and "takes its place" in answer.out
+    assert json.loads((run / "summary.json").read_text())["best_return"] is not None
+
+
+@pytest.mark.parametrize("part", ["seconds", "surroundings", "iteration", "steps", "mean"])
+def test_states_that_cannot_be_are_damage(part: str, tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    stopped(run, 6, eval_every=32)
+    state = newest(run).state
+    if part == "seconds":
+        state["seconds"] = "a"
+    if part == "surroundings":
+        state["surroundings"] = [1]
+    if part == "iteration":
+        state["run"]["iteration"] = 10**30
+    if part == "steps":
+        state["run"]["total_steps"] = -5
+    if part == "mean":
+        state["session"]["points"][0]["mean"] = "x"
+    write(run, 6, state)
+    before = contents(run)
+    assert "is damaged: it holds no " in bad(cli("resume", run))
+    assert contents(run) == before
+
+
+def test_the_best_policy_is_not_lost_to_a_run_that_went_another_way():
+    points = Points()
+    points.later, points.kept = [Point(4000, 50.0, 0.0, 5), Point(5000, 100.0, 0.0, 5)], Point(5000, 200.0, 0.0, 5)
+    assert not points.is_best(Point(7000, 150.0, 0.0, 5)) and points.is_best(Point(7000, 201.0, 0.0, 5))
+    points.later.append(Point(8000, 120.0, 0.0, 5))
+    assert [point.total_steps for point in points.until(None)] == [4000, 5000, 5000, 8000]
+    points.later.insert(2, points.kept)
+    assert len(points.known) == 4
 
 
 def test_a_signal_while_the_end_is_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from upslope import A2C, GRPO, NPG, PPO, REINFORCE, SARSA, TRPO, OnlineActorCritic, control
-from upslope.control.restore import stacked, unstacked
+from upslope.control.restore import frozen, stacked, unstacked
 from upslope.run.checkpoints import read, write
 from upslope.run.train import RunState, train
 from upslope.run.verify import differences
@@ -166,13 +166,33 @@ class Forgets(Tells):
         super().set_state({**state, "count": 0})
 
 
-def test_what_an_environment_was_set_to_is_asked_for_again():
-    one, other = control.make(Forgets, 2, seed=1), control.make(Forgets, 2, seed=9)
+class TellsAll(Walk):
+    """Its generator too, whose state has integers of 128 bits."""
+
+    def get_state(self):
+        return {"place": self.place, "count": self.count, "generator": self.np_random.bit_generator.state}
+
+    def set_state(self, state):
+        self.place, self.count, self.np_random.bit_generator.state = np.array(state["place"]), state["count"], state["generator"]
+
+
+@pytest.mark.parametrize("env, well", [(Forgets, False), (TellsAll, True)])
+def test_what_an_environment_was_set_to_is_asked_for_again(env, well: bool, tmp_path: Path):
+    one, other = control.make(env, 2, seed=1), control.make(env, 2, seed=9)
     one.reset()
     for _ in range(4):
         one.step(np.array([[1, 2], [0, 1]]))
-    other.load_state_dict(one.state_dict())
-    assert "behind set_state(state), its get_state() says something else" in other.begun_anew
+    other.load_state_dict(read(write(tmp_path, 1, one.state_dict())))
+    assert other.begun_anew.endswith("" if well else "behind set_state(state), its get_state() says something else")
+    assert (other.begun_anew == "") is well
+
+
+@pytest.mark.parametrize("one, other", [("a", "ab"), (1, 1.9), (np.uint8(1), 257), (2**100, 2**100 + 1), (True, 1), ([1], [1, 2])])
+def test_states_are_the_same_to_the_bit_or_not(one, other):
+    assert frozen({"x": one}) != frozen({"x": other})
+    assert frozen({"x": one}) == frozen({"x": tuple(one) if isinstance(one, list) else one})
+    assert frozen(np.zeros(2, np.float32)) != frozen(np.zeros(2))
+    assert frozen({"x": float("nan"), "y": int("1" * 40)}) == frozen({"x": float("nan"), "y": int("1" * 40)})
 
 
 @pytest.mark.parametrize("env", ["BipedalWalker-v3", "LunarLander-v3"])

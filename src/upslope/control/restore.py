@@ -79,7 +79,7 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
             set_generator(guard, state["generator_now"])
         for wrapper in time_limits(guard):
             wrapper._elapsed_steps = state["elapsed_steps"]
-        if not equal(reported_state(guard.env).get("own"), state["own"]):
+        if frozen(reported_state(guard.env).get("own")) != frozen(state["own"]):
             raise ValueError("behind set_state(state), its get_state() says something else")
         guard._episode.total = state.get("total", 0.0)
         guard._episode.actions = None
@@ -122,14 +122,15 @@ def storable(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two states that can be stored are the same to the bit; a tuple is as good as a list."""
-    if is_kind(one, Mapping) and is_kind(other, Mapping):
-        return one.keys() == other.keys() and all(equal(part, other[name]) for name, part in one.items())
-    if isinstance(one, (AnyList, AnyTuple)) and isinstance(other, (AnyList, AnyTuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    array, again = np.asarray(one), np.asarray(other)
-    return array.shape == again.shape and array.tobytes() == again.astype(array.dtype).tobytes()
+def frozen(value: Any) -> Any:
+    """A state that can be stored in a form that is equal where the states are to the bit; a tuple is as good as a list."""
+    if is_kind(value, Mapping):
+        return {name: frozen(part) for name, part in value.items()}
+    if isinstance(value, (AnyList, AnyTuple)):
+        return [frozen(part) for part in value]
+    if is_kind(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    return repr(value.item() if is_kind(value, np.generic) else value)
 
 
 def new_world(env: Any) -> None:

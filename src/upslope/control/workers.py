@@ -371,7 +371,8 @@ def work(
         pipe.recv()
         pipe.send((None, False))
         return
-    vars(async_vector_env)["_async_worker"](index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone; what an environment raises goes there as an answer
+        vars(async_vector_env)["_async_worker"](index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
     end_group(signal.SIGTERM)
 
 

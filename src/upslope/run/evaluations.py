@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from upslope.errors import RunFault
+from upslope.errors import RunFault, UsageError, describe_error, require
 
 if TYPE_CHECKING:
     from upslope.records import State
+    from upslope.run.load import Run
 
 POINTS = 20  # evaluations of a run for which nothing was chosen
 SHARE = 0.2
@@ -45,8 +47,8 @@ class Points:
 
     @property
     def known(self) -> list[Point]:
-        steps = {point.total_steps for point in self.later}
-        return [*self.later, *([self.kept] if self.kept is not None and self.kept.total_steps not in steps else [])]
+        more = [] if self.kept is None or self.kept in self.later else [self.kept]
+        return sorted([*self.later, *more], key=lambda point: point.total_steps)
 
     @property
     def last(self) -> Point | None:
@@ -62,10 +64,23 @@ class Points:
     def state_dict(self) -> State:
         return {"start": [asdict(point) for point in self.first], "points": [asdict(point) for point in self.later]}
 
-    def load_state_dict(self, state: State, kept: Mapping[str, Any]) -> None:
-        """``kept``: what stands with the best policy that was saved."""
+    def load_state_dict(self, state: State) -> None:
         self.first, self.later = ([Point(**point) for point in state[name]] for name in ("start", "points"))
-        self.kept = Point(**kept["evaluation"]) if "evaluation" in kept else None
+
+    def keep(self, run: Run) -> list[str]:
+        """Take the evaluation of a stopped run's best policy; a sentence where it cannot be read, and the next best takes its place."""
+        path = run.path / ("best_policy" if run.world == "language" else "best_policy.safetensors")
+        try:
+            found: Any = run.written_with("best")
+            if "evaluation" in found:
+                self.kept = Point(**found["evaluation"])
+                numbers: tuple[Any, ...] = (self.kept.total_steps, self.kept.episodes, self.kept.mean, self.kept.std)
+                require(all(isinstance(number, int | float) and math.isfinite(number) for number in numbers), "no numbers")
+            require(bool(found) or not path.exists(), "no header")
+        except (UsageError, TypeError) as error:
+            self.kept = None
+            return [f"{path} is damaged ({describe_error(error)}); the next policy that is evaluated takes its place"]
+        return []
 
 
 class Schedule:

@@ -140,6 +140,14 @@ class Run:
         numbers = {key: value for key, value in self.written_with(which).items() if isinstance(value, int) and value >= 0}
         return numbers if {"iteration", "total_steps"} <= numbers.keys() else None
 
+    @property
+    def earlier_budgets(self) -> list[tuple[int, int]]:
+        """Budgets that it had before the present one, each with the last iteration that it was for."""
+        try:
+            return [(int(last), int(budget)) for last, budget in self.config.get("earlier_budgets", [])]
+        except (TypeError, ValueError) as error:
+            raise damaged(self.path / "config.json", "'earlier_budgets' is no list of pairs of numbers") from error
+
     def written_with(self, which: str) -> dict[str, Any]:
         """What stands with a saved policy: how far it is, with the best one its evaluation."""
         if self.world == "control":

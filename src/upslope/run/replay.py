@@ -148,7 +148,7 @@ def with_budget(config: RunConfig, run: Run, first: int, last: int) -> RunConfig
         UsageError: they had several.
     """
     unit = "iterations" if run.world == "language" else "total_steps"
-    earlier: list[list[int]] = run.config.get("earlier_budgets", [])
+    earlier = run.earlier_budgets
     now = getattr(config.settings, unit)
     before, planned = (next((budget for until, budget in earlier if i <= until), now) for i in (first, last))
     if before != planned:

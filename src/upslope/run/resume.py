@@ -68,18 +68,20 @@ class Stopped:
                 )
         unit = "iterations" if config.world == "language" else "total_steps"
         try:
-            state, reached, _ = found.state["run"], found.state["session"]["reached"], found.state["surroundings"]
+            check_state(found.state)
+            state, reached = found.state["run"], found.state["session"]["reached"]
             done = state["iteration" if unit == "iterations" else unit]
         except (KeyError, TypeError) as error:
             raise damaged(found.path, f"it holds no {error}") from error
-        planned = getattr(config.settings, unit)
+        planned, before, iteration = getattr(config.settings, unit), run.config["settings"].get(unit), state["iteration"]
         if run.finished and reached:
             raise AtItsEnd(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
         if run.finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
-        before, iteration = run.config["settings"].get(unit), state["iteration"]
-        earlier = [(last, budget) for last, budget in run.config.get("earlier_budgets", []) if last < iteration]
+        if done > planned and planned != before:
+            raise UsageError(f"{unit}: this run has made {done:,} already, found {planned:,}; go on to more, or leave it out")
+        earlier = [(min(last, iteration), budget) for last, budget in run.earlier_budgets]  # of several for an iteration the first is its
         earlier += [(iteration, before)] if before != planned else []
         return cls(run.path, found.state, found.passed_over, jump_of(config, done, before, planned), tuple(earlier), seen)
 
@@ -113,6 +115,23 @@ class Stopped:
         """What around the run is not what it was, and what that means; '' where all is."""
         found = differences(self.state["surroundings"], now)
         return f"not to the bit what it would have been: {found}" if found else ""
+
+
+def check_state(state: State) -> None:
+    """Look at what is used of a checkpoint before its parts are loaded.
+
+    Raises:
+        KeyError: something is not there.
+        TypeError: something is of another kind, or beyond what can be.
+    """
+    session, counts = state["session"], [state["run"][name] for name in ("iteration", "total_steps")]
+    numbers = [*counts, state["seconds"], *(point["mean"] for name in ("start", "points") for point in session[name])]
+    if not all(isinstance(number, int | float) and abs(number) < 2**53 for number in numbers) or any(
+        type(count) is not int or count < 0 for count in counts
+    ):
+        raise TypeError(f"counts and evaluations that can be, but {numbers!r:.80}")
+    if not all(isinstance(state[name], dict) for name in ("surroundings", "files", "checksums")):
+        raise TypeError("mappings where they should be")
 
 
 def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:

@@ -57,8 +57,7 @@ class Session:
         self.folder: RunFolder
         self.progress: Progress
         self.failures = Failures(config.settings)
-        self.pace = SavePace()
-        self.at_once, self.writing_end = False, False  # whether a first signal ends what goes on, or nothing does
+        self.pace, self.at_once, self.writing_end = SavePace(), False, False  # whether a first signal ends what goes on, or nothing does
         self.checkpoints = SavePace(CHECKPOINT_SHARE if output.checkpoint_every else math.inf, output.checkpoint_every)
         self.state: RunState | None = None
         self.updates: int | None = None
@@ -317,8 +316,9 @@ class Session:
             around = state["session"]
             self.failures.load_state_dict(around["failures"])
             self.watch.load_state_dict(around["watch"])
-            self.points.load_state_dict(around, Run.load(self.folder.path).written_with("best"))
-            self.faults, self.reached, self.trained = around["faults"], around["reached"], around["trained"]
+            self.points.load_state_dict(around)
+            self.reached, self.trained = around["reached"], around["trained"]
+            self.faults = around["faults"] + self.points.keep(Run.load(self.folder.path))
             self.resumed_at = [*around["resumed_at"], state["run"]["iteration"]]
             self.seconds_before = state["seconds"]
             self.row = dict(self.trained)

@@ -40,6 +40,8 @@ class Verdict:
     tensors: int
     rows: int
     resumed_at: int
+    warnings: Sequence[str] = ()
+    """what the resumed run said that the other one did not"""
 
 
 class StopAt:
@@ -85,7 +87,8 @@ def compared(whole: Path, killed: Path, resumed_at: int) -> Verdict:
     else:
         differs += ["state: a run has left no checkpoint"]
     count = sum(isinstance(leaf, torch.Tensor | np.ndarray) for state in states[:1] for _, leaf in leaves(state))
-    return Verdict(differs, count, len(rows), resumed_at)
+    said, more = ((Run.load(path).summary or {}).get("warnings", []) for path in (whole, killed))
+    return Verdict(differs, count, len(rows), resumed_at, [words for words in more if words not in said])
 
 
 def compared_parts(state: State) -> State:
