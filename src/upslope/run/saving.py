@@ -6,8 +6,8 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-SAVE_EVERY = 9.0
-"""Seconds of finished iterations that a killed process may lose: ten, with one in hand for an iteration that is longer than any before."""
+SAVE_EVERY = 8.0
+"""Seconds of finished iterations that a killed process may lose: ten, with two in hand for an iteration that is longer than any before."""
 SAVE_SHARE = 0.01
 """Share of the time that saving may take; a policy whose saving is dear is saved less often than every ``every`` seconds."""
 
