@@ -360,6 +360,8 @@ def test_budgets_that_a_run_had_are_remembered_whatever_stops_it(tmp_path: Path,
 def test_a_smaller_budget_than_was_spent_is_refused(tmp_path: Path, cli: Command):
     stopped(tmp_path / "run", 4)
     assert "total_steps: this run has made 12" in bad(cli("resume", tmp_path / "run", "--total-steps", "64"))
+    good(cli("resume", tmp_path / "run"))
+    assert "total_steps: this run has made 3" in bad(cli("resume", tmp_path / "run", "--total-steps", "64"))  # nor of one at its end
 
 
 @pytest.mark.parametrize("evaluation", [{"mean": "abc"}, {"total_steps": [1]}, {"mean": float("nan")}, None, "cut"])

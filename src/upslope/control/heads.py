@@ -8,8 +8,7 @@ action has no density, and a squashed action near ±1 has lost the digits that i
 Masks are boolean, True = legal: ``[*, n]`` for a categorical head, the factors' masks side by side ``[*, Σ nvec]`` for a
 multi-categorical one.
 
-The categorical head and the Gaussian one have compiled twins (``upslope.fast.formulas``), which do not see an edit here: train with
-``--no-fast`` then.
+The categorical head and the Gaussian one have compiled twins in ``upslope.fast.formulas``: behind an edit here, train with ``--no-fast``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
@@ -143,10 +141,8 @@ class Categorical(Head):
     def num_parameters(self) -> int:
         return self.n
 
-    sample = static(F.categorical_sample)
-    log_prob = static(F.categorical_log_prob)
-    entropy = static(F.categorical_entropy)
-    kl = static(F.categorical_kl)
+    sample, log_prob = static(F.categorical_sample), static(F.categorical_log_prob)
+    entropy, kl = static(F.categorical_entropy), static(F.categorical_kl)
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters if mask is None else parameters.masked_fill(~mask, -math.inf)).argmax(-1)
@@ -210,7 +206,7 @@ class MultiCategorical(Head):
         return sum(self.nvec)
 
     @cached_property
-    def _offset(self) -> NDArray[np.int64]:
+    def _offset(self) -> Array:
         return np.array(self.start or (0,) * len(self.nvec))
 
     def _factors(self, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
@@ -300,7 +296,7 @@ class Gaussian(Head):
         return np.array(self.low, self.dtype), np.array(self.high, self.dtype)
 
     @cached_property
-    def units(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def units(self) -> tuple[Array, Array]:
         """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's own units."""
         low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
         bounded = self.scaled & (low < high) & (np.maximum(abs(low), abs(high)) < STANDS_FOR_INFINITY)

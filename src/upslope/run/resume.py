@@ -74,13 +74,13 @@ class Stopped:
         except (KeyError, TypeError) as error:
             raise damaged(found.path, f"it holds no {error}") from error
         planned, before, iteration = getattr(config.settings, unit), run.config["settings"].get(unit), state["iteration"]
+        if done > planned and planned != before:
+            raise UsageError(f"{unit}: this run has made {done:,} already, found {planned:,}; go on to more, or leave it out")
         if run.finished and reached:
             raise AtItsEnd(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
         if run.finished and done >= planned:
             flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
             raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
-        if done > planned and planned != before:
-            raise UsageError(f"{unit}: this run has made {done:,} already, found {planned:,}; go on to more, or leave it out")
         earlier = [(min(last, iteration), budget) for last, budget in run.earlier_budgets]  # of several for an iteration the first is its
         earlier += [(iteration, before)] if before != planned else []
         return cls(run.path, found.state, found.passed_over, jump_of(config, done, before, planned), tuple(earlier), seen)

@@ -290,18 +290,18 @@ class Session:
         except RunFault:  # it cannot be written
             raise
         except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
-            self._say_at_the_end(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
+            self._warn(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
         except (UsageError, TypeError) as why:
             self.not_resumable = f"this run cannot be resumed: {why}"
-            self._say_at_the_end(self.not_resumable)
+            self._warn(self.not_resumable)
 
     def _capsule(self, fault: Diverged) -> None:
         """Keep what the iteration that diverged can be played again from."""
         iteration = 1 + (self.state.iteration if self.state is not None else 0 if self.resumed is None else self.resumed.iteration)
-        self._say_at_the_end(keep_capsule(self.folder.path, self.folder.shown, iteration, fault))
+        self._warn(keep_capsule(self.folder.path, self.folder.shown, iteration, fault))
 
-    def _say_at_the_end(self, words: str) -> None:
-        """And now."""
+    def _warn(self, words: str) -> None:
+        """Keep a sentence for the warnings of the summary, and say it at once."""
         self.faults.append(words)
         self.note(words)
 
@@ -340,7 +340,7 @@ class Session:
         self._write_config()
         self.faults += [changed] if (changed := self.resumed.changed(self.surroundings)) else []
         if self.world.lost:
-            self._say_at_the_end(self.world.lost)
+            self._warn(self.world.lost)
 
     def _write_config(self) -> None:
         self.folder.write_json("config.json", {"format_version": FORMAT_VERSION, **self.recorded_config, "versions": versions()})
