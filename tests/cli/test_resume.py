@@ -329,6 +329,12 @@ def test_the_best_policy_stays_the_best_when_a_run_goes_on(tmp_path: Path, cli: 
     assert (evaluation["mean"], evaluation["total_steps"]) == (after["best_return"], after["best_total_steps"])
 
 
+def test_a_budget_in_the_other_world_s_unit_is_refused(tmp_path: Path, cli: Command):
+    config().run(Output(out=tmp_path / "run", quiet=True))
+    message = "iterations: this run's budget is counted otherwise, found 50; name --total-steps instead"
+    assert message in bad(cli("resume", tmp_path / "run", "--iterations", "50"))
+
+
 def test_an_iteration_is_played_again_with_the_budget_that_it_had(tmp_path: Path, cli: Command):
     run = tmp_path / "run"
     config().run(Output(out=run, quiet=True, checkpoint_iterations=1))

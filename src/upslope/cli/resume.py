@@ -36,7 +36,8 @@ usage: upslope resume RUN [flags]
 
 Go on with the run in this folder from its newest checkpoint, as if it had never been stopped: the same numbers to the bit, in the
 same folder. Rows of metrics that were written behind the checkpoint are computed again. A checkpoint is written after the first
-iteration, every ten seconds, and where a signal ends the run; one that is damaged is passed over, which is said.
+iteration, every ten seconds, and where a signal ends the run; one that is damaged is passed over, which is said. Loggers and the pace
+of checkpoints change no number and are not remembered: name them again.
 
   upslope resume runs/ppo-CartPole-v1-0
   upslope resume runs/ppo-CartPole-v1-0 --total-steps 200000
@@ -52,6 +53,8 @@ def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
         again = given.get(name)
         same = again in (None, found) or (name == "env" and again == str(found).rpartition("-v")[0]) or (again and list(again) == found)
         require(bool(same), f"{name}: this run's is {found}, and it cannot go on with another one, {again}; name that one, or train anew")
+    other, unit = ("total_steps", "--iterations") if run.world == "language" else ("iterations", "--total-steps")
+    require(given.get(other) is None, f"{other}: this run's budget is counted otherwise, found {given.get(other)}; name {unit} instead")
     named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
     settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name, None)) is not None}
     return RunConfig.from_config(run.config, **named, **settings)
