@@ -139,6 +139,7 @@ def table(measures: dict[str, Record]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="runs of each preset (LunarLander: 5 at most)")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seeds from here on")
     parser.add_argument("--tasks", nargs="+", choices=sorted(GOALS), default=list(GOALS), help="all unless given")
     parser.add_argument("--methods", nargs="+", help="all unless given")
     parser.add_argument("--cores", type=int, nargs="+", default=[0], help="one process at a time on each")
@@ -177,7 +178,7 @@ def main() -> None:
             cores.put(core)
 
     wanted = [
-        (system, method, task, FIRST_SEED + number)
+        (system, method, task, args.first_seed + number)
         for system in (("upslope", "sb3") if args.peers else ("upslope",))
         for task in args.tasks
         for method in METHODS[task].split()
