@@ -1,6 +1,7 @@
 """The public names, and what importing them costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,13 @@ def test_modules_import_in_one_direction_and_seldom_in_functions():
                     reached.add(other)
                     ahead += graph[other]
             assert name not in reached, f"{name} imports itself"
+
+
+def test_the_oldest_tested_torch_is_the_first_that_is_allowed():
+    root = SOURCE.parents[1]
+    allowed = re.search(r'"torch>=([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8"))
+    tested = re.findall(r"torch==([\d.]+)", (root / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    assert allowed is not None and tested == [f"{allowed[1]}.0"]
 
 
 def test_no_bare_assert_reaches_a_user():
