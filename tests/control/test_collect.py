@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.control.worlds import MODES, Counting, Critic, Loop, SeededLength, make_counting, side_by_side
-from upslope import RunFault, UsageError, control
+from upslope import PPO, RunFault, UsageError, control, train
 
 
 def test_shapes_and_types():
@@ -184,3 +184,15 @@ def test_fresh_episodes_forget_the_running_return():
     control.Episodes(envs)(policy)
     returns = [total for i in range(3) for n in [Counting.lengths[(i + 1) % 4]] for total in np.cumsum(1 + 0.5 * np.arange(1, n + 1))]
     assert float(policy.reward_normalizer.moments.mean) == pytest.approx(np.mean(returns), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "collector", [lambda envs: control.Steps(envs, 4), control.Episodes, lambda envs: control.GroupedEpisodes(envs, 3)]
+)
+def test_a_policy_that_cannot_draw_is_refused_in_one_line(collector):
+    policy = Critic()
+    policy.sample = None
+    with pytest.raises(
+        UsageError, match=r"^policy: Critic has no sample; expected sample\(inputs: .*\) -> Sample, as SamplingPolicy says$"
+    ):
+        train(PPO(), policy, collector(make_counting()), iterations=1)
