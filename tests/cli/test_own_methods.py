@@ -119,6 +119,14 @@ def test_callbacks_and_loggers_work_with_a_folder(tmp_path: Path):
     assert run.summary is not None and run.summary["iterations"] == 3 and run.summary["status"] == "finished"
 
 
+def test_a_callback_may_come_alone(tmp_path: Path):
+    """As for ``train``."""
+    run = RunConfig.of("ppo", "CartPole-v1", **{**SMALL, "total_steps": 10_000}).run(
+        Output(out=tmp_path / "run", quiet=True), callbacks=lambda state: state.iteration == 2
+    )
+    assert run.summary is not None and run.summary["iterations"] == 2
+
+
 def test_a_logger_by_name(cli: Command):
     good(cli("train", "ppo", "CartPole-v1", "--total-steps", "64", *SHORT, "--logger", "own_methods:Notes", "--out", "run", "--quiet"))
     iterations = [str(row["iteration"]) for row in Run.load("run").metrics()]

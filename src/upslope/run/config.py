@@ -171,7 +171,7 @@ class RunConfig:
     def session(
         self,
         output: Output | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         loggers: Iterable[GivenLogger] = (),
         *,
         resumed: str | Path | None = None,
@@ -187,12 +187,14 @@ class RunConfig:
 
         return Session(self, output or Output(), callbacks, loggers, resumed)
 
-    def run(self, output: Output | None = None, *, callbacks: Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()) -> Run:
+    def run(
+        self, output: Output | None = None, *, callbacks: Callback | Iterable[Callback] = (), loggers: Iterable[GivenLogger] = ()
+    ) -> Run:
         """Train, evaluate, write the run folder; returns it loaded.
 
         Args:
             output: where the folder is, and what is printed.
-            callbacks: each is called after each iteration with the run's state; a true answer ends the run.
+            callbacks: one or several, called after each iteration with the run's state; a true answer ends the run.
             loggers: each is called with the row of each iteration and closed at the end; a class is made with ``(folder, config)``.
 
         Raises:

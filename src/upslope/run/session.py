@@ -45,13 +45,13 @@ class Session:
         self,
         config: RunConfig,
         output: Output,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         loggers: Iterable[GivenLogger] = (),
         resumed: str | Path | None = None,
     ) -> None:
         self.config, self.output = config, output
         self.resumed = None if resumed is None else Stopped.of(Run.load(resumed), config)
-        self.callbacks, self.given_loggers = tuple(callbacks), tuple(loggers)
+        self.callbacks, self.given_loggers = (callbacks,) if callable(callbacks) else tuple(callbacks), tuple(loggers)
         self.signal: int | None = None
         self.world: World[Any]
         self.folder: RunFolder
