@@ -203,6 +203,11 @@ def test_a_run_without_a_checkpoint_is_an_error(trained: Path, tmp_path: Path, c
     config().run(Output(out=tmp_path / "run", quiet=True))
     for path in listed(tmp_path / "run"):
         path.rename(tmp_path / path.name)
+    why = "this run is finished, and its folder has no checkpoint to go on from"
+    assert bad(cli("resume", tmp_path / "run")).endswith(f"{why}\n")
+    assert f"{why}; train anew for 640 steps" in bad(cli("resume", tmp_path / "run", "--total-steps", "640"))
+    (tmp_path / "run" / "summary.json").unlink()  # as after a kill in the first iteration
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
     assert "stopped before its first iteration ended, so there is no checkpoint" in bad(cli("resume", tmp_path / "run"))
 
 

@@ -61,19 +61,23 @@ class Stopped:
         """
         seen = (listed(run.path), run.finished)
         found = newest(run.path)
+        unit = "iterations" if config.world == "language" else "total_steps"
+        planned, before = getattr(config.settings, unit), run.config["settings"].get(unit)
+        if found is None and run.finished:
+            why = f"run folder {run.path}: this run is finished, and its folder has no checkpoint to go on from"
+            raise AtItsEnd(why) if planned == before else UsageError(f"{why}; train anew for {planned:,} {unit.removeprefix('total_')}")
         if found is None:
             with locked(run.path):  # no other process is about to write one
                 raise NoCheckpoint(
                     f"run folder {run.path}: it was stopped before its first iteration ended, so there is no checkpoint; train anew"
                 )
-        unit = "iterations" if config.world == "language" else "total_steps"
         try:
             check_state(found.state)
             state, reached = found.state["run"], found.state["session"]["reached"]
             done = state["iteration" if unit == "iterations" else unit]
         except (KeyError, TypeError) as error:
             raise damaged(found.path, f"it holds no {error}") from error
-        planned, before, iteration = getattr(config.settings, unit), run.config["settings"].get(unit), state["iteration"]
+        iteration = state["iteration"]
         if done > planned and planned != before:
             raise UsageError(f"{unit}: this run has made {done:,} already, found {planned:,}; go on to more, or leave it out")
         if run.finished and reached:
@@ -241,14 +245,14 @@ def cut(folder: Path, lengths: Mapping[str, int]) -> None:
                 raise files.cannot_write(path, error) from error
 
 
-HELD: set[int] = set()
+LOCKS: set[int] = set()
 """Descriptors of the locks that this process holds; what it forks lets go of them, lest an orphan keep a folder locked."""
 
 
 def let_go() -> None:
-    while HELD:
+    while LOCKS:
         with contextlib.suppress(OSError):
-            os.close(HELD.pop())
+            os.close(LOCKS.pop())
 
 
 if hasattr(os, "register_at_fork"):
@@ -278,8 +282,8 @@ def locked(folder: Path) -> Generator[None]:
             pass
         except OSError as error:
             raise UsageError(f"run folder {folder}: another process is writing there; wait for its end, or name another folder") from error
-        HELD.add(descriptor)
+        LOCKS.add(descriptor)
         try:
             yield
         finally:
-            HELD.discard(descriptor)
+            LOCKS.discard(descriptor)
