@@ -163,6 +163,9 @@ class LanguagePolicy(nn.Module):
 
         ``lora_rank`` trains low-rank adapters on every linear layer instead of the weights themselves.
 
+        On Linux a model on the processor also has glibc's allocator keep large blocks, in the whole process: passes are faster then, and
+        the memory of the largest one stays taken (:mod:`~upslope.language.machine`). A ``MALLOC_…`` environment variable prevents it.
+
         Raises:
             UsageError: in one line, whatever is wrong with the folder.
         """
