@@ -1,4 +1,4 @@
-"""How parameters move: gradient ascent (the library's only minus sign), natural gradients and trust regions, flat parameters."""
+"""How parameters move: gradient ascent (the readable update's one minus sign), natural gradients and trust regions, flat parameters."""
 
 from upslope.updates.ascent import Ascent, AscentState
 from upslope.updates.flat import FlatParameters

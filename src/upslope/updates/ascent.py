@@ -1,6 +1,6 @@
 """Gradient ascent on an algorithm's objective: epochs of shuffled minibatches, norm clip, Adam.
 
-Adam minimises, so it is handed **minus** the objective's gradient: the one minus sign of the library stands here.
+Adam minimises, so it is handed **minus** the objective's gradient: the one minus sign of the readable update stands here.
 The compiled twin for MLP policies is ``upslope.fast``; a test holds both to the same parameters. It does not see an edit of this file:
 train with ``--no-fast`` then.
 
@@ -141,7 +141,7 @@ class Ascent:
         log_ratio = metrics.pop("log_ratio", None)
         if first and log_ratio is not None and (largest := log_ratio.abs().masked_fill(~part.mask, 0.0).max().item()) > RATIO_TOLERANCE:
             check_first_ratio(largest, policy, part)
-        torch.autograd.backward(-objective, inputs=state.parameters)  # the only minus sign: Adam minimizes
+        torch.autograd.backward(-objective, inputs=state.parameters)  # the one minus sign, as Adam minimizes; the compiled twin has its own
         return {"objective": objective.detach(), **metrics}
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:
