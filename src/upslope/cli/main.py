@@ -40,14 +40,15 @@ COMMANDS = {
     "variance": "measure gradient estimators on the same samples at a fixed policy",
     "list": "show algorithms, tuned presets and what they reach",
 }
-"""Name, which is (with _ for -) also that of the module with ``COMMAND(words) -> exit code``, and the line that the overview shows."""
+"""Name, and the line that the overview shows. The module of that name (``_`` for ``-``) has a ``COMMAND``: called with the words behind
+the name, it returns the exit code."""
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST)
 """What the system says of a file or folder that was named and cannot be used."""
 
 LONG_WORD = re.compile(r"\S{400,}")
-LONGEST = 1000
-"""What no message repeats as a whole; characters of a message."""
+MAX_MESSAGE = 1000
+"""What no message repeats as a whole; the most characters that a message has."""
 
 HELP = """\
 upslope: policy gradients, from a bandit to a language model.
@@ -124,7 +125,7 @@ def failed(error: Exception, code: int) -> int:
     else:
         message = f"{describe_error(error)}; UPSLOPE_TRACEBACK=1 shows where"
     shorter = LONG_WORD.sub(lambda word: f"{word[0][:80]}… ({len(word[0])} characters)", message)
-    print(f"upslope: {one_line(shorter, LONGEST)}", file=sys.stderr)
+    print(f"upslope: {one_line(shorter, MAX_MESSAGE)}", file=sys.stderr)
     return code
 
 

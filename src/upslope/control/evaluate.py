@@ -63,7 +63,7 @@ class EvaluationResult:
 
 
 class OneEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Stands still behind the end of an episode until a reset with a seed: nobody waits for what nobody counts."""
+    """Does nothing behind the end of an episode until a reset with a seed: steps that do not count take no time."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)

@@ -23,7 +23,7 @@ from upslope.errors import UsageError, require, unknown
 from upslope.typed import from_numpy
 
 FEATURES = ("linear", "tiles", "fourier")
-MAX_FEATURES = 2**22  # beyond this a table of weights is a slip of the keyboard
+MAX_FEATURES = 2**22  # larger tables of weights are refused: most likely a setting was mistyped
 
 
 class Features(ABC):

@@ -198,7 +198,7 @@ def kill_group(pid: int | None) -> None:
 class Line:
     """A worker's pipe, whose answers may be late, missing or unreadable, and then raise :class:`Misbehaved`.
 
-    What its worker was last reset with is kept for another one, and so is that one's first state, ``held`` until the next step.
+    What its worker was last reset with is kept for another one, and so is that one's ``first_state``, until the next step shows it.
     """
 
     def __init__(self, pipe: Any, process: Any, index: int, workers: Workers) -> None:
@@ -206,7 +206,7 @@ class Line:
         self.name, self.seconds = f"worker {index} (of {workers.num_envs}, from 0)", workers.step_timeout
         self.asked, self.since, self.busy, self.late = "", 0.0, False, False
         self.workers, self.again, self.seed, self.reset_with = weakref.proxy(workers), 0, 0, {}
-        self.over, self.by_pipe, self.held, self.times = False, False, None, 1
+        self.over, self.by_pipe, self.first_state, self.times = False, False, None, 1
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # where both are collected as garbage, the pipe may have been first
@@ -216,10 +216,10 @@ class Line:
         """``num_steps``: how many steps the answer takes, each of which has its time, where it is not one."""
         self.asked, self.since, self.busy = ASKED.get(message[0], message[0]), time.monotonic(), True
         self.times = 1 + num_steps
-        if message[0] == "step" and self.held is not None:
+        if message[0] == "step" and self.first_state is not None:
             return
         if message[0] == "reset":
-            self.seed, self.held, self.reset_with = message[1]["seed"] or self.seed, None, message[1]
+            self.seed, self.first_state, self.reset_with = message[1]["seed"] or self.seed, None, message[1]
         try:
             self.pipe.send(message)
         except OSError as error:
@@ -228,8 +228,8 @@ class Line:
 
     def recv(self) -> Any:
         """The answer; of a step that was lost with its worker, the end of its episode."""
-        if self.asked == "step" and self.held is not None:
-            (seen, info), self.held, self.over, self.busy = self.held, None, False, False
+        if self.asked == "step" and self.first_state is not None:
+            (seen, info), self.first_state, self.over, self.busy = self.first_state, None, False, False
             return (self.put(seen), 0.0, False, False, info), True
         try:
             answer = self.received()
@@ -280,7 +280,7 @@ class Line:
         if over:
             return self.put(seen), 0.0, False, False, info
         workers.on_restart(self.index)
-        self.held, self.over = (seen, info), True
+        self.first_state, self.over = (seen, info), True
         return None, 0.0, False, True, {}
 
     def renew(self) -> None:

@@ -160,7 +160,7 @@ class Language(World[LanguagePolicy]):
             session.save_in_time()
             return session.stopped or (state.iteration % 10 == 0 and reached())
 
-        if self.config.policy.model != "tiny" and reached():  # at the answers of a fresh one nobody need look
+        if self.config.policy.model != "tiny" and reached():  # a tiny one is made at random and cannot answer yet
             session.note(f"warm start: not needed, {found['accuracy']:.0%} of training problems are answered right already")
             return
         rise = settings.warm_start_iterations / 20  # the learning rate reaches its full size in twenty steps
