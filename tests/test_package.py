@@ -48,16 +48,15 @@ def imports_of(node: ast.AST, *, inside: bool = False) -> Iterator[tuple[str, bo
 def test_modules_import_in_one_direction_and_seldom_in_functions():
     """Functions import only what would be dear to load before it is needed; and nothing that imports them, however deep."""
     found = {name: list(imports_of(ast.parse(path.read_text(encoding="utf-8")))) for name, path in MODULES.items()}
-    assert len({(name, other) for name, imports in found.items() for other, inside in imports if inside}) < 15
+    assert len({(name, other) for name, imports in found.items() for other, inside in imports if inside}) <= 13
     graph = {name: {other for other, _ in imports if other in MODULES and other != name} for name, imports in found.items()}
     for name in graph:
-        if name.startswith(("upslope.run.", "upslope.cli.", "upslope.studies.")):
-            reached, ahead = set(), list(graph[name])
-            while ahead:
-                if (other := ahead.pop()) not in reached:
-                    reached.add(other)
-                    ahead += graph[other]
-            assert name not in reached, f"{name} imports itself"
+        reached, ahead = set(), list(graph[name])
+        while ahead:
+            if (other := ahead.pop()) not in reached:
+                reached.add(other)
+                ahead += graph[other]
+        assert name not in reached, f"{name} imports itself"
 
 
 def test_the_oldest_tested_torch_is_the_first_that_is_allowed():

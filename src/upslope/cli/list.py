@@ -21,7 +21,7 @@ def show(plain: list[str], values: dict[str, Any]) -> int:
     both = ", ".join(name for name in language if name in control)
     print(f"\nFor language models (upslope train ALGORITHM --model MODEL --task TASK):\n  {both}, and")
     print_methods({name: method for name, method in language.items() if name not in control})
-    from upslope.control.presets import PRESETS
+    from upslope.control.presets import PRESETS  # loads PyTorch and Gymnasium
 
     print("\nPresets (the defaults for these tasks; any other Gymnasium task works too).")
     print("final: interquartile mean over fresh seeds of the final policy, with its 95 % interval;")

@@ -82,7 +82,7 @@ def loaded(name: str, source: bytes, text: Callable[[Any], str]) -> Any:
     machine = target_machine(llvm)
     path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
     if (code := read(path)) is None:
-        from upslope.fast import translate
+        from upslope.fast import translate  # a dear import, and seldom needed: mostly the file is there
 
         code = write(path, compiled(llvm, machine, text(translate)))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import UsageError, require
-from upslope.language import models, plain
+from upslope.language import models, plain, pretrained
 from upslope.language.architecture import BRIEF, inspect, inspect_beyond
 from upslope.language.attention import Packed, borrowed
 from upslope.language.checks import Prompt
@@ -169,21 +169,20 @@ class LanguagePolicy(nn.Module):
         Raises:
             UsageError: in one line, whatever is wrong with the folder.
         """
-        from upslope.language.pretrained import VALUE_HEAD, load, load_value_head, with_adapters  # loads AutoModel
-
-        model, tokenizer = load(name_or_folder)
+        model, tokenizer = pretrained.load(name_or_folder)
         policy = cls(model, tokenizer, **options)
         if policy.device.type == "cpu":
             keep_large_blocks()
-        if policy.body.value_head is not None and (Path(name_or_folder) / VALUE_HEAD).exists():
-            load_value_head(policy.body.value_head, Path(name_or_folder))
-        return policy if lora_rank is None else with_adapters(policy, lora_rank)
+        if policy.body.value_head is not None and (Path(name_or_folder) / pretrained.VALUE_HEAD).exists():
+            pretrained.load_value_head(policy.body.value_head, Path(name_or_folder))
+        if lora_rank is not None:
+            policy.adapter[:] = [pretrained.with_adapters(policy.model, lora_rank)]
+        return policy
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
         """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless told otherwise."""
-        from upslope.language.pretrained import save  # likewise
-
-        save(self, Path(folder), dtype=dtype, merge=merge)
+        parts = (self.model, self.tokenizer, self.adapter[0] if self.adapter else None, self.body.value_head)
+        pretrained.save(Path(folder), *parts, dtype=dtype, merge=merge)
 
     def frozen(self) -> Self:
         """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""

