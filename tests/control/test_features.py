@@ -1,4 +1,4 @@
-"""Fixed features and the policies linear in them; gradients by hand against autograd."""
+"""Fixed features and the policies linear in them; gradients against their formulas."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from upslope import PPO, Ascent, UsageError, control, train
 from upslope.algorithms.online import gradients
@@ -95,18 +96,20 @@ def filled(space, action_space, **options) -> LinearPolicy:
 
 
 @pytest.mark.parametrize("features", ["linear", "tiles", "fourier"])
-def test_gradients_by_hand_are_autograds(features):
+def test_gradients_of_one_state_are_their_formulas(features):
+    """``∇w v̂ = x``, ``∇Θ log π_a = x (e_a − p)ᵀ``; the fast twin's are compared in tests/fast/test_linear.py."""
     policy = filled(SQUARE, spaces.Discrete(3), features=features, num_tiles=3)
     parameters = tuple(policy.parameters())
     for point in points(5):
         inputs = policy.inputs(point[None])
+        x = inputs["observation"][0]
+        x = x.double() if x.is_floating_point() else torch.zeros(policy.features.size, dtype=torch.float64).index_fill(0, x, 1.0)
+        probabilities = (x @ policy.network.actor).softmax(-1)
         for number in range(3):
-            action = torch.tensor([number])
-            found = policy.gradients(inputs, action, parameters)
-            new = policy.evaluate(**inputs, action=action)
-            assert found[0] == pytest.approx(new.value.item(), abs=1e-12)
-            for mine, output in ((found[1], new.value), (found[2], new.log_prob)):
-                wanted = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
+            value, value_gradient, score = gradients(policy, inputs, torch.tensor([number]), parameters)
+            assert value == pytest.approx((x @ policy.network.critic).item(), abs=1e-12)
+            direction = nn.functional.one_hot(torch.tensor(number), 3) - probabilities
+            for mine, wanted in ((value_gradient, (None, x)), (score, (torch.outer(x, direction), None))):
                 for a, b in zip(mine, wanted, strict=True):
                     assert (a is None) == (b is None)
                     assert a is None or torch.allclose(a, b, rtol=0, atol=1e-12)
@@ -116,7 +119,6 @@ def test_other_heads_are_left_to_autograd():
     policy = filled(SQUARE, LINE, features="tiles", num_tiles=3)
     parameters = tuple(policy.parameters())
     inputs, action = policy.inputs(points(1)), torch.tensor([[0.3]], dtype=torch.float64)
-    assert policy.gradients(inputs, action, parameters) is None
     _, value_gradient, score = gradients(policy, inputs, action, parameters)
     assert [g is None for g in value_gradient] == [True, False, True] and [g is None for g in score] == [False, True, False]
 

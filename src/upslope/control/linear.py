@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upslope.control.actor_critic import ActorCritic, Inputs
-from upslope.control.heads import Categorical
+from upslope.control.actor_critic import ActorCritic
 from upslope.control.images import ImageChoice
 from upslope.control.kinds import Array, Box
 from upslope.control.spaces import Encoder, Space, short, spaces_of
@@ -204,31 +203,3 @@ class LinearPolicy(ActorCritic):
         vector = tensors["observation"]
         tensors["observation"] = from_numpy(self.features(vector.cpu().numpy())).to(vector.device)
         return tensors
-
-    @torch.no_grad()
-    def value(self, inputs: Inputs) -> Tensor | None:
-        if inputs["observation"].dim() > 2:
-            return super().value(inputs)
-        critic: Any = self.network.critic
-        return None if critic is None else product(inputs["observation"], critic)
-
-    @torch.no_grad()
-    def gradients(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
-        """``(v̂, ∇v̂, ∇log π)`` of one state by hand: ``∇w v̂ = x``, ``∇Θ log π_a = x (e_a − p)ᵀ`` (FORMULAS section 1).
-
-        None where autograd has to say it: other heads than a plain softmax, action masks, frozen parameters.
-        """
-        actor, critic = self.network.actor, self.network.critic
-        if type(self.head) is not Categorical or "action_mask" in inputs or len(parameters) != 2 or not isinstance(critic, nn.Parameter):
-            return None
-        x = inputs["observation"]
-        logits = product(x, actor)[0]  # pyright: ignore[reportArgumentType]
-        direction = -logits.softmax(-1)
-        direction[action[0]] += 1.0
-        if x.is_floating_point():
-            x = x[0].to(critic.dtype)
-            return float(x @ critic), (None, x), (torch.outer(x, direction), None)
-        score, value_gradient = torch.zeros_like(actor), torch.zeros_like(critic)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        score[x[0]] = direction
-        value_gradient[x[0]] = 1.0
-        return float(critic[x[0]].sum()), (None, value_gradient), (score, None)

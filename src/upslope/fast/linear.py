@@ -85,11 +85,13 @@ class FastLinear(PolicyProxy):
         return torch.from_numpy(product(inputs["observation"].numpy()[0], critic).reshape(1))
 
     def gradients(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
-        """The twin of ``LinearPolicy.gradients``: ``(v̂, ∇v̂, ∇log π)``."""
+        """``(v̂, ∇v̂, ∇log π)`` of one state by hand: ``∇w v̂ = x``; of a softmax ``∇Θ log π_a = x (e_a − p)ᵀ`` (FORMULAS section 1), of a
+        Gaussian ``∇Θ log π_a = x ((a − Θᵀx)/σ²)ᵀ`` and ``∇log σ = ((a − Θᵀx)/σ)² − 1``. None where autograd has to say it.
+        """
         actor, critic, log_std = self.arrays
         count = 2 if log_std is None else 3
         if critic is None or len(parameters) != count or not single(inputs) or self.epsilon is not None:
-            return self.policy.gradients(inputs, action, parameters)
+            return None
         x = inputs["observation"].numpy()[0]
         value, by_critic = float(product(x, critic)), outer(x, np.ones((), np.float32), critic)
         if log_std is None:
