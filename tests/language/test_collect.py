@@ -207,6 +207,12 @@ def test_the_penalty_counts_wherever_the_score_does():
     assert beyond.metrics["groups_with_spread"] == 0.0
 
 
+def test_a_reward_that_never_spoke_has_no_mean():
+    silent = Rewards.of(lambda *, completions: [None] * len(completions), num_a, weights=[0, 1])
+    found = collector(silent)(policy_for()).metrics
+    assert found["reward/num_a"] == found["reward"] and "reward/<lambda>" not in found and found["rewards_none"] == 12
+
+
 def test_completions_without_a_score_dilute_neither_averages_nor_weights():
     """Half of the completions have no score: the metrics and the gradient are those of the other half alone."""
     policy = policy_for()

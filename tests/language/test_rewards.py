@@ -49,8 +49,8 @@ def message_of(error, rewards, completions, **columns):
 def test_the_score_is_the_weighted_sum():
     found = run(Rewards.of(lengths, constant(2), weights=[0.5, -1]), ["a", "bbb"])
     assert found.scores == [-1.5, -0.5]
-    assert found.parts == {"lengths": [1.0, 3.0], "<lambda>": [2.0, 2.0]} and found.means == {"lengths": 2.0, "<lambda>": 2.0}
-    assert (found.num_missing, found.num_none, found.num_raised, found.num_timed_out, found.num_retried) == (0, 0, 0, 0, 0)
+    assert found.parts == {"lengths": [1.0, 3.0], "<lambda>": [2.0, 2.0]}
+    assert (found.num_none, found.num_raised, found.num_timed_out, found.num_retried) == (0, 0, 0, 0)
     assert found.first_error == ""
 
 
@@ -131,14 +131,14 @@ def unsure(*, completions, **_):
 
 def test_a_reward_that_says_none_abstains_and_the_others_are_added():
     found = run(Rewards.of(unsure, lengths, weights=[1, 2]), ["?", "ab"])
-    assert found.scores == [2.0, 5.0] and found.parts["lengths"] == [1.0, 2.0] and found.means["lengths"] == 1.5
-    assert (found.num_missing, found.num_none, found.num_raised) == (0, 1, 0)
+    assert found.scores == [2.0, 5.0] and found.parts == {"unsure": [None, 1.0], "lengths": [1.0, 2.0]}
+    assert (found.num_none, found.num_raised) == (1, 0)
     assert found.first_error == "reward unsure said None (item 1)"
 
 
 def test_an_item_about_which_no_reward_speaks_has_no_score():
     found = run(Rewards.of(unsure, lambda completions: [None, 4.0], lengths, weights=[1, 1, 0]), ["?", "ab"])
-    assert found.scores == [None, 5.0] and found.num_missing == 1 and found.num_none == 2
+    assert found.scores == [None, 5.0] and found.num_none == 2
 
 
 def test_an_item_that_a_reward_failed_on_has_no_score_whatever_the_others_say():
@@ -153,7 +153,7 @@ def test_an_item_that_a_reward_failed_on_has_no_score_whatever_the_others_say():
 
 def test_a_reward_of_weight_zero_is_logged_and_masks_nothing():
     found = run(Rewards.of(constant(None), lengths, weights=[0, 1]), ["a", "bb"])
-    assert found.scores == [1.0, 2.0] and found.num_none == 2 and "<lambda>" not in found.means
+    assert found.scores == [1.0, 2.0] and found.num_none == 2 and found.parts["<lambda>"] == [None, None]
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, UsageError, KeyError])
@@ -427,7 +427,7 @@ def test_every_built_in_reward_works_in_rewards_and_says_its_name():
     arguments = {"required": ":3", "optional": "", "none": ""}
     rewards = Rewards.of(*(builtin(name + arguments[wants]) for name, (_, wants) in BUILTIN.items()))
     found = run(rewards, ["3", "x"], answer=["3", "4"])
-    assert found.num_missing == 0 and {part.name.partition(":")[0] for part in rewards.parts} == set(BUILTIN)
+    assert None not in found.scores and {part.name.partition(":")[0] for part in rewards.parts} == set(BUILTIN)
 
 
 def test_a_task_s_own_reward_works_in_rewards():

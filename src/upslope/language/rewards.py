@@ -57,16 +57,6 @@ class Scores:
     num_retried: int = 0
     first_error: str = ""
 
-    @property
-    def num_missing(self) -> int:
-        return sum(score is None for score in self.scores)
-
-    @property
-    def means(self) -> dict[str, float]:
-        """The mean of every reward over the items that it scored; a reward that scored none is left out."""
-        scored = {name: [value for value in values if value is not None] for name, values in self.parts.items()}
-        return {name: math.fsum(values) / len(values) for name, values in scored.items() if values}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
