@@ -83,23 +83,9 @@ def test_shapes_and_dtypes(name: str, lead: tuple[int, ...]) -> None:
     assert action.shape == (*lead, *head.stored_shape) == head.mode(p).shape
     continuous = isinstance(head, Gaussian)
     assert action.dtype == head.mode(p).dtype == (torch.float32 if continuous else torch.int64)
-    for number in (head.log_prob(p, action), head.entropy(p), head.kl(p, p), *head.score(p, action)):
+    for number in (head.log_prob(p, action), head.entropy(p), head.kl(p, p)):
         assert number.shape == lead
         assert number.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_score_is_log_prob_and_entropy(name: str) -> None:
-    head = HEADS[name]
-    p = parameters_for(head, 6).requires_grad_()
-    action = head.sample(p.detach(), torch.Generator().manual_seed(3))
-    weight = torch.linspace(-1, 2, 6, dtype=torch.float64)
-    log_prob, entropy = head.score(p, action)
-    (gradient,) = torch.autograd.grad((weight * log_prob).sum() + (entropy * weight.flip(0)).sum(), p)
-    apart = head.log_prob(p, action), head.entropy(p)
-    (wanted,) = torch.autograd.grad((weight * apart[0]).sum() + (apart[1] * weight.flip(0)).sum(), p)
-    torch.testing.assert_close((log_prob, entropy), apart, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["categorical", "multi", "bernoulli"])
@@ -239,13 +225,12 @@ def test_masked_numbers_are_those_of_the_legal_actions_alone(masked: tuple[Head,
     torch.testing.assert_close(head.kl(p, q, mask), small.kl(p[kept], q[kept]), rtol=1e-12, atol=1e-12)
     action = head.mode(p, mask)
     torch.testing.assert_close(head.log_prob(p, action, mask), small.log_prob(p[kept], small.mode(p[kept])), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(head.score(p, action, mask), (head.log_prob(p, action, mask), head.entropy(p, mask)))
 
 
 def test_masked_logits_get_no_gradient(masked: tuple[Head, Tensor, Tensor]) -> None:
     head, p, mask = masked
     z, other = p.clone().requires_grad_(), parameters_for(head, seed=9)
-    log_prob, entropy = head.score(z, head.mode(p, mask), mask)
+    log_prob, entropy = head.log_prob(z, head.mode(p, mask), mask), head.entropy(z, mask)
     (gradient,) = torch.autograd.grad(log_prob + entropy + head.kl(z, other, mask), z)
     assert gradient.isfinite().all()
     assert (gradient[~mask] == 0).all()
@@ -256,7 +241,7 @@ def test_one_legal_action_is_certain() -> None:
     head, mask = Categorical(4), torch.tensor([False, False, True, False])
     p = parameters_for(head).requires_grad_()
     assert int(head.sample(p.detach(), None, mask)) == int(head.mode(p, mask)) == 2
-    log_prob, entropy = head.score(p, torch.tensor(2), mask)
+    log_prob, entropy = head.log_prob(p, torch.tensor(2), mask), head.entropy(p, mask)
     (gradient,) = torch.autograd.grad(log_prob + entropy, p)
     assert log_prob.tolist() == entropy.tolist() == 0
     assert (gradient == 0).all()
@@ -346,7 +331,7 @@ def test_beta_is_finite_for_extreme_parameters() -> None:
     head = Beta(1, (0.0,), (1.0,))
     p = torch.tensor([[-40.0, -40.0], [60.0, -40.0], [-40.0, 60.0], [60.0, 60.0]], requires_grad=True)
     action = head.sample(p.detach(), torch.Generator().manual_seed(0))
-    log_prob, entropy = head.score(p, action)
+    log_prob, entropy = head.log_prob(p, action), head.entropy(p)
     (log_prob + entropy).sum().backward()
     assert torch.isfinite(torch.stack([log_prob, entropy])).all()
     assert p.grad is not None and p.grad.isfinite().all()

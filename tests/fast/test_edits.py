@@ -16,7 +16,7 @@ pytest.importorskip("llvmlite")
 SCRIPT = """
 import json, sys
 import torch
-from upslope import PPO, Ascent, control, train
+from upslope import PPO, SARSA, Ascent, OnlineActorCritic, control, train
 from upslope.fast.twins import explain
 
 class Mine(PPO):
@@ -33,10 +33,18 @@ for name, kind, options in (("PPO", PPO, {}), ("Mine", Mine, {}), ("surrogate", 
         envs = control.make("CartPole-v1", num_envs=4, seed=0)
         policy = control.MLPPolicy.for_envs(envs, hidden_sizes=(8,), seed=0)
         algorithm = kind(update=Ascent(learning_rate=1e-2, max_grad_norm=None, target_kl=None), **options)
-        assert explain(algorithm, policy).endswith("--no-fast runs it in PyTorch")
+        said = explain(algorithm, policy)
+        assert said.endswith("--no-fast runs it in PyTorch") or "its Categorical head computes something else" in said
         state = train(algorithm, policy, control.Steps(envs, num_steps=16, seed=0), iterations=1, fast=fast, progress=False)
         gradient = state.update_state.moments[0][0]
         found[f"{name} {'fast' if fast else 'readable'}"] = float(gradient.abs().sum())
+        envs.close()
+for name, algorithm, options in (("linear", OnlineActorCritic(), {}), ("greedy", SARSA(), {"epsilon": 0.3, "critic": False})):
+    for fast in (True, False):
+        envs = control.make("Acrobot-v1", num_envs=1, seed=0)
+        policy = control.LinearPolicy.for_envs(envs, features="tiles", num_tiles=2, num_tilings=2, **options)
+        state = train(algorithm, policy, control.Stream(envs, num_steps=64, seed=0), iterations=1, fast=fast, progress=False)
+        found[f"{name} {'fast' if fast else 'readable'}"] = float(sum(p.detach().abs().sum() for p in policy.parameters()))
         envs.close()
 print(json.dumps(found))
 """
@@ -47,11 +55,18 @@ EDITS = {
     "functional/surrogates.py": {
         "if dual_clip is None:\n        return surrogate\n": "if dual_clip is None:\n        return 3.0 * surrogate\n"
     },
+    "functional/distributions.py": {
+        "return -(log_p.exp() * log_p.clamp(": "return -3.0 * (log_p.exp() * log_p.clamp(",
+        "return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)": "return 2.0 * log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)",
+    },
+    "control/heads.py": {"best / best.sum(-1, keepdim=True)": "best * 0.5"},
     "the user's own": {"return 1.0 * value": "return 5.0 * value", "return 1.0 * (log_prob": "return 7.0 * (log_prob"},
 }
 CHANGED = {
     "algorithms/ppo.py": {"PPO", "Mine", "surrogate"},
     "functional/surrogates.py": {"PPO", "Mine"},
+    "functional/distributions.py": {"PPO", "Mine", "surrogate", "linear"},
+    "control/heads.py": {"greedy"},
     "the user's own": {"Mine", "surrogate"},
 }
 
@@ -89,7 +104,7 @@ def test_an_edit_changes_the_next_run(copied, edit):
         path.write_text(text)
     else:
         after = run(folder, edited(SCRIPT, edit))
-    for name in ("PPO", "Mine", "surrogate"):
+    for name in ("PPO", "Mine", "surrogate", "linear", "greedy"):
         for fast in ("fast", "readable"):
             size, size_before = after[f"{name} {fast}"], before[f"{name} {fast}"]
             assert (abs(size - size_before) > 1e-2 * size_before) == (name in CHANGED[edit]), (name, fast)

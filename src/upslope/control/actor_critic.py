@@ -193,13 +193,13 @@ class ActorCritic(nn.Module):
         (parameters, value), mask = self._run(inputs), inputs.get("action_mask")
         there = parameters.device if generator is None else generator.device  # so that policies on every device draw the same actions
         action = self.head.sample(parameters.to(there), generator, None if mask is None else mask.to(there)).to(parameters.device)
-        return Sample(action=action, log_prob=self.head.score(parameters, action, mask)[0], value=value)
+        return Sample(action=action, log_prob=self.head.log_prob(parameters, action, mask), value=value)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
         """Score recorded actions: inputs as :meth:`inputs` made them, plus ``action``; each with the same leading axes."""
-        parameters, value = self._run(inputs)
-        log_prob, entropy = self.head.score(parameters, inputs["action"], inputs.get("action_mask"))
-        return Evaluation(log_prob=log_prob, entropy=entropy, value=value)
+        (parameters, value), mask = self._run(inputs), inputs.get("action_mask")
+        log_prob = self.head.log_prob(parameters, inputs["action"], mask)
+        return Evaluation(log_prob=log_prob, entropy=self.head.entropy(parameters, mask), value=value)
 
     def forward(self, **inputs: Tensor) -> Evaluation:
         """Same as :meth:`evaluate`, by way of the module's hooks."""

@@ -8,7 +8,8 @@ action has no density, and a squashed action near ±1 has lost the digits that i
 Masks are boolean, True = legal: ``[*, n]`` for a categorical head, the factors' masks side by side ``[*, Σ nvec]`` for a
 multi-categorical one.
 
-The categorical head and the Gaussian one have compiled twins in ``upslope.fast.formulas``: behind an edit here, train with ``--no-fast``.
+The categorical head and the Gaussian one have compiled twins in ``upslope.fast.formulas``, which serve as long as they say the same: behind
+an edit here, or of their functions, everything runs as it is written (:mod:`upslope.fast.agreement`).
 """
 
 from __future__ import annotations
@@ -85,10 +86,6 @@ class Head(ABC):
         """Entropy in nats, ``[*]``; differential for continuous actions."""
         return self.functions.entropy(*self.parts(parameters))
 
-    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(log_prob, entropy)``: what an update asks for, in as few operations as the head can."""
-        return self.log_prob(parameters, action, mask), self.entropy(parameters, mask)
-
     def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """Exact KL(p‖q) of two parameter tensors, ``[*]``."""
         return self.functions.kl(*self.parts(p), *self.parts(q))
@@ -147,12 +144,6 @@ class Categorical(Head):
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return (parameters if mask is None else parameters.masked_fill(~mask, -math.inf)).argmax(-1)
 
-    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if mask is not None:
-            return super().score(parameters, action, mask)
-        log_p = parameters.log_softmax(-1)  # once for both
-        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
-
     def to_env(self, action: Tensor) -> Array:
         return action.cpu().numpy() + self.start
 
@@ -185,9 +176,6 @@ class EpsilonGreedy(Categorical):
     def entropy(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().entropy(self._logits(parameters, mask))
 
-    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return super().score(self._logits(parameters, mask), action)
-
     def kl(self, p: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().kl(self._logits(p, mask), self._logits(q, mask))
 
@@ -219,11 +207,6 @@ class MultiCategorical(Head):
 
     def mode(self, parameters: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.stack([Categorical(z.shape[-1]).mode(z, m) for z, m in self._factors(parameters, mask)], -1)
-
-    def score(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        actions = action.unbind(-1)
-        pairs = [Categorical(n).score(z, a, m) for n, a, (z, m) in zip(self.nvec, actions, self._factors(parameters, mask), strict=True)]
-        return torch.stack([p[0] for p in pairs]).sum(0), torch.stack([p[1] for p in pairs]).sum(0)
 
     def log_prob(self, parameters: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         factors = zip(self._factors(parameters, mask), action.unbind(-1), strict=True)

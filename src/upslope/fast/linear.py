@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.algorithms.online import Rows
+from upslope.fast.agreement import agrees
 from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
 from upslope.fast.step import PolicyProxy
@@ -128,7 +129,17 @@ def linear_twin(policy: object) -> FastLinear | None:
     known = plain_gaussian or type(linear.head) in (heads.Categorical, heads.EpsilonGreedy)
     if not known or any(changed(module) for module in linear.modules()):
         return None
-    return FastLinear(policy) if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in linear.parameters()) else None
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in linear.parameters()):
+        return None
+    twin = FastLinear(policy)
+    return twin if (agrees(linear.head) if twin.epsilon is None else is_epsilon_greedy(twin)) else None
+
+
+def is_epsilon_greedy(twin: FastLinear) -> bool:
+    """Whether the head says what :meth:`FastLinear.probabilities` does; looked at for the reason of :mod:`upslope.fast.agreement`."""
+    values = np.array([0.5, 1.5, 1.5, -0.5], np.float32)
+    found = twin.policy.head.log_prob(torch.from_numpy(values).expand(4, 4), torch.arange(4))
+    return bool(np.allclose(found.exp().numpy(), twin.probabilities(values), atol=1e-6))
 
 
 def single(inputs: Inputs) -> bool:

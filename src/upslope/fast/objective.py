@@ -1,20 +1,19 @@
 """An algorithm's own objective, compiled: traced once, kept as long as it is the same, its settings read anew at every update."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from upslope.fast import layout as at
 from upslope.fast.graph import NotLowered
 from upslope.fast.lower import FIXED, FUNCTIONS, Lowered
 from upslope.fast.native import functions
 from upslope.fast.trace import trace
+from upslope.fast.watching import Kept, Watched, watch, watch_called
 from upslope.records import Batch, HasObjective, Metrics, Policy
 
 TENSORS = tuple(f.name for f in fields(Batch) if "Tensor" in str(f.type) and f.name != "inputs")
@@ -72,17 +71,31 @@ class Objectives:
                 self.found = CompiledObjective(found)
             except NotLowered as reason:
                 self.found = reason
+                if isinstance(reason, ChangesThings):  # with every call: what it was traced with is no reason to trace it again
+                    self.watched = []
         if not isinstance(self.found, CompiledObjective):
             raise self.found or NotLowered
         self.found.read_settings()
         return self.found
 
 
+class ChangesThings(NotLowered):
+    """A call of the objective leaves something behind, so calls that the user does not see must not be."""
+
+
 def lowered(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Any] | None) -> Lowered:
+    kept, found = Kept(algorithm), None
     try:
-        return Lowered(trace(algorithm, policy, batch, restored))
-    except RecursionError as error:
-        raise NotLowered("it is too long") from error
+        found = Lowered(trace(algorithm, policy, batch, restored))
+    except RecursionError:
+        found = NotLowered("it is too long")
+    except NotLowered as reason:
+        found = reason
+    if changed := kept.put_back():
+        raise ChangesThings(f"it changes {changed} when it is called")
+    if isinstance(found, NotLowered):
+        raise found
+    return found
 
 
 def same(algorithm: HasObjective, other: Any) -> bool:
@@ -96,55 +109,3 @@ def kinds_of(policy: Policy, batch: Batch) -> Any:
     """What a trace depends on of a policy and of a batch: which tensors it has."""
     kinds = [None if t is None else (t.dtype, t.dim()) for t in map(partial(getattr, batch), TENSORS)]
     return id(policy), getattr(policy, "value_scale", None) is None, kinds, list(batch.inputs), batch.unit
-
-
-Watched = tuple[Callable[[Any], Any], Any, Any]  # how to read something, its name, and what it was
-
-
-def watch(x: Any, depth: int = 3) -> Iterator[Watched]:
-    """What a trace depends on of an object and may change: its attributes, a function's code and what it closes over."""
-    inside: list[tuple[Callable[[Any], Any], Any]] = []
-    if isinstance(x, MethodType):
-        inside = [(partial(getattr, x), name) for name in ("__func__", "__self__")]
-    elif isinstance(x, FunctionType):
-        inside = [(partial(getattr, x), "__code__"), *((partial(getattr, cell), "cell_contents") for cell in x.__closure__ or ())]
-    elif isinstance(x, partial):
-        inside = [(partial(getattr, x), name) for name in ("func", "args", "keywords")]
-    elif isinstance(x, (list, tuple)):
-        inside = [(x.__getitem__, i) for i in range(len(cast("list[Any]", x)))]
-    elif not isinstance(x, (type, CodeType, ModuleType, Tensor, nn.Module)):
-        known: dict[Any, Any] = cast("dict[Any, Any]", x) if isinstance(x, dict) else getattr(x, "__dict__", {})
-        inside = [(known.get, name) for name in known]
-    for read, key in inside:
-        yield read, key, read(key)
-        if depth:
-            yield from watch(read(key), depth - 1)
-
-
-def watch_called(algorithm: HasObjective, called: dict[CodeType, dict[str, Any]]) -> Iterator[Watched]:
-    """What the functions of a trace look up: global names, what stands in modules and classes, and the algorithm's methods."""
-    seen = set[tuple[int, str]]()
-
-    def look_up(owner: Any, names: tuple[str, ...]) -> Iterator[Watched]:
-        space: Any = owner if isinstance(owner, dict) else vars(owner)
-        for name in names:
-            place = id(owner if isinstance(owner, type) else space), name
-            if name in space and place not in seen:
-                seen.add(place)
-                value = space[name]
-                yield space.get, name, value
-                if not isinstance(value, (ModuleType, type)):
-                    yield from watch(value, 1)
-                elif not fixed(value.__name__ if isinstance(value, ModuleType) else value.__module__):
-                    yield from look_up(value, names)
-
-    for code, names in called.items():
-        classes = type(algorithm).__mro__[:-1]
-        for owner in classes if fixed(names.get("__name__", "")) else (names, *classes):
-            yield from look_up(owner, code.co_names)
-
-
-def fixed(module: str) -> bool:
-    """Whether nobody changes this module's functions and numbers while a run goes on."""
-    root = module.partition(".")[0]
-    return root in ("upslope", "torch", "numpy") or root in sys.stdlib_module_names

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.fast import layout as at
+from upslope.fast.agreement import agrees
 from upslope.fast.graph import NotLowered
 from upslope.records import ROW_AXES, Batch
 
@@ -97,10 +98,24 @@ def structure_key(policy: object) -> Any:
 
 
 def head_kind(policy: ActorCritic) -> int | None:
+    """Which of the kernels' heads the policy's is; None for another one, and for one that says something else than they do."""
+    kind = head_by_name(policy)
+    return kind if kind is not None and agrees(policy.head) else None
+
+
+def head_by_name(policy: ActorCritic) -> int | None:
     heads = sys.modules["upslope.control.heads"]
     if type(policy.head) is heads.Categorical:
         return at.CATEGORICAL
     return at.GAUSSIAN if type(policy.head) is heads.Gaussian and policy.log_std is not None else None
+
+
+def head_was_edited(policy: object) -> bool:
+    """Whether nothing but its head keeps a policy from the kernels."""
+    control = sys.modules.get("upslope.control.policy")
+    if control is None or not isinstance(policy, control.ActorCritic):
+        return False
+    return head_by_name(policy) is not None and not agrees(policy.head)
 
 
 def head_of(policy: object) -> tuple[int, int] | None:

@@ -54,7 +54,7 @@ def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return symbol(torch.tensor(float(func(*args))), number_of_steps(args[0]))
     word = name.strip("_")
     in_place = name.endswith("_") and not name.startswith("__")
-    if in_place or not (word in RECORDERS or word in REDUCTIONS or word == "getitem"):
+    if in_place or (name.startswith("__") and word in READS) or not (word in RECORDERS or word in REDUCTIONS or word == "getitem"):
         raise NotLowered(refusal(word, in_place=in_place))
     given = [operand(x) for x in args], {key: operand(x) for key, x in kwargs.items()}
     rows = [x for x in (*args, *kwargs.values()) if isinstance(x, Symbol) and x.node.row]

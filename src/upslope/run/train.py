@@ -230,7 +230,7 @@ def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any)
         if hasattr(algorithm.update, "set_fraction"):
             cast(records.Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
         metrics = {**rollout.metrics, **batch.metrics, **update(algorithm, state.policy, batch, state.update_state)}
-        if hasattr(algorithm, "adapted"):
+        if hasattr(algorithm, "adapted") and getattr(algorithm, "adaptive_kl", True) is not None:
             state.algorithm = cast(records.Adaptive, algorithm).adapted(state.policy, batch)
         num_steps = int(rollout.mask.sum())
     seconds = time.perf_counter() - started

@@ -1,0 +1,76 @@
+"""Whether a head says what the kernels say in its place: looked at before they serve it.
+
+``fast/formulas.py`` and the draws of ``fast/kernels.py`` are the only formulas of ``functional/`` that stand a second time. The kernels
+are ordinary Python, so they are called as they are on a few rows; draws, log-probabilities, entropies and gradients are held to the
+head's own. A head that was edited, or whose functions were, differs and runs as it is written.
+"""
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from upslope.fast import layout as at
+from upslope.fast.formulas import head_backward, head_forward
+from upslope.fast.kernels import draw
+
+ROWS, OUTPUTS = 6, 3
+LEGAL = ((True, False, True), (True, True, True), (False, True, True)) * 2
+SLOPES = 1.0, 0.5
+"""∂/∂log π and ∂/∂entropy of what is differentiated."""
+BOUND = 1e-5
+
+
+def agrees(head: object) -> bool:
+    """Whether a categorical head, or a Gaussian one whose spread does not depend on the state, is what the kernels compute."""
+    functions = tuple(getattr(type(head), name, None) for name in ("sample", "log_prob", "entropy", "parts", "functions"))
+    return compared(type(head), functions)
+
+
+@lru_cache(maxsize=64)
+def compared(head_class: Any, functions: tuple[Any, ...]) -> bool:
+    heads = sys.modules["upslope.control.heads"]
+    gaussian = head_class is heads.Gaussian
+    bounds = (-np.inf,) * OUTPUTS, (np.inf,) * OUTPUTS
+    head = head_class(OUTPUTS, *bounds) if gaussian else head_class(OUTPUTS)
+    try:
+        return all(difference(head, gaussian=gaussian, masked=masked) < BOUND for masked in ((False,) if gaussian else (False, True)))
+    except Exception:  # it takes, or gives, something else; what, says the run that is made without kernels
+        return False
+
+
+def difference(head: Any, *, gaussian: bool, masked: bool) -> float:
+    """The largest between what the kernels and what the head say of a few rows; inf where they draw other actions."""
+    outputs = torch.linspace(-2.0, 2.5, ROWS * OUTPUTS).sin().mul(3.0).reshape(ROWS, OUTPUTS).requires_grad_()
+    log_std = torch.tensor([-0.5, 0.1, 0.4], requires_grad=True)
+    legal = torch.tensor(LEGAL) if masked else None
+    with torch.enable_grad():
+        parameters = torch.cat([outputs, log_std.expand_as(outputs)], -1) if gaussian else outputs
+        action = head.sample(parameters.detach(), torch.Generator().manual_seed(0), legal)
+        log_prob, entropy = head.log_prob(parameters, action, legal), head.entropy(parameters, legal)
+        found = torch.autograd.grad((SLOPES[0] * log_prob + SLOPES[1] * entropy).sum(), [outputs, log_std], allow_unused=True)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(ROWS, OUTPUTS, generator=generator) if gaussian else torch.rand(ROWS, generator=generator)
+    networks = np.zeros(at.LAYERS_AT, np.int64)
+    networks[at.OUTPUTS], networks[at.HEAD] = OUTPUTS, at.GAUSSIAN if gaussian else at.CATEGORICAL
+    z, delta, said = np.zeros(OUTPUTS * at.BLOCK, np.float32), np.zeros(OUTPUTS * at.BLOCK, np.float32), np.zeros(ROWS, np.float32)
+    z.reshape(OUTPUTS, at.BLOCK)[:, :ROWS] = outputs.detach().numpy().T
+    spread, gradient, flags = log_std.detach().numpy(), np.zeros(OUTPUTS, np.float32), np.array(LEGAL, np.uint8).reshape(-1)
+    drawn, continuous = np.zeros(ROWS, np.int64), np.zeros(ROWS * OUTPUTS, np.float32)
+    draw(networks, spread, z, ROWS, masked, noise.numpy().reshape(-1), flags, drawn, continuous, said)
+    batch = {at.ACTION: drawn, at.CONTINUOUS: continuous, at.LEGAL: flags}
+    away = [
+        np.abs((continuous.reshape(ROWS, OUTPUTS) if gaussian else drawn) - action.numpy()).max(),
+        np.abs(said - log_prob.detach().numpy()).max(),
+    ]
+    for row in range(ROWS):
+        forward = head_forward(networks, spread, z[row:], batch, row, masked)
+        head_backward(networks, spread, z[row:], batch, row, masked, *forward[1:], *SLOPES, delta[row:], gradient)
+        away += [abs(forward[0] - log_prob[row].item()), abs(forward[1] - entropy[row].item())]
+    away.append(np.abs(delta.reshape(OUTPUTS, at.BLOCK)[:, :ROWS].T - found[0].numpy()).max())
+    if gaussian:
+        away.append(np.abs(gradient - found[1].numpy()).max())
+    return float(max(away)) if np.isfinite(away).all() else np.inf
