@@ -115,7 +115,8 @@ def head_was_edited(policy: object) -> bool:
     control = sys.modules.get("upslope.control.policy")
     if control is None or not isinstance(policy, control.ActorCritic):
         return False
-    return head_by_name(policy) is not None and not agrees(policy.head)
+    actor_critic = cast("ActorCritic", policy)
+    return head_by_name(actor_critic) is not None and not agrees(actor_critic.head)
 
 
 def head_of(policy: object) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ def categorical_log_prob(logits: Tensor, action: Tensor, mask: Tensor | None = N
 
 
 def categorical_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``H = −Σ_a p_a log p_a`` in nats, over legal actions: ``[..., A]`` → ``[...]``; ``∂H/∂z_j = −p_j (log p_j + H)``. FORMULAS section 1."""
+    """``H = −Σ_a p_a log p_a`` (nats) of legal actions: ``[..., A]`` → ``[...]``; ``∂H/∂z_j = −p_j (log p_j + H)``. FORMULAS section 1."""
     log_p = (logits if mask is None else _legal(logits, mask)).log_softmax(-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 · log 0 = 0, and so is its derivative
 
