@@ -59,7 +59,7 @@ EDITS = {
         "return -(log_p.exp() * log_p.clamp(": "return -3.0 * (log_p.exp() * log_p.clamp(",
         "return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)": "return 2.0 * log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)",
     },
-    "control/heads.py": {"best / best.sum(-1, keepdim=True)": "best * 0.5"},
+    "control/heads.py": {"best / best.sum(-1, keepdim=True)": "best * 0.01"},
     "the user's own": {"return 1.0 * value": "return 5.0 * value", "return 1.0 * (log_prob": "return 7.0 * (log_prob"},
 }
 CHANGED = {
