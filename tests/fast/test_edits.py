@@ -39,7 +39,8 @@ for name, kind, options in (("PPO", PPO, {}), ("Mine", Mine, {}), ("surrogate", 
         gradient = state.update_state.moments[0][0]
         found[f"{name} {'fast' if fast else 'readable'}"] = float(gradient.abs().sum())
         envs.close()
-for name, algorithm, options in (("linear", OnlineActorCritic(), {}), ("greedy", SARSA(learning_rate=0.2), {"epsilon": 0.3, "critic": False})):
+ONLINE = {"linear": (OnlineActorCritic(), {}), "greedy": (SARSA(learning_rate=0.2), {"epsilon": 0.3, "critic": False})}
+for name, (algorithm, options) in ONLINE.items():
     for fast in (True, False):
         envs = control.make("Acrobot-v1", num_envs=1, seed=0)
         policy = control.LinearPolicy.for_envs(envs, features="tiles", num_tiles=2, num_tilings=2, **options)
