@@ -7,9 +7,10 @@ import torch
 from upslope import PPO, Ascent, control, train
 from upslope import functional as F
 from upslope.control.heads import Categorical, EpsilonGreedy, Gaussian
-from upslope.fast.agreement import BOUND, agrees, difference
+from upslope.fast.agreement import BOUND, agrees, difference, step_agrees
 from upslope.fast.linear import linear_twin
 from upslope.fast.twins import explain, fast_policy
+from upslope.updates.state import AscentState
 
 pytest.importorskip("llvmlite")
 INFINITE = (-np.inf,) * 3, (np.inf,) * 3
@@ -64,6 +65,20 @@ def test_an_edited_gaussian_and_an_edited_rule_of_epsilon(monkeypatch):
     assert linear_twin(policy) is not None
     monkeypatch.setattr(EpsilonGreedy, "probabilities", lambda self, values, mask=None: values.softmax(-1))
     assert linear_twin(policy) is None
+
+
+@pytest.mark.parametrize("edit", ["Adam", "the norm", "an error"])
+def test_an_edited_step_runs_as_it_is_written(edit, monkeypatch):
+    assert step_agrees()
+    descend, step = AscentState.descend, Ascent.step
+    if edit == "Adam":
+        monkeypatch.setattr(AscentState, "descend", lambda self, gradients, eps: descend(self, gradients, 1.01 * eps + 1e-4))
+    else:
+        monkeypatch.setattr(
+            Ascent, "step", lambda self, state, gradients: 1.1 * step(self, state, gradients) if edit == "the norm" else 1 / 0
+        )
+    assert not step_agrees()
+    assert explain(PPO(), cartpole()) == "PPO.objective in PyTorch: its gradient step computes something else than the kernels"
 
 
 # ------------------------------------------------------------------------------------ objectives that leave something behind

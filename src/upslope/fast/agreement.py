@@ -1,8 +1,9 @@
-"""Whether a head says what the kernels say in its place: looked at before they serve it.
+"""Whether a head, and a gradient step, are what the kernels make of them: looked at before they serve either.
 
-``fast/formulas.py`` and the draws of ``fast/kernels.py`` are the only formulas of ``functional/`` that stand a second time. The kernels
-are ordinary Python, so they are called as they are on a few rows; draws, log-probabilities, entropies and gradients are held to the
-head's own. A head that was edited, or whose functions were, differs and runs as it is written.
+``fast/formulas.py`` and the draws of ``fast/kernels.py`` are the only formulas of ``functional/`` that stand a second time, Adam and the
+clipping of norms those of ``updates/``. The kernels are ordinary Python, so they are called as they are on a few numbers; draws,
+log-probabilities, entropies and gradients are held to the head's own, moved parameters to the update's. What was edited differs and runs
+as it is written.
 """
 
 import sys
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from upslope.fast import layout as at
 from upslope.fast.formulas import head_backward, head_forward
-from upslope.fast.kernels import draw
+from upslope.fast.kernels import clip_and_step, draw
+from upslope.updates.ascent import Ascent
+from upslope.updates.state import BETAS, AscentState
 
 ROWS, OUTPUTS = 6, 3
 LEGAL = ((True, False, True), (True, True, True), (False, True, True)) * 2
@@ -74,3 +78,31 @@ def difference(head: Any, *, gaussian: bool, masked: bool) -> float:
     if gaussian:
         away.append(np.abs(gradient - found[1].numpy()).max())
     return float(max(away)) if np.isfinite(away).all() else np.inf
+
+
+def step_agrees() -> bool:
+    """Whether clipped gradients and Adam move parameters as the kernels do."""
+    return steps_compared((Ascent.step, AscentState.descend))
+
+
+@lru_cache(maxsize=64)
+def steps_compared(functions: tuple[Any, ...]) -> bool:
+    """Two steps of seven parameters, three of them the critic's, from gradients of which only the actor's is clipped."""
+    start = torch.linspace(-1.0, 2.0, 7)
+    gradient = torch.tensor([3.0, -0.5, 0.1, -0.2, 0.05, 1.0, -2.0])
+    ascent, parameters = Ascent(learning_rate=0.1, max_grad_norm=0.5), tuple(nn.Parameter(x) for x in start.split([2, 3, 2]))
+    state = AscentState.of(parameters, None, seed=0, learning_rate=ascent.learning_rate, critic=(False, True, False))
+    networks, options, results = np.zeros(at.LAYERS_AT, np.int64), np.zeros(at.NUM_OPTIONS), np.zeros(at.NUM_RESULTS)
+    networks[at.NUM_PARAMETERS], networks[at.CRITIC_AT], networks[at.CRITIC_SIZE] = 7, 2, 3
+    options[at.MAX_GRAD_NORM], options[at.LEARNING_RATE], options[at.EPS] = 0.5, ascent.learning_rate, ascent.eps
+    options[at.BETA1], options[at.BETA2] = BETAS
+    moved, exp_avg, exp_avg_sq = start.numpy().copy(), np.zeros(7, np.float32), np.zeros(7, np.float32)
+    try:
+        norms = [float(ascent.step(state, [*map(Tensor.clone, gradient.split([2, 3, 2]))])) for _ in range(2)]
+    except Exception:  # whatever it is, the readable update will say it
+        return False
+    for _ in range(2):
+        clip_and_step(networks, options, moved, exp_avg, exp_avg_sq, -gradient.numpy(), results)
+        results[at.STEPPED] += 1.0
+    away = np.abs(torch.cat([p.detach() for p in parameters]).numpy() - moved).max()
+    return bool(away < BOUND and abs(sum(norms) - results[at.GRADIENT_NORM]) < BOUND)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from upslope.fast.agreement import step_agrees
 from upslope.fast.graph import NotLowered
 from upslope.fast.linear import linear_twin
 from upslope.fast.native import library
@@ -37,7 +38,7 @@ def fast_update(algorithm: Algorithm, policy: Policy) -> Callable[..., Metrics] 
         return None
     kind, parts = type(algorithm.update), match_mlp_policy(policy)
     head = None if parts is not None else head_of(policy)
-    kernels = library() if parts is not None or head is not None else None
+    kernels = library() if (parts is not None or head is not None) and step_agrees() else None
     if kernels is not None and parts is not None:
         if kind is Ascent:
             return CompiledUpdate(kernels, parts)
@@ -79,6 +80,8 @@ def why_not(algorithm: Algorithm, policy: Policy) -> str:
         return f"nothing of this {type(policy).__name__} is compiled"
     if type(algorithm.update) not in (Ascent, NaturalGradient, TrustRegion):
         return f"{type(algorithm.update).__name__} is called as it is written"
+    if not step_agrees():
+        return "its gradient step computes something else than the kernels"
     return "llvmlite, which compiles it, is not installed" if library() is None else "its policy's step is what takes the time"
 
 
