@@ -1,5 +1,7 @@
 """Collectors: what a rollout holds, where recordings go on, whole episodes without preference, normalization."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -192,7 +194,12 @@ def test_fresh_episodes_forget_the_running_return():
 def test_a_policy_that_cannot_draw_is_refused_in_one_line(collector):
     policy = Critic()
     policy.sample = None
-    with pytest.raises(
-        UsageError, match=r"^policy: Critic has no sample; expected sample\(inputs: .*\) -> Sample, as SamplingPolicy says$"
-    ):
+    with pytest.raises(UsageError, match=r"^policy: Critic has no sample; expected sample\(inputs, \*, generator\) -> Sample, by which"):
         train(PPO(), policy, collector(make_counting()), iterations=1)
+
+
+def test_whoever_draws_and_scores_may_play():
+    """``parameters`` are the update's affair."""
+    policy = Critic()
+    rollout = control.Steps(make_counting(), 4)(SimpleNamespace(sample=policy.sample, evaluate=policy.evaluate))
+    assert rollout.mask.shape == (3, 4) and rollout.value is not None

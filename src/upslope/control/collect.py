@@ -14,7 +14,7 @@ from upslope.control.kinds import Array
 from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedRecording, check_spaces
 from upslope.control.restore import alike
 from upslope.errors import RunFault, is_kind, require
-from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors, require_members
+from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors
 
 MAX_EPISODE_STEPS = 100_000  # an episode of so many steps has no end
 
@@ -35,7 +35,8 @@ class Collector:
         self.envs.load_state_dict(state["envs"])
 
     def _start(self, policy: SamplingPolicy, seed: Sequence[int] | None = None) -> None:
-        require_members("policy", policy, SamplingPolicy)
+        expected = "expected sample(inputs, *, generator) -> Sample, by which what plays draws its actions"
+        require(callable(getattr(policy, "sample", None)), f"policy: {type(policy).__name__} has no sample; {expected}")
         check_spaces(policy, self.envs)
         self.envs.reset(seed)
         if (normalizer := getattr(policy, "reward_normalizer", None)) is not None:
