@@ -198,11 +198,13 @@ def test_the_shown_command_is_the_run(task: str, monkeypatch: pytest.MonkeyPatch
 def test_tasks_begin_where_they_say() -> None:
     """The corridor at p(right) = 0.05, worth 2 (p − 2) / (p (1 − p)); the bandit level."""
     policy, p = ladder_runs.measured_policy(TASKS["corridor"]), 0.05
-    table = ladder_runs.table_of(ladder_runs.problem_of(TASKS["corridor"]), policy)
+    mdp = ladder_runs.problem_of(TASKS["corridor"])
+    table = ladder_runs.table_of(mdp, policy)
     assert table[:, 1].tolist() == pytest.approx([p] * 4, rel=1e-6)  # float32 preferences
-    assert ladder_runs.exact_return(TASKS["corridor"], policy) == pytest.approx(2.0 * (p - 2.0) / (p * (1.0 - p)), rel=1e-5)  # likewise
+    assert ladder_runs.exact_return(mdp, policy) == pytest.approx(2.0 * (p - 2.0) / (p * (1.0 - p)), rel=1e-5)  # likewise
     policy = ladder_runs.measured_policy(TASKS["bandit"])
-    assert ladder_runs.exact_return(TASKS["bandit"], policy) == pytest.approx(np.mean(TASKS["bandit"].shared["env_kwargs"]["means"]))
+    mdp = ladder_runs.problem_of(TASKS["bandit"])
+    assert ladder_runs.exact_return(mdp, policy) == pytest.approx(np.mean(TASKS["bandit"].shared["env_kwargs"]["means"]))
 
 
 def test_the_corridor_tells_bias_from_noise() -> None:

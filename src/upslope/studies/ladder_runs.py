@@ -4,7 +4,6 @@ The noise is measured (:mod:`~upslope.studies.variance`) at one policy for all: 
 that PPO has trained for a while. Its critic is fitted on separate episodes.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from upslope.run.train import train
 from upslope.studies.estimators import estimator_of
 from upslope.studies.ladder_rungs import RUNGS, Rung, Task, settings_for
 from upslope.studies.variance import Measurement, Reference, measure
-from upslope.studies.variance_run import Tabulated, episodes, fit_critic
-from upslope.tabular import exact, problems
+from upslope.studies.variance_run import Tabulated, episodes, finite_problem, fit_critic
+from upslope.tabular import exact
 from upslope.typed import norm
 
 POINTS = 60  # of a learning curve
@@ -49,15 +48,15 @@ def prepared_for(task: Task, rung: Rung, seed: int, **changes: Any) -> Any:
 
 def climb(task: Task, rung: Rung, seed: int, budget: int, **changes: Any) -> Climb:
     """Train one rung with one seed. Tabular tasks are judged by the exact expected return, others by their training episodes."""
-    run = prepared_for(task, rung, seed, **changes)
-    steps, returns = [0], [exact_return(task, run.policy)] if task.problem else [np.nan]
+    run, mdp = prepared_for(task, rung, seed, **changes), problem_of(task)
+    steps, returns = [0], [np.nan if mdp is None else exact_return(mdp, run.policy)]
 
     def look(state: Any) -> None:
-        if not task.problem:
+        if mdp is None:
             found = state.metrics.get("episode_return")
         else:  # once for each point of the curve, not for each iteration
             due = state.total_steps * POINTS // budget > steps[-1] * POINTS // budget
-            found = exact_return(task, state.policy) if due else None
+            found = exact_return(mdp, state.policy) if due else None
         if found is not None:
             steps.append(state.total_steps)
             returns.append(found)
@@ -88,23 +87,17 @@ def resampled(steps: Array, returns: Array, budget: int) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), between)
 
 
-def exact_return(task: Task, policy: Policy) -> float:
+def exact_return(mdp: tabular.MDP, policy: Policy) -> float:
     """J of a tabular policy, by linear algebra."""
     with torch.no_grad():
-        mdp = problem_of(task)
         return float(exact.objective(mdp, table_of(mdp, policy), 1.0))
 
 
-def problem_of(task: Task) -> Any:
-    return _problem(task.problem, tuple(task.shared.get("env_kwargs", {}).get("means", ())))
+def problem_of(task: Task) -> tabular.MDP | None:
+    return finite_problem(task.env_id, **task.shared.get("env_kwargs", {}))
 
 
-@functools.cache
-def _problem(name: str, means: tuple[float, ...]) -> Any:
-    return getattr(problems, name)(*([means] if means else []))
-
-
-def table_of(mdp: Any, policy: Any) -> Any:
+def table_of(mdp: tabular.MDP, policy: Any) -> Any:
     """``π(a|s)`` of a policy that is linear in one-hot observations, ``[S, A]`` float64, differentiable."""
     return policy.network.actor.double().softmax(-1)[mdp.observation]
 
@@ -141,13 +134,12 @@ def noises(task: Task, rungs: Sequence[Rung]) -> tuple[int, dict[str, dict[str, 
         collect = control.GroupedEpisodes(envs, task.group_size, max_steps=MAX_STEPS, seed=SEED)
         fit_critic(policy, episodes(collect, policy, LANES), gamma)
         rollout = episodes(collect, policy, task.episodes)
-    if task.problem:
-        mdp = problem_of(task)
+    if (mdp := problem_of(task)) is not None:
         reference = Reference.exact(tabular.gradient(mdp, Tabulated(policy, mdp), gamma))
     else:  # nothing to compare with: only variances are kept
         reference = Reference.sampled(next(iter(algorithms.values())), policy, rollout)
     rows = {row.estimator: row for row in measure(algorithms, policy, rollout, reference, seed=SEED)}
-    length = float(norm(reference.gradient)) if task.problem else None
+    length = None if mdp is None else float(norm(reference.gradient))
     return rollout.num_steps, {key: found_in(rows[name], length) for key, name in names.items()}
 
 

@@ -272,14 +272,14 @@ class Tabulated:
         return torch.stack([self.policy.evaluate(**inputs, action=action).log_prob for action in actions], -1).exp()
 
 
-def finite_problem(env_id: str) -> tabular.MDP | None:
-    """The problem behind an environment of :mod:`upslope.tabular.envs`; None for any other."""
+def finite_problem(env_id: str, **options: Any) -> tabular.MDP | None:
+    """The problem behind an environment of :mod:`upslope.tabular.envs`, made with these options; None for any other."""
     if not env_id.startswith(environments.NAMESPACE + "/"):
         return None
     import gymnasium
 
     environments.register()
-    return getattr(gymnasium.make(env_id).unwrapped, "mdp", None)
+    return getattr(gymnasium.make(env_id, **options).unwrapped, "mdp", None)
 
 
 def episodes(collect: Any, policy: object, count: int) -> Rollout:
