@@ -73,6 +73,9 @@ class Rollout:
         if bool((((self.reward != 0) | self.terminated | self.truncated) & ~self.mask).any()):
             F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
+    def __repr__(self) -> str:
+        return outline(self)
+
     @property
     def num_steps(self) -> int:
         """Real decisions in the recording: unmasked steps."""
@@ -102,6 +105,9 @@ class Batch:
     sampler_log_prob: Tensor | None = None
     behavior_parameters: Tensor | None = None
     metrics: Metrics = field(default_factory=dict[str, float])
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @classmethod
     def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
@@ -161,6 +167,13 @@ def map_tensors(recording: Recording, change: Callable[[Tensor], Tensor], **chan
     """A rollout or a batch with every tensor changed, and with ``changes``."""
     tensors = {f.name: change(t) for f in fields(recording) if isinstance(t := getattr(recording, f.name), Tensor)}
     return replace(recording, inputs={name: change(t) for name, t in recording.inputs.items()}, **{**tensors, **changes})
+
+
+def outline(recording: Rollout | Batch) -> str:
+    """What is in it and of which shape, in a line: its numbers are thousands."""
+    tensors = {f.name: t for f in fields(recording) if isinstance(t := getattr(recording, f.name), Tensor)}
+    listed = ", ".join(f"{name} {list(t.shape)}" for name, t in {**recording.inputs, **tensors}.items())
+    return f"{type(recording).__name__}({int(recording.mask.sum()):,} steps: {listed})"
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:

@@ -120,3 +120,13 @@ class Heavy(Plain):
     """A field that JSON does not know is recorded as text."""
 
     table: Tensor = field(default_factory=lambda: torch.zeros(2))
+
+
+def halved(fraction: float) -> float:
+    """A schedule."""
+    return 1.0 - 0.5 * fraction
+
+
+def ratio(log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, mask: Tensor, clip_range: Any) -> Tensor:
+    """A surrogate."""
+    return (log_prob - behavior_log_prob).exp() * advantage

@@ -55,6 +55,7 @@ def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.M
     line = one_line(answer.err)
     assert answer.code == 2
     assert "WORLD_SIZE=2" in line and "start upslope by itself" in line and not Path("run").exists()
+    assert one_line(cli("resume", "run").err).startswith("upslope: resume: started as one of WORLD_SIZE=2 processes")
 
 
 STEP_OF_ONE = {"SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}

@@ -10,11 +10,15 @@ import pytest
 
 from tests.cli.conftest import SHORT, Command, good
 from tests.cli.test_bad_input import one_line
+from tests.cli.test_resume import bad
 from upslope import PPO, Run, RunConfig, UsageError
+from upslope.cli.flags import flags_of
+from upslope.cli.resume import FUNCTIONS
 from upslope.run.control_settings import EpisodesSettings, GroupedEpisodesSettings, StepsSettings
 from upslope.run.folder import Output
 from upslope.run.language_settings import RecordedSettings
 from upslope.run.methods import METHODS, Needs, family_of, methods_in, name_of
+from upslope.run.settings import settings_of
 
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "num_epochs": 1, "total_steps": 64, "eval_episodes": 2}
 GROUPS = ["--num-groups", "2", "--group-size", "3", "--total-steps", "1", "--eval-episodes", "2"]
@@ -183,3 +187,22 @@ def test_a_configuration_from_before_there_was_one_class_of_them(name: str):
     if name == "sarsa":
         assert config["algorithm"].pop("schedule") == "constant"
     assert config == {key: value for key, value in recorded.items() if key not in ("format_version", "versions", "goal")}
+
+
+def test_a_run_with_functions_of_ones_own_goes_on_once_they_are_named_again(cli: Command) -> None:
+    named = ["--schedule", "own_methods:halved", "--surrogate", "own_methods:ratio"]
+    good(cli("train", "ppo", "CartPole-v1", "--total-steps", "64", *named, *SHORT, "--checkpoint-iterations", "1", "--out", "run"))
+    for command in (["resume", "run", "--total-steps", "128"], ["replay", "run", "--iteration", "1"]):
+        assert "surrogate" in bad(cli(*command)) and "say --s" in bad(cli(*command))
+        assert "another one" in bad(cli(*command, "--schedule", "linear", "--surrogate", "own_methods:ratio"))
+        good(cli(*command, *named))
+
+
+def test_a_setting_that_may_be_a_function_can_be_named_again() -> None:
+    """Of every method in every world: what ``train`` takes as module:function, ``resume`` and ``replay`` take too."""
+    taken = set[str]()
+    for world in ("control", "language"):
+        for name in methods_in(world):
+            for setting, flag in flags_of(settings_of(*RunConfig.started(name, world).parts())).items():
+                taken |= {setting} if "module:function" in flag.kind.metavar else set()
+    assert taken - {"reward"} == set(FUNCTIONS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,13 @@ from upslope.run.settings import settings_of
 if TYPE_CHECKING:
     from upslope.run.session import Session
 
+FUNCTIONS = ("advantage", "estimator", "preference", "q", "ratio", "returns", "schedule", "surrogate")
+"""Settings that may be functions of the user's."""
 NAMED = (
     Flag("algorithm", TEXT, None, "the algorithm again, where it is module:Class"),
     Flag("env", TEXT, None, "the environment again, where it is module:name"),
     Flag("reward", several(TEXT, None), None, "the rewards again, where they are module:function"),
+    *(Flag(name, TEXT, None, f"the {name} again, where it is module:function") for name in FUNCTIONS),
 )
 """What a run's files name and the caller must name again before it is imported."""
 FLAGS = (
@@ -30,6 +34,17 @@ FLAGS = (
     *NAMED,
     *(flag for name, flag in flags_of(settings_of(Output())).items() if name != "out"),
 )
+
+LAUNCHERS = {
+    "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "PMI_SIZE": "MPICH, Intel MPI",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "HOROVOD_SIZE": "horovodrun",
+}
+"""Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
 HELP = """\
 usage: upslope resume RUN [flags]
@@ -49,15 +64,27 @@ def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
     if run.world == "control":
         run.environment(given["env"])  # says how it is named here
     rewards = list(map(str, run.config["task"].get("reward") or ())) if run.world == "language" else None
-    for name, found in {"algorithm": run.algorithm, "env": run.env_id if run.world == "control" else None, "reward": rewards}.items():
+    recorded = recorded_settings(run.config)
+    named = {"algorithm": run.algorithm, "env": run.env_id if run.world == "control" else None, "reward": rewards}
+    for name, found in (named | {name: recorded.get(name) for name in FUNCTIONS}).items():
         again = given.get(name)
         same = again in (None, found) or (name == "env" and again == str(found).rpartition("-v")[0]) or (again and list(again) == found)
         require(bool(same), f"{name}: this run's is {found}, and it cannot go on with another one, {again}; name that one, or train anew")
     other, unit = ("total_steps", "--iterations") if run.world == "language" else ("iterations", "--total-steps")
     require(given.get(other) is None, f"{other}: this run's budget is counted otherwise, found {given.get(other)}; name {unit} instead")
-    named = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
-    settings = {name: value for name in ("total_steps", "iterations", "reward") if (value := given.pop(name, None)) is not None}
-    return RunConfig.from_config(run.config, **named, **settings)
+    taken = {"algorithm": given.pop("algorithm"), "env_id": given.pop("env")}
+    changed = ("total_steps", "iterations", "reward", *FUNCTIONS)
+    settings = {name: value for name in changed if (value := given.pop(name, None)) is not None}
+    return RunConfig.from_config(run.config, **taken, **settings)
+
+
+def check_alone(command: str, environment: Mapping[str, str]) -> None:
+    """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
+    for name, launcher in LAUNCHERS.items():
+        size = environment.get(name, "").strip()
+        if size.isdecimal() and int(size) > 1:
+            what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
+            raise UsageError(f"{command}: {what}; start upslope by itself, or unset {name} where each of them has settings of its own")
 
 
 def auto(words: Sequence[str]) -> str:
@@ -101,6 +128,7 @@ def train_or_go_on(config: RunConfig, output: Output) -> Session | None:
 
 def go_on(plain: list[str], given: dict[str, Any]) -> int:
     """Find what the run has left, and carry it on."""
+    check_alone("resume", os.environ)
     run = Run.load(plain[0])
     session = named_again(run, given).session(Output(**given), resumed=run.path)
     session.run()

@@ -12,7 +12,7 @@ from typing import Any
 from upslope.cli.command import HELP_FLAGS, asks_for_help, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.play import animations
-from upslope.cli.resume import AUTO, train_or_go_on
+from upslope.cli.resume import AUTO, check_alone, train_or_go_on
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
@@ -66,17 +66,6 @@ ONLY_LANGUAGE = tuple(name for name in LANGUAGE if name not in CONTROL)
 BOTH = tuple(name for name in LANGUAGE if name in CONTROL)
 """Methods that train language models: nothing else, and environments as well."""
 
-LAUNCHERS = {
-    "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI",
-    "PMI_SIZE": "MPICH, Intel MPI",
-    "MV2_COMM_WORLD_SIZE": "MVAPICH",
-    "JSM_NAMESPACE_SIZE": "jsrun",
-    "HOROVOD_SIZE": "horovodrun",
-}
-"""Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
-
 CONFIG = Flag("config", PATH, None, "start from the settings in this JSON file or run folder; flags override")
 PLAY = Flag("play", SWITCH, False, "record an animation of the final policy in the run folder (play.gif)")
 
@@ -117,7 +106,7 @@ def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, d
     """The run that the words ask for, and the values of the flags that change no result, ``extra`` among them; 0 once help is shown."""
     helps, rest = asks_for_help(argv), [word for word in argv if word not in HELP_FLAGS]
     if not helps:
-        check_alone(os.environ)
+        check_alone("train", os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
     page = replace(page, extra=(*page.extra, *extra))
     name, outputs, flags = method_in(rest, page), page.outputs, dict[str, Flag]()
@@ -163,15 +152,6 @@ def method_in(argv: list[str], page: Page) -> str | None:
             continue
     after_flag = [word for before, word in itertools.pairwise(argv) if before.startswith("--")]
     return next((word for word in candidates if word not in after_flag), candidates[0] if candidates else None)
-
-
-def check_alone(environment: Mapping[str, str]) -> None:
-    """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
-    for name, launcher in LAUNCHERS.items():
-        size = environment.get(name, "").strip()
-        if size.isdecimal() and int(size) > 1:
-            what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
-            raise UsageError(f"train: {what}; start upslope by itself, or unset {name} where each of them has settings of its own")
 
 
 def concerns_language(argv: list[str]) -> bool:

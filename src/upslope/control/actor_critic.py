@@ -56,7 +56,7 @@ class ActorCritic(nn.Module):
         *,
         distribution: BoxDistribution = "gaussian",
         state_dependent_std: bool = False,
-        log_std: float = 0.0,
+        log_std: float = -1.0,
         scale_actions: bool = True,
         epsilon: float | None = None,
         image: ImageChoice = "auto",

@@ -117,7 +117,9 @@ class RunConfig:
         world, name = config["world"], config["algorithm"]["name"]
         if algorithm is None and ":" in name:
             why = "a module is never imported because a file says so"
-            raise UsageError(f"algorithm: the configuration names {name}, and {why}; say algorithm={name!r} to import it")
+            raise UsageError(
+                f"algorithm: the configuration names {name}, and {why}; say --algorithm {name} (in Python algorithm={name!r}) to import it"
+            )
         if world == "control":
             env_id = named_environment(config["env_id"], env_id, "env_id=")
         left = {key: value for key, value in recorded_settings(config).items() if key not in settings}

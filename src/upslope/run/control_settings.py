@@ -157,8 +157,8 @@ class PolicySettings:
     """probability of a random action, for methods that learn action values (none: 0.1 there)"""
     distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
     """the distribution of continuous actions"""
-    log_std: float = 0.0
-    """initial log standard deviation of continuous actions, which are in [-1, 1] where the environment bounds them"""
+    log_std: float = -1.0
+    """initial log standard deviation of continuous actions, in [-1, 1] where the environment bounds them (0: a third begins outside)"""
     scale_actions: bool = True
     """scale them to the environment's bounds; without it the policy acts in the environment's own units"""
     normalize_observation: bool = False
