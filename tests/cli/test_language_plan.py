@@ -77,9 +77,9 @@ STEP_OF_ONE = {"SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "S
 )
 def test_launchers_of_several_processes(environment: dict[str, str], name: str | None):
     if name is None:
-        return check_alone(environment)
+        return check_alone("train", environment)
     with pytest.raises(UsageError, match=f"started as one of {name} processes .* unset {name.partition('=')[0]} where each"):
-        check_alone(environment)
+        check_alone("train", environment)
 
 
 def test_a_step_too_small_for_the_weights_is_said(cli: Command):

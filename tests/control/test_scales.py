@@ -230,3 +230,14 @@ def test_a_configuration_from_before_actions_were_scaled_means_what_it_did() -> 
     assert RunConfig.from_config(config).policy.scale_actions
     del config["policy"]["scale_actions"]
     assert not RunConfig.from_config(config).policy.scale_actions
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (100.0, 200.0), (-1e-3, 1e-3)])
+def test_first_actions_are_within_the_bounds(bounds: tuple[float, float]) -> None:
+    """Where many are clipped, means learn to overshoot."""
+    low, high = bounds
+    policy = control.MLPPolicy((spaces.Box(-1, 1, (3,)), spaces.Box(low, high, (1,))), seed=0)
+    observation = torch.zeros(4000, 3)
+    action = policy.head.to_env(policy.sample({"observation": observation}, generator=torch.Generator().manual_seed(0)).action)
+    inside = ((action > low + 1e-6 * (high - low)) & (action < high - 1e-6 * (high - low))).mean()
+    assert 0.98 < inside < 1.0
