@@ -47,6 +47,21 @@ def test_the_tiny_model_is_packed_in_float32(cli: Command):
     assert json.loads(Path("run/config.json").read_text())["policy"]["compute_dtype"] == "float32"
 
 
+@pytest.mark.parametrize(
+    "closing, words", [("+", "ends a turn with '+', which is no token of its own"), ("", "writes nothing behind a turn"), ("<eos>", None)]
+)
+def test_a_template_without_a_token_for_the_end_of_a_turn_is_said(cli: Command, bloom: Path, closing: str, words: str | None):
+    tokenizer = character_tokenizer()
+    closing = closing.replace("<eos>", tokenizer.eos_token)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + closing + "{% endfor %}"
+    tokenizer.save_pretrained(bloom)
+    out = good(cli("train", "grpo", "--model", bloom, "--task", "addition", *SHORT, "--max-tokens", "3", "--out", "run")).out
+    assert ("chat template: it" in out) == (words is not None)
+    if words is not None:
+        sampled = f"answers are recorded and sampled up to {tokenizer.eos_token!r} instead"
+        assert f"  chat template: it {words}; where prompts are messages, {sampled}\n" in out
+
+
 @pytest.mark.parametrize("command", [["ppo", "CartPole-v1"], ["grpo", "--model", "tiny", "--task", "addition"]])
 def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     monkeypatch.setenv("WORLD_SIZE", "2")

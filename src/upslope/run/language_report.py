@@ -51,6 +51,8 @@ def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePoli
     if dropout := dropout_of(policy.model):
         named = ", ".join(f"{name} {value:g}" for name, value in dropout.items())
         lines.append(f"dropout: off, though the model's configuration says {named}: what samples and what scores must be one distribution")
+    if said := unmarked_end(policy):
+        lines.append(said)
     if settings.warm_start > 0:
         lines.append(f"warm start: imitates right answers until {settings.warm_start:.0%} of training problems are answered right")
     if task is not None:
@@ -59,6 +61,15 @@ def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePoli
         done = {"drop": "left out", "cut": "cut at the beginning"}[config.problem.long_prompts]
         lines.append(f"{plural(num_long, 'prompt')} too long for the model's context of {policy.context:,} tokens: {done}")
     return lines
+
+
+def unmarked_end(policy: LanguagePolicy) -> str:
+    """What a run says of a chat template that has no token for the end of a turn; '' for one that has, and for none."""
+    tokenizer, turn = policy.tokenizer, policy.rendering.turn
+    if not tokenizer.chat_template or turn.end_id is not None:
+        return ""
+    ends = f"ends a turn with {turn.closing!r:.40}, which is no token of its own" if turn.closing else "writes nothing behind a turn"
+    return f"chat template: it {ends}; where prompts are messages, answers are recorded and sampled up to {tokenizer.eos_token!r} instead"
 
 
 def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
