@@ -65,7 +65,8 @@ def plan(config: RunConfig, target: str, task: Task | None, policy: LanguagePoli
 
 def unmarked_end(policy: LanguagePolicy) -> str:
     """What a run says of a chat template that has no token for the end of a turn; '' for one that has, and for none."""
-    tokenizer, turn = policy.tokenizer, policy.rendering.turn
+    tokenizer: Any = policy.tokenizer
+    turn = policy.rendering.turn
     if not tokenizer.chat_template or turn.end_id is not None:
         return ""
     ends = f"ends a turn with {turn.closing!r:.40}, which is no token of its own" if turn.closing else "writes nothing behind a turn"
