@@ -47,6 +47,8 @@ def swing_up(*means: float, returns: list[float] = FLAT, std: float = 200.0, eve
 
 
 WELL = {
+    "TD errors near 1": history(rows(td_error_squared=[4.0] * 40)),
+    "no TD errors any more, of what was learned": history(rows(td_error_squared=[1.0] * 10 + [1e-9] * 30), goal=475.0),
     "the last is the best": history(),
     "little was gained, of much that was asked for": history(means=(9.0, 30.0, 9.0), goal=475.0),
     "a little below the best": history(means=(20.0, 500.0, 440.0)),
@@ -90,6 +92,14 @@ WELL = {
     "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
 }
 ILL = {
+    "TD errors in millions": (
+        history(rows(td_error_squared=[1e12] * 10)),
+        "TD errors are about 1e+06, and this method's steps are in the units of rewards; try --reward-scale 1e-06",
+    ),
+    "TD errors of nothing learned in millionths": (
+        history(rows(td_error_squared=[1e-12] * 40), means=(20.0, 20.0, 20.0), goal=475.0),
+        "TD errors are about 1e-06, and this method's steps are in the units of rewards; try --reward-scale 1e+06",
+    ),
     "far below the best": (
         history(means=(20.0, 500.0, 155.0), goal=475.0),
         "the final policy has 155, far below the 500 after 2,000 steps, which --policy best takes (the goal is 475)",

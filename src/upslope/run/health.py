@@ -277,7 +277,12 @@ def horizon_too_short(history: History) -> Found:
 
 
 def reward_scale_off(history: History) -> Found:
-    """What the critic learns is far from 1, in whose units its rates are."""
+    """What the critic learns is far from 1, in whose units its rates are; or, of a method that learns at every step, its TD errors are."""
+    errors = history.end("td_error_squared")
+    size = math.sqrt(statistics.median(errors)) if errors else 1.0
+    if size > SCALES[1] or (0.0 < size < SCALES[0] and history.in_vain("td_error_squared")):
+        seen = f"TD errors are about {size:.2g}, and this method's steps are in the units of rewards"
+        return seen, f"try --reward-scale {10.0 ** -round(math.log10(size)):g}, and rewards without a constant of their own"
     settings, rewards = history.settings, history.in_vain("reward_per_step")
     if not rewards:
         rewards = [r / n for r, n in zip(history.in_vain("episode_return"), history.in_vain("episode_length"), strict=False) if n]
@@ -335,7 +340,7 @@ RULES = (
     Rule("gradient explosion", gradient_exploded, ("gradient_norm",)),
     Rule("weights that do not move", weights_stand_still, ("weight_change", "weights_moved")),
     Rule("discount too short", horizon_too_short, ("episode_length",), live=False),
-    Rule("reward scale", reward_scale_off, ("value_error",), live=False),
+    Rule("reward scale", reward_scale_off, ("value_error", "td_error_squared"), live=False),
     Rule("longer for nothing", longer_for_nothing, ("completion_length",)),
     Rule("nothing learned", nothing_learned, live=False, last=True, needs=lambda history: history.evaluations and history.goal is not None),
 )
