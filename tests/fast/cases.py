@@ -16,6 +16,7 @@ from upslope.records import Batch
 def make_policy(head="categorical", *, inputs=4, outputs=3, hidden_sizes=(8, 8), activation="tanh", critic=True, seed=0, **options):
     observation = spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
     action = spaces.Discrete(outputs) if head == "categorical" else spaces.Box(-1, 1, (outputs,), np.float32)
+    options = {"log_std": 0.0, **options}  # ratios of narrow Gaussians would magnify rounding
     policy = MLPPolicy.for_envs(
         (observation, action), hidden_sizes=hidden_sizes, activation=activation, critic=critic, seed=seed, **options
     )

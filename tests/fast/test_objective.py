@@ -39,7 +39,7 @@ class Network(nn.Module):
 def own_policy(head="categorical", *, outputs=3, critic=True):
     like = make_policy(head, outputs=outputs)
     spaces = like.observation_space, like.action_space
-    policy = control.ActorCritic(lambda inputs, size: Network(inputs, size, critic), spaces, seed=3)
+    policy = control.ActorCritic(lambda inputs, size: Network(inputs, size, critic), spaces, log_std=0.0, seed=3)
     with torch.no_grad():
         for p in policy.parameters():
             p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
