@@ -52,7 +52,7 @@ def sections(app, what, name, obj, options, lines):
 
 
 def complete(app, docname, source):
-    """Put the repository's file before a page's own text, and every example into theirs."""
+    """Put the repository's file before a page's text, and every example into theirs."""
     if docname in SHOWN:
         app.env.note_dependency(str(ROOT / SHOWN[docname]))
         source[0] = linked(ROOT / SHOWN[docname]) + "\n" + source[0]

@@ -9,7 +9,7 @@ out here, as is usual: with it, what comes late in an episode would hardly be le
 
 from upslope import OnlineActorCritic, control, train
 
-LOW, HIGH = (-2.4, -3, -0.21, -3.5), (2.4, 3, 0.21, 3.5)  # CartPole's velocities have no limits of their own
+LOW, HIGH = (-2.4, -3, -0.21, -3.5), (2.4, 3, 0.21, 3.5)  # CartPole's velocities have no limits
 
 print("mean return of the episodes in 4 stretches of 400 steps")
 for trace_decay in (0.0, 0.8):

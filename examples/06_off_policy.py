@@ -14,7 +14,7 @@ reward = torch.tensor([1.0, 2.0, 4.0])
 arm = torch.multinomial(behavior, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))
 ratio = (policy / behavior)[arm]
 print(f"mean reward of b {reward[arm].mean():.2f}, of π by weights {(ratio * reward[arm]).mean():.2f}, exact {policy @ reward:.2f}")
-print(f"the {len(arm):,} draws are worth {F.effective_sample_size(ratio):,.0f} of π's own")
+print(f"the {len(arm):,} draws are worth {F.effective_sample_size(ratio):,.0f} of π's")
 
 # CartPole, from a file of random actions.
 with control.make("CartPole-v1", num_envs=32, seed=0) as envs, tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""PPO with the loop in your own hands: SmolLM2 learns to use a word.  python ppo_on_text.py [model folder] [steps] [responses]"""
+"""PPO with a loop that you write: SmolLM2 learns to use a word.  python ppo_on_text.py [model folder] [steps] [responses]"""
 
 import sys
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 Read it from top to bottom: networks, collect, advantages, update, loop. It takes any environment with a vector as observation and
 discrete actions. tests/test_plain.py holds it to ``upslope.PPO``: the same seed gives the same parameters after ten updates.
-Left out, and in the library: other spaces, normalization, a critic in units of its own, speed.
+Left out, and in the library: other spaces, normalization, a critic in normalized units, speed.
 """
 
 import argparse

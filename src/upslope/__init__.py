@@ -15,7 +15,7 @@ from importlib import import_module
 
 from upslope._version import __version__ as __version__
 
-TYPE_CHECKING = False  # typing's own would import it, and with it what `python -m upslope` finds in the current folder first
+TYPE_CHECKING = False  # that of typing would import it, and with it what `python -m upslope` finds in the current folder first
 if TYPE_CHECKING:
     from typing import Any
 

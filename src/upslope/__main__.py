@@ -4,7 +4,7 @@ import sys
 from os import getcwd
 
 if __name__ == "__main__":
-    # `python -m` looks for every module, Python's own included, in the current folder first: undone before anything is imported
+    # `python -m` looks for every module, Python's included, in the current folder first: undone before anything is imported
     try:
         here = getcwd()
     except OSError:  # the current folder is gone

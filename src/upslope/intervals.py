@@ -25,7 +25,7 @@ def central(values: Array, *, level: float = 0.95) -> tuple[float, float]:
 
 
 def bootstrap_band(table: Array, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Array, Array]:
-    """``(low, high)`` of the mean over rows ``[runs, points]`` by the percentile bootstrap of whole rows, from a generator of its own.
+    """``(low, high)`` of the mean over rows ``[runs, points]`` by the percentile bootstrap of whole rows, from a separate generator.
 
     With a handful of runs it is narrower than it should be, as every interval without an assumption about their distribution is;
     Student's t at two runs would hide the picture (± 12.7 standard errors). Source: Efron & Tibshirani 1993, 13.3.

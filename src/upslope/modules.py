@@ -1,4 +1,4 @@
-"""Modules of the user's own, named on the command line: found in the current folder, and never in place of an installed one."""
+"""The user's modules, named on the command line: found in the current folder, and never in place of an installed one."""
 
 import importlib
 import os

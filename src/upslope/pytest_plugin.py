@@ -1,4 +1,4 @@
-"""A pytest fixture for contract tests of one's own code; nothing of the library is loaded before a test asks for it."""
+"""A pytest fixture for contract tests of a user's code; nothing of the library is loaded before a test asks for it."""
 
 from typing import Any
 

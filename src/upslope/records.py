@@ -280,7 +280,7 @@ class ReturnScale(Protocol):
 
 
 class HasReturnScale(Protocol):
-    """A policy whose critic has units of its own: the moments, what moves them, and the parameters that only the critic has."""
+    """A policy whose critic has normalized units: the moments, what moves them, and the parameters that only the critic has."""
 
     @property
     def value_scale(self) -> ReturnScale | None: ...

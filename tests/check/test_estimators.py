@@ -163,7 +163,7 @@ def test_whole_batch_scaling_and_bonuses_are_notes():
 def test_what_sees_the_whole_batch_is_sound(name):
     function, options = BATCHED[name]
     report = check_estimator(function, **options)
-    assert report.findings == () and any("own mean and spread" in note for note in report.notes), str(report)
+    assert report.findings == () and any("batch's mean and spread" in note for note in report.notes), str(report)
     assert {"lengths", "padding"} <= set(report.checked)
 
 

@@ -143,9 +143,7 @@ def test_plot_leaves_out_what_is_no_run_but_a_report(cli: Command, trained: Path
     report.mkdir()
     (report / "verdict.json").write_text("{}")
     answer = cli("plot", trained, report)
-    assert answer.out == "wrote comparison.png (1 run)\n" and answer.err.endswith(
-        "reproduce-sb-13.1: a report, with a picture of its own\n"
-    )
+    assert answer.out == "wrote comparison.png (1 run)\n" and answer.err.endswith("reproduce-sb-13.1: a report, which is drawn alone\n")
     answer = cli("plot", report)
     assert answer.code == 2 and "it has no config.json" in answer.err
     without = Path(shutil.copytree(trained, "without"))

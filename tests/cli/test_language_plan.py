@@ -48,7 +48,7 @@ def test_the_tiny_model_is_packed_in_float32(cli: Command):
 
 
 @pytest.mark.parametrize(
-    "closing, words", [("+", "ends a turn with '+', which is no token of its own"), ("", "writes nothing behind a turn"), ("<eos>", None)]
+    "closing, words", [("+", "ends a turn with '+', which is no single token"), ("", "writes nothing behind a turn"), ("<eos>", None)]
 )
 def test_a_template_without_a_token_for_the_end_of_a_turn_is_said(cli: Command, bloom: Path, closing: str, words: str | None):
     tokenizer = character_tokenizer()

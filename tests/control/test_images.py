@@ -157,7 +157,7 @@ def test_parts_of_a_dict_are_taken_each_for_itself() -> None:
     assert encoder.continuous.sum() == 2  # neither codes nor bits are normalized
     assert encoder.words() == (
         "bits 4 numbers; camera an image, 3 × 40 × 40 (channels, height, width), numbers as they are; "
-        "grid a grid of 3 × 3 codes, below 16 told apart, and divided by 255 (162 numbers); x 2 numbers"
+        "grid a grid of 3 × 3 codes, below 16 distinguished, and divided by 255 (162 numbers); x 2 numbers"
     )
     assert Encoder(space.spaces["x"]).words() is None
 

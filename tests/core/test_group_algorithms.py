@@ -258,8 +258,8 @@ def mine(score, mask):
     "options,message",
     [
         ({"kl_estimator": "k1"}, "k1 in the objective has gradient 0"),
-        ({"kl_placement": "reward"}, "k3 in the reward lacks its own derivative"),
-        ({"kl_placement": "reward", "kl_estimator": "k2"}, "k2 in the reward lacks its own derivative"),
+        ({"kl_placement": "reward"}, "k3 in the reward lacks the KL's derivative"),
+        ({"kl_placement": "reward", "kl_estimator": "k2"}, "k2 in the reward lacks the KL's derivative"),
         ({"kl_estimator": "k4"}, "kl_estimator: expected 'k1', 'k2' or 'k3', found 'k4'"),
         ({"kl_placement": "loss"}, "kl_placement: expected 'objective' or 'reward', found 'loss'"),
         ({"kl_coef": -0.1}, "kl_coef: expected a number ≥ 0"),

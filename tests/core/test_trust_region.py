@@ -422,7 +422,7 @@ def test_bad_policies():
         stepped(TRPO(), policy, batch)
     policy = ActorCritic(Tied, (SEEN, ACTIONS["categorical"]))
     batch = replace(batch, behavior_log_prob=policy.evaluate(**batch.inputs).log_prob.detach())
-    with pytest.raises(UsageError, match="give the critic its own"):
+    with pytest.raises(UsageError, match="give the critic some"):
         stepped(TRPO(), policy, batch)
     policy, batch = made(dtype=torch.float32)
     state = TrustRegion().start(policy, seed=0)

@@ -222,7 +222,7 @@ def test_attention_of_a_kind_that_is_not_shared_is_found_out(monkeypatch):
     for found in ({}, {(tf.LlamaForCausalLM, small_key("llama")): architecture.PACKED}):  # by a small copy, and by the model itself
         monkeypatch.setattr(architecture, "FOUND", found)
         because = policy_of("llama").attention.because
-        assert because is not None and because.startswith("shared attention gives other log-probabilities than its own")
+        assert because is not None and because.startswith("shared attention changes log-probabilities")
     assert "on a short text" in because
 
 

@@ -2,7 +2,7 @@
 
     ∇J ∝ E[ ∇log π(a_t|s_t) · Â_t ],   Â = GAE(γ, λ);  λ = 1 is the n-step advantage of the paper
 
-Left out: RMSprop and separate workers. Online actor–critic with traces is another algorithm, with its own loop.
+Left out: RMSprop and separate workers. Online actor–critic with traces is another algorithm, with another loop.
 """
 
 from dataclasses import dataclass, field

@@ -34,12 +34,12 @@ class AllActions:
     """Policies with ``distribution(**inputs)`` over finitely many actions climb ``Σ_a π(a|s) q̂(s, a)``, q̂ a constant.
 
     ``AllActions(q=values)``: ``values(inputs)`` says what each action of a recorded state is worth. ``AllActions()`` asks the
-    policy's own ``action_values(**inputs)``, whose value of the action taken follows the λ-return; ``V = Σ_a π(a|s) q̂(s, a)`` is
+    policy's ``action_values(**inputs)``, whose value of the action taken follows the λ-return; ``V = Σ_a π(a|s) q̂(s, a)`` is
     then the policy's value of a state, as :class:`upslope.control.QCriticPolicy` has it.
     """
 
     q: ActionValues | None = None
-    """q̂ of every action: inputs -> [..., T, A] (none: the policy's own action values, learned along)"""
+    """q̂ of every action: inputs -> [..., T, A] (none: the policy's action values, learned along)"""
     gamma: float = 0.99
     """discount factor of the q̂ that is learned"""
     gae_lambda: float = 0.95
@@ -47,7 +47,7 @@ class AllActions:
     value_coef: float = 0.5
     """weight of q̂'s squared error, in standard deviations of the returns"""
     state_discount: float = 1.0
-    """a state weighs state_discount^t: q̂'s own γ for the discounted J (1: every visit counts the same)"""
+    """a state weighs state_discount^t: q̂'s γ for the discounted J (1: every visit counts the same)"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
     update: Ascent = field(default_factory=lambda: Ascent(learning_rate=1e-3))

@@ -32,7 +32,7 @@ def check_kl(kl_coef: float, kl_estimator: str, kl_placement: str) -> None:
         require(kl_estimator != "k1", f"kl_estimator: k1 in the objective has gradient 0 in expectation and teaches nothing; {hint}")
     else:
         hint = "take k1, or kl_placement='objective'"
-        message = f"kl_estimator: {kl_estimator} in the reward lacks its own derivative, so its gradient is not that of a KL; {hint}"
+        message = f"kl_estimator: {kl_estimator} in the reward lacks the KL's derivative, so its gradient is not that of a KL; {hint}"
         require(kl_estimator == "k1", message)
 
 

@@ -24,7 +24,7 @@ from upslope.records import Batch, Policy, Rollout, Surrogate
 
 
 def group_centered(score: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``r_i − mean`` of the group, ``[..., G]``, not divided by the spread: every prompt keeps its own scale.
+    """``r_i − mean`` of the group, ``[..., G]``, not divided by the spread: every prompt keeps its scale.
 
     Source: Liu et al. 2025 (Dr. GRPO), section 3.2.
     """
@@ -55,7 +55,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
 class GRPO(ComparesRows):
     """Rows that answer the same prompt, or start in the same state, are compared with one another; no critic is learned.
 
-    ``GRPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
+    ``GRPO(surrogate=mine)`` optimizes a user's function: ``upslope.testing.check_surrogate(mine)`` is its contract.
     """
 
     CHOICES: ClassVar[dict[str, dict[str, Any]]] = {"advantage": ADVANTAGES, "ratio": RATIOS, "surrogate": SURROGATES}

@@ -2,7 +2,7 @@
 
     ρ_t = π(a_t|s_t) / b(a_t|s_t)         b: the behavior policy that recorded the data, π: the one that learns
 
-Left out: estimating b where it was not recorded, self-normalized weights, and replay of one's own past (collect from a data set).
+Left out: estimating b where it was not recorded, self-normalized weights, and replay of earlier batches (collect from a data set).
 """
 
 import math
@@ -51,7 +51,7 @@ def truncated(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor
 
 
 def per_step(rollout: Rollout, log_prob: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
-    """``ρ_t (G_t − V_t)`` with b's own returns: the gradient of ``Σ_s d^b Σ_a π Q^b``, which is not ∇J for b ≠ π."""
+    """``ρ_t (G_t − V_t)`` with b's returns: the gradient of ``Σ_s d^b Σ_a π Q^b``, which is not ∇J for b ≠ π."""
     weight = F.token_ratio(log_prob, rollout.behavior_log_prob, rollout.mask)
     value, next_value = critic_values(rollout) if settings.baseline else (0.0, None)
     returns = F.returns_to_go(rollout.reward, rollout.terminated, rollout.truncated, settings.gamma, rollout.mask, next_value)

@@ -135,7 +135,7 @@ class Online:
 
 
 def gradients(policy: Policy, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[float, Gradients, Gradients]:
-    """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's own formula where it has one, else by autograd."""
+    """``(v̂(S), ∇v̂(S), ∇log π(A|S))`` for one state: by the policy's formula where it has one, else by autograd."""
     found = policy.gradients(inputs, action, parameters) if offers(policy, HasGradients) else None
     if found is not None:
         return found

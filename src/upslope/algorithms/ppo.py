@@ -39,7 +39,7 @@ class PPO:
     """Several epochs on each batch, kept near the policy that sampled it by a clip, a KL penalty, or both.
 
     ``PPO(surrogate=F.importance_weighted, kl_coef=1.0, adaptive_kl=0.01)`` is the penalty form of the paper's section 4;
-    ``PPO(surrogate=mine)`` optimizes a function of your own: ``upslope.testing.check_surrogate(mine)`` is its contract.
+    ``PPO(surrogate=mine)`` optimizes a user's function: ``upslope.testing.check_surrogate(mine)`` is its contract.
     """
 
     needs_critic: ClassVar[bool] = True

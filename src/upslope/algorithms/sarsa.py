@@ -62,7 +62,7 @@ class SARSA(Online):
 
 
 def action_value(policy: Policy, inputs: Inputs, action: Tensor, state: OnlineState) -> tuple[float, Gradients]:
-    """``q̂(S, A)`` and its gradient: by the policy's own formula where it has one, else by autograd."""
+    """``q̂(S, A)`` and its gradient: by the policy's formula where it has one, else by autograd."""
     found = policy.action_gradient(inputs, action, state.parameters) if offers(policy, HasActionGradient) else None
     if found is not None:
         return found

@@ -12,8 +12,8 @@ from upslope.run.settings import instance_of, load_object
 
 KINDS = ("estimator", "surrogate", "algorithm", "policy")
 FLAGS = (
-    Flag("kind", one_of(KINDS), None, "what it is (none: told from what it has); an algorithm is an estimator and more"),
-    Flag("gamma", REAL, None, "discount factor that a function uses; an algorithm has its own (none: 1, or 0.9 for a parameter gamma)"),
+    Flag("kind", one_of(KINDS), None, "what it is (none: seen from what it has); an algorithm is an estimator and more"),
+    Flag("gamma", REAL, None, "discount factor of a function; an algorithm says its gamma itself (none: 1, or 0.9 for a parameter gamma)"),
     Flag("group", SWITCH, None, "recordings are groups of rows from the same start (none: GRPO and RLOO)"),
     Flag("off_policy", SWITCH, None, "it corrects for another behavior policy (none: if it reacts to behavior_log_prob)"),
     Flag("whole_episodes", SWITCH, None, "it is for whole episodes, one in a row: no truncations are tried"),

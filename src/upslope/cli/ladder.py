@@ -9,7 +9,7 @@ from upslope.run.folder import finite
 from upslope.studies.ladder_rungs import TASKS
 
 FLAGS = (
-    Flag("budget", INTEGER, None, "environment steps of each run (none: the task's own)"),
+    Flag("budget", INTEGER, None, "environment steps of each run (none: the task's)"),
     Flag("seeds", INTEGER, 5, "runs of each rung, with seeds 0, 1, …"),
     Flag("out", PATH, None, "folder for index.html, ladder.png and ladder.json (none: runs/ladder-TASK)"),
     Flag("json", SWITCH, False, "print the numbers as one JSON object and nothing else"),

@@ -15,7 +15,7 @@ FLAGS = (
     Flag("max_steps", COUNT, 1000, "frames to record at most: one for each start and each step"),
     POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
-    Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
+    Flag("env", TEXT, None, "the environment, where the run's is module:name"),
 )
 
 HELP = """\

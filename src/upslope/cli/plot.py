@@ -28,7 +28,7 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
         raise UsageError(f"--out: expected a name that ends in .png, .svg or .pdf, found {path}")
     folders = list(dict.fromkeys(os.path.realpath(folder) if folder else folder for folder in plain))
     several = len(folders) > 1
-    others = {folder: "a report, with a picture of its own" for folder in folders if several and is_report(Path(folder))}
+    others = {folder: "a report, which is drawn alone" for folder in folders if several and is_report(Path(folder))}
     runs = [Run.load(folder) for folder in folders if folder not in others]
     from upslope.run.curve import comparable, draw_comparison, nothing_to_plot, repeated  # loads NumPy
 
@@ -38,7 +38,7 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
     twice = repeated(runs)
     others |= {str(path): f"same settings and seed as {other}" for path, other in twice.items()}
     runs = [run for run in runs if run.path not in twice]
-    require(bool(runs), "plot: all of these folders hold reports with a picture of their own; name the folder of a run")
+    require(bool(runs), "plot: each of these folders holds a report, which is drawn alone; name the folder of a run")
     for folder, reason in others.items():
         print(f"left out {folder}: {reason}", file=sys.stderr)
     draw_comparison(path, runs)

@@ -17,7 +17,7 @@ FLAGS = (
     Flag("seed", SEED, 0, "of the environments and of the actions"),
     Flag("random", SWITCH, False, "record uniformly random actions; the command then names an environment instead of a run"),
     POLICY,
-    Flag("env", TEXT, None, "the environment, where the run's own is module:name"),
+    Flag("env", TEXT, None, "the environment, where the run's is module:name"),
     Flag("env_kwargs", kind_of(dict[str, Any], EnvSettings, "env_kwargs"), None, "keyword arguments for the environment, as a JSON object"),
 )
 

@@ -84,7 +84,7 @@ def check_alone(command: str, environment: Mapping[str, str]) -> None:
         size = environment.get(name, "").strip()
         if size.isdecimal() and int(size) > 1:
             what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
-            raise UsageError(f"{command}: {what}; start upslope by itself, or unset {name} where each of them has settings of its own")
+            raise UsageError(f"{command}: {what}; start upslope by itself, or unset {name} where each of them has other settings")
 
 
 def auto(words: Sequence[str]) -> str:

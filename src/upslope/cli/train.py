@@ -54,7 +54,7 @@ Train a language model and write a run folder: settings, metrics, every completi
 
 ALGORITHM is {algorithms}.
 MODEL is tiny, the folder of a Transformers model, or of a run. TASK is addition, copy, sums, FILE.jsonl (prompt, answer,
-further columns) or reasoning-gym:NAME; its own check of the answer is the reward unless --reward names others."""
+further columns) or reasoning-gym:NAME; the task's check of the answer is the reward unless --reward names others."""
 
 ENDING = """
 
@@ -190,7 +190,7 @@ def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Pa
                 owners[method.path] = other
         if owners:
             flag, whose = word.partition("=")[0], ", ".join(owners.values())
-            raise UsageError(f"{flag}: a setting of {whose}, not of {name}; `upslope train {name} {page.help}--help` lists its own")
+            raise UsageError(f"{flag}: a setting of {whose}, not of {name}; `upslope train {name} {page.help}--help` lists those it has")
 
 
 def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page) -> int:

@@ -18,7 +18,7 @@ usage: upslope verify-resume ALGORITHM ENV_ID [flags]
 
 Train for some iterations; train the same in another process that kills itself on the way; resume what it has left; compare. Every row
 of metrics, every parameter, the optimizer and all that a checkpoint holds must be equal to the bit; what differs first is named
-(exit code 1). The words and flags are those of `upslope train`, environments, algorithms and rewards of your own included.
+(exit code 1). The arguments and flags are those of `upslope train`, your environments, algorithms and rewards included.
 
   upslope verify-resume ppo CartPole-v1
   upslope verify-resume a2c mytasks:make_maze --num-envs 4 --kill-at 2

@@ -35,7 +35,7 @@ class ActorCritic(nn.Module):
     number per dimension, unless ``state_dependent_std``), or twice that for a Beta.
 
     A Gaussian acts in [−1, 1], scaled to the finite bounds of the action space (:class:`~upslope.control.heads.Gaussian`);
-    with ``scale_actions=False`` in the environment's own units. The value is in units of its own inside the network and in the
+    with ``scale_actions=False`` in the environment's units. The value is in normalized units inside the network and in the
     rewards' outside (:class:`~upslope.control.normalize.ValueScale`), unless ``normalize_value=False``.
 
     Dropout and batch statistics are always off, so that actions are drawn and scored with one distribution.
@@ -80,7 +80,7 @@ class ActorCritic(nn.Module):
                 torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' states too
                 network = network(self.input_size, num_parameters)
         self.network = network
-        # in a module of its own, after the network, so that parameters() lists it last
+        # in a separate module, after the network, so that parameters() lists it last
         self.spread: Any = nn.ParameterDict({"log_std": torch.full((num_parameters,), float(log_std))}) if with_log_std else None
         if normalize_observation and not self.encoder.continuous.any():
             found = short(self.observation_space)
@@ -283,7 +283,7 @@ class ActorCritic(nn.Module):
     def act(
         self, observation: Any, *, greedy: bool = True, state: Any = None, action_mask: Any = None, generator: torch.Generator | None = None
     ) -> tuple[Any, Any]:
-        """The environment's action for one observation or for a batch (told apart by the shape), and the state to pass back.
+        """The environment's action for one observation or for a batch (its shape says which), and the state to pass back.
 
         ``greedy`` takes the mode; otherwise the action is drawn, from ``generator`` if given.
         """

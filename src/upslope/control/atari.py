@@ -1,8 +1,8 @@
 """Atari games the way agents are trained on them: Mnih et al. 2015, with the reset rules of the usual baselines.
 
-Up to 30 no-ops at a reset, each action held for 4 frames, the brighter of the last two frames, 84 × 84 gray, 4 frames stacked.
+Up to 30 no-ops at a reset, each action repeated for 4 frames, the brighter of the last two frames, 84 × 84 gray, 4 frames stacked.
 In training every lost life ends an episode (the game goes on behind it) and rewards are clipped to their sign; evaluation
-plays whole games for their score. Sticky actions are the game's own setting: 0.25 in the ``ALE/…-v5`` environments
+plays whole games for their score. Sticky actions are the game's setting: 0.25 in the ``ALE/…-v5`` environments
 (``env_kwargs={"repeat_action_probability": 0.0}`` turns them off).
 """
 
@@ -41,7 +41,7 @@ def make(spec: Any, env_kwargs: Mapping[str, Any], *, training: bool) -> gymnasi
     """One game, preprocessed; observations are uint8 ``[4, 84, 84]``."""
     if importlib.util.find_spec("cv2") is None:  # AtariPreprocessing needs it
         raise missing_extra("opencv-python-headless", "atari")
-    # the game's own frame skip off: the preprocessing skips, and takes the maximum over two frames while it does
+    # the game's frame skip off: the preprocessing skips, and takes the maximum over two frames while it does
     env: Any = gymnasium.make(spec, **{"frameskip": 1, **env_kwargs}, disable_env_checker=True)
     env = gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84, grayscale_obs=True)
     if training:

@@ -78,7 +78,7 @@ class Steps(Collector):
 class Episodes(Collector):
     """``num_episodes`` whole episodes from fresh starts (one for each environment unless given): an ``[num_envs, T]`` rollout.
 
-    Every environment plays its own share, all to the end, so that short episodes are not preferred (the first k to finish
+    Every environment plays its share, all to the end, so that short episodes are not preferred (the first k to finish
     would be); T is the longest row, and shorter rows are masked behind their last episode. Episodes that do not divide
     evenly give the first environments one more.
 
@@ -107,7 +107,7 @@ class Episodes(Collector):
 class GroupedEpisodes(Collector):
     """One whole episode of every environment, ``group_size`` of them from the same reset: a ``[groups, G, T]`` rollout of groups.
 
-    Before each recording every group draws a seed of its own from the collector's generator, and all its environments are reset
+    Before each recording every group draws one seed from the collector's generator, and all its environments are reset
     with it: their first observations are equal (that is checked). What an environment draws later comes from that seed as well,
     so its randomness is the same only as long as the members act alike, and only as far as the reset seed fixes it; their actions
     are drawn apart. T is the longest episode; shorter rows are masked behind their end.

@@ -15,8 +15,8 @@
 ``action_mask [N, T + 1, n]``   legal actions, where the environment says them
 ==============================  ==================================================================================================
 
-**Reset steps.** Where an environment is reset by a step of its own (Gymnasium's NEXT_STEP), the column after an end is no decision: it
-must be masked, or it would be learned from. Everywhere else the next episode's start stands in the next column and the end's own
+**Reset steps.** Where an environment is reset by a separate step (Gymnasium's NEXT_STEP), the column after an end is no decision: it
+must be masked, or it would be learned from. Everywhere else the next episode's start stands in the next column and the end's
 successor in ``successor``. So ``mask`` may be left out only if every end that has a column behind it is in ``successor_at``; and a
 truncated step whose next column is a real one must be there in any case, for its value is that of its true successor.
 
@@ -47,7 +47,7 @@ from upslope.files import write_bytes
 
 DATASET_VERSION = 2  # 2 says whether actions are scaled; before, they never were
 STEPS = ("reward", "terminated", "truncated", "mask", "behavior_log_prob")  # the fields of shape [N, T]
-AXES = {"observation": 2, "successor": 1}  # how many leading axes are not the observation's own
+AXES = {"observation": 2, "successor": 1}  # how many leading axes are not the observation's
 
 
 @dataclass(frozen=True, kw_only=True)

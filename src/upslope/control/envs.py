@@ -51,11 +51,11 @@ class Envs:
     In ``NEXT_STEP`` mode the step after an end is a reset step: masked, reward 0, not counted. In ``SAME_STEP`` mode the true
     successor comes from ``info["final_obs"]``; in ``DISABLED`` mode the ended environments are reset here, with
     ``options={"reset_mask": …}``. ``observation`` and ``action_mask`` (None until an environment gives one in its info) are
-    what the next action answers; of a truncated episode's last state, where no action is taken, the mask is the environment's own too.
+    what the next action answers; of a truncated episode's last state, where no action is taken, the mask is the environment's too.
 
     Seeds: the first reset passes ``seed``, of which Gymnasium's vector environments make seed, seed + 1, … for their
     sub-environments; a natively vectorized environment draws its first states from one generator with that seed. Later resets
-    go on with the environments' own generators. ``seeded`` says that the vector environment has had its seed already.
+    go on with the environments' generators. ``seeded`` says that the vector environment has had its seed already.
     ``max_episode_steps`` is their time limit, where it is known.
 
     ``clip_reward`` hands on the reward's sign and ``reward_scale`` multiplies it; ``finished`` speaks of the rewards themselves.
@@ -87,7 +87,7 @@ class Envs:
         self._most = sys.float_info.max if clip_reward else MAX_REWARD / reward_scale
         self.observation: Any = None
         self.action_mask: Array | None = None
-        # what Gymnasium's own return is new at every step; others may use their arrays again
+        # what environments of Gymnasium return is new at every step; others may use their arrays again
         self._copies = not type(vector.unwrapped).__module__.startswith("gymnasium.")
         self._masks = ActionMasks(self.action_space, self.num_envs)
         self.mask_source, guarded = self._guard()
@@ -288,7 +288,7 @@ class Envs:
         raise RunFault(f"environment {self.env_id!r}, {where}: {message}")
 
     def _misfit(self) -> str | None:
-        """The first sub-environment's observation that its own space does not allow, if Gymnasium shows them."""
+        """The first sub-environment's observation that its space does not allow, if Gymnasium shows them."""
         inner = self.vector.unwrapped
         for item in getattr(inner, "_env_obs", ()) if isinstance(inner, SyncVectorEnv) else ():
             if item is None:
@@ -319,7 +319,7 @@ class Envs:
 
     def _read_action_mask(self, info: dict[str, Any], where: str, terminated: Array | None = None) -> None:
         """Keep the masks for the next action; where an episode has terminated, or nothing was said, everything is legal."""
-        if self._asks and "action_mask" not in info:  # a vector environment of the user's own says it elsewhere
+        if self._asks and "action_mask" not in info:  # a user's vector environment says it elsewhere
             vector: Any = self.vector
             with self._faults(METHOD):
                 info = {"action_mask": vector.action_masks() if self.mask_source == METHOD else self.observation["action_mask"]}
@@ -358,5 +358,5 @@ def _autoreset_mode(vector: Any, env_id: str) -> AutoresetMode:
         return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
     except ValueError:
         names = ", ".join(f"AutoresetMode.{item.name}" for item in AutoresetMode)
-        what = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be told apart"
+        what = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, so its reset steps cannot be recognized"
         raise UsageError(f"env {env_id!r}: {what}; set it to one of {names}") from None

@@ -89,7 +89,7 @@ class Evaluator:
     """Plays ``episodes`` episodes at each call, always other ones, in environments that stay open between the calls.
 
     Call k starts its episodes from the seeds ``seed + k · episodes + i``; every seed gives exactly one episode, so that
-    short ones are not preferred. (An environment with its own vectorized version draws the first states of a batch from one
+    short ones are not preferred. (An environment with a vectorized version draws the first states of a batch from one
     generator, seeded with the batch's first seed.) ``greedy=False`` samples actions. Normalization stays as it is.
 
     ``env`` as in :func:`make`, or :class:`Envs` that exist already: those are reset, played and left open. At most

@@ -42,7 +42,7 @@ class Lost(Misbehaved):
 class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Passes on what an environment answers, checked.
 
-    ``apart``: the environment has a process of its own, where Gymnasium writes an observation into shared memory whatever its shape
+    ``apart``: the environment has a separate process, where Gymnasium writes an observation into shared memory whatever its shape
     and dtype, so they are checked here. ``keep_info=False`` leaves out everything of info but the action mask: nobody reads it, and
     it would have to be stacked or sent. ``tells=False`` leaves it to another guard to speak of names that look like a mask's.
 

@@ -1,6 +1,6 @@
 """What a head is: the meaning of a network's numbers as a distribution over actions.
 
-A head is a small frozen object without parameters of its own: every method takes the parameter tensor ``[*, P]``. The
+A head is a small frozen object without parameters: every method takes the parameter tensor ``[*, P]``. The
 *stored* action is the one that ``log_prob`` takes (int64 or float32); :meth:`Head.to_env` turns it into what the
 environment takes. They differ where the environment's action is a function of the sampled one: a Gaussian's clipped
 action has no density, and a squashed action near ±1 has lost the digits that its density needs; so the sampled one is stored.
@@ -255,7 +255,7 @@ class Gaussian(Head):
 
     The environment gets ``middle + half_range · a``, clipped to its bounds: a = −1 is the lower bound, 0 the middle, 1 the upper
     one, so that a mean near 0 and a spread near 1 fit whatever the bounds are. A dimension without two finite bounds keeps the
-    environment's own units (middle 0, half range 1), and with ``scaled=False`` every dimension does.
+    environment's units (middle 0, half range 1), and with ``scaled=False`` every dimension does.
 
     What is stored and scored is a, unclipped: distribution, log-probability, entropy and KL are a's. Those of the environment's
     action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
@@ -280,7 +280,7 @@ class Gaussian(Head):
 
     @cached_property
     def units(self) -> tuple[Array, Array]:
-        """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's own units."""
+        """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's units."""
         low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
         bounded = self.scaled & (low < high) & (np.maximum(abs(low), abs(high)) < STANDS_FOR_INFINITY)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)

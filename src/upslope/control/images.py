@@ -29,7 +29,7 @@ IMAGE_SIDE = 16  # smallest height and width of what is taken for an image unask
 NATURE_SIDE = 36
 """Smallest height and width for the convolutions of Mnih et al. 2015; integers from 0 to 255 on such an image are intensities."""
 MAX_CODES, FIRST_CODES = 32, 16
-"""So many values at most are codes, each told apart; of more, the first 16 are told apart, and all are also intensities."""
+"""So many values at most are codes, each distinguished; of more, the first 16 are distinguished, and all are also intensities."""
 MAX_ONES = 2**14  # longest one-hot vector of a grid; a longer one is left to convolutions
 
 
@@ -174,5 +174,5 @@ class Image(NamedTuple):
         elif not read.ones:
             how = f"divided by {read.span - 1}" if read.span > 2 else "zeros and ones"
         else:
-            how = f"{read.span} codes" if not read.share else f"codes below {FIRST_CODES} told apart, and all divided by {read.span - 1}"
+            how = f"{read.span} codes" if not read.share else f"codes below {FIRST_CODES} distinguished, and all divided by {read.span - 1}"
         return f"an image, {' × '.join(map(str, self.shape))} (channels, height, width), {how}"

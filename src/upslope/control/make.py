@@ -25,7 +25,7 @@ Vectorization = Literal["auto", "sync", "async", "envpool"]
 VECTOR_PAYS_FROM = 5
 """A natively vectorized environment costs about as much a step as five plain ones (CartPole: 145 µs against 20 to 30 µs each)."""
 
-STEP_TIMEOUT = 120.0  # seconds that an environment in a process of its own may take to answer, unless given
+STEP_TIMEOUT = 120.0  # seconds that an environment in a separate process may take to answer, unless given
 
 _EXTRAS = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("box2d", "box2d")}
 
@@ -50,7 +50,7 @@ def make(
     current folder is importable), or a callable that returns a Gymnasium environment. A callable may also return a whole
     vector environment of ``num_envs``, of any autoreset mode.
 
-    ``vectorization``: ``"auto"`` takes the environment's own vectorized version where it has one and ``num_envs`` is at least
+    ``vectorization``: ``"auto"`` takes the environment's vectorized version where it has one and ``num_envs`` is at least
     5, else one environment after the other in this process; ``"sync"`` the latter always; ``"async"`` one process for each;
     ``"envpool"`` EnvPool's C++ version. ``autoreset_mode`` matters for ``"sync"`` and ``"async"`` only. ``reward_scale``
     multiplies the rewards that the learner sees, not the returns that are reported. ``max_episode_steps`` truncates episodes after
@@ -85,7 +85,7 @@ def make(
     game = spec is not None and atari.is_game(spec, kwargs)
     registered = spec is not None and not game
     if registered and limit is not None:
-        kwargs["max_episode_steps"] = limit  # gymnasium.make and the vector version take it in place of the id's own
+        kwargs["max_episode_steps"] = limit  # gymnasium.make and the vector version take it in place of the id's
     build = (lambda: atari.make(spec, kwargs, training=training)) if game else lambda: factory(**kwargs)
     vectorized = vectorization == "auto" and num_envs >= VECTOR_PAYS_FROM and registered
     vector = make_vector(spec, num_envs, kwargs) if vectorized and spec is not None else None
@@ -198,7 +198,7 @@ def _vector(
     apart: Callable[..., Workers] | None,
     autoreset_mode: AutoresetMode,
 ) -> VectorEnv[Any, Any, Any]:
-    """Plain environments side by side, or ``apart`` in processes of their own; a whole vector environment is taken as it is."""
+    """Plain environments side by side, or ``apart`` in a process each; a whole vector environment is taken as it is."""
     try:
         first = build()
     except (Exception, SystemExit) as error:

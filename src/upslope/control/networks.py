@@ -123,7 +123,7 @@ class CNN(nn.Module):
     """One trunk for actor and critic: each image through convolutions, joined with the vector part, a ReLU layer or more, two heads.
 
     Takes images ``[*, C, H, W]`` as :mod:`upslope.control.images` encodes them, float32 or uint8 (read here: divided by the largest
-    number, and one-hot where codes are told apart), and, where ``vector_size`` is not 0, ``observation [*, d]``.
+    number, and one-hot where codes are distinguished), and, where ``vector_size`` is not 0, ``observation [*, d]``.
     """
 
     def __init__(

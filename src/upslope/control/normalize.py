@@ -146,7 +146,7 @@ class ValueScale(Moments):
 
     Until there is a return with a size or a spread, V is y itself (``count`` 0). When the moments move, the critic's last layer is
     changed the other way, so that V stays what it was: ``W ← W · std/std′``, ``b ← (std · b + mean − mean′)/std′``. A last layer of
-    zeros has nothing to keep, and where the last layer is not known (a network of one's own) V moves with the moments.
+    zeros has nothing to keep, and where the last layer is not known (a user's network) V moves with the moments.
 
     Source: van Hasselt et al. 2016, eq. 7 to 9.
     """

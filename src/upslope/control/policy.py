@@ -168,7 +168,7 @@ def policy_for(envs: Any, *, image: ImageChoice = "auto", **options: Any) -> Act
 def policy_from_description(description: Mapping[str, Any], *, network: Any = None) -> ActorCritic:
     """The policy that :meth:`ActorCritic.describe` described, with fresh weights; load its ``state_dict`` next.
 
-    A network of your own is never imported from a name in a file: pass it as ``network``, as to :class:`ActorCritic`.
+    A user's network is never imported from a name in a file: pass it as ``network``, as to :class:`ActorCritic`.
     Raises :class:`UsageError` for a damaged description.
     """
     # what was saved before there was a choice acts as it did

@@ -46,7 +46,7 @@ SAMPLED = ("upslope/ShortCorridor-v0",)
 GOALS = {"Pendulum-v1": -200.0}  # mean returns at which a task counts as solved, where Gymnasium names none
 
 MEASURED_WITH: Values = {"normalize_value": False}
-"""What every preset was measured with unless it says otherwise: values in the task's own rewards, whose size the settings fit."""
+"""What every preset was measured with unless it says otherwise: values in the units of the task's rewards, whose size the settings fit."""
 
 
 def preset_for(algorithm: str, env_id: str) -> Preset | None:

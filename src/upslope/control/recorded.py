@@ -91,7 +91,7 @@ def record(
 class Recorded:
     """A collector that plays nothing: rollouts from a data set, all of its rows or ``num_rows`` of them, shuffled anew in each pass.
 
-    The critic's values are the learner's own, of each step's true successor. ``behavior_log_prob`` is that of whoever recorded, so
+    The critic's values are the learner's, of each step's true successor. ``behavior_log_prob`` is that of whoever recorded, so
     an algorithm has to weigh the steps (:class:`~upslope.OffPolicyGradient`). Running moments of the observations are taken from the
     whole data set, once, where the policy has none yet.
 
@@ -142,7 +142,7 @@ class Recorded:
         return Rollout(behavior_log_prob=behavior_log_prob, value=value, next_value=next_value, **others)
 
     def _in_units_of(self, policy: SamplingPolicy, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
-        """Recorded actions and their log-probabilities as the policy has them: a Gaussian's may be in other units than its own."""
+        """Recorded actions and their log-probabilities as the policy has them: a Gaussian's may be in other units than the policy's."""
         head, recorded = getattr(policy, "head", None), head_for(self.data.action_space)
         scaled = getattr(head, "scaled", False)
         ours = type(head) in (Gaussian, type(None)) and self.data.head in (None, Gaussian.__name__)

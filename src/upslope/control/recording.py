@@ -89,7 +89,7 @@ def takes_observations_as_they_are(policy: object, envs: Envs) -> bool:
 
 
 def counts_from_0(envs: Envs) -> bool:
-    """Whether stored actions are the environment's own."""
+    """Whether stored actions are in the environment's units."""
     return isinstance(envs.action_space, spaces.Discrete) and envs.action_space.start == 0
 
 

@@ -92,7 +92,7 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
     if not but_last and generator_state(guard) != state["generator_now"]:
         raise ValueError("played again, its episode leaves its generator in another state")
     if not but_last and float(guard._episode.total) != state.get("total", float(guard._episode.total)):
-        raise ValueError("played again, its episode has other rewards: it draws from a generator of its own, or remembers earlier episodes")
+        raise ValueError("played again, its episode has other rewards: it draws from other generators, or remembers earlier episodes")
     return observation
 
 

@@ -66,7 +66,7 @@ class Leaf:
             low, count = self.codes.low, self.codes.span
             shares = "" if not self.codes.share else f", and divided by {count - 1}"
             codes = f"{low} to {low + count - 1}" if not shares else f"below {self.codes.ones - 1}"
-            return f"a grid of {shape} codes, {codes} told apart{shares} ({self.size:,} numbers)"
+            return f"a grid of {shape} codes, {codes} distinguished{shares} ({self.size:,} numbers)"
         if isinstance(space, spaces.Discrete):
             return f"one of {space.n:,}"
         if len(self.space.shape or ()) > 1:

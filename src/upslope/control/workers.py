@@ -1,4 +1,4 @@
-"""Environments in processes of their own that cannot hang a run, and do not outlive it.
+"""Environments in separate processes that cannot hang a run, and do not outlive it.
 
 Gymnasium's ``AsyncVectorEnv`` waits for an answer for ever, says ``EOFError`` where a process died, and leaves behind what does not
 end by itself. Here every answer has a time limit, a process that ended is named with its exit code, closing asks, then terminates,
@@ -67,7 +67,7 @@ class Workers(AsyncVectorEnv):
         self.step_timeout, self.restarts = step_timeout, 0
         self.max_restarts = max_restarts if autoreset_mode is AutoresetMode.NEXT_STEP else 0
         self.on_restart: Callable[[int], None] = lambda index: None
-        self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it is its own
+        self.owner = os.getpid()  # a process that is forked later holds copies of all this, and none of it belongs to it
         factories = [Factory(build, first if index == 0 else None, tells=index == 0) for index in range(num_envs)]
         try:
             parent: Any = super()
@@ -182,14 +182,14 @@ def end(processes: list[Any], owner: int) -> None:
 
 
 def join(process: Any, seconds: float) -> None:
-    """Wait for a process's end, not longer than ``seconds``; its own ``join`` waits for ever where the process has closed all its files."""
+    """Wait for a process's end, not longer than ``seconds``; ``join`` waits for ever where the process has closed all its files."""
     deadline = time.monotonic() + seconds
     while process.exitcode is None and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
 def kill_group(pid: int | None) -> None:
-    """Kill what a worker's environment has started; nothing where the worker leads no group of its own."""
+    """Kill what a worker's environment has started; nothing where the worker leads no process group."""
     with contextlib.suppress(OSError, AttributeError):  # it is gone; no groups (Windows)
         if pid is not None and os.getpgrp() != pid:
             os.killpg(pid, signal.SIGKILL)

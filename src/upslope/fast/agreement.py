@@ -2,8 +2,8 @@
 
 ``fast/formulas.py`` and the draws of ``fast/kernels.py`` are the only formulas of ``functional/`` that stand a second time, Adam and the
 clipping of norms those of ``updates/``. The kernels are ordinary Python, so they are called as they are on a few numbers; draws,
-log-probabilities, entropies and gradients are held to the head's own, moved parameters to the update's. What was edited differs and runs
-as it is written.
+log-probabilities, entropies and gradients are checked against the head's, moved parameters against the update's. What was edited
+differs, and runs as it is written.
 """
 
 import sys

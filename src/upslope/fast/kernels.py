@@ -1,7 +1,7 @@
 """A whole update of an MLP policy, every epoch and minibatch, as one compiled entry point; and what the policy does between updates.
 
 ``update`` is the readable ``Ascent.__call__``: the networks and heads, differentiated by hand, around the objective, which comes as
-compiled functions of its own (:mod:`upslope.fast.lower`). It works on the policy's own memory, the flat parameters and Adam's
+separate compiled functions (:mod:`upslope.fast.lower`). It works on the policy's memory, the flat parameters and Adam's
 moments, so one can change between the twins at any update; it allocates nothing and raises nothing. ``step`` is ``MLPPolicy.sample``
 from given random numbers, or the critic's values of any number of rows.
 

@@ -31,7 +31,7 @@ OBSERVATION, ACTION, CONTINUOUS, LEGAL, MASK, OBJECTIVE_COLUMNS = range(6)
 # ---- an objective: addresses of its functions, and of what they read and write
 BEFORE, BLOCK_OF_ROWS, AFTER, NUMBERS, EACH, SUMS, VALUES = range(7)
 """NUMBERS: rows of the minibatch, by how many times it is smaller than the batch, settings, sums over the batch alone. EACH: for each row
-of a block, ``BLOCK`` numbers of every kind that follows. SUMS: the largest |log ratio|, then the objective's own. VALUES: the objective of
+of a block, ``BLOCK`` numbers of every kind that follows. SUMS: the largest |log ratio|, then the objective's. VALUES: the objective of
 a minibatch, then what it reports."""
 LOG_PROB, ENTROPY, VALUE, SLOPES = range(4)
 """What is known of a row, and the first of the objective's derivatives by the three, in their order."""

@@ -1,8 +1,8 @@
 """Kernels and objectives as machine code: compiled by LLVM for this processor once, then loaded from a file.
 
-The file lies beside Python's own compiled files (or in the user's cache folder where that cannot be written) and is
+The file lies beside Python's compiled files (or in the user's cache folder where that cannot be written) and is
 named by a hash of its source, of LLVM's version and of the processor, so that a stale one is never used; what it
-holds is checked against a hash of its own. Without llvmlite :func:`library` is None and everything runs on PyTorch.
+holds is checked against its hash. Without llvmlite :func:`library` is None and everything runs on PyTorch.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def library() -> Library | None:
 
     try:
         return Library(loaded("kernels", source_of(*SOURCES), lambda translate: str(translate.Module(*ENTRY_POINTS))))
-    except (ImportError, RuntimeError, OSError):  # LLVM's own errors: a processor or system that it has no code generator for
+    except (ImportError, RuntimeError, OSError):  # errors of LLVM: a processor or system that it has no code generator for
         return None
 
 

@@ -23,7 +23,7 @@ def multiply(
 ) -> None:
     """``c[i, j] = Σ_k a[i, k] b[k, j]`` by tiles of 4 rows × ``WIDTH`` columns whose sums stay in registers.
 
-    ``a`` has any strides; ``b`` and ``c`` have rows of their own stride and adjacent columns, whose number is rounded up to
+    ``a`` has any strides; ``b`` and ``c`` have rows of any stride and adjacent columns, whose number is rounded up to
     full registers; ``c`` has room for a multiple of 4 rows.
     """
     for j in range(0, columns, WIDTH):

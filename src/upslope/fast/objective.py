@@ -1,4 +1,4 @@
-"""An algorithm's own objective, compiled: traced once, kept as long as it is the same, its settings read anew at every update."""
+"""An algorithm's objective, compiled: traced once, kept as long as it is the same, its settings read anew at every update."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass

@@ -1,7 +1,7 @@
 """An MLP policy and a batch as the kernels see them: sizes, addresses and scratch memory; flat columns, checked, and the order of rows.
 
 :func:`match_mlp_policy` says what an object is (or that it is nothing the kernels know); :class:`Plan` writes that down as the
-integers of :mod:`upslope.fast.layout`. The policy's own tensors are used where they lie: nothing is copied.
+integers of :mod:`upslope.fast.layout`. The policy's tensors are used where they lie: nothing is copied.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ METHODS = {"forward", "evaluate", "sample", "value", "act", "inputs", "distribut
 
 
 def changed(module: nn.Module) -> bool:
-    """Whether somebody hung a hook on this very module, or gave it a method of its own."""
+    """Whether somebody hung a hook on this very module, or replaced a method of it alone."""
     return any(getattr(module, name) for name in HOOKS) or not METHODS.isdisjoint(vars(module))
 
 
@@ -120,7 +120,7 @@ def head_was_edited(policy: object) -> bool:
 
 
 def head_of(policy: object) -> tuple[int, int] | None:
-    """Kind and number of outputs of a known head over a network of the user's own (or one the kernels do not know)."""
+    """Kind and number of outputs of a known head over a user's network (or one the kernels do not know)."""
     control = sys.modules.get("upslope.control.policy")
     known = () if control is None else (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
     if type(policy) not in known or changed(cast(nn.Module, policy)):
@@ -204,7 +204,7 @@ class Plan:
         return (parameter.data_ptr() - self.where[0]) // 4
 
     def reserve(self, count: int) -> int:
-        """Room in the scratch memory, on a cache line of its own."""
+        """Room in the scratch memory, on a separate cache line."""
         start, self.used = self.used, self.used + rounded(count, at.WIDTH)
         return start
 
@@ -258,7 +258,7 @@ class Columns:
         return "legal" in self.tensors
 
     def addresses(self) -> NDArray[np.int64]:
-        """Where each column's numbers begin; 0 for one that is not there, which the kernel is told not to look at."""
+        """Where each column's numbers begin; 0 for one that is not there, which the kernel has a flag not to look at."""
         return np.array([*(self.tensors[name].data_ptr() if name in self.tensors else 0 for name in at.BATCH_COLUMNS), *self.further])
 
 

@@ -136,7 +136,7 @@ class Tape:
         self._memory: tuple[int, int, int] = (0, 0, 0)
 
     def _of_step(self, t: int) -> tuple[int, ...]:
-        """The kernel's arguments behind the policy's own."""
+        """The kernel's arguments behind the policy's."""
         action = self.action[t].data_ptr()
         actions = (0, action) if self.continuous else (action, 0)
         asked = self.observation[t].data_ptr(), self.num_envs, at.SAMPLE, False, self.noise[t].data_ptr(), 0

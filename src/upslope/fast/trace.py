@@ -2,7 +2,7 @@
 
 A :class:`Symbol` is a small tensor that knows the node that made it. ``algorithm.objective(policy, batch)`` is called with a batch of
 them and a policy that has nothing but ``evaluate``. PyTorch hands every operation to :meth:`Symbol.__torch_function__`, which computes
-it, so that shapes and errors are PyTorch's own, and records it. What is not in :data:`RECORDERS`, a branch on a number, a policy asked
+it, so that shapes and errors are PyTorch's, and records it. What is not in :data:`RECORDERS`, a branch on a number, a policy asked
 for more: each raises :class:`NotLowered` with the reason, and the objective then runs as it is written.
 """
 
@@ -94,7 +94,7 @@ def attribute(func: Any, tensor: Symbol) -> Any:
 
 
 def operand(x: Any) -> Any:
-    """An argument as a node: a symbol's own, that of a number or of a tensor that holds one; anything else as it is."""
+    """An argument as a node: a symbol's, that of a number or of a tensor that holds one; anything else as it is."""
     if isinstance(x, Symbol):
         if x.node.op == "opaque":
             raise NotLowered(f"it uses {x.node.value}")

@@ -176,7 +176,7 @@ class Translation:
         return self.new(kind, f"{widening} {TYPES[value.type]} {value.text} to {TYPES[kind]}")
 
     def typed(self, value: Value) -> Value:
-        """A number written in the source in a type of its own."""
+        """A number written in the source, in the type that Python gives it."""
         return self.cast(value, type(value.text).__name__) if value.type == "number" else value
 
     def together(self, x: Value, y: Value) -> tuple[Value, Value]:

@@ -3,7 +3,7 @@
 It shuffles as its twin does (the permutations come from the same generator), works on the same parameters and the same Adam
 state, stops for the same reasons and returns the same metrics; only rounding differs. See :mod:`upslope.fast.kernels`.
 
-Below a network that is not the kernels' own, a user's module under a known head, forward and backward stay in torch; between them head,
+Below a network that the kernels do not have, a user's module under a known head, forward and backward stay in torch; between them head,
 objective and derivative, some 60 operations on a few numbers, are one call (:func:`upslope.fast.kernels.differentiate`) from outputs and
 values to ∂objective/∂outputs and ∂objective/∂values.
 """
@@ -36,7 +36,7 @@ ROWS_PER_CALL = 2**16
 
 
 class CompiledUpdate:
-    """Called like an :class:`Ascent`: for MLP policies, with the algorithm's own objective compiled."""
+    """Called like an :class:`Ascent`: for MLP policies, with the algorithm's objective compiled."""
 
     def __init__(self, library: Library, parts: MLPLayout) -> None:
         self.library, self.parts = library, parts
@@ -97,7 +97,7 @@ class CompiledUpdate:
         return self.objectives(algorithm, policy, batch, restored)
 
     def addresses(self, state: AscentState) -> tuple[int, int, int]:
-        """Where the plan's numbers lie; the state's parameters must be the parts' own, in one buffer."""
+        """Where the plan's numbers lie; the state's parameters must be those of the parts, in one buffer."""
         flat, ours = state.flat, self.parts.parameters
         if flat is None or flat.data.device.type != "cpu" or list(map(id, flat.parameters)) != list(map(id, ours)):
             raise NotLowered
@@ -105,7 +105,7 @@ class CompiledUpdate:
 
 
 class CompiledNatural:
-    """Called like a :class:`~upslope.updates.TrustRegion`: its own step, and the critic's fit as a :class:`CompiledUpdate`.
+    """Called like a :class:`~upslope.updates.TrustRegion`: its step, and the critic's fit as a :class:`CompiledUpdate`.
 
     The step of the policy is some twenty large matrix products in torch, which nothing here makes faster; the fit is hundreds of small
     ones.
@@ -207,7 +207,7 @@ class HeadAscent(Ascent):
 
 
 def critic_stretch(state: AscentState) -> tuple[int, int] | None:
-    """Where the critic's own parameters begin in the flat vector, and how many they are; None where they are scattered."""
+    """Where the parameters that only the critic has begin in the flat vector, and how many they are; None where they are scattered."""
     sizes = [p.numel() for p in state.parameters]
     critics = [i for i, critic in enumerate(state.critic) if critic]
     if critics != list(range(critics[0], critics[-1] + 1)) if critics else False:

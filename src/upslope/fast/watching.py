@@ -68,7 +68,7 @@ def fixed(module: str | None) -> bool:
 
 
 def within_reach(algorithm: HasObjective) -> dict[CodeType, dict[str, Any]]:
-    """The user's functions that an objective may call, with the global names that they see: those that its own ones name."""
+    """The user's functions that an objective may call, with the global names that they see: those that these name."""
     found = dict[CodeType, dict[str, Any]]()
     ahead: list[Any] = [x for kind in type(algorithm).__mro__ if not fixed(kind.__module__) for x in vars(kind).values()]
     ahead += vars(algorithm).values() if hasattr(algorithm, "__dict__") else ()
@@ -102,7 +102,7 @@ class Kept:
             if read(key) is not value:
                 changed = changed or ("a variable of an outer function" if key == "cell_contents" else str(key))
                 owner: Any = read.args[0] if isinstance(read, partial) else cast(Any, read).__self__
-                with contextlib.suppress(AttributeError, TypeError):  # what cannot be set: a class's own, for one
+                with contextlib.suppress(AttributeError, TypeError):  # what cannot be set: what belongs to a class, for one
                     owner.__setitem__(key, value) if isinstance(owner, dict) else setattr(owner, key, value)
         return changed
 

@@ -52,7 +52,7 @@ def discount_weight(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``γ^t`` with t the step's number within its own episode, ``[..., T]``; masked rows do not count and get 0.
+    """``γ^t`` with t the step's number within its episode, ``[..., T]``; masked rows do not count and get 0.
 
     ``first_step [...]`` is how many steps the episode in each row's first column had behind it when recording began.
 

@@ -54,7 +54,7 @@ def sequence_mean_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tenso
 
 
 def sequence_mean_token_ratio(log_prob: Tensor, behavior_log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``sg(s) · exp(log π_t − sg(log π_t))``, s the row's :func:`sequence_mean_ratio`: its value, but each step's own gradient.
+    """``sg(s) · exp(log π_t − sg(log π_t))``, s the row's :func:`sequence_mean_ratio`: its value, but each step's gradient.
 
     Source: Zheng et al. 2025 (GSPO-token), eq. 14.
     """
@@ -104,7 +104,7 @@ def clipped_surrogate(
     check_shapes("log_prob", log_prob.shape, advantage=advantage)
     low, high = clip_bounds(clip_range)
     r, masked_advantage = ratio(log_prob, behavior_log_prob, mask), zero_masked(advantage, mask)
-    # of the two products the smaller is the one that the bound on its own side decides: above for A ≥ 0, below for A < 0
+    # one bound decides which of the two products is the smaller: the upper for A ≥ 0, the lower for A < 0
     surrogate = torch.where(masked_advantage < 0, r.clamp(min=low), r.clamp(max=high)) * masked_advantage
     if dual_clip is None:
         return surrogate

@@ -2,7 +2,7 @@
 
 The comparison runs on a small copy of the model with random weights (:mod:`~upslope.language.reduced`), whose windows, chunks and
 switches lie within some dozen tokens: rows of unlike lengths side by side, log-probabilities, entropies and gradients of the training
-pass, and what the engine samples, against one eager call of the unmodified model for each row. The model itself is then held to its own
+pass, and what the engine samples, against one eager call of the unmodified model for each row. The model itself is then compared with the
 forward pass on a short text. What differs takes the plain way (:mod:`~upslope.language.plain`); what fails there too is refused.
 """
 
@@ -40,7 +40,7 @@ FOUND: dict[tuple[type, str], Attention] = {}
 def inspect(policy: LanguagePolicy) -> Attention:
     """The way that a policy's model takes.
 
-    Raises UsageError for no causal language model, or one that gives other log-probabilities than its own even row by row.
+    Raises UsageError for no causal language model, or one that gives other log-probabilities than its forward pass even row by row.
     """
     model = policy.model
     kind = type(model).__name__
@@ -52,7 +52,7 @@ def inspect(policy: LanguagePolicy) -> Attention:
 
 
 def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
-    """The way for texts of ``length`` tokens: a small copy with the configuration's own windows is compared on texts as long.
+    """The way for texts of ``length`` tokens: a small copy with the configuration's windows is compared on texts as long.
 
     This sees what :data:`~upslope.language.reduced.SMALL` has no name for. Texts of more than :data:`MAX_LENGTH` tokens are not tried.
     """
@@ -92,7 +92,7 @@ def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Atten
     try:
         truth = Truth.of(model, inputs)
     except Exception as error:
-        raise UsageError(f"model: {kind} cannot be used, its own forward pass fails on one row ({first_line(error, 160)})") from error
+        raise UsageError(f"model: {kind} cannot be used, its forward pass fails on one row ({first_line(error, 160)})") from error
     because = truth.fault_of(packed, "in training", "while decoding")
     if because is None:
         return PACKED
@@ -103,13 +103,13 @@ def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Atten
 
 @torch.no_grad()
 def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
-    """Hold the model itself, with its own weights, to its own forward pass."""
+    """Compare the model itself, with its weights, with its eager forward pass."""
     model = policy.model
     inputs = drawn(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
     try:
         truth = Truth.of(model, inputs, gradients=False)
     except Exception as error:
-        raise UsageError(f"model: {type(model).__name__} cannot be used, its own forward pass fails ({first_line(error, 160)})") from error
+        raise UsageError(f"model: {type(model).__name__} cannot be used, its forward pass fails ({first_line(error, 160)})") from error
     if attention.packed:
         because = fault(lambda: truth.difference_of_pass(policy.around(model)), "on a short text", tolerance_for(model))
         attention = PACKED if because is None else Attention(because, cached=False)
@@ -124,7 +124,7 @@ def fault(compare: Callable[[], float], when: str, tolerance: float = TOLERANCE)
         difference = compare()
     except Exception as error:
         return f"its layers do not take part in shared attention ({first_line(error, 160)})"
-    return None if difference < tolerance else f"shared attention gives other log-probabilities than its own {when} (by {difference:.2g})"
+    return None if difference < tolerance else f"shared attention changes log-probabilities {when} (by {difference:.2g})"
 
 
 def tolerance_for(model: PreTrainedModel) -> float:

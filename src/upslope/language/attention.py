@@ -3,10 +3,10 @@
 A training pass is one row ``[1, N]`` that holds the real tokens only: every prompt once, then every completion. Layers that see
 tokens one by one (nearly all arithmetic) thus never see padding, and a prompt costs once, not once for each of its completions.
 Attention alone needs to know who belongs to whom: it puts the tokens on a grid, ``[groups, P]`` prompts and
-``[groups, G, T]`` completions; a completion's query meets the keys of its group's prompt and its own past, under one softmax.
+``[groups, G, T]`` completions; a completion's query meets the keys of its group's prompt and the tokens before it, under one softmax.
 
 The layout reaches the function as a keyword of the model call (Transformers passes keywords through). Outside such a call the
-model's own attention is untouched: :func:`borrowed` puts it back.
+model's attention is untouched: :func:`borrowed` puts it back.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ cast(Any, AttentionInterface).register(NAME, attention)
 
 @contextlib.contextmanager
 def borrowed(model: PreTrainedModel) -> Generator[None]:
-    """The model calls :func:`attention` inside this block, and its own attention after it."""
+    """The model calls :func:`attention` inside this block, and its unchanged attention after it."""
     config: Any = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -192,14 +192,14 @@ class Packed:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """In float32 whatever the scores are, as the models' own attention does it."""
+    """In float32 whatever the scores are, as the models' attention does it."""
     return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
 def group_attention(
     query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor
 ) -> Tensor:
-    """Completions with their group's prompt and their own past, under one softmax; a group's queries meet the prompt in one product.
+    """Completions with their group's prompt and the tokens before, under one softmax; a group's queries meet the prompt in one product.
 
     Queries ``[X, Y, G, repeat, T, D]``; keys of prompts ``[X, Y, P, D]``, of completions ``[X, Y, G, L, D]``; X, Y: key heads, groups.
     """

@@ -63,7 +63,7 @@ class Call:
         return [replace(self, columns={n: c[i : i + 1] for n, c in self.columns.items()}, count=1, first=i) for i in range(self.count)]
 
     def __call__(self, seconds: float | None) -> Outcome:
-        """Carry it out right here; an async function is awaited in an event loop of its own and canceled after ``seconds``."""
+        """Carry it out right here; an async function is awaited in a new event loop and canceled after ``seconds``."""
         columns = {name: list(column) for name, column in self.columns.items()}  # what it does to its lists, the next one does not see
         try:
             value = self.function(**columns, **self.alone)

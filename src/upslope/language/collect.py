@@ -61,7 +61,7 @@ class Completions:
         reference: a policy whose log-probabilities of the completions are recorded, for a KL term.
         overlong_buffer: completions longer than ``max_tokens − overlong_buffer`` lose up to 1 in proportion (DAPO, eq. 13); 0: off.
         refill: further rounds of prompts, at most, until ``num_prompts`` groups have spread (DAPO's dynamic sampling).
-        engine: who samples; None decodes with the policy's own modules.
+        engine: who samples; None decodes with the policy's modules.
         seed: of the order of prompts and of sampling.
 
     Raises:
@@ -219,7 +219,7 @@ class Order:
 
 
 def spoken(policy: LanguagePolicy, problems: Sequence[Problem], generated: Generated) -> dict[str, Any]:
-    """What rewards are told of completions, one for each of ``problems``, besides columns."""
+    """What rewards are given of completions, one for each of ``problems``, besides columns."""
     said = [ids[:n] for ids, n in zip(as_list(generated.completion_ids.flatten(0, 1)), as_list(generated.length.flatten()), strict=True)]
     prompts = [problem.prompt for problem in problems]
     texts = [policy.rendering.decode(ids, prompt) for ids, prompt in zip(said, prompts, strict=True)]
@@ -267,7 +267,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
 
 @torch.no_grad()
 def with_values(policy: LanguagePolicy, rollout: Rollout) -> Rollout:
-    """The critic's values, and on the way the policy's own log-probabilities; nothing follows the last token."""
+    """The critic's values, and on the way the policy's log-probabilities; nothing follows the last token."""
     scores = policy.evaluate(**rollout.inputs)
     if scores.value is None:
         raise UsageError("policy: evaluate() gave no value; make it with value_head=True")

@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 class EmbeddedEngine:
-    """Decodes with the policy's own modules, in its compute precision.
+    """Decodes with the policy's modules, in its compute precision.
 
     ``width`` is the number of rows decoded side by side; None takes more for smaller models: 64 for one of 135 million parameters,
     which cost little more than one, and 1024 for a tiny one, whose time goes into calls rather than arithmetic.

@@ -129,5 +129,5 @@ def score_with(policy: LanguagePolicy, size: int = 32) -> Callable[..., list[flo
             found += as_list(policy.score(**inputs, completion_ids=ids[:, None], completion_length=length[:, None])[:, 0])
         return found
 
-    vars(reward_model)["no_timeout"] = True  # no thread for each call of our own function
+    vars(reward_model)["no_timeout"] = True  # no thread for each call of our function
     return reward_model

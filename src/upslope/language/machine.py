@@ -32,7 +32,7 @@ def multiplies_bfloat16() -> bool:
 
 @functools.cache
 def keep_large_blocks() -> bool:
-    """Set glibc's allocator to keep large blocks, once per process; False without it, or where the environment has settings of its own."""
+    """Set glibc's allocator to keep large blocks, once per process; False without it, or where environment variables set it."""
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     try:

@@ -25,7 +25,7 @@ from upslope.errors import UsageError, is_kind, require
 class Attention:
     """How texts pass through a model: packed, sharing each prompt among its group; or plain, one row at a time, ``because`` of this.
 
-    ``cached``: in the plain way, decoding with the model's own cache gives the same as reading the text anew for each token.
+    ``cached``: in the plain way, decoding with the model's cache gives the same as reading the text anew for each token.
     """
 
     because: str | None = None

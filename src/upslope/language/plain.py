@@ -1,7 +1,7 @@
-"""The plain way: one row at a time through the model's own forward pass. Slower than the packed pass, and right for any causal model.
+"""The plain way: one row at a time through the model's forward pass. Slower than the packed pass, and right for any causal model.
 
 It serves architectures whose layers cannot take part in the shared attention (state-space and recurrent layers, convolutions over
-time, attention of their own); :mod:`~upslope.language.architecture` says which.
+time, other kinds of attention); :mod:`~upslope.language.architecture` says which.
 """
 
 from __future__ import annotations

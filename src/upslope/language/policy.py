@@ -180,7 +180,7 @@ class LanguagePolicy(nn.Module):
         return policy
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
-        """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless told otherwise."""
+        """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless ``merge`` is False."""
         parts = (self.model, self.tokenizer, self.adapter[0] if self.adapter else None, self.body.value_head)
         pretrained.save(Path(folder), *parts, dtype=dtype, merge=merge)
 

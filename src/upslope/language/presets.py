@@ -24,7 +24,7 @@ PRESETS: dict[tuple[str, str], Values] = {
 }
 """(``tiny`` or ``pretrained``, task) → flat settings."""
 
-OWN: dict[str, Values] = {
+PER_ALGORITHM: dict[str, Values] = {
     "sft": {"iterations": 300, "warm_start": 0.0},
     **{name: {"warm_start": 0.0} for name in ("dpo", "kto", "reward-model")},
 }
@@ -48,10 +48,10 @@ def preset_for(algorithm: str, model: str, task: str | None, known: set[str], *,
     A warm start is part of them only where a built-in task needs one; elsewhere it has to be asked for.
     """
     kind = "tiny" if model == "tiny" else "pretrained"
-    found = dict(PRESETS.get((kind, task or ""), PRETRAINED if kind == "pretrained" else TINY)) | dict(OWN.get(algorithm, {}))
+    found = dict(PRESETS.get((kind, task or ""), PRETRAINED if kind == "pretrained" else TINY)) | dict(PER_ALGORITHM.get(algorithm, {}))
     if kind == "tiny":
         found |= ON_TINY.get(algorithm, {})
-    elif algorithm in OWN:
+    elif algorithm in PER_ALGORITHM:
         found["micro_batch_size"] = PAIRS_IN_A_PASS
     if task not in NEED_A_WARM_START or recorded:
         found["warm_start"] = 0.0

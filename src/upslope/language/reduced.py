@@ -1,4 +1,4 @@
-"""A small copy of a model: its own configuration with fewer and narrower layers, shorter windows and switches, and random weights.
+"""A small copy of a model: the same configuration with fewer and narrower layers, shorter windows and switches, and random weights.
 
 What makes an architecture hard to score (windows, chunks, rotary scaling that changes with the length, layers of several kinds,
 shared keys) is in its configuration, not in its size: a small copy shows it on some dozen tokens, whatever the model weighs.

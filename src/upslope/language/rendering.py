@@ -1,8 +1,8 @@
 """Texts and conversations as token ids: the one place where either becomes a sequence, and where it is known how turns end.
 
-Every sequence is what the model's own tokenizer makes of the same content:
+Every sequence is what the model's tokenizer makes of the same content:
 
-- a text is ``tokenizer(text)``, its BOS included (once, where the text brings one of its own), ready to be gone on with: an end that
+- a text is ``tokenizer(text)``, its BOS included (once, where the text brings one too), ready to be gone on with: an end that
   the tokenizer puts behind every text is left off;
 - messages are ``apply_chat_template(messages)`` with the prompt for the assistant's turn; where the last message is the assistant's,
   that turn is continued;
@@ -52,7 +52,7 @@ class Rendering:
     """Prompts and recorded rows as token ids, by a tokenizer and its chat template.
 
     ``generation_stops`` are the end tokens of the model's generation settings. ``stop_ids`` are all that end a completion: those, the
-    tokenizer's own, and the template's end of a turn. Characters without a token are refused, or with ``refuses_unknown`` False told.
+    tokenizer's, and the template's end of a turn. Characters without a token are refused, or with ``refuses_unknown`` False reported.
     """
 
     def __init__(self, tokenizer: Any, generation_stops: Iterable[int] = ()) -> None:
@@ -167,7 +167,7 @@ class Rendering:
 
         Raises:
             UsageError: as :meth:`prompts`; a completion without an end; and where the tokenizer tells no places of its tokens, a prompt
-                whose own tokens do not begin the whole.
+                whose tokens do not begin the whole.
         """
         places = places or [f"data[{i}]" for i in range(len(prompts))]
         asked, alone = self.asked(prompts, places)

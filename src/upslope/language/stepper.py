@@ -1,4 +1,4 @@
-"""PPO on text one step at a time: generate, score as you like, step. For programs that keep the loop in their own hands."""
+"""PPO on text one step at a time: generate, score as you like, step. For programs that write the loop themselves."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ class PPOStepper:
 
     Args:
         policy: with a value head: ``LanguagePolicy.from_pretrained(folder, value_head=True)``.
-        algorithm: a :class:`~upslope.PPO` of your own; None takes γ = λ = 1, 2 epochs, learning rate 1e-5.
+        algorithm: a :class:`~upslope.PPO`; None takes γ = λ = 1, 2 epochs, learning rate 1e-5.
         kl_coef: weight of the KL to the policy as it is now, in the reward of each token.
         seed: of sampling and shuffling.
 
@@ -79,7 +79,7 @@ class PPOStepper:
 def grouped(prompts: list[list[int]]) -> tuple[list[list[int]], list[int], int]:
     """Equal prompts side by side, if each comes equally often: distinct prompts, the places of their rows, rows of each.
 
-    A group's prompt is computed once; where counts differ every row is a group of its own, and nothing but time is lost.
+    A group's prompt is computed once; where counts differ every row is a separate group, and nothing but time is lost.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for i, ids in enumerate(prompts):

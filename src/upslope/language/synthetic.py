@@ -49,7 +49,7 @@ def sums(
     """Sums for a model that follows instructions: one worked example with an answer tag, then the question.
 
     The reward is ``format_weight`` where a number stands in the first answer tag, and the rest where it is the right one.
-    ``style`` is ``messages`` (the example is a turn of its own) or ``text``. The example is never among the problems.
+    ``style`` is ``messages`` (the example is a separate turn) or ``text``. The example is never among the problems.
     """
     fine = is_kind(format_weight, int, float) and not isinstance(format_weight, bool) and 0 <= format_weight < 1
     require(fine, f"task sums: format_weight is at least 0 and below 1, found {format_weight!r}")
@@ -58,7 +58,7 @@ def sums(
     problems = [Problem(prompt=_sums_prompt(a, b, style), columns={"answer": str(a + b)}) for a, b in operands]
 
     def said(text: str) -> Decimal | None:
-        head, end, _ = text.partition("</answer>")  # the first: a model given plain text goes on with questions of its own
+        head, end, _ = text.partition("</answer>")  # the first: a model given plain text goes on with further questions
         return as_number(tagged(head + end) or "")
 
     def form(text: str) -> float:

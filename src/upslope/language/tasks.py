@@ -19,14 +19,14 @@ SYNTHETIC: dict[str, Callable[..., Task]] = {"addition": addition, "copy": copy,
 """The generated tasks by name."""
 
 GYM = "reasoning-gym"
-NO_REWARD = "there is no column answer, so the task has no reward of its own: give a reward or add the column"
+NO_REWARD = "there is no column answer, so the task has no reward: give a reward or add the column"
 
 
 def task(name: str, *, seed: int = 0, reward: Reward | None = None, **options: Any) -> Task:
     """The task called ``name``: ``addition``, ``copy``, ``sums``, ``FILE.jsonl`` or ``reasoning-gym:NAME``.
 
     ``seed`` decides which problems there are and which of them are held out, so a run and its evaluation need the same.
-    ``reward`` takes the place of the task's own. ``options`` are the task's. Raises :class:`UsageError`.
+    ``reward`` takes the place of the task's. ``options`` are the task's. Raises :class:`UsageError`.
     """
     require(is_kind(seed, int) and not isinstance(seed, bool), f"task {name}: seed is a whole number, found {seed!r}")
     head, colon, rest = str(name).partition(":")
@@ -94,7 +94,7 @@ def reasoning_gym(
     max_tokens: int = 256,
     **config: Any,
 ) -> Task:
-    """A task of the package reasoning-gym: ``size`` problems in all, its own settings in ``config``, scored by its own check.
+    """A task of the package reasoning-gym: ``size`` problems in all, the task's settings in ``config``, scored by the package's check.
 
     The answer is what the last answer tag holds, else the whole completion; one that the check cannot even read is wrong.
     Equal questions count once. Some of these tasks take seconds per problem to make: ask for a smaller ``size`` there.
@@ -145,7 +145,7 @@ def _fraction(file: Path, problems: list[Problem], fraction: float, seed: int) -
 
 
 def _apart(other: Path, file: Path, trained: list[Problem], *, answers: bool) -> list[Problem]:
-    """The held-out problems of a file of their own: the same columns, and no prompt that is trained on."""
+    """The held-out problems of a separate file: the same columns, and no prompt that is trained on."""
     problems = read_problems(other, answers=answers)
     missing = sorted(set(trained[0].columns) - set(problems[0].columns))
     require(not missing, f"{other}: column {', '.join(map(repr, missing))} is missing, which {file} has")

@@ -134,7 +134,7 @@ def without_empty_turn(talk: Any) -> Any:
 
 
 def answered(talk: Any, text: str) -> list[Any]:
-    """All messages, the completion said: in a turn of its own, or as the rest of the one that was begun."""
+    """All messages, the completion said: in a new turn, or as the rest of the one that was begun."""
     if is_begun(talk):
         return [*talk[:-1], {**talk[-1], "content": talk[-1]["content"] + text}]
     return [*without_empty_turn(talk), {"role": "assistant", "content": text}]

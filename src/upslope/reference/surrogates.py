@@ -52,7 +52,7 @@ def from_ratio(
     ratio: str = "token",
     weight: Array | None = None,
 ) -> tuple[Array, Array]:
-    """A surrogate given as ``f(ratio, A) -> (value, ∂ value/∂ ratio)``, chained with the ratio's own derivative."""
+    """A surrogate given as ``f(ratio, A) -> (value, ∂ value/∂ ratio)``, chained with the ratio's derivative."""
     shown = as_mask(mask, log_prob.shape)
     share = np.ones(log_prob.shape) if weight is None else weight
     value, gradient = np.zeros(log_prob.shape), np.zeros(log_prob.shape)

@@ -84,7 +84,7 @@ class RunConfig:
         """A method on a task: defaults, then the task's preset, then ``settings`` by their flat names.
 
         Args:
-            algorithm: a shipped one by name, one of your own as ``module:Class``, a class; an algorithm is taken as it is.
+            algorithm: a shipped one by name, a user's as ``module:Class``, a class; an algorithm is taken as it is.
             env_id: the environment; without one a language model is trained.
 
         Raises:
@@ -128,7 +128,7 @@ class RunConfig:
 
     @property
     def family(self) -> str:
-        """The shipped method whose presets are started from; the method's own name where there is none."""
+        """The shipped method whose presets are started from; the method's name where there is none."""
         return family_of(self.algorithm) or self.name
 
     @property

@@ -52,7 +52,7 @@ class Control(World[control.ActorCritic]):
         self.schedule = Schedule(self.settings)
         self.target, self.budget = self.envs.env_id, {"total_steps": self.settings.total_steps}
         until, space = self.settings.until_return, self.envs.action_space
-        # the return that counts as solved: ``until_return``, else the task's own goal, else unknown; and the one that ends the run
+        # the return that counts as solved: ``until_return``, else the task's goal, else unknown; and the one that ends the run
         self.solved_at = self.good = known_goal(self.target, self.config.problem.max_episode_steps) if until is None else until
         self.stop_at = self.solved_at if self.settings.until_solved or until is not None else None
         self.action_dims = math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
@@ -245,7 +245,7 @@ def env_options(config: RunConfig) -> dict[str, Any]:
 def known_goal(env_id: str, max_episode_steps: int | None = None, *, otherwise: str | None = None) -> float | None:
     """The return at which a task counts as solved: Gymnasium's threshold, else the presets'; ``otherwise`` is a setting that needs it.
 
-    It is not known for episodes that end earlier or later than the task's own.
+    It is not known for episodes that end earlier or later than the task's.
     """
     spec = gymnasium.registry.get(env_id)
     goal = GOALS.get(env_id) if spec is None or spec.reward_threshold is None else spec.reward_threshold

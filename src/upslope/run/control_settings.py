@@ -1,4 +1,4 @@
-"""The settings of a run in the control world, apart from the algorithm's own: one frozen dataclass for each owner.
+"""The settings of a run in the control world, apart from the algorithm's: one frozen dataclass for each owner.
 
 The string under a field is its help on the command line.
 """
@@ -11,7 +11,7 @@ from upslope.errors import require, require_counts
 
 MAX_ENVS, MAX_ROWS, MAX_UNITS, MAX_STEPS, MAX_EPISODES = 2**16, 10**8, 2**16, 10**12, 10**6
 """Upper bounds that catch typing errors."""
-STEP_TIMEOUT = 120.0  # seconds that a step may take in a process of its own unless told otherwise
+STEP_TIMEOUT = 120.0  # seconds that a step may take in a separate process unless given
 
 
 def check_num_envs(count: int) -> None:
@@ -35,15 +35,15 @@ class EnvSettings:
     env_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """keyword arguments for the environment's constructor, as a JSON object"""
     vectorization: Literal["auto", "sync", "async", "envpool"] = "auto"
-    """how the environments run side by side: auto takes the task's own vectorized version where it has one"""
+    """how the environments run side by side: auto takes the task's vectorized version where it has one"""
     reward_scale: float = 1.0
     """the learner sees rewards times this; reported returns are unscaled"""
     max_episode_steps: int | None = None
-    """episodes are truncated after so many steps, in training and evaluation (none: the environment's own time limit)"""
+    """episodes are truncated after so many steps, in training and evaluation (none: the environment's time limit)"""
     step_timeout: float | None = STEP_TIMEOUT
-    """seconds that a step or a reset may take in a process of its own (--vectorization async); none: any time"""
+    """seconds that a step or a reset may take in a separate process (--vectorization async); none: any time"""
     max_restarts: int = 3
-    """times in a row that an environment in a process of its own is started anew after it hung or died in a step, which cuts its episode
+    """times in a row that an environment in a separate process is started anew after it hung or died in a step, which cuts its episode
     off, or in a reset, before the run fails"""
 
     def __post_init__(self) -> None:
@@ -150,9 +150,9 @@ class PolicySettings:
     fourier_order: int = 3
     """highest frequency along each dimension (--features fourier)"""
     feature_low: tuple[float, ...] | None = None
-    """lowest observation that tiles and the Fourier basis tell apart, one number per dimension (none: the space's own)"""
+    """lowest observation that tiles and the Fourier basis tell apart, one number per dimension (none: the space's)"""
     feature_high: tuple[float, ...] | None = None
-    """the highest (none: the space's own)"""
+    """the highest (none: the space's)"""
     epsilon: float | None = None
     """probability of a random action, for methods that learn action values (none: 0.1 there)"""
     distribution: Literal["gaussian", "squashed", "beta"] = "gaussian"
@@ -160,7 +160,7 @@ class PolicySettings:
     log_std: float = -1.0
     """initial log standard deviation of continuous actions, in [-1, 1] where the environment bounds them (0: a third begins outside)"""
     scale_actions: bool = True
-    """scale them to the environment's bounds; without it the policy acts in the environment's own units"""
+    """scale them to the environment's bounds; without it the policy acts in the environment's units"""
     normalize_observation: bool = False
     """observations with mean 0 and standard deviation 1, from running moments saved with the policy"""
     normalize_reward: bool = False

@@ -1,7 +1,7 @@
 """Pictures, drawn with Matplotlib: curves with bands, and named values with intervals, all in one style.
 
 What is to be drawn is plain data, a :class:`Panel` or :class:`Dots`. Matplotlib costs a quarter of a second to import, so it is imported
-when the first picture is drawn. While it draws for us its settings are its defaults and :data:`STYLE`; a user's own are left as they are.
+when the first picture is drawn. While it draws for us its settings are its defaults and :data:`STYLE`; a user's are left as they are.
 Curves are named at their right end, where the eye is, rather than in a legend. Text of others is shown as it is: no formula, no markup.
 """
 

@@ -1,6 +1,6 @@
 """What did not go well in a run, in plain words: one set of rules, for warnings while it runs, its last lines, and ``upslope doctor``.
 
-Each rule is a pure function of a :class:`~upslope.run.history.History`. A run that reached its goal is told nothing about entropies and
+Each rule is a pure function of a :class:`~upslope.run.history.History`. Of a run that reached its goal nothing is said about entropies and
 groups: a deterministic policy and groups without spread are what success looks like, too. Every finding shows what was seen and names a
 change to try; how often they are right is measured by ``benchmarks/reliability/doctor.py``.
 """
@@ -33,7 +33,7 @@ LEARNED = 0.1
 EXPLODED = 1e3
 """Growth of the gradient's norm, from the first iterations' median to the last ones'."""
 STILL = 3e-4
-"""Length of all that the weights have moved between evaluations, as a share of their own, that changes nothing."""
+"""Length of all that the weights have moved between evaluations, as a share of theirs, that changes nothing."""
 HORIZONS = 30.0
 """Length of an episode, in steps of the discount's horizon 1/(1 − γ), whose end no action is credited with."""
 SCALES = (1e-3, 1e3)
@@ -282,7 +282,7 @@ def reward_scale_off(history: History) -> Found:
     size = math.sqrt(statistics.median(errors)) if errors else 1.0
     if size > SCALES[1] or (0.0 < size < SCALES[0] and history.in_vain("td_error_squared")):
         seen = f"TD errors are about {size:.2g}, and this method's steps are in the units of rewards"
-        return seen, f"try --reward-scale {10.0 ** -round(math.log10(size)):g}, and rewards without a constant of their own"
+        return seen, f"try --reward-scale {10.0 ** -round(math.log10(size)):g}, and rewards without an added constant"
     settings, rewards = history.settings, history.in_vain("reward_per_step")
     if not rewards:
         rewards = [r / n for r, n in zip(history.in_vain("episode_return"), history.in_vain("episode_length"), strict=False) if n]

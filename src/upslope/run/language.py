@@ -38,7 +38,7 @@ from upslope.run.train import RunState, load_policy_state, policy_state, train
 from upslope.run.world import Evaluated, World
 from upslope.updates import Ascent
 
-EVALUATE_EVERY = 10  # iterations between evaluations unless told otherwise
+EVALUATE_EVERY = 10  # iterations between evaluations unless given
 GOOD = 0.95  # accuracy from which on nobody minds that a policy has become certain
 PAIRS_IN_A_PASS = 16  # pairs that are measured at once
 
@@ -243,7 +243,7 @@ class Language(World[LanguagePolicy]):
         return headline | ({} if failed else self._on_held_out_pairs())
 
     def _on_held_out_pairs(self) -> dict[str, Any]:
-        """For what is trained on pairs: how many others it ranks right, by the method's own measure (DPO's is against the reference)."""
+        """For what is trained on pairs: how many others it ranks right, by the method's measure (DPO's is against the reference)."""
         pairs = self.held_out_pairs()
         reference = getattr(self.collect, "reference", None)
         if not pairs or isinstance(reference, FrozenAtStart):  # the run was stopped before it began
@@ -287,7 +287,7 @@ BEFORE = ("before", "warm_start_seconds", "warm_start_iterations", "said_that_we
 
 
 def reference_file(run: Path) -> Path:
-    """Where the model is kept that a warm start has made and that the run is held to."""
+    """Where the model is kept that a warm start has made and that the KL of the run is measured to."""
     return run / FOLDER / "reference.safetensors"
 
 

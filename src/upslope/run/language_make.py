@@ -34,7 +34,7 @@ def fitted(config: RunConfig, policy: LanguagePolicy, task: Task | None) -> tupl
 
 
 def make_task(config: RunConfig) -> Task | None:
-    """The task with the rewards that were asked for; None for recorded data that brings its own prompts."""
+    """The task with the rewards that were asked for; None for recorded data, which has prompts."""
     chosen: TaskSettings = config.problem
     if chosen.task is None:
         if isinstance(config.collector, RecordedSettings) and config.collector.pairs is not None:
@@ -55,7 +55,7 @@ def make_reference(config: RunConfig, policy: LanguagePolicy) -> Any:
 
 
 def reference_kl(algorithm: EitherAlgorithm) -> float:
-    """The weight of the KL to the reference; where it has a name of its own, ``kl_coef`` is that of another KL, the one to π_old."""
+    """The weight of the KL to the reference; where it has another name, ``kl_coef`` is that of another KL, the one to π_old."""
     return getattr(algorithm, "reference_kl_coef", getattr(algorithm, "kl_coef", 0.0))
 
 

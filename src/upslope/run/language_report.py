@@ -69,7 +69,7 @@ def unmarked_end(policy: LanguagePolicy) -> str:
     turn = policy.rendering.turn
     if not tokenizer.chat_template or turn.end_id is not None:
         return ""
-    ends = f"ends a turn with {turn.closing!r:.40}, which is no token of its own" if turn.closing else "writes nothing behind a turn"
+    ends = f"ends a turn with {turn.closing!r:.40}, which is no single token" if turn.closing else "writes nothing behind a turn"
     return f"chat template: it {ends}; where prompts are messages, answers are recorded and sampled up to {tokenizer.eos_token!r} instead"
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run in the language world, apart from the algorithm's own: one frozen dataclass for each owner.
+"""The settings of a run in the language world, apart from the algorithm's: one frozen dataclass for each owner.
 
 The string under a field is its help on the command line.
 """
@@ -43,9 +43,9 @@ class TaskSettings:
     task_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """options of the task, as a JSON object"""
     reward: tuple[str, ...] = ()
-    """instead of the task's own: module:function, a built-in such as contains:word, a reward model's run; NAME=0.5 weighs it"""
+    """instead of the task's: module:function, a built-in such as contains:word, a reward model's run; NAME=0.5 weighs it"""
     reward_timeout: float | None = None
-    """seconds that a reward may take for one completion; given, rewards run in a process of their own, which is killed when its time
+    """seconds that a reward may take for one completion; given, rewards run in a separate process, which is killed when its time
     is over (none: 10 s in a thread, which a call that never lets go of the interpreter outlives)"""
 
     long_prompts: Literal["error", "drop", "cut"] = "error"

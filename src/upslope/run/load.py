@@ -63,7 +63,7 @@ class Run:
 
     @property
     def needs(self) -> Needs:
-        """What the algorithm asks of a run; of a class of the user's own, which is not imported, what was recorded of it."""
+        """What the algorithm asks of a run; of a user's class, which is not imported, what was recorded of it."""
         if self.algorithm in METHODS:
             return Needs.of(METHODS[self.algorithm].load())
         recorded: Any = self.config.get("needs")
@@ -92,7 +92,7 @@ class Run:
         return found if isinstance(found, int) and found >= 1 else 1
 
     def env_options(self, name: str) -> dict[str, Any]:
-        """What the environment was made with, where ``name`` is the run's own: ``env_kwargs`` and ``max_episode_steps``."""
+        """What the environment was made with, where ``name`` is the run's: ``env_kwargs`` and ``max_episode_steps``."""
         made: dict[str, Any] = self.config["env"] if name == self.env_id else {}
         return {"env_kwargs": made.get("env_kwargs", {}), "max_episode_steps": made.get("max_episode_steps")}
 

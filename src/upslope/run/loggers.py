@@ -1,7 +1,7 @@
 """Where metrics may go besides ``metrics.jsonl``: TensorBoard, Weights & Biases and MLflow, each into the run folder.
 
 A logger is called with each row and closed at the end. The packages are extras and are imported only when asked for. So is a logger of
-the user's own, ``module:Class``.
+a user's, ``module:Class``.
 """
 
 import importlib
@@ -83,7 +83,7 @@ class WandbLogger:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         wandb: Any = importlib.import_module("wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
-        settings = wandb.Settings(console="off", silent=True)  # its farewell would stand between our own words
+        settings = wandb.Settings(console="off", silent=True)  # its farewell would stand among the lines of the run
         self.run: Any = wandb.init(project="upslope", name=folder.name, dir=str(folder), config=dict(config), mode=mode, settings=settings)
 
     def __call__(self, row: Row) -> None:

@@ -1,7 +1,7 @@
 """The one table of methods: which class, in which worlds, how it collects there, and the settings that a world asks for.
 
 A shipped algorithm is a file in :mod:`upslope.algorithms`, a row here, its exports, and its presets. What a method needs of a run it
-declares itself (:class:`Needs`), so a class of the user's own is asked the same questions.
+declares itself (:class:`Needs`), so a user's class is asked the same questions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it loads PyTorch, which no help page needs
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run of a method begins in a world: how it collects, and flat settings that differ from the class's own."""
+    """Where a run of a method begins in a world: how it collects, and flat settings that differ from the class's."""
 
     collector: Any
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -50,7 +50,7 @@ ONE_STREAM = Start(StepsSettings(num_envs=1, num_steps=512))
 STEPS, SHORT_STEPS, EPISODES = Start(StepsSettings()), Start(StepsSettings(num_steps=16)), Start(EpisodesSettings())
 SAMPLED, RECORDED = Start(CompletionsSettings()), Start(RecordedSettings())
 FRESH_NETWORK = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "eps": 1e-5}
-"""For a small network that starts from nothing, where the class's own settings are for text."""
+"""For a small network that starts from nothing, where the class's settings are for text."""
 GROUPS = Start(GroupedEpisodesSettings(), FRESH_NETWORK)
 
 METHODS: dict[str, Method] = {
@@ -87,7 +87,7 @@ STARTS: dict[str, dict[str, Start]] = {
     "control": {"steps": STEPS, "episodes": EPISODES, "groups": Start(GroupedEpisodesSettings()), "stream": ONE_STREAM},
     "language": dict.fromkeys(["steps", "episodes", "groups"], SAMPLED) | dict.fromkeys(["pairs", "labels", "demonstrations"], RECORDED),
 }
-"""World → how a class of the user's own collects there, by what it learns from."""
+"""World → how a user's class collects there, by what it learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def methods_in(world: str) -> dict[str, Method]:
 
 
 def relative(name: str) -> dict[str, Any]:
-    """What makes a published relative of its class (``dapo`` of GRPO); nothing for the class itself, or for the user's own."""
+    """What makes a published relative of its class (``dapo`` of GRPO); nothing for the class itself, or for a user's."""
     return getattr(importlib.import_module(METHODS[name].place[0]), "RELATIVES", {}).get(name, {}) if name in METHODS else {}
 
 
@@ -136,7 +136,7 @@ def name_of(algorithm: EitherAlgorithm) -> str:
 
 
 def start_of(name: str, algorithm: EitherAlgorithm, world: str) -> Start:
-    """How a method starts in a world where it trains; a class of the user's own as the shipped one does that it comes from."""
+    """How a method starts in a world where it trains; a user's class as the shipped one does that it comes from."""
     row = METHODS.get(name) or METHODS.get(family_of(algorithm) or "")
     found = STARTS[world].get(Needs.of(algorithm).learns_from) if row is None else getattr(row, world)
     if found is None:

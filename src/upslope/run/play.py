@@ -1,4 +1,4 @@
-"""Animations of a policy: frames from the environment's own renderer into a GIF (Pillow) or an mp4 (ffmpeg)."""
+"""Animations of a policy: frames from the environment's renderer into a GIF (Pillow) or an mp4 (ffmpeg)."""
 
 import importlib.util
 import inspect

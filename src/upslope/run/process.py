@@ -50,7 +50,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler, a terminal tha
 
 @contextlib.contextmanager
 def handled(handler: Callable[..., Any]) -> Generator[None]:
-    """Call ``handler(number, frame)`` at each of them for a while; where this is not the main thread, the program around us has its own."""
+    """Call ``handler(number, frame)`` at each of them for a while; not outside the main thread, where the caller's program has handlers."""
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:  # nohup: the run goes on

@@ -232,7 +232,7 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
 
 
 def cut(folder: Path, lengths: Mapping[str, int]) -> None:
-    """Cut the growing files to what they held at the checkpoint: later rows, and a half line, are computed again.
+    """Cut the growing files to what they had at the checkpoint: later rows, and a half line, are computed again.
 
     Raises:
         RunFault: it cannot be written.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Session:
     """Carries out one :class:`~upslope.run.config.RunConfig` and writes its folder.
 
-    Folder, loop, signals, loggers, callbacks and progress are here; what a world does its own way, it is asked for
+    Folder, loop, signals, loggers, callbacks and progress are here; what differs between worlds, the world is asked for
     (:class:`~upslope.run.world.World`).
     """
 
@@ -386,7 +386,7 @@ class Session:
         said = [*self.failures.warnings(), *self.faults, *restarts_of(self.rows)]
         try:
             return [*said, *map(str, findings(self._history(final or self.points.last)))]
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # metrics of anyone's own
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # metrics of anyone's
             return [*said, f"its metrics cannot be judged: {describe_error(error)}"]
 
     def _history(self, final: Point | None) -> History:

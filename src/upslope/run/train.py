@@ -157,12 +157,12 @@ def train(
     """Train ``policy`` in place and return the final :class:`RunState`.
 
     Args:
-        algorithm: ``estimate``, ``objective`` and ``update``: ``PPO()``, or a dataclass of your own.
+        algorithm: ``estimate``, ``objective`` and ``update``: ``PPO()``, or a user's dataclass.
         policy: ``sample`` and ``evaluate``; see :class:`upslope.records.Policy`.
         collect: a callable ``policy -> Rollout``, ``control.Steps(envs, num_steps=32)`` for one; for a method that learns at
             every step ``control.Stream(envs)``.
         iterations, total_steps: when to stop, whichever comes first; total_steps (unmasked steps) rounds up to whole iterations.
-        seed: of the update's shuffling; environments, initialization and sampling have their own.
+        seed: of the update's shuffling; environments, initialization and sampling have others.
         start: the :meth:`RunState.state_dict` of a run that stopped; this one goes on from there, to the bit.
         callbacks: one or several, called after each iteration with the state; a true answer stops.
         fast: False turns every fast path off, for debugging.

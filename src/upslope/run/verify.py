@@ -101,7 +101,7 @@ def compared_parts(state: State) -> State:
 
 
 def in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, resume: bool = False, expected: int = 0) -> int:
-    """Carry out a run in a process of its own and wait for it; the exit code, which is 0 or ``expected``."""
+    """Carry out a run in a separate process and wait for it; the exit code, which is 0 or ``expected``."""
     answers = multiprocessing.get_context("spawn")
     received, sent = answers.Pipe(duplex=False)
     process = answers.Process(target=reported, args=(sent, config, folder, stop, resume))

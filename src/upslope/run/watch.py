@@ -14,7 +14,7 @@ SAMPLE = 1024
 
 
 class Watch:
-    """``weight_change()`` is the way of the actor's weights since it was last asked, as a share of their own length."""
+    """``weight_change()`` is the way of the actor's weights since it was last asked, as a share of their length."""
 
     def __init__(self, policy: Policy) -> None:
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]

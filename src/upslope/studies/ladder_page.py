@@ -79,7 +79,7 @@ def picture(found: Found, size: tuple[float, float], shown: Sequence[int], *, ti
 
 
 def element(figure: Any) -> Markup:
-    """A picture for the page, in the colors that the page gives to its own."""
+    """A picture for the page, in the colors of the page."""
     names = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper"} | {light: f"r{i}" for i, (light, _) in enumerate(COLORS)}
     return Markup(re.sub("|".join(names), lambda found: f"var(--{names[found[0]]})", svg(figure)))
 
@@ -110,7 +110,7 @@ def bias(rung: Found, scale_free: bool) -> str:
     if "bias" not in found:
         return ""
     if scale_free:
-        return f"Its gradient has a scale of its own; its cosine to the exact one is {number(found['cosine'])}."
+        return f"Its gradient has another scale; its cosine to the exact one is {number(found['cosine'])}."
     by, chance = number(found["bias"], 2), number(found["bias_by_chance"], 2)
     off = f"its mean is off by {by} of the exact gradient's length, where chance explains {chance}"
     return f"Biased here: {off}." if found["biased"] else f"No bias to be seen: {off}."
@@ -120,7 +120,7 @@ def bias(rung: Found, scale_free: bool) -> str:
 
 
 def link(path: str, folder: Path) -> dict[str, str]:
-    """Text and address of a file of this installation, with a test's own line where the file is text; no address where it is not here."""
+    """Text and address of a file of this installation, with a test's line where the file is text; no address where it is not here."""
     name, _, test = path.partition("::")
     package = Path(upslope.__file__).resolve().parent
     target = package / name.removeprefix("src/upslope/") if name.startswith("src/upslope/") else package.parents[1] / name

@@ -81,7 +81,7 @@ def resampled(steps: Array, returns: Array, budget: int) -> Array:
     if not len(steps):
         return np.full(POINTS, np.nan)
     between = np.interp(ends, steps, returns)
-    place = np.minimum(np.searchsorted(ends, steps), POINTS)  # what came after the budget falls into a bin of its own
+    place = np.minimum(np.searchsorted(ends, steps), POINTS)  # what came after the budget falls into a separate bin
     count = np.bincount(place, minlength=POINTS + 1)[:POINTS]
     total = np.bincount(place, returns, POINTS + 1)[:POINTS]
     return np.where(count > 0, total / np.maximum(count, 1), between)

@@ -1,6 +1,6 @@
 """Sutton & Barto's experiments, many runs side by side in NumPy.
 
-Each lane of an array is one run. Given its own column of the random numbers, it is the plain loop of :mod:`upslope.reference`:
+Each lane of an array is one run. Given its column of the random numbers, it is the plain loop of :mod:`upslope.reference`:
 ``tests/studies/test_textbook.py`` holds it to that.
 """
 

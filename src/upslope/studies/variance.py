@@ -34,7 +34,7 @@ from upslope.tabular import flat_gradient
 RESAMPLES = 1000  # of the bootstrap
 CHANCE = 0.99
 """Quantile of what a bias of 0 would show: many estimators are looked at, and few false alarms are wanted."""
-BLOCKS = 64  # parts that a sampled reference is split into; its own noise is known from how they differ
+BLOCKS = 64  # parts that a sampled reference is split into; its noise is known from how they differ
 TIMINGS = 3
 MAX_NUMBERS = 2**29  # numbers in the gradients of one estimator: 4 GiB
 Array = NDArray[np.float64]
@@ -134,7 +134,7 @@ def measure_one(
     episodes = rollout.mask[..., 0].numel()
     scale = episodes / len(gradients)
     variance = float(found.variance(plain)[0]) * scale
-    signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean holds its own noise
+    signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean contains that of its noise
     size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
     measured: dict[str, Any] = {"variance": variance, "variance_interval": central(found.variance(resampled) * scale)}
     measured["relative_variance"] = variance / signal if signal > 0 else math.inf

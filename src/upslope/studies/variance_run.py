@@ -211,7 +211,7 @@ class VarianceRun:
         return behavior
 
     def reference(self, policy: Policy, collect: Any) -> tuple[Reference, str]:
-        """The exact gradient where the environment is a finite problem, else that of a large batch of its own."""
+        """The exact gradient where the environment is a finite problem, else that of a large separate batch."""
         gamma = self.gamma if self.objective == "discounted" else 1.0
         mdp = finite_problem(self.env_id)
         if mdp is not None and self.reference_samples is None:

@@ -48,7 +48,7 @@ def enumerate_rollouts(mdp: MDP, policy: object, horizon: int | None = None) -> 
 def trajectories(mdp: MDP, horizon: int | None, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``(states [N, T+1], actions [N, T], probability of start and transitions [N])``; ended rows stay where they are, by action 0.
 
-    First states are those of ``start [S]``, the problem's own unless given.
+    First states are those of ``start [S]``, the problem's unless given.
     """
     first = mdp.start if start is None else start
     states = first.nonzero()

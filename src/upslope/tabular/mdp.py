@@ -22,8 +22,8 @@ class MDP:
     Tensors, NumPy arrays and lists are taken, whatever their precision; all are kept as float64. Nothing happens in a
     ``terminal`` state: its rows are zero (a self-loop without pay is taken for that). ``time_limit`` stops the *recording* of
     an episode after that many steps (``truncated``); where it is an end of the problem, take :meth:`unrolled`.
-    ``observation [S]`` says what a state looks like to a policy, the state's own number unless given: two states with the
-    same observation cannot be told apart.
+    ``observation [S]`` says what a state looks like to a policy, the state's number unless given: two states with the
+    same observation cannot be distinguished.
 
     Raises:
         UsageError: shapes, probabilities or rewards that are none, and a start from which nothing can happen.

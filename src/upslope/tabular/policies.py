@@ -1,7 +1,7 @@
 """Softmax policies over a finite number of observations: preferences from a table, features or a network.
 
 ``π(a|o) = exp h(o, a; θ) / Σ_b exp h(o, b; θ)`` (SB eq. 13.2), in float64. A policy sees observations, never states; of an
-:class:`~upslope.tabular.mdp.MDP` whose states can be told apart these are the same numbers.
+:class:`~upslope.tabular.mdp.MDP` whose states can be distinguished these are the same numbers.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SoftmaxPolicy(nn.Module):
 
 
 def tabular_policy(mdp: MDP, *, critic: bool = False) -> SoftmaxPolicy:
-    """A preference of its own for each observation and action, all zero at first: the uniform policy."""
+    """A preference for each pair of observation and action, all zero at first: the uniform policy."""
     n = mdp.num_observations
     return SoftmaxPolicy(Table(n, mdp.num_actions), num_observations=n, value=Table(n, 1) if critic else None)
 
@@ -161,7 +161,7 @@ def network(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     """Linear layers with tanh in between, weights normal with variance 1 / inputs, biases zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        with fork_rng([]):  # torch's own start draws numbers that nobody seeded
+        with fork_rng([]):  # the initialization of torch draws numbers that nobody seeded
             linear = nn.Linear(inputs, outputs, dtype=torch.float64)
         nn.init.normal_(linear.weight, std=inputs**-0.5, generator=generator)
         nn.init.zeros_(linear.bias)

@@ -155,7 +155,7 @@ def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:
 
 
 def group_scale(case: Case, log: Log) -> None:
-    """Three rows of one decision: averaged or added up, an estimate is 1 or 3 times ∇J; with the group's own mean, 2/3 of that."""
+    """Three rows of one decision: averaged or added up, an estimate is 1 or 3 times ∇J; with the mean of the group, 2/3 of that."""
     if case.scale_free or case.independent:
         return
     arms = probe(probes.BANDIT, 1.0)

@@ -237,7 +237,7 @@ def bare(case: Case, log: Log) -> Case:
         return case
     if case.scale_free:
         log.notes.append("divided by the spread of the batch: the scale is lost, and the direction is what is compared")
-    log.notes.append("its rows see each other: what a batch's own mean and spread add is a bias of the order 1 / batch, set aside here")
+    log.notes.append("its rows see each other: what the batch's mean and spread add is a bias of the order 1 / batch, set aside here")
     return replace(case, plain=Alone(case.plain), in_large_batch=True, independent=True, scale_free=False)
 
 

@@ -134,7 +134,7 @@ def check_estimator(
 
     Args:
         estimator: an instance of an algorithm, or a function.
-        gamma: discount factor that a function uses (1, or 0.9 where it takes it as a parameter); an algorithm has its own.
+        gamma: discount factor that a function uses (1, or 0.9 where it takes it as a parameter); an algorithm has a ``gamma`` itself.
         group: recordings are groups of rows from the same start, ``[1, G, T]`` (GRPO and RLOO unless given).
         off_policy: it corrects for another behavior policy (None: if it reacts to ``behavior_log_prob``).
         whole_episodes: it is for rows of one whole episode each, so neither truncations nor episodes in a row are tried

@@ -1,4 +1,4 @@
-"""An estimator's expectation on a finite problem of one's own: by enumeration where that is short, else from samples."""
+"""An estimator's expectation on a user's finite problem: by enumeration where that is short, else from samples."""
 
 from dataclasses import dataclass, replace
 from math import comb

@@ -146,7 +146,7 @@ def of_another_policy(probe: Probe) -> Iterator[tuple[str, Tensor]]:
 def of_several_ratios(probe: Probe, form: str, mean: Tensor, tolerance: float = EXACT) -> str | None:
     """The ratios that were forgotten where another policy took several steps, or None.
 
-    Returns are multiplied by what stands here; a baseline has no part in the expectation where the step's own ratio does.
+    Returns are multiplied by what stands here; a baseline has no part in the expectation where the step's ratio does.
     """
     r = probe.rollout
     assert r.reference_log_prob is not None and r.value is not None

@@ -140,7 +140,7 @@ def name_kl(p: Probe, term: Tensor, log: Log) -> None:
 
 
 def reference_of(p: Probe, drift: float) -> Tensor:
-    """Preferences of the reference policy ``[S, A]``; at a drift of 0 the policy's own."""
+    """Preferences of the reference policy ``[S, A]``; at a drift of 0 the policy's."""
     return p.table.detach() + drift * wave(p.table, 2.3, 0.5)
 
 

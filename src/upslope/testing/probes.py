@@ -1,7 +1,7 @@
 """Problems so small that every trajectory can be listed, each sensitive to other mistakes.
 
 Their policy is a softmax table with fixed, uneven preferences; its critic knows the exact values, and holds junk for terminal
-states, which nobody may look at. Masked steps show a terminal state, so whatever leaks from them moves parameters of its own.
+states, which nobody may look at. Masked steps show a terminal state, so whatever leaks from them moves parameters that nothing else moves.
 """
 
 from collections import Counter

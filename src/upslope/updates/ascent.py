@@ -141,7 +141,7 @@ class Ascent:
         log_ratio = metrics.pop("log_ratio", None)
         if first and log_ratio is not None and (largest := log_ratio.abs().masked_fill(~part.mask, 0.0).max().item()) > RATIO_TOLERANCE:
             check_first_ratio(largest, policy, part)
-        torch.autograd.backward(-objective, inputs=state.parameters)  # the one minus sign, as Adam minimizes; the compiled twin has its own
+        torch.autograd.backward(-objective, inputs=state.parameters)  # the one minus sign, as Adam minimizes; the compiled twin has another
         return {"objective": objective.detach(), **metrics}
 
     def step(self, state: AscentState, gradients: list[Tensor]) -> Tensor:

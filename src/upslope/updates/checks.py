@@ -100,7 +100,7 @@ def without_action(policy: Policy, part: Batch) -> str:
             parameters, log_prob = found.parameters, found.log_prob(action)
         wrong = (parameters.isnan() | parameters.isposinf()).any(-1)
         hopeless: Tensor = log_prob.isnan() & parameters.isneginf().any(-1) & ~wrong & part.mask
-    except Exception:  # a distribution of the user's own, of another form
+    except Exception:  # a user's distribution, of another form
         return ""
     if not hopeless.any():
         return ""

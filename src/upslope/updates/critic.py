@@ -1,8 +1,8 @@
-"""A critic in units of its own: what an update does so that the size and the offset of rewards do not decide what is learned.
+"""A critic in normalized units: what an update does so that the size and the offset of rewards do not decide what is learned.
 
 A policy may have ``value_scale``, the running moments of the returns (:class:`upslope.control.normalize.ValueScale`), and
 ``critic_parameters()``, those that only its critic has. Values are in the rewards' units wherever a policy says them; the error
-that a critic descends is in standard deviations of the returns. Without the two everything is as written: V is the network's own.
+that a critic descends is in standard deviations of the returns. Without the two everything is as written: V is the network's output.
 """
 
 from collections.abc import Sequence

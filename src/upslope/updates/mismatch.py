@@ -1,6 +1,6 @@
 """Where the sampler computes with other numerics than the policy: π_old is what the policy itself gave before its first step.
 
-An update that makes several steps asks for it once, without a gradient. One that makes a single step need not: its objective's own
+An update that makes several steps asks for it once, without a gradient. One that makes a single step need not: its objective's
 evaluation says it. See :meth:`upslope.records.Batch.with_old_policy` for what is done with it.
 """
 
@@ -19,7 +19,7 @@ class EvaluatedPolicy:
         self.evaluation: Evaluation = policy.evaluate(**batch.inputs)
 
     def evaluate(self, **inputs: Tensor) -> Evaluation:
-        """What is known, or the policy's own answer for other inputs."""
+        """What is known, or the policy's answer for other inputs."""
         known = inputs.keys() == self.inputs.keys() and all(tensor is self.inputs[name] for name, tensor in inputs.items())
         return self.evaluation if known else self.policy.evaluate(**inputs)
 

@@ -1,6 +1,6 @@
 """What an ascent remembers from one update to the next, and Adam's step: tensors and a count, so that a run is saved without pickling.
 
-The compiled update has its own Adam (``upslope.fast.kernels``), which serves as long as it moves parameters as the one here does.
+The compiled update has another Adam (``upslope.fast.kernels``), which serves as long as it moves parameters as the one here does.
 """
 
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ from upslope.updates.state import AscentState, Trained, trainable
 
 @dataclass
 class NaturalState(Trained):
-    """What a natural-gradient update remembers. ``critic`` and ``actor`` are told apart on the first batch."""
+    """What a natural-gradient update remembers. ``critic`` and ``actor`` are distinguished on the first batch."""
 
     seed: int
     actor: tuple[nn.Parameter, ...] = ()
@@ -158,7 +158,7 @@ class NaturalStep(ABC):
         if value is None:
             raise UsageError("policy: evaluate() returned no value to fit; use a policy with a value head or set num_value_epochs to 0")
         critic = tuple(p for p in reached(value, state.parameters) if not any(p is q for q in state.actor))
-        require(bool(critic), "policy: its value has no trainable parameter that its distribution does not share; give the critic its own")
+        require(bool(critic), "policy: its value has no trainable parameter that its distribution does not share; give the critic some")
         return state.critic_state(critic, learning_rate=self.value_learning_rate)
 
 
@@ -256,7 +256,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ValueFit:
-    """The critic's part as an algorithm of its own: its objective is ``−(V − R)²``."""
+    """The critic's part as an algorithm: its objective is ``−(V − R)²``."""
 
     update: Ascent
 
