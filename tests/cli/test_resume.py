@@ -118,7 +118,7 @@ def test_where_not_every_row_is_kept_a_run_goes_on_all_the_same(whole: Path, tmp
         assert len({(one["iterations"], one["total_steps"], one["return_mean"]) for one in summaries}) == 1
     assert 5 not in kept
     again = replay(Run.load(run), config(**settings), 5)
-    assert not again.differs and "its row of metrics was not kept" in again.words()[0]
+    assert not again.differs and "its row of metrics was not kept" in again.lines()[0]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(whole: Path, tmp_path: Path, cli: Command):

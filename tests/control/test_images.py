@@ -155,11 +155,11 @@ def test_parts_of_a_dict_are_taken_each_for_itself() -> None:
     encoder = Encoder(space)
     assert list(encoder.images) == ["image/camera"] and encoder.size == 9 * 18 + 2 + 4
     assert encoder.continuous.sum() == 2  # neither codes nor bits are normalized
-    assert encoder.words() == (
+    assert encoder.description() == (
         "bits 4 numbers; camera an image, 3 × 40 × 40 (channels, height, width), numbers as they are; "
         "grid a grid of 3 × 3 codes, below 16 distinguished, and divided by 255 (162 numbers); x 2 numbers"
     )
-    assert Encoder(space.spaces["x"]).words() is None
+    assert Encoder(space.spaces["x"]).description() is None
 
 
 @pytest.mark.parametrize("image", ["auto", "yes", "no"])

@@ -1,4 +1,4 @@
-"""A sub-command: its page, its flags, and what it does. Help, parsing and the missing word are the same for all of them."""
+"""A sub-command: its page, its flags, and what it does. Help, parsing and the missing argument are the same for all of them."""
 
 import shutil
 import sys
@@ -17,27 +17,27 @@ COLUMN = 30  # where the help of a flag begins
 
 @dataclass(frozen=True)
 class Command:
-    """``upslope NAME WORD… [flags]``, called with the words behind the name; returns the exit code."""
+    """``upslope NAME ARGUMENT… [flags]``, called with what stands behind the name; returns the exit code."""
 
     work: Callable[[list[str], dict[str, Any]], int]
-    """called with the plain words and the values of all flags, those that were not given at their defaults"""
+    """called with the arguments and the values of all flags, those that were not given at their defaults"""
     usage: str | Callable[[], str]  # the page, without the flags
     flags: tuple[Flag, ...] = ()
-    missing: str = ""  # the error where no plain word is given; empty: it needs none
-    most_words: int | None = 1
+    missing: str = ""  # the error where no argument is given; empty: it needs none
+    most_arguments: int | None = 1
 
     def __call__(self, argv: Sequence[str]) -> int:
         if asks_for_help(argv):
             usage = self.usage if isinstance(self.usage, str) else self.usage()
             print(f"{usage}\n{section('Flags:', self.flags)}" if self.flags else usage)
             return 0
-        plain, given = parse(argv, self.flags, self.most_words)
+        plain, given = parse(argv, self.flags, self.most_arguments)
         require(bool(plain) or not self.missing, self.missing)
         return self.work(plain, {flag.name: flag.default for flag in self.flags} | given)
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    return any(word in HELP_FLAGS for word in argv)
+    return any(text in HELP_FLAGS for text in argv)
 
 
 def section(title: str, flags: Iterable[Flag]) -> str:
@@ -60,6 +60,6 @@ def entry(flag: Flag, width: int) -> list[str]:
 
 def print_caution(run: Run, which: str) -> None:
     """Say in one line on stderr that the ``final`` or ``best`` policy of a run is not the end of its run, where it is not."""
-    words = run.caution(which)
-    if words:
-        print(f"upslope: note: {which} {words}", file=sys.stderr)
+    caution = run.caution(which)
+    if caution:
+        print(f"upslope: note: {which} {caution}", file=sys.stderr)

@@ -35,9 +35,9 @@ def examine(plain: list[str], given: dict[str, Any]) -> int:
             print(f"left out {folder}: a report, not a run", file=sys.stderr)
             continue
         found.append(diagnosis := diagnose(Run.load(folder)))
-        print(json.dumps(diagnosis.as_json(), ensure_ascii=False) if given["json"] else "\n".join(diagnosis.words()))
+        print(json.dumps(diagnosis.as_json(), ensure_ascii=False) if given["json"] else "\n".join(diagnosis.lines()))
     return 1 if any(diagnosis.found for diagnosis in found) else 0
 
 
 MISSING = "doctor: expected RUN…, one or more run folders; try: upslope doctor runs/ppo-CartPole-v1-0"
-COMMAND = Command(examine, HELP, FLAGS, MISSING, most_words=None)
+COMMAND = Command(examine, HELP, FLAGS, MISSING, most_arguments=None)

@@ -51,4 +51,4 @@ def summary_of(module: str) -> str:
     return " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split()).rstrip(".")
 
 
-COMMAND = Command(show, HELP, most_words=0)
+COMMAND = Command(show, HELP, most_arguments=0)

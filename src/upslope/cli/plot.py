@@ -53,4 +53,4 @@ def is_report(folder: Path) -> bool:
 
 
 MISSING = "plot: expected RUN…, one or more run folders; try: upslope plot runs/* --out comparison.png"
-COMMAND = Command(plot, HELP, FLAGS, MISSING, most_words=None)
+COMMAND = Command(plot, HELP, FLAGS, MISSING, most_arguments=None)

@@ -58,7 +58,7 @@ def check_new(path: Path | None) -> None:
 
 
 def behavior_of(name: str, given: dict[str, Any]) -> tuple[str, Any, dict[str, Any], str]:
-    """``(environment, policy, what it is made with, words)``; no policy means random actions."""
+    """``(environment, policy, what it is made with, description)``; no policy means random actions."""
     if given["random"]:
         require(given["policy"] == "final" and given["env"] is None, "--random: it needs no run, so leave out --policy and --env")
         return name, None, {"env_kwargs": given["env_kwargs"]}, "random actions"

@@ -41,7 +41,7 @@ def play_again(plain: list[str], given: dict[str, Any]) -> int:
     path = out or run.path / f"replay-{found.iteration:08d}.safetensors"
     if found.tensors:
         found.write(path)
-    print("\n".join([*found.words(), *([f"written to {path}"] if found.tensors else ())]))
+    print("\n".join([*found.lines(), *([f"written to {path}"] if found.tensors else ())]))
     return 1 if found.differs else 0
 
 

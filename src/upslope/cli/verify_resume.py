@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         print(f"{head} {found.rows} rows of metrics and {found.tensors} tensors are equal to the bit")
         return 0
     more = f", and {len(found.differs) - 1} more" if len(found.differs) > 1 else ""
-    print("\n".join([f"{head} not the same: {found.differs[0]}{more}", *(f"  the resumed run said: {words}" for words in found.warnings)]))
+    print("\n".join([f"{head} not the same: {found.differs[0]}{more}", *(f"  the resumed run said: {line}" for line in found.warnings)]))
     return 1
 
 

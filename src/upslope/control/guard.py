@@ -32,7 +32,7 @@ LOOKALIKES = frozenset(
 
 
 class Misbehaved(RuntimeError):
-    """What an environment did wrong, in words that follow its name: `` raised KeyError in step: …``; it travels between processes."""
+    """What an environment did wrong, a text that follows its name: `` raised KeyError in step: …``; it travels between processes."""
 
 
 class Lost(Misbehaved):
@@ -131,8 +131,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         except (Exception, SystemExit) as error:
             self._warn(raised(error, "close"))
 
-    def _warn(self, words: str) -> None:
-        line = f"environment {type(self.unwrapped).__name__}{words}"
+    def _warn(self, fault: str) -> None:
+        line = f"environment {type(self.unwrapped).__name__}{fault}"
         if self.apart:
             sys.stderr.write(f"upslope: warning: {line}\n")  # in one piece: other workers write there too
             sys.stderr.flush()

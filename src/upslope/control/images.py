@@ -166,7 +166,7 @@ class Image(NamedTuple):
             array = self.reading.checked(array)
         return np.array(array, dtype=self.dtype, order="C").reshape(len(array), *self.shape)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """``an image, 3 × 40 × 40 (channels, height, width), numbers as they are``."""
         read = self.reading
         if read is None:

@@ -58,10 +58,10 @@ class Leaf:
             observation = observation[key]
         return observation
 
-    def words(self) -> str:
+    def description(self) -> str:
         shape, space = " × ".join(map(str, self.space.shape or ())), self.space
         if self.image is not None:
-            return self.image.words()
+            return self.image.description()
         if self.codes is not None:
             low, count = self.codes.low, self.codes.span
             shares = "" if not self.codes.share else f", and divided by {count - 1}"
@@ -181,12 +181,12 @@ class Encoder:
                 _write(leaf, array, vector[:, start:stop])
         return encoded
 
-    def words(self) -> str | None:
+    def description(self) -> str | None:
         """What the observation is taken for, part by part; None where there is no doubt, for all of it are rows of numbers."""
         if all(len(leaf.space.shape or ()) < 2 for leaf in self.leaves):
             return None
-        named = [("/".join(map(str, leaf.path)), leaf.words()) for leaf in self.leaves]
-        return "; ".join(f"{path} {words}" if path else words for path, words in named)
+        named = [("/".join(map(str, leaf.path)), leaf.description()) for leaf in self.leaves]
+        return "; ".join(f"{path} {text}" if path else text for path, text in named)
 
     def largest(self, observation: Any) -> tuple[float, float]:
         """The largest magnitude that a network meets unscaled: among the numbers of a batch and their finite bounds, and in its images."""

@@ -52,27 +52,27 @@ def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return func(*args, **kwargs)
     if name == "numel" and args[0].node.row:
         return symbol(torch.tensor(float(func(*args))), number_of_steps(args[0]))
-    word = name.strip("_")
+    called = name.strip("_")
     in_place = name.endswith("_") and not name.startswith("__")
-    if in_place or (name.startswith("__") and word in READS) or not (word in RECORDERS or word in REDUCTIONS or word == "getitem"):
-        raise NotLowered(refusal(word, in_place=in_place))
+    if in_place or (name.startswith("__") and called in READS) or not (called in RECORDERS or called in REDUCTIONS or called == "getitem"):
+        raise NotLowered(refusal(called, in_place=in_place))
     given = [operand(x) for x in args], {key: operand(x) for key, x in kwargs.items()}
     rows = [x for x in (*args, *kwargs.values()) if isinstance(x, Symbol) and x.node.row]
     chosen = rows[0].chosen if rows else None
     result = func(*args, **kwargs)
     try:
-        if word in REDUCTIONS:
-            made = reduction(word, args[0], *args[1:], **kwargs)
-        elif word == "getitem":
+        if called in REDUCTIONS:
+            made = reduction(called, args[0], *args[1:], **kwargs)
+        elif called == "getitem":
             made, chosen = given[0][0], flag_of_choice(args[0], given[0][1])
         else:
-            made = RECORDERS[word](*given[0], **given[1])
-            check_steps(word, result, rows)
+            made = RECORDERS[called](*given[0], **given[1])
+            check_steps(called, result, rows)
     except TypeError as error:
-        raise NotLowered(f"it calls {word}() in a form that is not compiled") from error
+        raise NotLowered(f"it calls {called}() in a form that is not compiled") from error
     made = made if result.requires_grad or not made.moves else detached(made)
     if made.flag != (result.dtype == torch.bool) or made.moves != result.requires_grad:
-        raise NotLowered(f"it calls {word}() in a form that is not compiled")
+        raise NotLowered(f"it calls {called}() in a form that is not compiled")
     return symbol(result, made, chosen if made.row else None)
 
 
@@ -106,10 +106,10 @@ def operand(x: Any) -> Any:
     return Node("constant", value=float(x)) if type(x) in (int, float) else x
 
 
-def refusal(word: str, *, in_place: bool = False) -> str:
+def refusal(called: str, *, in_place: bool = False) -> str:
     if in_place:
-        return f"it changes a tensor in place ({word})"
-    return f"it looks at a number while it runs ({word})" if word in READS else f"{word}() is not compiled"
+        return f"it changes a tensor in place ({called})"
+    return f"it looks at a number while it runs ({called})" if called in READS else f"{called}() is not compiled"
 
 
 # ---------------------------------------------------------------------------------------------------------------- operations
@@ -209,7 +209,7 @@ SIMPLE = """
     maximum max:maximum minimum min:minimum
 """
 RECORDERS: dict[str, Callable[..., Any]] = {
-    **{word: simple(op or word) for word, _, op in (item.partition(":") for item in SIMPLE.split())},
+    **{called: simple(op or called) for called, _, op in (item.partition(":") for item in SIMPLE.split())},
     **dict.fromkeys((*SHAPING, "clone", "contiguous", "to", "expand_as"), unchanged),
     **dict.fromkeys(("float", "double"), as_number),
     "rsub": lambda a, b: node("subtract", b, a),

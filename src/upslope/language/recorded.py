@@ -121,8 +121,8 @@ def warn_of_seams(groups: Sequence[Sequence[Row]], places: Sequence[str]) -> Non
 def completion_text(completion: Any, place: str) -> str:
     if is_kind(completion, list) and len(completion) == 1 and is_kind(completion[0], Mapping) and completion[0].get("role") == "assistant":
         completion = completion[0].get("content")
-    words = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
-    require(isinstance(completion, str), words)
+    fault = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
+    require(isinstance(completion, str), fault)
     return completion
 
 

@@ -100,7 +100,7 @@ def turn_of(tokenizer: Any) -> Turn:
         before = in_time(partial(apply, asked, add_generation_prompt=True), TEMPLATE_SECONDS)
         whole = in_time(partial(apply, [*asked, {"role": "assistant", "content": SAID}]), TEMPLATE_SECONDS)
     except TookTooLong:
-        raise UsageError(f"tokenizer: its chat template took more than {TEMPLATE_SECONDS:g} s for a word; it has no end") from None
+        raise UsageError(f"tokenizer: its chat template took more than {TEMPLATE_SECONDS:g} s for a short message; it has no end") from None
     except Exception:  # what it refuses is said where it is used
         return Turn()
     head, found, closing = whole.rpartition(SAID)
@@ -148,8 +148,8 @@ def check_prompt(prompt: Any, place: str) -> None:
     listed = is_kind(prompt, Sequence) and len(prompt) > 0 and all(is_kind(m, Mapping) for m in prompt)
     if not listed or not all(isinstance(m.get(key), str) for m in prompt for key in ("role", "content")):
         kind = type(prompt).__name__
-        words = f'{place}: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {prompt!r:.60}'
-        raise UsageError(words)
+        message = f'{place}: expected a text or a list of messages such as {{"role": "user", "content": "…"}}, found {kind} {prompt!r:.60}'
+        raise UsageError(message)
     for message in prompt:
         check_text(message["content"], place)
 

@@ -1,4 +1,4 @@
-"""What a run in the control world says: the plan before it starts, the result in plain words, what to try next."""
+"""What a run in the control world says: the plan before it starts, the result, what to try next."""
 
 import shlex
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ LARGE_PIXEL = 10.0
 
 def plan(config: RunConfig, envs: Envs, policy: ActorCritic, stop_at: float | None) -> list[str]:
     title = f"{type(config.algorithm).__name__} on {envs.env_id}, seed {config.settings.seed}"
-    policy_line = policy_words(policy, config.policy, config.settings)
-    return [title, collecting(config), stopping(config.settings, stop_at), *observing(envs, policy), policy_line]
+    described = policy_line(policy, config.policy, config.settings)
+    return [title, collecting(config), stopping(config.settings, stop_at), *observing(envs, policy), described]
 
 
 def observing(envs: Envs, policy: ActorCritic) -> list[str]:
     """What observations are taken for where that is a choice, how large they are where that matters, where action masks come from."""
     lines: list[str] = []
     encoder = policy.encoder
-    if (words := encoder.words()) is not None:
+    if (seen := encoder.description()) is not None:
         others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
-        lines.append(f"observation: {words}; --image {others} takes it otherwise")
+        lines.append(f"observation: {seen}; --image {others} takes it otherwise")
     numbers, images = encoder.largest(envs.observation)
     if numbers > LARGE and policy.observation_normalizer is None:
         lines.append(f"the observation holds numbers up to {numbers:,.6g}, and nothing scales them: --normalize-observation does")
@@ -50,15 +50,15 @@ def collecting(config: RunConfig) -> str:
         return f"1 environment, an update at every step, recorded every {plural(collector.num_steps, 'step')}{rates}"
     environments, transitions = plural(collector.num_envs, "environment"), None
     if getattr(collector, "data", None) is not None:
-        words = f"{'all' if collector.num_rows is None else collector.num_rows} rows of {collector.data} per iteration"
+        text = f"{'all' if collector.num_rows is None else collector.num_rows} rows of {collector.data} per iteration"
     elif hasattr(collector, "num_steps"):
         transitions = collector.num_envs * collector.num_steps
-        words = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
+        text = f"{environments} × {plural(collector.num_steps, 'step')} = {plural(transitions, 'transition')} per iteration"
     elif hasattr(collector, "group_size"):
-        words = f"{plural(collector.num_groups, 'group')} of {collector.group_size} whole episodes, each from one start, per iteration"
+        text = f"{plural(collector.num_groups, 'group')} of {collector.group_size} whole episodes, each from one start, per iteration"
     else:
-        words = f"{environments}, {plural(collector.num_episodes or collector.num_envs, 'whole episode')} per iteration"
-    return f"{words}, {(natural if hasattr(update, 'num_value_epochs') else climbing)(update, transitions)}"
+        text = f"{environments}, {plural(collector.num_episodes or collector.num_envs, 'whole episode')} per iteration"
+    return f"{text}, {(natural if hasattr(update, 'num_value_epochs') else climbing)(update, transitions)}"
 
 
 def natural(update: Any, transitions: int | None) -> str:
@@ -75,19 +75,19 @@ def natural(update: Any, transitions: int | None) -> str:
 
 
 def stopping(settings: RunSettings, stop_at: float | None) -> str:
-    words = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
+    text = f"at most {plural(settings.total_steps, 'step')}, rounded up to whole iterations"
     every, how, episodes = settings.eval_every, "sampled" if settings.eval_sample else "greedy", settings.eval_episodes
     if stop_at is not None:
         goal = f"returns {stop_at:g} or more over {plural(episodes, 'fresh episode')}, twice in a row"
-        return f"{words}; ends once the {how} policy {goal} (checked every {plural(every or 0, 'step')})"
+        return f"{text}; ends once the {how} policy {goal} (checked every {plural(every or 0, 'step')})"
     if every == 0:
-        return f"{words}; no evaluation before the end"
+        return f"{text}; no evaluation before the end"
     when = f"every {plural(every, 'step')}" if every else f"at about {POINTS} points"
     most = plural(episodes, "fresh episode") if every else f"up to {plural(episodes, 'fresh episode')}"
-    return f"{words}; {how} evaluation on {most} {when}, the best policy is kept"
+    return f"{text}; {how} evaluation on {most} {when}, the best policy is kept"
 
 
-def policy_words(policy: ActorCritic, chosen: PolicySettings, settings: RunSettings) -> str:
+def policy_line(policy: ActorCritic, chosen: PolicySettings, settings: RunSettings) -> str:
     options, init = policy.describe(), "" if settings.init is None else f", continued from {settings.init}"
     if isinstance(policy, LinearPolicy):
         tiles, basis = f"{chosen.num_tilings} tilings of {chosen.num_tiles} tiles", f"a Fourier basis of order {chosen.fourier_order}"
@@ -95,10 +95,10 @@ def policy_words(policy: ActorCritic, chosen: PolicySettings, settings: RunSetti
         return f"policy linear in {kind}, {policy.features.size:,} features{init}"
     layers = " × ".join(map(str, options.get("hidden_sizes", ()))) or "linear"
     kind = "convolutional policy" if "CNN" in options["class"] else f"{chosen.activation} policy"
-    words = f"{kind} with hidden layers {layers}, {sum(p.numel() for p in policy.parameters()):,} parameters{init}"
+    text = f"{kind} with hidden layers {layers}, {sum(p.numel() for p in policy.parameters()):,} parameters{init}"
     normalized = [w for w, on in (("observations", chosen.normalize_observation), ("rewards", chosen.normalize_reward)) if on]
-    words += f", normalized {' and '.join(normalized)}" if normalized else ""
-    return words if settings.device == "cpu" else f"{words}, on {settings.device}"
+    text += f", normalized {' and '.join(normalized)}" if normalized else ""
+    return text if settings.device == "cpu" else f"{text}, on {settings.device}"
 
 
 def outcome(summary: Mapping[str, Any]) -> list[str]:
@@ -116,8 +116,8 @@ def returned(result: Mapping[str, Any]) -> str:
     if not ended:
         length = f"{result['length_mean']:,.0f} steps"
         return f"is paid {result['reward_per_step']:.3f} a step: none of {plural(count, 'fresh episode')} ended within {length}"
-    words = f"returns {result['return_mean']:.1f} on average over {plural(count, 'fresh episode')} (95 % interval {low:.1f} to {high:.1f})"
-    return words if ended == count else f"{words}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
+    text = f"returns {result['return_mean']:.1f} on average over {plural(count, 'fresh episode')} (95 % interval {low:.1f} to {high:.1f})"
+    return text if ended == count else f"{text}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

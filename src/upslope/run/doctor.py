@@ -28,7 +28,7 @@ class Diagnosis:
     found: list[Finding]
     unchecked: list[str]
 
-    def words(self) -> list[str]:
+    def lines(self) -> list[str]:
         """The run in a line, then two for each finding."""
         summary, rows = self.run.summary, self.history.rows
         how = "no summary: it is still running, or was killed" if summary is None else summary.get("status", "finished")
@@ -54,7 +54,7 @@ def diagnose(run: Run) -> Diagnosis:
     try:
         history = history_of(run)
         diagnosis = Diagnosis(run, history, findings(history), not_checked(history))
-        diagnosis.words()
+        diagnosis.lines()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

@@ -91,7 +91,7 @@ class Dots:
 
 @contextlib.contextmanager
 def style() -> Generator[None]:
-    """Matplotlib in our style and without a word: nothing about its font cache, its folder or a letter that its font lacks."""
+    """Matplotlib in our style and without messages: nothing about its font cache, its folder or a letter that its font lacks."""
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What did not go well in a run, in plain words: one set of rules, for warnings while it runs, its last lines, and ``upslope doctor``.
+"""What did not go well in a run, in plain terms: one set of rules, for warnings while it runs, its last lines, and ``upslope doctor``.
 
 Each rule is a pure function of a :class:`~upslope.run.history.History`. Of a run that reached its goal nothing is said about entropies and
 groups: a deterministic policy and groups without spread are what success looks like, too. Every finding shows what was seen and names a
@@ -87,8 +87,8 @@ def findings(history: History, *, live: bool = False) -> list[Finding]:
     for rule in RULES:
         if (live and not rule.live) or (rule.last and found) or not rule.applies(history):
             continue
-        if (words := rule.check(history)) is not None:
-            found.append(Finding(rule.name, *words))
+        if (seen := rule.check(history)) is not None:
+            found.append(Finding(rule.name, *seen))
     return found
 
 

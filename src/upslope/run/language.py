@@ -169,10 +169,10 @@ class Language(World[LanguagePolicy]):
         options: dict[str, Any] = {"iterations": settings.warm_start_iterations, "seed": settings.seed, "fast": settings.fast}
         train(SFT(update=update), policy, data, callbacks=enough, progress=False, **options)
         self.warm_start_seconds = time.perf_counter() - started
-        words = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
+        line = f"warm start: {found['accuracy']:.0%} of training problems right after {self.warm_start_seconds:.1f} s"
         short = found["accuracy"] < settings.warm_start and not session.stopped
         missed = f"; it ended after {settings.warm_start_iterations:,} steps, short of {settings.warm_start:.0%}"
-        session.note(words + (missed if short else ""))
+        session.note(line + (missed if short else ""))
 
     def state_dict(self) -> State:
         """What came before the first iteration; the reference by its SHA-256."""

@@ -1,4 +1,4 @@
-"""What a run in the language world says: the plan, samples of what is said, the result in plain words, what to try next."""
+"""What a run in the language world says: the plan, samples of what is said, the result, what to try next."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ def next_commands(summary: Mapping[str, Any], folder: Path, config: RunConfig) -
     if scores and task:
         rows["train", "grpo", "--model", config.policy.model, *task, "--reward", str(folder)] = "train with it as the reward"
     rows["export", str(folder), "--out", f"{folder}-model"] = "an ordinary Transformers folder, for vLLM for one"
-    return {shlex.join(["upslope", *words]): why for words, why in rows.items()}
+    return {shlex.join(["upslope", *argv]): why for argv, why in rows.items()}
 
 
 def draw_curve(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:

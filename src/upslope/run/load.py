@@ -17,7 +17,7 @@ from upslope.errors import UsageError, require
 from upslope.files import survivor
 from upslope.run.folder import FORMAT_VERSION
 from upslope.run.methods import METHODS, Needs
-from upslope.run.saving import progress_words
+from upslope.run.saving import progress_line
 
 PROGRESS = "progress.json"
 """In the folder of a language model, how far it is; in the control world this stands in the header of the weights."""
@@ -163,18 +163,18 @@ class Run:
     def caution(self, which: str = "final") -> str:
         """What to know of a policy that is not the end of its run: ``policy after 12,288 of 100,000 steps (…)``; else ''."""
         progress = None if self.finished else self.progress(which)
-        return "" if progress is None else self._words(progress)
+        return "" if progress is None else self._progress_line(progress)
 
     def policy_words(self, which: str) -> str:
         """``final policy after 100,096 of 100,000 steps``; how the run ended, where it did not come to its end."""
         progress = self.progress(which)
-        return f"{which} {'policy' if progress is None else self._words(progress)}"
+        return f"{which} {'policy' if progress is None else self._progress_line(progress)}"
 
-    def _words(self, progress: dict[str, int]) -> str:
+    def _progress_line(self, progress: dict[str, int]) -> str:
         rows: list[dict[str, Any]] = []
         with contextlib.suppress(UsageError):  # the policy is well, whatever the rows are
             rows = self.metrics() if self.summary is None else []
-        return progress_words(progress, self.summary, rows[-1] if rows else {})
+        return progress_line(progress, self.summary, rows[-1] if rows else {})
 
     def _load_policy(self, name: str) -> Any:
         """What ``policy.json`` describes, with ``<name>.safetensors``, or the Transformers folder ``<name>``; not trained any more."""

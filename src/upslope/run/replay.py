@@ -93,7 +93,7 @@ class Replay:
         """All tensors into one safetensors file."""
         write_tensors(path, self.tensors)
 
-    def words(self) -> list[str]:
+    def lines(self) -> list[str]:
         """A few lines for a terminal: from where, whether it is the same, and the tensors by size and range."""
         where = f"from the checkpoint of iteration {self.start:,}" if self.start else "from the beginning"
         same = "it fails as recorded" if self.fault is not None else f"{len(self.compared)} numbers of its metrics are equal to the bit"

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress from the fields of a world, and the words that all worlds share.
+"""What a run says while it goes on: progress from the fields of a world, and the texts that all worlds share.
 
 On a terminal progress is one live line (rich); elsewhere, in a log file for one, a plain line every two seconds. :class:`Line` is what
 :func:`upslope.train` draws in a terminal or a notebook.
@@ -37,7 +37,7 @@ class Field:
     """
 
     name: str
-    words: str
+    text: str
     short: str = ""
     recent: bool = False
     stays: bool = False
@@ -95,11 +95,11 @@ class Meter:
             return self.row["total_steps"] / max(self.row["train_seconds"], 1e-9) if "train_seconds" in self.row else None
         return self.newest.get(field.name) if field.stays else self.row.get(field.name)
 
-    def words(self, width: int = 1000, *, short: bool = False) -> str:
+    def line(self, width: int = 1000, *, short: bool = False) -> str:
         """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report, or does not fit, is left out."""
         found = [(field, value) for field in self.fields if (value := self.value(field)) is not None]
         shown = {field.name for field, _ in found}
-        parts = [((short and field.short) or field.words).format(value) for field, value in found if field.instead_of not in shown]
+        parts = [((short and field.short) or field.text).format(value) for field, value in found if field.instead_of not in shown]
         while parts and len(" · ".join(parts)) > width:
             parts.pop()
         return " · ".join(parts)
@@ -134,7 +134,7 @@ class Progress:
         """Say something beside it."""
 
     def close(self) -> None:
-        """The last words, where they were not said yet."""
+        """The last line, where it was not shown yet."""
 
 
 def progress_for(meter: Meter, quiet: bool, stream: TextIO | None = None, *, samples: Samples = list[str]) -> Progress:
@@ -162,7 +162,7 @@ class Plain(Progress):
         if iteration == self.shown:
             return
         self.shown, self.last = iteration, time.perf_counter()
-        parts = (self.meter.head(), self.meter.words(), self.meter.left())
+        parts = (self.meter.head(), self.meter.line(), self.meter.left())
         self.note("\n".join([" · ".join(part for part in parts if part), *self.samples()]))
 
     def note(self, text: str) -> None:
@@ -185,9 +185,9 @@ class Live(Progress):
         self.width = console.width
         bar = [BarColumn(bar_width=14)] if self.width >= WIDE else []
         unit = "steps" if meter.counter == "total_steps" else "iterations"
-        done, words = TextColumn(f"{{task.completed:>9,.0f}} {unit}"), TextColumn("{task.fields[words]}")
-        self.bar = Progress(done, *bar, words, console=console, refresh_per_second=8, transient=True)
-        self.task = self.bar.add_task("", total=meter.total, words="starting")
+        done, line = TextColumn(f"{{task.completed:>9,.0f}} {unit}"), TextColumn("{task.fields[line]}")
+        self.bar = Progress(done, *bar, line, console=console, refresh_per_second=8, transient=True)
+        self.task = self.bar.add_task("", total=meter.total, line="starting")
         self.next, self.next_samples = 0.0, 0.0
         self.bar.start()
 
@@ -200,8 +200,8 @@ class Live(Progress):
 
     def _show(self, now: float) -> None:
         wide, left = self.width >= WIDE, self.meter.left()
-        words = self.meter.words(self.width - 21 - 15 * wide - len(left) - 4, short=not wide)
-        self.bar.update(self.task, completed=self.meter.done, words=f"{left} · {words}" if left else words)
+        line = self.meter.line(self.width - 21 - 15 * wide - len(left) - 4, short=not wide)
+        self.bar.update(self.task, completed=self.meter.done, line=f"{left} · {line}" if left else line)
         if now >= self.next_samples and (lines := self.samples()):
             self.next_samples = now + SECONDS_BETWEEN_LINES
             self.note("\n".join(lines))
@@ -213,10 +213,10 @@ class Live(Progress):
         self.bar.stop()
         if self.meter.row:
             unit = "" if self.meter.counter == "total_steps" else " iterations"
-            self.note(f"{self.meter.head().strip()}{unit} · {self.meter.words()}")
+            self.note(f"{self.meter.head().strip()}{unit} · {self.meter.line()}")
 
 
-# --------------------------------------------------------------------------------------------------------------- words
+# --------------------------------------------------------------------------------------------------------------- texts
 
 
 def plural(count: int, noun: str) -> str:
@@ -232,21 +232,21 @@ def passes(epochs: int, minibatches: int, transitions: int | None = None) -> str
 
 def climbing(update: Any, transitions: int | None = None) -> str:
     """``10 epochs of 4 minibatches of 64, learning rate 0.003 (linear schedule)``."""
-    words = passes(getattr(update, "num_epochs", 1), getattr(update, "num_minibatches", 1), transitions)
+    size = passes(getattr(update, "num_epochs", 1), getattr(update, "num_minibatches", 1), transitions)
     rate = f", learning rate {update.learning_rate:g}" if hasattr(update, "learning_rate") else ""
     schedule = getattr(getattr(update, "schedule", None), "__name__", "constant")
-    return f"{words}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
+    return f"{size}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"
 
 
 STOPPED = "stopped on request: everything up to the last iteration is saved"
 
 
-def closing_words(outcome: Sequence[str], warnings: Sequence[str], commands: Mapping[str, str], folder: Path) -> str:
+def closing_text(outcome: Sequence[str], warnings: Sequence[str], commands: Mapping[str, str], folder: Path) -> str:
     """What happened, what to try next, each with what it is for, and at the very end, where it is seen, what did not go well."""
     width = max(map(len, commands)) + 4
     lines = [*outcome, f"learning curve: {folder / 'curve.png'}", "", "try next:"]
     lines += [f"  {command:<{width}}{why}" for command, why in commands.items()]
-    return "\n".join(lines) + "".join(f"\n\nwarning: {words}" for words in warnings)
+    return "\n".join(lines) + "".join(f"\n\nwarning: {warning}" for warning in warnings)
 
 
 SHOWN = (*FIELDS[:3], Field("reward", "reward {:.3f}"), *FIELDS[3:])
@@ -294,8 +294,8 @@ class Line:
         left = self.meter.left()
         head = f"{state.iteration:,} iterations, {state.total_steps:,} steps ({state.fraction:.0%})" + (f" · {left}" if left else "")
         width = shutil.get_terminal_size((120, 24)).columns - 1 if self.drawn else 1000
-        words = self.meter.words(width - len(head) - 3)
-        text = f"{head} · {words}" if words else head
+        line = self.meter.line(width - len(head) - 3)
+        text = f"{head} · {line}" if line else head
         self._write(f"\r{text:<{self.length}}" if self.drawn else f"{text}\n")
         self.length = len(text)
 

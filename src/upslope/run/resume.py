@@ -83,8 +83,8 @@ class Stopped:
         if run.finished and reached:
             raise AtItsEnd(f"resume: this run ended at its goal, after {done:,} {unit.removeprefix('total_')}")
         if run.finished and done >= planned:
-            flag, words = unit.replace("_", "-"), unit.removeprefix("total_")
-            raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {words}; --{flag} N goes on to a larger budget")
+            flag, counted = unit.replace("_", "-"), unit.removeprefix("total_")
+            raise AtItsEnd(f"resume: this run has made {done:,} of its {planned:,} {counted}; --{flag} N goes on to a larger budget")
         earlier = [(min(last, iteration), budget) for last, budget in run.earlier_budgets]  # of several for an iteration the first is its
         earlier += [(iteration, before)] if before != planned else []
         return cls(run.path, found.state, found.passed_over, jump_of(config, done, before, planned), tuple(earlier), seen)
@@ -107,7 +107,7 @@ class Stopped:
         state = self.state["run"]
         return {unit: state[{"iterations": "iteration"}.get(unit, unit)] for unit in budget}
 
-    def words(self, now: Mapping[str, Any]) -> list[str]:
+    def lines(self, now: Mapping[str, Any]) -> list[str]:
         """Where it goes on, and what is no longer as it was."""
         state = self.state["run"]
         lines = [f"going on after iteration {state['iteration']:,}, step {state['total_steps']:,}", *self.passed_over]
@@ -146,8 +146,8 @@ def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
     then, now = (float(schedule(min(1.0, done / budget))) for budget in (before, planned))
     if then == now:
         return ""
-    words = f"it goes on at {now:.0%} of its size, where it was at {then:.0%}"
-    return f"warning: the learning rate's schedule spans the budget, now {planned:,}: {words}"
+    rate = f"it goes on at {now:.0%} of its size, where it was at {then:.0%}"
+    return f"warning: the learning rate's schedule spans the budget, now {planned:,}: {rate}"
 
 
 # ------------------------------------------------------------------------------------------- what is around the loop
@@ -194,7 +194,7 @@ def version_of(package: str) -> str | None:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not as it was when the checkpoint was written, in a few words; '' where all is."""
+    """What is not as it was when the checkpoint was written, briefly; '' where all is."""
     return ", ".join(f"{name} {then.get(name)} → {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name))
 
 

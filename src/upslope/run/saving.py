@@ -38,7 +38,7 @@ class SavePace:
         self.cost = self.seen_at - self.saved_at
 
 
-def progress_words(progress: Mapping[str, int], summary: Mapping[str, Any] | None, last: Mapping[str, Any]) -> str:
+def progress_line(progress: Mapping[str, int], summary: Mapping[str, Any] | None, last: Mapping[str, Any]) -> str:
     """``policy after 12,288 of 100,000 steps (the run was interrupted)``; ``last`` is the run's last row of metrics."""
     unit = "iterations" if "planned_iterations" in progress else "steps"
     counted = "iteration" if unit == "iterations" else "total_steps"

@@ -22,11 +22,11 @@ from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
-from upslope.run.report import Meter, Progress, closing_words, progress_for
+from upslope.run.report import Meter, Progress, closing_text, progress_for
 from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
 from upslope.run.saving import SavePace
 from upslope.run.settings import flat_config
-from upslope.run.train import Callback, RunState, compiled_words, train
+from upslope.run.train import Callback, RunState, compiled_text, train
 from upslope.run.watch import Watch
 from upslope.run.world import Evaluated, World
 
@@ -144,7 +144,7 @@ class Session:
             raise error
         if not self.output.quiet and self.writes:
             outcome, commands = self.world.outcome(summary), self.world.next_commands(summary, self.folder.shown)
-            print(closing_words(outcome, summary["warnings"], commands, self.folder.shown), flush=True)
+            print(closing_text(outcome, summary["warnings"], commands, self.folder.shown), flush=True)
         return summary
 
     def _open(self) -> None:
@@ -165,8 +165,8 @@ class Session:
                 self.folder.discard()
             raise
         if not self.output.quiet:
-            resumed = self.resumed.words(self.surroundings) if self.resumed else []
-            update = compiled_words(self.config.algorithm, self.world.policy, self.world.collect, fast=self.config.settings.fast)
+            resumed = self.resumed.lines(self.surroundings) if self.resumed else []
+            update = compiled_text(self.config.algorithm, self.world.policy, self.world.collect, fast=self.config.settings.fast)
             title, *lines = [*self.world.plan(), f"update: {update}", *resumed]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.shown}"])]), flush=True)
         self.progress = progress_for(Meter(self.world.budget, self.world.fields), self.output.quiet, samples=self.world.samples)
@@ -200,8 +200,8 @@ class Session:
         if episodes:
             history = self._history(self.points.last)
             with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):  # said at the end
-                for words in self.watch.look(history, state.fraction):
-                    self.note(words)
+                for message in self.watch.look(history, state.fraction):
+                    self.note(message)
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
@@ -300,10 +300,10 @@ class Session:
         iteration = 1 + (self.state.iteration if self.state is not None else 0 if self.resumed is None else self.resumed.iteration)
         self._warn(keep_capsule(self.folder.path, self.folder.shown, iteration, fault))
 
-    def _warn(self, words: str) -> None:
+    def _warn(self, message: str) -> None:
         """Keep a sentence for the warnings of the summary, and say it at once."""
-        self.faults.append(words)
-        self.note(words)
+        self.faults.append(message)
+        self.note(message)
 
     def _take_up(self, stopped: Stopped) -> None:
         """Make this session what it was at the checkpoint, without a change to the folder.
@@ -371,8 +371,8 @@ class Session:
     def _summary(self, error: Exception | None, result: Evaluated | None) -> dict[str, Any]:
         row, seconds = self.row, self.row.get("train_seconds", 0.0)
         status = "failed" if error is not None else "interrupted" if self.stopped else "finished"
-        words = None if error is None else describe_error(error)
-        summary: dict[str, Any] = {"format_version": FORMAT_VERSION, "status": status, "error": words, "algorithm": self.config.name}
+        message = None if error is None else describe_error(error)
+        summary: dict[str, Any] = {"format_version": FORMAT_VERSION, "status": status, "error": message, "algorithm": self.config.name}
         summary |= {"seed": self.config.settings.seed, "iterations": int(row.get("iteration", 0))}
         summary |= {"total_steps": int(row.get("total_steps", 0)), "train_seconds": seconds, "wall_seconds": 0.0}
         summary["steps_per_second"] = row["total_steps"] / seconds if seconds > 0 else 0.0

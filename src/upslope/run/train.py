@@ -271,7 +271,7 @@ def compiled() -> ModuleType:
     return twins
 
 
-def compiled_words(algorithm: object, policy: object, collect: object, *, fast: bool) -> str:
+def compiled_text(algorithm: object, policy: object, collect: object, *, fast: bool) -> str:
     """What of an update is compiled, and why not the rest."""
     if not fast:
         return "in PyTorch, as --no-fast says"

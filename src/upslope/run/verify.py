@@ -88,7 +88,7 @@ def compared(whole: Path, killed: Path, resumed_at: int) -> Verdict:
         differs += ["state: a run has left no checkpoint"]
     count = sum(isinstance(leaf, torch.Tensor | np.ndarray) for state in states[:1] for _, leaf in leaves(state))
     said, more = ((Run.load(path).summary or {}).get("warnings", []) for path in (whole, killed))
-    return Verdict(differs, count, len(rows), resumed_at, [words for words in more if words not in said])
+    return Verdict(differs, count, len(rows), resumed_at, [line for line in more if line not in said])
 
 
 def compared_parts(state: State) -> State:

@@ -75,7 +75,7 @@ class World(Protocol[PolicyT]):
         """Write the policy, with how far it is."""
 
     def plan(self) -> list[str]:
-        """The run in words before it starts: a title, and lines of detail."""
+        """The run as lines before it starts: a title, and lines of detail."""
         ...
 
     def begin(self, session: Session) -> list[Point]:
@@ -126,7 +126,7 @@ class World(Protocol[PolicyT]):
 
     @staticmethod
     def outcome(summary: Mapping[str, Any]) -> list[str]:
-        """The result in words, a line each."""
+        """The result, a line each."""
         ...
 
     def next_commands(self, summary: Mapping[str, Any], folder: Path) -> dict[str, str]:

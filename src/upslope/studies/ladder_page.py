@@ -140,7 +140,7 @@ def bars(values: Sequence[float | None]) -> list[float | None]:
 
 
 def cards(found: Found, folder: Path) -> list[dict[str, Any]]:
-    """Of each finished rung: its place in the table, what was measured, in words, its picture, and where to read on."""
+    """Of each finished rung: its place in the table, what was measured, as text, its picture, and where to read on."""
     rungs = found["rungs"]
     noise, time = bars([r["gradient"]["relative_variance"] for r in rungs]), bars([r["seconds"]["median"] for r in rungs])
     made: list[dict[str, Any]] = []

@@ -69,7 +69,7 @@ class EstimatorReport:
 
     @property
     def headline(self) -> str:
-        """The verdict in a few words."""
+        """The verdict in short."""
         if self.broken:
             return "has the mistake: " + ", ".join(f.mistake for f in self.broken)
         meant = "".join(f", {f.mistake} by design" for f in self.findings)

@@ -74,8 +74,8 @@ def diagnosis(state: Counted, part: Batch, policy: Policy) -> str:
     Raises:
         RunFault: the policy leaves no action possible in some states, which no other batch would mend.
     """
-    if words := without_action(policy, part):
-        raise RunFault(f"{words} (gradient step {state.num_updates + 1}); leave at least one action possible in every state")
+    if reason := without_action(policy, part):
+        raise RunFault(f"{reason} (gradient step {state.num_updates + 1}); leave at least one action possible in every state")
     suspects: dict[str, Tensor | None] = {name: getattr(part, name) for name in ("advantage", "returns", "behavior_log_prob")}
     suspects |= {f"inputs[{name!r}]": tensor for name, tensor in part.inputs.items() if tensor.is_floating_point()}
     suspects |= dict(policy.named_parameters()) if isinstance(policy, nn.Module) else {}
@@ -90,7 +90,7 @@ def finite(tensor: Tensor, mask: Tensor) -> bool:
 
 
 def without_action(policy: Policy, part: Batch) -> str:
-    """Where a network gives every action that it may take a logit of −∞, in words, else ''; no learning rate would help."""
+    """Where a network gives every action that it may take a logit of −∞, as a message, else ''; no learning rate would help."""
     action = part.inputs.get("action")
     if action is None or not offers(policy, HasDistribution):
         return ""
