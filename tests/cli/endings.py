@@ -47,3 +47,11 @@ class Few(Corridor):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, _, info = super().step(action)
         return observation, reward, terminated, bool(self.np_random.random() < 0.1), info
+
+
+class Ruled(Corridor):
+    """Ten steps; what is legal it says in the infos of its steps alone."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place += 1
+        return self.place % 4, 1.0, self.place == 10, False, {"action_mask": [True, self.place % 2 == 0]}

@@ -160,3 +160,9 @@ def test_one_environment_is_made_where_they_are_slow_to_make(monkeypatch: pytest
         assert evaluator.envs.num_envs == count
         evaluator.close()
     prepared.close()
+
+
+def test_a_run_says_once_that_a_reset_does_not_say_what_is_legal(cli: Command, tmp_path: Path):
+    err = cli("train", "ppo", "endings:Ruled", "--total-steps", "400", *[word for word in SMALL if word != "--quiet"])
+    assert err.code == 0
+    assert (err.out + err.err).count('legal in info["action_mask"] of its steps, but not of its resets: the first action of each') == 1

@@ -202,6 +202,13 @@ def test_the_plan_says_what_is_taken_for_what() -> None:
     assert plan_of(box(-1, 1, 3), np.zeros((1, 3), np.float32)) == plan_of(bytes_of(128), np.zeros((1, 128), np.uint8)) == []
 
 
+def test_the_plan_says_that_numbers_are_small() -> None:
+    unbounded, small = box(-np.inf, np.inf, 2), np.array([[0.0, -1e-4]], np.float32)
+    (line,) = plan_of(unbounded, small)
+    assert line == "the observation holds numbers of at most 0.0001, and nothing scales them: --normalize-observation does"
+    assert plan_of(unbounded, small, normalize_observation=True) == plan_of(box(-1, 1, 2), small) == plan_of(unbounded, 100 * small) == []
+
+
 def test_the_plan_says_that_numbers_are_large() -> None:
     unbounded, large = box(-np.inf, np.inf, 2), np.array([[0.5, -12345]], np.float32)
     (line,) = plan_of(unbounded, large)

@@ -56,7 +56,7 @@ class Control(World[control.ActorCritic]):
         self.solved_at = self.good = known_goal(self.target, self.config.problem.max_episode_steps) if until is None else until
         self.stop_at = self.solved_at if self.settings.until_solved or until is not None else None
         self.action_dims = math.prod(space.shape) if isinstance(space, gymnasium.spaces.Box) else 0
-        self.may_be_best = bool(self.schedule.every)
+        self.may_be_best, self.masked = bool(self.schedule.every), self.envs.action_mask is not None
 
     @classmethod
     def preset(cls, config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +130,11 @@ class Control(World[control.ActorCritic]):
             self.evaluator.load_state_dict(state["evaluator"])
 
     def follow(self, state: RunState, session: Session) -> Mapping[str, float]:
-        """How many environments were started anew, where one was."""
+        """How many environments were started anew, where one was; once, that legal actions are known, but not at a reset."""
+        if self.envs.action_mask is not None and not self.masked:
+            self.masked = True
+            source = 'the environment says which actions are legal in info["action_mask"] of its steps, but not of its resets'
+            session.note(f"{source}: the first action of each episode may be any")
         before, self.restarts = self.restarts, self.envs.restarts
         return {"environment_restarts": float(self.restarts - before)} if self.restarts > before else {}
 

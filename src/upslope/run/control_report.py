@@ -12,7 +12,7 @@ from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
 from upslope.run.report import STOPPED, climbing, passes, plural
 
-LARGE = 100.0  # a number of the observation beyond this saturates a network's first layer
+LARGE, SMALL = 100.0, 1e-3  # numbers of the observation beyond saturate a network's first layer, and up to here they hardly reach it
 LARGE_PIXEL = 10.0
 
 
@@ -30,8 +30,9 @@ def observing(envs: Envs, policy: ActorCritic) -> list[str]:
         others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
         lines.append(f"observation: {seen}; --image {others} takes it otherwise")
     numbers, images = encoder.largest(envs.observation)
-    if numbers > LARGE and policy.observation_normalizer is None:
-        lines.append(f"the observation holds numbers up to {numbers:,.6g}, and nothing scales them: --normalize-observation does")
+    if policy.observation_normalizer is None and (numbers > LARGE or 0.0 < numbers <= SMALL):
+        size = "up to" if numbers > LARGE else "of at most"
+        lines.append(f"the observation holds numbers {size} {numbers:,.6g}, and nothing scales them: --normalize-observation does")
     if images > LARGE_PIXEL:
         promised = "where its space promises at most 1 or nothing: let the environment scale it"
         lines.append(f"an image holds numbers up to {images:,.6g} {promised}")

@@ -149,7 +149,8 @@ def far_below_best(history: History) -> Found:
     best = history.best
     seen = f"the final policy has {final.mean:.4g}, far below the {best.mean:.4g}"
     seen += f" after {best.total_steps:,} steps, which --policy best takes" if best.total_steps else " before training"
-    return seen + ("" if goal is None else f" (the goal is {goal:g})"), "try a smaller --learning-rate or a decreasing --schedule"
+    calmer = "a decreasing --schedule" if history.settings.get("schedule") in (None, "constant") else "larger batches"
+    return seen + ("" if goal is None else f" (the goal is {goal:g})"), f"try a smaller --learning-rate or {calmer}"
 
 
 def kl_ran_away(history: History) -> Found:
