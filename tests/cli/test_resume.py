@@ -637,3 +637,60 @@ def test_checkpoints_come_as_often_as_is_asked_for(words: list[str], kept: list[
     good(cli(*AUTO, *words))
     assert [int(path.name[-8:]) for path in listed(tmp_path / "run")] == kept
     assert "checkpoint_every: expected seconds ≥ 0, found -1" in bad(cli("train", "ppo", "CartPole-v1", "--checkpoint-every", "-1"))
+
+
+# ------------------------------------------------------------------------------------------------- callbacks and loggers
+
+
+class Patience:
+    """Ends the run with its seventh call; as a logger, it counts rows."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, state) -> bool:
+        self.calls += 1
+        return self.calls == 7
+
+    def state_dict(self) -> dict:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.calls = state["calls"]
+
+
+def killed_with(path: Path, callbacks: list, loggers: list) -> None:
+    """Killed behind iteration 5, with a checkpoint behind 3."""
+    config().run(Output(out=path, quiet=True, checkpoint_iterations=3), callbacks=callbacks, loggers=loggers)
+    shutil.rmtree(path / "checkpoints" / "iteration-00000005")
+    (path / "summary.json").unlink()
+
+
+def test_callbacks_and_loggers_go_on_where_they_were(tmp_path: Path):
+    run = tmp_path / "run"
+    killed_with(run, [Patience(), StopAt(5)], [Patience()])
+    callback, logger = Patience(), Patience()
+    config().session(Output(quiet=True), [callback], [logger], resumed=run).run()
+    assert (callback.calls, logger.calls, rows(run)[-1]["iteration"]) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_callback_that_is_not_given_again_is_a_warning(given: int, tmp_path: Path):
+    run = tmp_path / "run"
+    killed_with(run, [Patience(), Patience(), StopAt(5)], [])
+    config().session(Output(quiet=True), [Patience()] * given, resumed=run).run()
+    warnings = json.loads((run / "summary.json").read_text())["warnings"]
+    assert [w for w in warnings if "Patience remembered is left behind: it is not given again" in w] == warnings[: 2 - given] != []
+
+
+def test_a_callback_that_cannot_go_on_leaves_the_run_as_it_was(tmp_path: Path):
+    class Broken(Patience):
+        def load_state_dict(self, state: dict) -> None:
+            raise KeyError("lost")
+
+    run = tmp_path / "run"
+    killed_with(run, [Broken(), StopAt(5)], [])
+    before = contents(run)
+    with pytest.raises(UsageError, match="Broken cannot go on where it was: KeyError"):
+        config().session(Output(quiet=True), [Broken()], resumed=run).run()
+    assert contents(run) == before

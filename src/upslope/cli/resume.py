@@ -52,7 +52,7 @@ usage: upslope resume RUN [flags]
 Go on with the run in this folder from its newest checkpoint, as if it had never been stopped: the same numbers to the bit, in the
 same folder. Rows of metrics that were written behind the checkpoint are computed again. A checkpoint is written after the first
 iteration, every ten seconds, and where a signal ends the run; one that is damaged is passed over, which is said. Loggers and the pace
-of checkpoints change no number and are not remembered: name them again.
+of checkpoints change no number and are not remembered: name them again; one with state_dict() and load_state_dict() goes on where it was.
 
   upslope resume runs/ppo-CartPole-v1-0
   upslope resume runs/ppo-CartPole-v1-0 --total-steps 200000

@@ -196,7 +196,8 @@ class RunConfig:
 
         Args:
             output: where the folder is, and what is printed.
-            callbacks: one or several, called after each iteration with the run's state; a true answer ends the run.
+            callbacks: one or several, called after each iteration with the run's state; a true answer ends the run. What one with
+                ``state_dict()`` and ``load_state_dict()`` remembers is in the checkpoints; loggers likewise.
             loggers: each is called with the row of each iteration and closed at the end; a class is made with ``(folder, config)``.
 
         Raises:

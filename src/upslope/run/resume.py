@@ -12,7 +12,7 @@ import platform
 import stat
 import sys
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 
 from upslope import files
-from upslope.errors import UsageError, require
-from upslope.records import State
+from upslope.errors import UsageError, describe_error, require
+from upslope.records import State, Stateful
 from upslope.run.checkpoints import FOLDER, listed, newest
 from upslope.run.folder import LOCK, versions
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run, damaged
@@ -151,6 +151,35 @@ def jump_of(config: RunConfig, done: int, before: Any, planned: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------- what is around the loop
+
+
+def remembering(attached: Iterable[object]) -> dict[str, Stateful]:
+    """Those callbacks and loggers of a run that say what they remember, by their class, and their number where several are of one."""
+    found: dict[str, Stateful] = {}
+    for each in attached:
+        if all(callable(getattr(each, name, None)) for name in ("state_dict", "load_state_dict")):
+            name = f"{type(each).__module__}:{type(each).__qualname__}"
+            found[f"{name} {1 + sum(other.startswith(f'{name} ') for other in found)}"] = cast("Stateful", each)
+    return found
+
+
+def attach(attached: Mapping[str, Stateful], states: Mapping[str, State]) -> list[str]:
+    """Let callbacks and loggers go on where those of the stopped run were; a sentence for each that is not given again.
+
+    Raises:
+        UsageError: one cannot go on, and why.
+    """
+    missing: list[str] = []
+    for name, state in states.items():
+        kind = name.rpartition(" ")[0]
+        if name not in attached:
+            missing.append(f"what {kind} remembered is left behind: it is not given again")
+            continue
+        try:
+            attached[name].load_state_dict(state)
+        except Exception as error:
+            raise UsageError(f"{kind} cannot go on where it was: {describe_error(error)}") from error
+    return missing
 
 
 def surroundings(recorded: Mapping[str, Any]) -> dict[str, Any]:

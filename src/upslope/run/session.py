@@ -23,7 +23,7 @@ from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_text, progress_for
-from upslope.run.resume import CHECKPOINT_SHARE, Stopped, cut, locked, rows_until, sizes, surroundings
+from upslope.run.resume import CHECKPOINT_SHARE, Stopped, attach, cut, locked, remembering, rows_until, sizes, surroundings
 from upslope.run.saving import SavePace
 from upslope.run.settings import flat_config
 from upslope.run.train import Callback, RunState, compiled_text, train
@@ -157,15 +157,18 @@ class Session:
             self._save()
         else:
             self._take_up(self.resumed)
+        before = len(self.faults)
         try:
             wanted = (*self.output.loggers, *self.given_loggers)
             self.loggers = [opened(each, self.folder.path, self.recorded_config) for each in wanted]
+            if self.resumed is not None:
+                self.faults += attach(remembering((*self.callbacks, *self.loggers)), self.resumed.state["session"].get("attached", {}))
         except UsageError:
             if self.resumed is None:
                 self.folder.discard()
             raise
         if not self.output.quiet:
-            resumed = self.resumed.lines(self.surroundings) if self.resumed else []
+            resumed = [*self.resumed.lines(self.surroundings), *self.faults[before:]] if self.resumed else []
             update = compiled_text(self.config.algorithm, self.world.policy, self.world.collect, fast=self.config.settings.fast)
             title, *lines = [*self.world.plan(), f"update: {update}", *resumed]
             print("\n".join([title, *(f"  {line}" for line in [*lines, f"writing to {self.folder.shown}"])]), flush=True)
@@ -180,12 +183,18 @@ class Session:
         start = None if self.resumed is None else self.resumed.state["run"]
         budget = self.resumed.spent(self.world.budget) if self.resumed is not None and self.reached else self.world.budget
         options: dict[str, Any] = {**budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
-        train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=(self._after_iteration, *self.callbacks), **options)
+        train(
+            self.config.algorithm,
+            self.world.policy,
+            self.world.collect,
+            callbacks=(self._after_iteration, *self.callbacks, self._saved),
+            **options,
+        )
 
     # ----------------------------------------------------------------------------------------------- after each iteration
 
     def _after_iteration(self, state: RunState) -> bool:
-        """Evaluate where it is time, write the iteration down wherever it is wanted, save in time; True ends the run."""
+        """Evaluate where it is time, write the iteration down wherever it is wanted; True ends the run."""
         self._begin_writing()
         before, self.state, self.updates = self.trained.get("total_steps", 0), state, state.num_updates
         self.trained = row = dict(state.metrics)
@@ -205,12 +214,15 @@ class Session:
         for logger in self.loggers:
             logger(row)
         self.progress.update(row)
+        return self.reached or self.stopped
+
+    def _saved(self, state: RunState) -> None:
+        """Save in time; after the user's callbacks, whose iteration is over then, too."""
         every = self.output.checkpoint_iterations
         if self.checkpoints.due() or (every is not None and state.iteration % every == 0):
             with self.checkpoints.saving():
                 self._checkpoint()
         self.save_in_time()
-        return self.reached or self.stopped
 
     def _remember_row(self, row: Mapping[str, Any]) -> None:
         self.rows.append(finite({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row}))
@@ -282,6 +294,7 @@ class Session:
             self._save()
         try:
             session: dict[str, Any] = {name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")}
+            session["attached"] = {name: each.state_dict() for name, each in remembering((*self.callbacks, *self.loggers)).items()}
             session |= {**self.points.state_dict(), "failures": self.failures.state_dict(), "watch": self.watch.state_dict()}
             state: dict[str, Any] = {"run": self.state.state_dict(), "session": session, "world": self.world.state_dict()}
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started

@@ -45,15 +45,15 @@ class Verdict:
 
 
 class StopAt:
-    """A callback that ends a run after so many iterations, or kills its process."""
+    """A callback that ends a run after so many iterations, or kills its process behind the next one, before that is saved."""
 
     def __init__(self, iteration: int, *, kill: bool = False) -> None:
         self.iteration, self.kill = iteration, kill
 
     def __call__(self, state: RunState) -> bool:
-        if self.kill and state.iteration == self.iteration:
+        if self.kill and state.iteration > self.iteration:
             os.kill(os.getpid(), signal.SIGKILL)
-        return state.iteration >= self.iteration
+        return not self.kill and state.iteration >= self.iteration
 
 
 def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_at: int = 3) -> Verdict:
@@ -68,7 +68,7 @@ def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_
     whole, killed = folder / "whole", folder / "killed"
     in_process("the uninterrupted run", config, whole, StopAt(iterations))
     code = in_process("the run to be killed", config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
-    require(code != 0, f"kill_at: the run was over before iteration {kill_at} ended; give it a larger budget")
+    require(code != 0, f"kill_at: the run was over before iteration {kill_at + 1} ended; give it a larger budget")
     found = newest(killed)
     resumed_at = 0 if found is None else int(found.state["run"]["iteration"])
     in_process("the resumed run", config, killed, StopAt(iterations), resume=True)
