@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from upslope.errors import RunFault, UsageError
-from upslope.run.checkpoints import KEPT, MANIFEST, STATE, TENSORS, listed, newest, read, write
+from upslope.run.checkpoints import KEPT, MANIFEST, STATE, TENSORS, checkpoints_in, newest, read_checkpoint, write_checkpoint
 
 
 def state() -> dict:
@@ -32,7 +32,7 @@ def state() -> dict:
 
 
 def test_what_goes_in_comes_out(tmp_path: Path):
-    expected, found = state(), read(write(tmp_path, 3, state()))
+    expected, found = state(), read_checkpoint(write_checkpoint(tmp_path, 3, state()))
     assert torch.equal(found["weights"], expected["weights"])
     assert found["half"].dtype == torch.bfloat16
     assert torch.equal(found["half"], expected["half"])
@@ -52,20 +52,20 @@ def test_what_goes_in_comes_out(tmp_path: Path):
 @pytest.mark.parametrize("value", [object(), {1: 2}, np.array([object()]), {3, 4}, b"bytes"])
 def test_what_a_checkpoint_cannot_hold_is_refused_with_its_place(value, tmp_path: Path):
     with pytest.raises(TypeError, match=r"^/part"):
-        write(tmp_path, 1, {"part": {"x": 0, "inside": value}})
-    assert listed(tmp_path) == []
+        write_checkpoint(tmp_path, 1, {"part": {"x": 0, "inside": value}})
+    assert checkpoints_in(tmp_path) == []
 
 
 def test_the_newest_are_kept(tmp_path: Path):
     for iteration in (1, 2, 10, 200_000_000):
-        write(tmp_path, iteration, {"iteration": iteration})
-    assert len(listed(tmp_path)) == KEPT
+        write_checkpoint(tmp_path, iteration, {"iteration": iteration})
+    assert len(checkpoints_in(tmp_path)) == KEPT
     assert newest(tmp_path).state == {"iteration": 200_000_000}
 
 
 def test_a_damaged_one_is_passed_over_in_one_line(tmp_path: Path):
-    write(tmp_path, 1, {"iteration": 1})
-    second = write(tmp_path, 2, {"iteration": 2})
+    write_checkpoint(tmp_path, 1, {"iteration": 1})
+    second = write_checkpoint(tmp_path, 2, {"iteration": 2})
     (second / STATE).write_bytes((second / STATE).read_bytes()[:-1])
     found = newest(tmp_path)
     assert found.state == {"iteration": 1}
@@ -78,8 +78,8 @@ def test_a_damaged_one_is_passed_over_in_one_line(tmp_path: Path):
 
 def test_one_under_the_name_of_another_is_damaged(tmp_path: Path):
     for iteration in (1, 2):
-        write(tmp_path, iteration, {"iteration": iteration})
-    newer, older = listed(tmp_path)
+        write_checkpoint(tmp_path, iteration, {"iteration": iteration})
+    newer, older = checkpoints_in(tmp_path)
     for path in older.iterdir():
         (newer / path.name).write_bytes(path.read_bytes())
     found = newest(tmp_path)
@@ -92,7 +92,7 @@ def test_without_one_there_is_none(tmp_path: Path):
 
 def test_no_damage_is_loaded(tmp_path: Path):
     """Bit flips, cuts, files too many and too few."""
-    path = write(tmp_path, 1, state())
+    path = write_checkpoint(tmp_path, 1, state())
     rng = random.Random(0)
     for trial in range(200):
         target = path / rng.choice([STATE, TENSORS, MANIFEST])
@@ -105,30 +105,30 @@ def test_no_damage_is_loaded(tmp_path: Path):
             damage = damage[: rng.randrange(len(damage))]
         target.write_bytes(damage)
         with pytest.raises(UsageError, match="damaged"):
-            read(path)
+            read_checkpoint(path)
         target.write_bytes(before)
-    read(path)
+    read_checkpoint(path)
     (path / "more").write_bytes(b"")
     with pytest.raises(UsageError, match="expected manifest"):
-        read(path)
+        read_checkpoint(path)
     (path / "more").unlink()
     (path / TENSORS).rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="damaged"):
-        read(path)
+        read_checkpoint(path)
     (path / TENSORS).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="not a plain file"):
-        read(path)
+        read_checkpoint(path)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch):
-    write(tmp_path, 1, {"iteration": 1})
+    write_checkpoint(tmp_path, 1, {"iteration": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunFault, match=r"cannot write .*iteration-00000002: No space left on device"):
-        write(tmp_path, 2, {"iteration": 2})
+        write_checkpoint(tmp_path, 2, {"iteration": 2})
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration-00000001"]
     assert newest(tmp_path).state == {"iteration": 1}

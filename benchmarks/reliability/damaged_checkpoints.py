@@ -19,7 +19,7 @@ from common import Record, ended, finish, forked, harness, said
 
 from upslope.cli.main import main as upslope
 from upslope.errors import UsageError
-from upslope.run.checkpoints import MANIFEST, STATE, TENSORS, listed, manifest_of, newest
+from upslope.run.checkpoints import MANIFEST, STATE, TENSORS, checkpoints_in, manifest_of, newest
 from upslope.run.resume import GROWING
 from upslope.run.verify import differences
 
@@ -201,10 +201,10 @@ def of_another_run(run: Path, stranger: Path, number: random.Random) -> None:
 
 def of_another_kind(run: Path, stranger: Path, number: random.Random) -> None:
     """A checkpoint whose state lacks something, or has another shape, and a manifest that fits."""
-    from upslope.run.checkpoints import read, write
+    from upslope.run.checkpoints import read_checkpoint, write_checkpoint
 
-    path = listed(run)[0]
-    state, iteration = read(path), int(path.name[-8:])
+    path = checkpoints_in(run)[0]
+    state, iteration = read_checkpoint(path), int(path.name[-8:])
     inside = number.choice(["run", "session", "world", "files", "seconds", "surroundings", "policy", "collect", "update", "generators"])
     owner = state if inside in state else state["run"]
     if number.random() < 0.5 or not isinstance(owner[inside], dict) or inside == "surroundings":  # which would only be warned of
@@ -212,7 +212,7 @@ def of_another_kind(run: Path, stranger: Path, number: random.Random) -> None:
     else:
         owner[inside] = {}
     shutil.rmtree(run / "checkpoints")
-    write(run, iteration, state)
+    write_checkpoint(run, iteration, state)
 
 
 def rows_changed(run: Path, stranger: Path, number: random.Random) -> None:
@@ -245,7 +245,7 @@ def read_back(kind: str, index: int, run: Path, work: Path, both: bool) -> Recor
     number, copy = random.Random(f"{kind} {index}"), work / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
-    newer, older = listed(copy)
+    newer, older = checkpoints_in(copy)
     expected = newest_state(run, 1)
     KINDS[kind][1](newer, older, number)
     both = both or kind == "a file swapped"
@@ -269,10 +269,10 @@ def read_back(kind: str, index: int, run: Path, work: Path, both: bool) -> Recor
 
 def newest_state(run: Path, index: int, kept: dict[tuple[Path, int], object] = {}) -> object:  # noqa: B006
     """A checkpoint's state, read once."""
-    from upslope.run.checkpoints import read
+    from upslope.run.checkpoints import read_checkpoint
 
     if (run, index) not in kept:
-        kept[run, index] = read(listed(run)[index])
+        kept[run, index] = read_checkpoint(checkpoints_in(run)[index])
     return kept[run, index]
 
 

@@ -63,10 +63,10 @@ def die() -> None:
 
 def half_rows(original: Callable[..., None], folder: Any, name: str, rows: Sequence[Any]) -> None:
     """All but the last of some lines, and half of that."""
-    from upslope.run.folder import line
+    from upslope.run.folder import json_line
 
     original(folder, name, [])
-    text = "".join(map(line, rows))
+    text = "".join(map(json_line, rows))
     folder._open[name].write(text[: max(len(text) - 20, len(text) // 2)])
     folder._open[name].flush()
 
@@ -129,7 +129,7 @@ CHECKPOINT = [
     Point("retention: an old checkpoint half removed", f"{FILES}:remove", half_removed, "iteration-"),
 ]
 RESUME = [
-    replace(HALF_ROW, name="resume: before the cut", then=Point("", f"{SESSION}:cut")),
+    replace(HALF_ROW, name="resume: before the cut", then=Point("", f"{SESSION}:cut_files")),
     replace(ROW, name="resume: between cut and tidy", then=Point("", f"{SESSION}:tidy")),
     replace(RENAMED, name="resume: after tidy", then=Point("", f"{SESSION}:tidy", "after")),
 ]
@@ -169,7 +169,7 @@ def points_of(method: str) -> list[Point]:
         step = Point("in the environment's step", STEPS[method], "after", drawn=(0.05, 0.5))
         end = EVALUATION["control"] if method in ("a2c", "trpo") else LAST
         return [step, optimizer, first, HALF_ROW, policy, CONFIG, *CHECKPOINT, *RESUME, end]
-    reward = Point("in the reward's call", "upslope.language.calls:answer_of", "after")
+    reward = Point("in the reward's call", "upslope.language.calls:next_outcome", "after")
     sampling = [Point("in the generation", "upslope.language.engine:Decoding.step", "after"), reward]
     scoring = [
         Point("in the collector", "upslope.language.recorded:Recorded.rollout", "after"),
@@ -270,9 +270,9 @@ def resumed(folder: Path, point: Point | None) -> int:
 
 def difference(whole: Path, run: Path) -> list[str]:
     """What of a finished run is not, to the bit, as in the uninterrupted one."""
-    from upslope.run.verify import compared
+    from upslope.run.verify import compare_runs
 
-    differs = list(compared(whole, run, 0).differs)
+    differs = list(compare_runs(whole, run, 0).differs)
     summaries = [without(json.loads((path / "summary.json").read_text()), *MEASURED) for path in (whole, run)]
     differs += [f"summary.json: {name}" for name in summaries[0] if summaries[0][name] != summaries[1].get(name)]
     for path in sorted(whole.rglob("*")):

@@ -15,7 +15,7 @@ from common import Record, finish, fresh, harness, said
 
 from upslope.run.load import Run
 from upslope.run.methods import METHODS, methods_in
-from upslope.run.verify import compared, differences
+from upslope.run.verify import compare_runs, differences
 
 STEPS = "--num-envs 4 --num-steps 32 --total-steps 1280"
 CONTROL = {
@@ -77,13 +77,13 @@ def of_method(method: str, world: str, checks: Sequence[str], processes: int, wo
     for run in runs:
         train(words, run)
     if "processes" in checks:
-        verdicts = [compared(runs[0], run, 0) for run in runs[1:]]
+        verdicts = [compare_runs(runs[0], run, 0) for run in runs[1:]]
         differs = [place for verdict in verdicts for place in verdict.differs]
         records.append(checked(f"{processes} processes", method, shown, runs, differs, world=world, tensors=verdicts[0].tensors))
     if world == "control" and "threads" in checks:
         run = work / f"{method}-threads"
         train(words, run, threads=2)
-        records.append(checked("2 threads", method, shown, runs, compared(runs[0], run, 0).differs, world=world))
+        records.append(checked("2 threads", method, shown, runs, compare_runs(runs[0], run, 0).differs, world=world))
     for count in (1, 2, 4) if world == "control" and "workers" in checks and method in WORKERS else ():
         ways = ("sync", "async")
         those = [work / f"{method}-{count}-{way}" for way in ways]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from upslope.intervals import bootstrap_band
 from upslope.run.curve import draw_curve, group_line, series, smoothed
-from upslope.run.drawing import FAINT, PALETTE, Dots, Line, Panel, draw, draw_dots, save, shown, spread, svg, tick_texts
+from upslope.run.drawing import FAINT, PALETTE, Dots, Line, Panel, draw, draw_dots, drawable, save, spread_labels, svg, tick_texts
 from upslope.studies.ladder_page import COLORS
 
 X = np.array([0.0, 1000.0, 2500.0, 4000.0])
@@ -77,7 +77,7 @@ def test_names_stay_apart_and_inside():
 @given(st.lists(st.tuples(st.floats(-50, 150), st.floats(1, 20)), max_size=12))
 def test_labels_are_spread_without_overlap(labels: list[tuple[float, float]]):
     wanted, heights = [place for place, _ in labels], [height for _, height in labels]
-    places = spread(wanted, heights, 0.0, 250.0)
+    places = spread_labels(wanted, heights, 0.0, 250.0)
     for (one, a, place), (other, b, next_place) in itertools.combinations(zip(wanted, heights, places, strict=True), 2):
         assert abs(next_place - place) >= (a + b) / 2 - 1e-9
         assert one == other or (one < other) == (place < next_place)
@@ -85,8 +85,8 @@ def test_labels_are_spread_without_overlap(labels: list[tuple[float, float]]):
 
 
 def test_labels_that_have_room_stay_where_they_belong():
-    assert spread([10.0, 90.0, 50.0], [10.0, 10.0, 10.0], 0.0, 100.0).tolist() == [10.0, 90.0, 50.0]
-    assert spread([50.0, 52.0], [10.0, 10.0], 0.0, 100.0).tolist() == [46.0, 56.0]  # the nearest places: each moves by 4
+    assert spread_labels([10.0, 90.0, 50.0], [10.0, 10.0, 10.0], 0.0, 100.0).tolist() == [10.0, 90.0, 50.0]
+    assert spread_labels([50.0, 52.0], [10.0, 10.0], 0.0, 100.0).tolist() == [46.0, 56.0]  # the nearest places: each moves by 4
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
@@ -187,7 +187,7 @@ def test_text_of_others_is_only_text(text: str, tmp_path: Path):
         tags = {tag.tag.rpartition("}")[2] for tag in ET.fromstring(element).iter()}
         assert tags <= {"svg", "defs", "style", "g", "path", "use", "text", "clipPath", "rect", "tspan"}
         save(picture, tmp_path / "a.png")
-    assert shown(text) in [figure.axes[0].get_title("left")] and len(shown(text)) <= 90 and "\x1b" not in svg(figure)
+    assert drawable(text) in [figure.axes[0].get_title("left")] and len(drawable(text)) <= 90 and "\x1b" not in svg(figure)
 
 
 def test_settings_of_a_user_neither_matter_nor_change():

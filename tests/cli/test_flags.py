@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from upslope import PPO
 from upslope import functional as F
-from upslope.cli.flags import documented, field_docs, flags_of, parse, shown
+from upslope.cli.flags import default_text, documented, field_docs, flags_of, parse
 from upslope.errors import UsageError
 from upslope.run.settings import function_name, replaced, settings_of, to_json
 
@@ -127,7 +127,7 @@ def test_every_setting_of_the_library_has_help():
 
 
 def test_defaults_are_shown_as_one_would_type_them():
-    texts = {flag.name: shown(flag) for flag in FLAGS}
+    texts = {flag.name: default_text(flag) for flag in FLAGS}
     assert texts["sizes"] == "64 64" and texts["limit"] == "none" and texts["times"] == "double" and texts["clip"] == "0.2"
 
 

@@ -19,7 +19,7 @@ from tests.children import python
 from tests.cli.conftest import Answer, Command, good
 from upslope import Run, RunFault, UsageError
 from upslope.control.guard import Misbehaved
-from upslope.run.checkpoints import STATE, listed, newest, write
+from upslope.run.checkpoints import STATE, checkpoints_in, newest, write_checkpoint
 from upslope.run.config import RunConfig
 from upslope.run.control import Control
 from upslope.run.evaluations import Point, Points
@@ -124,7 +124,7 @@ def test_where_not_every_row_is_kept_a_run_goes_on_all_the_same(whole: Path, tmp
 def test_a_damaged_checkpoint_is_passed_over_and_named(whole: Path, tmp_path: Path, cli: Command):
     run = tmp_path / "run"
     stopped(run, 4)
-    newer = listed(run)[0]
+    newer = checkpoints_in(run)[0]
     (newer / STATE).write_bytes((newer / STATE).read_bytes().replace(b"1", b"2", 1))
     answer = good(cli("resume", run))
     assert "going on after iteration 1, step 32" in answer.out
@@ -201,7 +201,7 @@ def test_data_that_are_others_by_now_are_named(tmp_path: Path, cli: Command):
 def test_a_run_without_a_checkpoint_is_an_error(trained: Path, tmp_path: Path, cli: Command):
     assert "there is no such folder" in bad(cli("resume", "nowhere"))
     config().run(Output(out=tmp_path / "run", quiet=True))
-    for path in listed(tmp_path / "run"):
+    for path in checkpoints_in(tmp_path / "run"):
         path.rename(tmp_path / path.name)
     why = "this run is finished, and its folder has no checkpoint to go on from"
     assert bad(cli("resume", tmp_path / "run")).endswith(f"{why}\n")
@@ -255,7 +255,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkey
     def full(*_: object) -> None:
         raise RunFault("cannot write tensors.safetensors: No space left on device")
 
-    monkeypatch.setattr("upslope.run.session.write", full)
+    monkeypatch.setattr("upslope.run.session.write_checkpoint", full)
     with pytest.raises(RunFault, match="No space left"):
         config().run(Output(out=tmp_path / "run", quiet=True))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
@@ -405,7 +405,7 @@ def test_states_that_cannot_be_are_damage(part: str, tmp_path: Path, cli: Comman
         state["run"]["total_steps"] = -5
     if part == "mean":
         state["session"]["points"][0]["mean"] = "x"
-    write(run, 6, state)
+    write_checkpoint(run, 6, state)
     before = contents(run)
     assert "is damaged: it holds no " in bad(cli("resume", run))
     assert contents(run) == before
@@ -486,7 +486,7 @@ def test_a_resume_that_fails_changes_nothing(tmp_path: Path, cli: Command):
     assert contents(run) == before
     state = newest(run).state
     for name in ("session", "world", "files", "surroundings"):
-        write(run, 4, {key: value for key, value in state.items() if key != name})
+        write_checkpoint(run, 4, {key: value for key, value in state.items() if key != name})
         before = contents(run)
         assert "checkpoint" in bad(cli("resume", run, "--total-steps", "1280")).replace("damaged", "checkpoint")
         assert contents(run) == before
@@ -635,7 +635,7 @@ def test_auto_does_not_take_another_run_for_this_one(tmp_path: Path, cli: Comman
 )
 def test_checkpoints_come_as_often_as_is_asked_for(words: list[str], kept: list[int], tmp_path: Path, cli: Command):
     good(cli(*AUTO, *words))
-    assert [int(path.name[-8:]) for path in listed(tmp_path / "run")] == kept
+    assert [int(path.name[-8:]) for path in checkpoints_in(tmp_path / "run")] == kept
     assert "checkpoint_every: expected seconds ≥ 0, found -1" in bad(cli("train", "ppo", "CartPole-v1", "--checkpoint-every", "-1"))
 
 

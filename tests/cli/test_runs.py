@@ -13,7 +13,7 @@ import pytest
 from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import Run
 from upslope.run.config import RunConfig
-from upslope.run.folder import RunFolder, default_path, finite, line
+from upslope.run.folder import RunFolder, default_path, finite_or_none, json_line
 from upslope.run.report import Live, Meter, Plain, progress_for
 
 PROMISED = {
@@ -104,7 +104,7 @@ def test_files_are_written_whole(tmp_path: Path):
     folder.append("metrics.jsonl", [{"x": -math.inf}])
     folder.close()
     assert (tmp_path / "run/metrics.jsonl").read_text() == '{"x": 1}\n{"x": null}\n'
-    assert finite((1, "a", math.nan)) == [1, "a", None]
+    assert finite_or_none((1, "a", math.nan)) == [1, "a", None]
 
 
 def test_a_line_cut_off_at_the_end_is_left_out(cli: Command, copied: Path):
@@ -169,10 +169,10 @@ def test_list_shows_algorithms_and_presets(cli: Command):
 
 
 def test_lines_hold_what_json_cannot_as_null():
-    assert line({"a": float("nan"), "b": [1.5, float("inf")], "c": MappingProxyType({"d": "é"})}) == (
+    assert json_line({"a": float("nan"), "b": [1.5, float("inf")], "c": MappingProxyType({"d": "é"})}) == (
         '{"a": null, "b": [1.5, null], "c": {"d": "é"}}\n'
     )
-    assert line({"a": 1.5, "b": None}) == '{"a": 1.5, "b": null}\n'
+    assert json_line({"a": 1.5, "b": None}) == '{"a": 1.5, "b": null}\n'
 
 
 def test_time_left_counts_from_the_first_iteration(monkeypatch):

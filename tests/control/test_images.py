@@ -13,7 +13,7 @@ from gymnasium import spaces
 from tests.control.worlds import Masked
 from upslope import PPO, Ascent, control, train
 from upslope.control.images import Image, is_grid, is_image
-from upslope.control.networks import read
+from upslope.control.networks import read_image
 from upslope.control.policy import policy_from_description
 from upslope.control.probes import Probe
 from upslope.control.spaces import Encoder
@@ -113,9 +113,9 @@ def test_convolutions_read_what_flattening_reads(space: spaces.Box) -> None:
     assert encoded.dtype == torch.uint8
     found = image.images["image"].reading
     assert found is not None
-    planes = read(encoded, found).reshape(4, 3, -1, 7, 5) if found.ones == 0 else None
+    planes = read_image(encoded, found).reshape(4, 3, -1, 7, 5) if found.ones == 0 else None
     if planes is None:
-        parts = read(encoded, found)
+        parts = read_image(encoded, found)
         share, codes = (parts[:, :3], parts[:, 3:]) if found.share else (None, parts)
         planes = codes.reshape(4, 3, found.ones, 7, 5)
         planes = planes if share is None else torch.cat([planes, share.unsqueeze(2)], 2)
@@ -126,7 +126,7 @@ def test_convolutions_read_what_flattening_reads(space: spaces.Box) -> None:
 def test_large_bytes_are_intensities_only() -> None:
     found = Image.of(bytes_of(84, 84, 3)).reading
     assert found is not None and (found.ones, found.share) == (0, True)
-    np.testing.assert_allclose(read(torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8), found), [[[[0, 0.2, 1]]]], rtol=1e-6)
+    np.testing.assert_allclose(read_image(torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8), found), [[[[0, 0.2, 1]]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("low, high, scaled", [(0, 1, 0.5), (-1, 1, 0.5), (0, 255, 0.5 / 255), (-2, 2, 0.625), (-np.inf, np.inf, 0.5)])

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from upslope import A2C, GRPO, NPG, PPO, REINFORCE, SARSA, TRPO, OnlineActorCritic, control
 from upslope.control.restore import frozen, stacked, unstacked
-from upslope.run.checkpoints import read, write
+from upslope.run.checkpoints import read_checkpoint, write_checkpoint
 from upslope.run.train import RunState, train
 from upslope.run.verify import differences
 
@@ -44,12 +44,12 @@ def whole_and_resumed(make, tmp_path: Path, fast: bool) -> tuple[dict, dict, con
 
     def stop(state: RunState) -> bool:
         if state.iteration == STOP:
-            states.append(write(tmp_path, STOP, state.state_dict()))
+            states.append(write_checkpoint(tmp_path, STOP, state.state_dict()))
         return state.iteration == STOP
 
     whole, _ = run()
     run(callbacks=stop)
-    return whole, *run(start=read(states[0]))
+    return whole, *run(start=read_checkpoint(states[0]))
 
 
 CASES = {
@@ -182,7 +182,7 @@ def test_what_an_environment_was_set_to_is_asked_for_again(env, well: bool, tmp_
     one.reset()
     for _ in range(4):
         one.step(np.array([[1, 2], [0, 1]]))
-    other.load_state_dict(read(write(tmp_path, 1, one.state_dict())))
+    other.load_state_dict(read_checkpoint(write_checkpoint(tmp_path, 1, one.state_dict())))
     assert other.begun_anew.endswith("" if well else "behind set_state(state), its get_state() says something else")
     assert (other.begun_anew == "") is well
 

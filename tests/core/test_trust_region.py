@@ -14,7 +14,7 @@ from upslope import NPG, TRPO, Diverged, NaturalGradient, TrustRegion, UsageErro
 from upslope.control import ActorCritic, MLPPolicy
 from upslope.control.heads import Gaussian
 from upslope.records import Batch
-from upslope.updates.fisher import NEEDED, conjugate_gradient, detached, distribution_of, fisher_product, flatten, mean_kl, reached
+from upslope.updates.fisher import NEEDED, conjugate_gradient, detach, distribution_of, fisher_product, flatten, mean_kl, reached
 from upslope.updates.state import MAX_SKIPPED
 
 SEEN = spaces.Box(-1, 1, (3,))
@@ -31,7 +31,7 @@ ACTIONS = {
 def hessian_product(policy, batch, parameters):
     """``v ↦ ∇((∇ mean-KL)ᵀ v)``, ``[P] → [P]``: the definition."""
     new = distribution_of(policy, batch.inputs, otherwise=NEEDED)
-    slope = flatten(torch.autograd.grad(mean_kl(detached(new), new, batch), parameters, create_graph=True), parameters)
+    slope = flatten(torch.autograd.grad(mean_kl(detach(new), new, batch), parameters, create_graph=True), parameters)
     return lambda v: flatten(torch.autograd.grad(slope @ v, parameters, retain_graph=True), parameters)
 
 

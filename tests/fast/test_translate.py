@@ -38,7 +38,7 @@ def compile_(function):
     """One function of the subset, called with arrays and numbers."""
     machine = native.target_machine(llvm)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(native.compiled(llvm, machine, str(Module(function)))))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(native.machine_code(llvm, machine, str(Module(function)))))
     engine.finalize_object()
     kinds = [kind for name, kind in function.__annotations__.items() if name != "return"]
     simple = {"int": ctypes.c_int64, "float": ctypes.c_double}

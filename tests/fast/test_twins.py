@@ -142,9 +142,9 @@ def test_machine_code_is_kept_and_a_damaged_file_is_made_again(fresh_library, mo
     assert native.library() is not None
     (file,) = fresh_library.iterdir()
     content = file.read_bytes()
-    assert native.read(file) == content[native.DIGEST :]
+    assert native.read_code(file) == content[native.DIGEST :]
     made = []
-    monkeypatch.setattr(native, "compiled", lambda *arguments: made.append(1) or content[native.DIGEST :])
+    monkeypatch.setattr(native, "machine_code", lambda *arguments: made.append(1) or content[native.DIGEST :])
     native.library.cache_clear()
     assert native.library() is not None and not made
     for damage in (content[:1000], content[:-1] + bytes([content[-1] ^ 1]), b""):

@@ -7,7 +7,7 @@ import pytest
 from tests.language.models import small
 from upslope.errors import UsageError
 from upslope.language import Pair, Problem, Task
-from upslope.language.long_prompts import cut, fit, fit_task, lengths
+from upslope.language.long_prompts import completion_lengths, cut, fit, fit_task
 
 ROOM = 64 - 6
 
@@ -64,7 +64,7 @@ def test_of_messages_the_longest_loses_its_beginning(policy):
 
 def test_pairs_keep_room_for_the_longer_completion(policy):
     pairs = [Pair(prompt="a" * 40, chosen="b", rejected="c" * length) for length in (5, 30)]
-    free = lengths(policy, [[pair.chosen, pair.rejected] for pair in pairs])
+    free = completion_lengths(policy, [[pair.chosen, pair.rejected] for pair in pairs])
     assert free[1] - free[0] == 25
     assert fit(policy, pairs, free, "drop") == (pairs[:1], 1)
     kept, changed = fit(policy, pairs, free, "cut")

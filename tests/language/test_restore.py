@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from upslope import DPO, GRPO, PPO, SFT, Ascent, language
-from upslope.run.checkpoints import read, write
+from upslope.run.checkpoints import read_checkpoint, write_checkpoint
 from upslope.run.train import RunState, train
 from upslope.run.verify import differences
 
@@ -34,10 +34,10 @@ def test_a_run_goes_on_to_the_bit(method: str, tmp_path: Path):
     paths = []
 
     def stop(state: RunState) -> bool:
-        paths.append(write(tmp_path, state.iteration, state.state_dict()))
+        paths.append(write_checkpoint(tmp_path, state.iteration, state.state_dict()))
         return state.iteration == 3
 
     whole = train(*parts(method), iterations=7, seed=2)
     train(*parts(method), iterations=7, seed=2, callbacks=stop)
-    resumed = train(*parts(method), iterations=7, seed=2, start=read(paths[-1]))
+    resumed = train(*parts(method), iterations=7, seed=2, start=read_checkpoint(paths[-1]))
     assert differences(whole.state_dict(), resumed.state_dict()) == []

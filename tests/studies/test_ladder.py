@@ -248,19 +248,19 @@ def test_words_follow_the_numbers() -> None:
         return {"final": final, "gradient": {"relative_variance": noise, **gradient}, "seconds": {"median": 2.0}}
 
     found = {"gradient": {"episodes": 60}}
-    better = ladder_page.compared(rung(5.0, 4.0, 6.0, 10.0), rung(1.0, 0.5, 1.5, 40.0), found)
+    better = ladder_page.compare_rungs(rung(5.0, 4.0, 6.0, 10.0), rung(1.0, 0.5, 1.5, 40.0), found)
     assert better == (
         "Ends at 5 [4, 6], the rung before at 1: more; gradient noise 10, 0.25 × that of the rung before; 2.00 s, 1 × the time."
     )
-    assert ": less;" in ladder_page.compared(rung(1.0, 0.5, 1.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
-    assert "the intervals overlap" in ladder_page.compared(rung(1.0, 0.5, 4.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
-    assert "does not stand out of its noise in 60 episodes" in ladder_page.compared(rung(1.0, 0.5, 1.5, None), None, found)
+    assert ": less;" in ladder_page.compare_rungs(rung(1.0, 0.5, 1.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
+    assert "the intervals overlap" in ladder_page.compare_rungs(rung(1.0, 0.5, 4.5, 1.0), rung(5.0, 4.0, 6.0, 1.0), found)
+    assert "does not stand out of its noise in 60 episodes" in ladder_page.compare_rungs(rung(1.0, 0.5, 1.5, None), None, found)
     known = {"bias": 0.25, "bias_by_chance": 0.125, "cosine": 0.9}
     assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0), False) == ""
     assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=True, **known), False).startswith("Biased here: its mean is off by 0.25 of")
     assert ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=False, **known), False).startswith("No bias to be seen")
     assert "cosine to the exact one is 0.9" in ladder_page.bias(rung(0.0, 0.0, 0.0, 1.0, biased=True, **known), True)
-    assert ladder_page.number(-11.656) == "−11.66" and ladder_page.number(math.nan) == "–"
+    assert ladder_page.few_digits(-11.656) == "−11.66" and ladder_page.few_digits(math.nan) == "–"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
 from upslope.records import map_tensors
 from upslope.studies import variance
-from upslope.studies.variance import Reference, join, measure, unit_gradients, widening
+from upslope.studies.variance import Reference, concatenated, measure, unit_gradients, widening
 
 PLAIN = {"normalize_advantage": False, "value_coef": 0.0}
 
@@ -143,7 +143,7 @@ def test_few_samples_prove_less(count, t):
 def test_rollouts_below_each_other():
     mdp, policy = case(1, time_limit=6)
     parts = [tabular.Episodes(mdp, 4, seed=seed)(policy) for seed in range(3)]
-    both = join(parts)
+    both = concatenated(parts)
     assert both.mask.shape == (12, max(part.mask.shape[1] for part in parts)) and both.num_steps == sum(p.num_steps for p in parts)
     algorithm = REINFORCE(baseline=False, **PLAIN)
     mean = sum(unit_gradients(algorithm, policy, part, units=1)[0] for part in parts) / 3

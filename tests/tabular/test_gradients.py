@@ -9,7 +9,7 @@ from tests.tabular.made import case, equal, scrambled
 from upslope import PPO, REINFORCE, UsageError, tabular
 from upslope.algorithms.reinforce import RETURNS, full_trajectory, to_go, to_go_discounted, to_go_undiscounted
 from upslope.tabular import exact
-from upslope.tabular.gradients import differences
+from upslope.tabular.gradients import central_differences
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -172,7 +172,7 @@ def test_differences_leave_the_parameters_as_they_were_when_the_function_raises(
     _, policy = case(0)
     before = policy.preferences.table.detach().clone()
     with pytest.raises(ZeroDivisionError):
-        differences(lambda: 1 / 0, policy)
+        central_differences(lambda: 1 / 0, policy)
     assert torch.equal(policy.preferences.table, before)
 
 

@@ -117,7 +117,7 @@ class OffPolicyGradient:
             check_clip_range(self.clip_range)
         for name, value in {"ratio_cap": self.ratio_cap, "trace_cap": self.trace_cap}.items():
             require(value is None or value > 0, f"{name}: expected a number > 0 or none, found {value}")
-        message = f"trace_cap: expected at most ratio_cap, which is {shown(self.ratio_cap)}, found {shown(self.trace_cap)}"
+        message = f"trace_cap: expected at most ratio_cap, which is {argument_text(self.ratio_cap)}, found {argument_text(self.trace_cap)}"
         require(cap(self.trace_cap) <= cap(self.ratio_cap), message)
 
     @property
@@ -150,7 +150,7 @@ class OffPolicyGradient:
         if self.scale_advantage:
             advantage = advantage / masked_mean(advantage.square(), rollout.mask).sqrt().clamp(min=1e-8)
         batch = Batch.of(replace(rollout, behavior_log_prob=log_prob), advantage=advantage, returns=returns, metrics=metrics)
-        return without(batch, torch.isneginf(log_prob))
+        return without_steps(batch, torch.isneginf(log_prob))
 
     def objective(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``π/π_old · Â``, clipped where asked, ``− value_coef · (V − v)² + entropy_coef · H``, weighted and summed."""
@@ -183,7 +183,7 @@ def cap(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def shown(value: float | None) -> str:
+def argument_text(value: float | None) -> str:
     return "none" if value is None else str(value)
 
 
@@ -218,7 +218,7 @@ def weight_metrics(rollout: Rollout, log_prob: Tensor, weight: Tensor, settings:
     }
 
 
-def without(batch: Batch, never: Tensor) -> Batch:
+def without_steps(batch: Batch, never: Tensor) -> Batch:
     """The batch without the steps that the policy would never take: ∇π is 0 there, but ∞ − ∞ would not be. The others' weights stay."""
     if not bool(never.any()):
         return batch

@@ -90,7 +90,7 @@ def contract(function: Any, *arguments: Any, **options: Any) -> Any:
 
 def policy_and_inputs(target: Any, name: str) -> tuple[Any, Any]:
     makes = callable(target) and not hasattr(target, "sample")
-    with cast(Any, upslope.testing).contract.one_line(name):
+    with cast(Any, upslope.testing).contract.user_errors(name):
         found: Any = target() if makes else target
     what = "name a function that returns (policy, inputs), such as (policy, {'observation': …})"
     require(isinstance(found, tuple) and len(found) == 2, f"check: a policy is checked on its inputs; {what}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upslope.cli.flags import Flag, documented, parse, shown
+from upslope.cli.flags import Flag, default_text, documented, parse
 from upslope.errors import require
 from upslope.run.load import Run
 
@@ -43,16 +43,16 @@ def asks_for_help(argv: Sequence[str]) -> bool:
 def section(title: str, flags: Iterable[Flag]) -> str:
     """A title, and ``--num-envs N    environments played side by side (default 8)``, one flag after the other."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    return "\n".join([title, *(line for flag in map(documented, flags) for line in entry(flag, width))])
+    return "\n".join([title, *(line for flag in map(documented, flags) for line in help_entry(flag, width))])
 
 
-def entry(flag: Flag, width: int) -> list[str]:
+def help_entry(flag: Flag, width: int) -> list[str]:
     head, text = f"  {flag.option} {flag.kind.metavar}".rstrip(), flag.help
     if flag.is_switch and flag.default:
         head = f"  --no-{flag.option[2:]}"
         text = f"do not {text}" if text.startswith(("use ", "give ", "subtract ", "stop ")) else f"off: {text}"
     elif not flag.is_switch and (flag.default is not None or ("none" in flag.kind.metavar and "(none:" not in text)):
-        text = f"{text} (default {shown(flag)})"
+        text = f"{text} (default {default_text(flag)})"
     first, *rest = textwrap.wrap(text, width - COLUMN) or [""]
     start = [f"{head:<{COLUMN}}{first}"] if len(head) + 2 <= COLUMN else [head, " " * COLUMN + first]
     return [*start, *(" " * COLUMN + line for line in rest)]

@@ -229,7 +229,7 @@ def documented(flag: Flag) -> Flag:
     return flag if flag.help or flag.owner is None else replace(flag, help=field_docs(flag.owner).get(flag.name, ""))
 
 
-def shown(flag: Flag) -> str:
+def default_text(flag: Flag) -> str:
     """A default as one would type it."""
     value = flag.default
     if flag.is_switch:

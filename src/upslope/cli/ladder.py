@@ -5,7 +5,7 @@ from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import INTEGER, PATH, SWITCH, Flag
-from upslope.run.folder import finite
+from upslope.run.folder import finite_or_none
 from upslope.studies.ladder_rungs import TASKS
 
 FLAGS = (
@@ -41,7 +41,7 @@ def climb(plain: list[str], values: dict[str, Any]) -> int:
     silent = as_json or quiet
     found = ladder(plain[0], say=(lambda _: None) if silent else lambda text: print(text, flush=True), **values)
     if as_json:
-        print(json.dumps(finite(found), ensure_ascii=False))
+        print(json.dumps(finite_or_none(found), ensure_ascii=False))
     elif not silent:
         picture = " · picture: ladder.png" * bool(found["rungs"])  # there is nothing to draw before the first one
         print(f"page: {found['folder']}/index.html{picture} · numbers: ladder.json · {found['seconds']:.1f} s")

@@ -78,21 +78,21 @@ def carried_out(argv: list[str]) -> int:
             warnings.showwarning = _show_warning
             return dispatch(argv)
     except UsageError as error:
-        return failed(error, 2)
+        return report_failure(error, 2)
     except KeyboardInterrupt:
         print("upslope: stopped", file=sys.stderr)
         return 130
     except OutputClosed:
         return 0
     except SystemExit as error:
-        return failed(RunFault(f"code that was called ended Python: sys.exit({error.code!r})"), 1)
+        return report_failure(RunFault(f"code that was called ended Python: sys.exit({error.code!r})"), 1)
     except OSError as error:
         if error.filename is None or error.errno not in REFUSED:
-            return failed(error, 1)
+            return report_failure(error, 1)
         name = str(error.filename)
-        return failed(UsageError(f"{name if len(name) <= 80 else name[:79] + '…'}: {error.strerror}"), 2)
+        return report_failure(UsageError(f"{name if len(name) <= 80 else name[:79] + '…'}: {error.strerror}"), 2)
     except Exception as error:
-        return failed(error, 1)
+        return report_failure(error, 1)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -115,7 +115,7 @@ def dispatch(argv: list[str]) -> int:
     return importlib.import_module(f"upslope.cli.{argv[0].replace('-', '_')}").COMMAND(argv[1:])
 
 
-def failed(error: Exception, code: int) -> int:
+def report_failure(error: Exception, code: int) -> int:
     if os.environ.get("UPSLOPE_TRACEBACK"):
         import traceback
 
@@ -147,5 +147,5 @@ def entry() -> None:
             Output(stream).flush()
         except RunFault as error:  # a full disk behind `> file`
             with contextlib.suppress(OSError):  # behind `2> file` as well
-                code = code or failed(error, 1)
+                code = code or report_failure(error, 1)
     os._exit(code)

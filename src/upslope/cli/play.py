@@ -38,7 +38,7 @@ def play(plain: list[str], given: dict[str, Any]) -> int:
     run = Run.load(plain[0])
     require(run.world == "control", f"play: {plain[0]} holds a language model; `upslope chat {plain[0]}` talks to it")
     print_caution(run, given["policy"])
-    print(animations().record(run, given.pop("out") or run.path / "play.gif", **given))
+    print(animations().write_animation(run, given.pop("out") or run.path / "play.gif", **given))
     return 0
 
 

@@ -229,7 +229,7 @@ def run(config: RunConfig, output: dict[str, Any]) -> int:
         return 0
     finished = session.run()
     if play and session.exit_code == 0:
-        message = animations().record(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
+        message = animations().write_animation(finished, finished.path / "play.gif", env=config.env_id, seed=config.settings.seed)
         if not session.output.quiet:
             print(f"\n{message}")
     return session.exit_code

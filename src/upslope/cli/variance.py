@@ -6,7 +6,7 @@ from typing import Any
 
 from upslope.cli.command import Command
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of
-from upslope.run.folder import check_free, finite
+from upslope.run.folder import check_free, finite_or_none
 from upslope.run.settings import settings_of
 from upslope.studies.estimators import ESTIMATORS
 from upslope.studies.variance_run import VarianceRun
@@ -42,7 +42,7 @@ def measure(plain: list[str], values: dict[str, Any]) -> int:
     comparison = VarianceRun(env_id=plain[0], **values).run()
     folder = comparison.write(out)
     if as_json:
-        print(json.dumps(finite(comparison.fields()), ensure_ascii=False))
+        print(json.dumps(finite_or_none(comparison.fields()), ensure_ascii=False))
     else:
         print(f"{comparison.text()}\npicture: {folder / 'variance.png'} · numbers: {folder / 'variance.json'}")
     return 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from upslope.control.envs import Envs, Step
 from upslope.control.kinds import Array
 from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedRecording, check_spaces
-from upslope.control.restore import alike
+from upslope.control.restore import same_in_groups
 from upslope.errors import RunFault, is_kind, require
 from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors
 
@@ -100,7 +100,7 @@ class Episodes(Collector):
         self._start(policy)
         recording = Recording(Player(policy, self.envs), self.generator, self.envs.first_step)
         share, rest = divmod(self.num_episodes, self.num_envs)
-        play(recording, np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest), self.max_episode_steps)
+        play_episodes(recording, np.full(self.num_envs, share) + (np.arange(self.num_envs) < rest), self.max_episode_steps)
         return recording.rollout()
 
 
@@ -141,13 +141,13 @@ class GroupedEpisodes(Collector):
         self._start(policy, [seed for seed in drawn for _ in range(size)])
         hint = "so a group has no common start; let its reset draw from self.np_random only"
         message = f"env {envs.env_id!r}: its first observations differ after a reset with the same seed, {hint}"
-        require(alike(envs.observation, size), message)
+        require(same_in_groups(envs.observation, size), message)
         recording = Recording(Player(policy, envs), self.generator, envs.first_step)
-        play(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
+        play_episodes(recording, np.ones(self.num_envs, np.int64), self.max_steps or MAX_EPISODE_STEPS)
         return map_tensors(recording.rollout(), lambda t: t.reshape(-1, size, *t.shape[1:]), unit="group", max_steps=self.max_steps)
 
 
-def play(recording: Recording, left: Array, most: int) -> None:
+def play_episodes(recording: Recording, left: Array, most: int) -> None:
     """Record until every environment has played the episodes that it has ``left [N]``; who is through is masked."""
     envs, normalizes = recording.player.envs, getattr(recording.player.policy, "observation_normalizer", None) is not None
     while left.any():

@@ -75,7 +75,7 @@ class Dataset:
         if reward is not None:
             defaults = {"mask": torch.ones(reward.shape, dtype=torch.bool), "first_step": torch.zeros(reward.shape[:1], dtype=torch.int64)}
             object.__setattr__(self, "tensors", {**defaults, **self.tensors})
-        check(self)
+        check_dataset(self)
         check_after_ends(self, masked=masked)
 
     @classmethod
@@ -149,26 +149,26 @@ class Dataset:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def check(data: Dataset) -> None:
+def check_dataset(data: Dataset) -> None:
     tensors, paths = data.tensors, [path for path, _ in trees.leaf_spaces(data.observation_space)]
     needed = [*(f"observation{path}" for path in paths), "action", "behavior_log_prob", "reward", "terminated", "truncated"]
     if any(name.startswith("successor") for name in tensors):
         needed += [*(f"successor{path}" for path in paths), "successor_at"]
     if missing := [name for name in needed if name not in tensors]:
         raise UsageError(f"fields are missing: {', '.join(missing)}")
-    check_shapes(data)
+    check_columns(data)
     require(bool(tensors["mask"].any()), "mask: every step is masked, so there is nothing to learn from")
     check_numbers(data)
     try:
         F.check_masked_rows(*(tensors[name] for name in ("reward", "terminated", "truncated", "mask")))
         for name in ("observation", *(("successor",) if "successor_at" in tensors else ())):
             tree, count = data.tree(name), math.prod(tensors[f"{name}{paths[0]}"].shape[: AXES[name]])
-            trees.checked(tree, data.observation_space, count)
+            trees.as_arrays(tree, data.observation_space, count)
     except ValueError as error:
         raise UsageError(str(error).replace("in environment", "in row")) from error
 
 
-def check_shapes(data: Dataset) -> None:
+def check_columns(data: Dataset) -> None:
     tensors = data.tensors
     lead = tuple(tensors["reward"].shape)
     require(len(lead) == 2, f"reward: expected shape [rows, steps], found {list(lead)}")

@@ -229,7 +229,7 @@ class Envs:
         else:
             batch = trees.rows(final, indices)
         try:
-            return indices, trees.checked(batch, self.observation_space, len(indices))
+            return indices, trees.as_arrays(batch, self.observation_space, len(indices))
         except ValueError as error:
             self._fault("step", f"info['final_obs']: {error}")
 
@@ -250,7 +250,7 @@ class Envs:
         if fits and (dtype.kind != "f" or np.count_nonzero(np.isfinite(observation)) == observation.size):  # quicker than .all()
             return observation
         try:
-            return trees.checked(observation, self.observation_space, self.num_envs)
+            return trees.as_arrays(observation, self.observation_space, self.num_envs)
         except ValueError as error:
             self._fault(where, str(error))
 
@@ -294,7 +294,7 @@ class Envs:
             if item is None:
                 return "observation is None"
             try:
-                trees.checked(trees.tree_map(lambda array: array[None], item), self.observation_space, 1)
+                trees.as_arrays(trees.tree_map(lambda array: array[None], item), self.observation_space, 1)
             except ValueError as error:
                 return str(error)
         return None

@@ -80,7 +80,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise Misbehaved(raised(error, "reset")) from error
         if not isinstance(answer, AnyTuple) or len(answer) != 2:
             old = "" if answer is None or isinstance(answer, AnyTuple) else f" {OLD}"
-            raise Misbehaved(f", reset: it returned {trees.describe(answer)}{old}, expected (observation, info)")
+            raise Misbehaved(f", reset: it returned {trees.describe_tree(answer)}{old}, expected (observation, info)")
         observation, info = answer
         if self._tells and isinstance(info, AnyDict):
             self._tell_of_lookalikes(observation, info)
@@ -156,7 +156,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             return observation
         try:
             batch = trees.tree_map(lambda array: array[None], observation)
-            return trees.tree_map(lambda array: array[0], trees.checked(batch, self.observation_space, 1))
+            return trees.tree_map(lambda array: array[0], trees.as_arrays(batch, self.observation_space, 1))
         except ValueError as error:
             raise Misbehaved(f", {where}: {error}".replace(" in environment 0", "")) from error
 
@@ -233,7 +233,7 @@ def raised(error: BaseException, where: str) -> str:
 
 def miscounted(answer: Any) -> str:
     if not isinstance(answer, AnyTuple):
-        return f"it returned {trees.describe(answer)}, expected ({STEP})"
+        return f"it returned {trees.describe_tree(answer)}, expected ({STEP})"
     old = f" {OLD}" if len(answer) == 4 else ""
     return f"it returned {len(answer)} values{old}, expected 5: {STEP}"
 

@@ -71,7 +71,7 @@ class Tiles(Scaled):
         per_dimension = num_tiles + 1  # a displaced grid needs one tile more
         per_tiling = per_dimension**dims
         self.size = num_tilings * per_tiling
-        check_size(self.size, f"{num_tilings} tilings of {per_dimension}^{dims} tiles", "num_tiles")
+        check_num_features(self.size, f"{num_tilings} tilings of {per_dimension}^{dims} tiles", "num_tiles")
         self.strides = per_dimension ** np.arange(dims)
         self.first = np.arange(num_tilings) * per_tiling
 
@@ -88,7 +88,7 @@ class Fourier(Scaled):
     def __init__(self, low: Array, high: Array, order: int) -> None:
         super().__init__(low, high)
         self.size = (order + 1) ** len(low)
-        check_size(self.size, f"({order} + 1)^{len(low)} terms", "fourier_order")
+        check_num_features(self.size, f"({order} + 1)^{len(low)} terms", "fourier_order")
         self.frequencies = math.pi * np.array(list(itertools.product(range(order + 1), repeat=len(low)))).T  # [d, size]
 
     def __call__(self, observation: Array) -> Array:
@@ -141,7 +141,7 @@ def limits_of(space: Space, name: str, low: Sequence[float] | None, high: Sequen
     return found[0], found[1]
 
 
-def check_size(size: int, what: str, setting: str) -> None:
+def check_num_features(size: int, what: str, setting: str) -> None:
     require(size <= MAX_FEATURES, f"{setting}: {what} are {size:,} features, more than {MAX_FEATURES:,}; take fewer")
 
 

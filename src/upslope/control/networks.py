@@ -107,7 +107,7 @@ def trunk_size(shape: tuple[int, int, int], trunk: nn.Sequential) -> int:
     return channels * height * width
 
 
-def read(image: Tensor, reading: Reading | None) -> Tensor:
+def read_image(image: Tensor, reading: Reading | None) -> Tensor:
     """An encoded image ``[N, C, H, W]`` as the numbers that a convolution takes, ``[N, C · width, H, W]``."""
     if reading is None:
         return image
@@ -159,7 +159,7 @@ class CNN(nn.Module):
         parts = [named["observation"]] if self.vector_size else []
         for name, reading, trunk in zip(self.names, self.readings, self.trunks, strict=True):
             image = named[name]
-            parts.append(trunk(read(image.reshape(-1, *image.shape[-3:]), reading)).reshape(*image.shape[:-3], -1))
+            parts.append(trunk(read_image(image.reshape(-1, *image.shape[-3:]), reading)).reshape(*image.shape[:-3], -1))
         return self.joined(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:

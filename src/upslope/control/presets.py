@@ -51,11 +51,11 @@ MEASURED_WITH: Values = {"normalize_value": False}
 
 def preset_for(algorithm: str, env_id: str) -> Preset | None:
     """The preset of an algorithm on a task, or of the task's family; an id without a version means the listed one."""
-    found = listed(algorithm, env_id)
+    found = tuned_preset(algorithm, env_id)
     return None if found is None else replace(found, settings={**MEASURED_WITH, **found.settings})
 
 
-def listed(algorithm: str, env_id: str) -> Preset | None:
+def tuned_preset(algorithm: str, env_id: str) -> Preset | None:
     tasks = [presets for name, presets in PRESETS.items() if env_id in (name, name.rpartition("-v")[0])]
     families = [presets for beginning, presets in FAMILIES.items() if env_id.startswith(beginning)]
     return next((presets[algorithm] for presets in (*tasks, *families) if algorithm in presets), None)

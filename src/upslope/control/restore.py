@@ -159,12 +159,12 @@ def time_limits(env: Any) -> list[Any]:
 def generator_state(env: Any) -> Any:
     """The state of ``env.np_random``; None where it has not drawn yet, or is no generator of NumPy's."""
     generator = getattr(env.unwrapped, "_np_random", None)
-    return plain(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
+    return plain_state(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
 
 
-def plain(state: Any) -> Any:
+def plain_state(state: Any) -> Any:
     if is_kind(state, Mapping):
-        return {name: plain(part) for name, part in state.items()}
+        return {name: plain_state(part) for name, part in state.items()}
     return state.tolist() if is_kind(state, np.ndarray) else state
 
 
@@ -231,7 +231,7 @@ def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observ
         seen = [replay(*pair) for pair in zip(inner.envs, episodes, strict=True)] if one_by_one else inner.restore_episodes(episodes, flags)
         for i, found in enumerate(seen):
             shown = trees.tree_map(lambda array, i=i: array[i], observation)
-            if found is not None and not same(found, shown):
+            if found is not None and not same_observation(found, shown):
                 raise ValueError(f"played again, the episode of environment {i} ends with another observation")
         if one_by_one:
             rows = [trees.tree_map(lambda array, i=i: array[i].copy(), observation) for i in range(vector.num_envs)]
@@ -250,12 +250,12 @@ def restore_vector(vector: Any, state: Mapping[str, Any], resetting: Any, observ
         raise ValueError("it does not say where it is (it has no get_state and set_state)")
 
 
-def same(found: Any, shown: Any) -> bool:
+def same_observation(found: Any, shown: Any) -> bool:
     """Whether an environment's observation is to the bit the one that was ``shown``, which has the space's types."""
     if isinstance(shown, AnyDict):
-        return all(same(found[name], part) for name, part in shown.items())
+        return all(same_observation(found[name], part) for name, part in shown.items())
     if isinstance(shown, AnyTuple):
-        return all(same(part, other) for part, other in zip(found, shown, strict=True))
+        return all(same_observation(part, other) for part, other in zip(found, shown, strict=True))
     array = np.asarray(found)
     return array.shape == shown.shape and array.astype(shown.dtype).tobytes() == shown.tobytes()
 
@@ -285,7 +285,7 @@ def _reset_cartpole(vector: Any, seeds: Sequence[int]) -> tuple[Any, dict[str, A
     return vector.state.T.astype(np.float32), info
 
 
-def alike(observation: Any, group_size: int) -> bool:
+def same_in_groups(observation: Any, group_size: int) -> bool:
     """Whether the observations ``[groups · G, …]`` are the same within each group."""
     groups = (array.reshape(-1, group_size, *array.shape[1:]) for _, array in trees.named_leaves(observation))
     return all(bool((array == array[:, :1]).all()) for array in groups)

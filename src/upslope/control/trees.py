@@ -72,19 +72,20 @@ def from_leaves(space: Space[Any], leaf: Callable[[str], Array], path: str = "")
     return leaf(path)
 
 
-def checked(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
+def as_arrays(tree: Any, space: Space[Any], num_envs: int, path: str = "") -> Any:
     """The tree as arrays of the space's dtypes, or a ``ValueError`` that says which part is wrong and how.
 
     Float arrays must be finite. A float64 array for a float32 space is converted; a float array for an integer space is not.
     """
     if isinstance(space, DictSpace):
         if not isinstance(tree, AnyDict) or set(tree) != set(space.spaces):
-            raise ValueError(f"observation{path} should be a dict with the keys {sorted(space.spaces)}, found {describe(tree)}")
-        return {name: checked(tree[name], part, num_envs, f"{path}[{name!r}]") for name, part in space.spaces.items()}
+            raise ValueError(f"observation{path} should be a dict with the keys {sorted(space.spaces)}, found {describe_tree(tree)}")
+        return {name: as_arrays(tree[name], part, num_envs, f"{path}[{name!r}]") for name, part in space.spaces.items()}
     if isinstance(space, TupleSpace):
         if not isinstance(tree, AnyTuple) or len(tree) != len(space.spaces):
-            raise ValueError(f"observation{path} should be a tuple of {len(space.spaces)}, found {describe(tree)}")
-        return tuple(checked(part, inner, num_envs, f"{path}[{i}]") for i, (part, inner) in enumerate(zip(tree, space.spaces, strict=True)))
+            raise ValueError(f"observation{path} should be a tuple of {len(space.spaces)}, found {describe_tree(tree)}")
+        parts = enumerate(zip(tree, space.spaces, strict=True))
+        return tuple(as_arrays(part, inner, num_envs, f"{path}[{i}]") for i, (part, inner) in parts)
     array = tree if type(tree) is np.ndarray else np.asarray(tree)
     shape, dtype = (num_envs, *(space.shape or ())), space.dtype or np.dtype(object)
     if array.shape != shape:
@@ -114,7 +115,7 @@ def check_range(array: Array, space: spaces.Discrete | MultiDiscrete | spaces.Mu
         raise ValueError(f"observation{path} is outside {space}: {array[tuple(where)]} in environment {where[0]}")
 
 
-def describe(tree: Any) -> str:
+def describe_tree(tree: Any) -> str:
     if tree is None:
         return "None"
     if isinstance(tree, AnyDict):

@@ -159,7 +159,7 @@ class Workers(AsyncVectorEnv):
                 line.send(("close", None))
         deadline = time.monotonic() + patience
         for process in self.processes:
-            join(process, deadline - time.monotonic())
+            join_process(process, deadline - time.monotonic())
         end(self.processes, self.owner)
         for line in self.lines:
             line.close()
@@ -176,12 +176,12 @@ def end(processes: list[Any], owner: int) -> None:
         for process in running:
             stop(process)
         for process in running:
-            join(process, 1.0)
+            join_process(process, 1.0)
     for process in interrupted:  # what they had started is still there
         kill_group(process.pid)
 
 
-def join(process: Any, seconds: float) -> None:
+def join_process(process: Any, seconds: float) -> None:
     """Wait for a process's end, not longer than ``seconds``; ``join`` waits for ever where the process has closed all its files."""
     deadline = time.monotonic() + seconds
     while process.exitcode is None and time.monotonic() < deadline:
@@ -287,7 +287,7 @@ class Line:
         """Another process in the place of this one."""
         kill_group(self.process.pid)
         self.process.kill()
-        join(self.process, CLOSING)
+        join_process(self.process, CLOSING)
         self.close()
         self.pipe, self.process = self.workers.start(self.index)
         self.by_pipe, self.late, self.busy = True, False, False
@@ -319,7 +319,7 @@ class Line:
         return answer
 
     def ended(self) -> Lost:
-        join(self.process, 1.0)
+        join_process(self.process, 1.0)
         code = self.process.exitcode
         kill_group(self.process.pid)
         how = "closed its pipe" if code is None else f"ended by itself with exit code {code}"

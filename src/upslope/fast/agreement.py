@@ -30,11 +30,11 @@ BOUND = 1e-5
 def agrees(head: object) -> bool:
     """Whether a categorical head, or a Gaussian one whose spread does not depend on the state, is what the kernels compute."""
     functions = tuple(getattr(type(head), name, None) for name in ("sample", "log_prob", "entropy", "parts", "functions"))
-    return compared(type(head), functions)
+    return head_agrees(type(head), functions)
 
 
 @lru_cache(maxsize=64)
-def compared(head_class: Any, functions: tuple[Any, ...]) -> bool:
+def head_agrees(head_class: Any, functions: tuple[Any, ...]) -> bool:
     heads = sys.modules["upslope.control.heads"]
     gaussian = head_class is heads.Gaussian
     bounds = (-np.inf,) * OUTPUTS, (np.inf,) * OUTPUTS

@@ -1,7 +1,7 @@
 """What an objective computes, as a graph of numbers: one for each step of a batch, or one for the whole of it.
 
 A :class:`Node` is an operation of :data:`OPERATIONS` on other nodes. Each operation has two lines: how Python writes it, and its
-derivative as PyTorch defines it (half of it to each side of a tie, nothing beyond a clamp). :func:`differentiate` walks a graph
+derivative as PyTorch defines it (half of it to each side of a tie, nothing beyond a clamp). :func:`derivatives` walks a graph
 backwards and gives the derivative as more nodes.
 """
 
@@ -153,7 +153,7 @@ def in_order(outputs: Iterable[Node]) -> list[Node]:
     return list(found)
 
 
-def differentiate(output: Node) -> dict[Node, Node]:
+def derivatives(output: Node) -> dict[Node, Node]:
     slopes: dict[Node, Node] = {output: literal(1.0)}
     with torch.no_grad():
         for x in reversed(in_order([output])):

@@ -65,7 +65,7 @@ class FastLinear(PolicyProxy):
 
     def sample(self, inputs: Inputs, *, generator: torch.Generator | None = None) -> Sample:
         """The twin of ``LinearPolicy.sample``: the same draw from the same random number."""
-        if not single(inputs):
+        if not is_single_state(inputs):
             return self.policy.sample(inputs, generator=generator)
         x, (actor, critic, log_std) = inputs["observation"].numpy()[0], self.arrays
         value = None if critic is None else torch.from_numpy(product(x, critic).reshape(1))
@@ -81,7 +81,7 @@ class FastLinear(PolicyProxy):
 
     def value(self, inputs: Inputs) -> Tensor | None:
         critic = self.view(self.policy.network.critic)
-        if critic is None or not single(inputs):
+        if critic is None or not is_single_state(inputs):
             return self.policy.value(inputs)
         return torch.from_numpy(product(inputs["observation"].numpy()[0], critic).reshape(1))
 
@@ -91,7 +91,7 @@ class FastLinear(PolicyProxy):
         """
         actor, critic, log_std = self.arrays
         count = 2 if log_std is None else 3
-        if critic is None or len(parameters) != count or not single(inputs) or self.epsilon is not None:
+        if critic is None or len(parameters) != count or not is_single_state(inputs) or self.epsilon is not None:
             return None
         x = inputs["observation"].numpy()[0]
         value, by_critic = float(product(x, critic)), outer(x, np.ones((), np.float32), critic)
@@ -105,13 +105,13 @@ class FastLinear(PolicyProxy):
 
     def action_values(self, **inputs: Tensor) -> Tensor:
         """The twin of ``LinearPolicy.action_values``, as a constant."""
-        if not single(inputs) or self.epsilon is None:
+        if not is_single_state(inputs) or self.epsilon is None:
             return self.policy.action_values(**inputs)
         return torch.from_numpy(product(inputs["observation"].numpy()[0], self.arrays[0])[None])
 
     def action_gradient(self, inputs: Inputs, action: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
         """``(q̂(S, A), ∇q̂(S, A))``; None where autograd has to say it."""
-        if len(parameters) != 1 or not single(inputs) or self.epsilon is None:
+        if len(parameters) != 1 or not is_single_state(inputs) or self.epsilon is None:
             return None
         x, actor, chosen = inputs["observation"].numpy()[0], self.arrays[0], int(action)
         direction = np.zeros(actor.shape[1], np.float32)
@@ -142,7 +142,7 @@ def is_epsilon_greedy(twin: FastLinear) -> bool:
     return bool(np.allclose(found.exp().numpy(), twin.probabilities(values), atol=1e-6))
 
 
-def single(inputs: Inputs) -> bool:
+def is_single_state(inputs: Inputs) -> bool:
     """Whether this is one state, without an action mask."""
     x = inputs["observation"]
     return x.dim() == 2 and x.shape[0] == 1 and "action_mask" not in inputs

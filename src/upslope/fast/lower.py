@@ -10,8 +10,8 @@ and the derivatives), ``sums`` and ``values``.
 from collections.abc import Iterable
 
 from upslope.fast import layout as at
-from upslope.fast.graph import OPERATIONS, Node, NotLowered, differentiate, in_order, node, where
-from upslope.fast.trace import Recorded
+from upslope.fast.graph import OPERATIONS, Node, NotLowered, derivatives, in_order, node, where
+from upslope.fast.trace import Graph
 
 NETWORK = {"log_prob": at.LOG_PROB, "entropy": at.ENTROPY, "value": at.VALUE}
 FIXED = ("rows", "scale")  # the numbers of a minibatch: its rows, and by how many times it is smaller than the batch
@@ -24,8 +24,8 @@ FUNCTIONS = ("before", "block", "after")
 class Lowered:
     """An objective in Python (``text``), and where everything stands: ``columns``, ``constants``, ``sums``, ``metrics``."""
 
-    def __init__(self, recorded: Recorded) -> None:
-        slopes = {leaf.op: slope for leaf, slope in differentiate(recorded.objective).items() if leaf.op in NETWORK}
+    def __init__(self, recorded: Graph) -> None:
+        slopes = {leaf.op: slope for leaf, slope in derivatives(recorded.objective).items() if leaf.op in NETWORK}
         self.results = [recorded.objective, *recorded.metrics.values()]
         self.metrics, self.called = list(recorded.metrics), recorded.called
         watched = [] if recorded.log_ratio is None else [where(MASK, node("abs", recorded.log_ratio), 0.0)]

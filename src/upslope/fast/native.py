@@ -81,10 +81,10 @@ def loaded(name: str, source: bytes, text: Callable[[Any], str]) -> Any:
 
     machine = target_machine(llvm)
     path = cache_folder() / f"{name}-{fingerprint(llvm, source)}.bin"
-    if (code := read(path)) is None:
+    if (code := read_code(path)) is None:
         from upslope.fast import translate  # a dear import, and seldom needed: mostly the file is there
 
-        code = write(path, compiled(llvm, machine, text(translate)))
+        code = write_code(path, machine_code(llvm, machine, text(translate)))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -115,7 +115,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upslope"
 
 
-def read(path: Path) -> bytes | None:
+def read_code(path: Path) -> bytes | None:
     try:
         content = path.read_bytes()
     except OSError:
@@ -124,7 +124,7 @@ def read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == content[:DIGEST] else None
 
 
-def write(path: Path, code: bytes) -> bytes:
+def write_code(path: Path, code: bytes) -> bytes:
     """Keep machine code for the next process, whole or not at all; a folder that cannot be written costs only time."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def write(path: Path, code: bytes) -> bytes:
     return code
 
 
-def compiled(llvm: Any, machine: Any, text: str) -> bytes:
+def machine_code(llvm: Any, machine: Any, text: str) -> bytes:
     module = llvm.parse_assembly(text)
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)

@@ -63,7 +63,7 @@ class Objectives:
     ) -> CompiledObjective:
         """``restored`` makes a value from what the kernels see of the critic. Raises :class:`NotLowered` where nothing is compiled."""
         kinds = kinds_of(policy, batch)
-        if not (same(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
+        if not (equals(algorithm, self.algorithm) and kinds == self.kinds and all(read(key) is value for read, key, value in self.watched)):
             self.algorithm, self.kinds, self.watched = algorithm, kinds, [*watch(algorithm)]
             try:
                 found = lowered(algorithm, policy, batch, restored)
@@ -98,7 +98,7 @@ def lowered(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Cal
     return found
 
 
-def same(algorithm: HasObjective, other: Any) -> bool:
+def equals(algorithm: HasObjective, other: Any) -> bool:
     """Whether two algorithms have the same settings: equal ones, where they cannot change."""
     if algorithm is other or type(algorithm) is not type(other):
         return algorithm is other

@@ -36,7 +36,7 @@ class Symbol(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            return record(func, func.__name__, args, kwargs or {})
+            return record_operation(func, func.__name__, args, kwargs or {})
 
 
 def symbol(data: Tensor, made_by: Node, chosen: Node | None = None) -> Symbol:
@@ -45,7 +45,7 @@ def symbol(data: Tensor, made_by: Node, chosen: Node | None = None) -> Symbol:
     return found
 
 
-def record(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def record_operation(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name == "__get__":
         return attribute(func, args[0])
     if name in PLAIN:
@@ -138,7 +138,7 @@ def clamp(x: Node, min: Any = None, max: Any = None) -> Node:
     return y
 
 
-def choose(a: Node, b: Any, c: Any) -> Node:
+def select_node(a: Node, b: Any, c: Any) -> Node:
     """``torch.where(condition, x, y)``, and ``x.where(condition, y)``."""
     if a.flag and isinstance(b, Node) and b.flag:
         raise TypeError
@@ -222,7 +222,7 @@ RECORDERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("clamp", "clip"), clamp),
     "clamp_min": lambda x, min: clamp(x, min),
     "clamp_max": lambda x, max: clamp(x, None, max),
-    "where": choose,
+    "where": select_node,
     "masked_fill": lambda x, mask, value: where(mask, value, x),
     "sigmoid": lambda x: node("tanh", x * 0.5) * 0.5 + 0.5,
     "softplus": softplus,
@@ -241,7 +241,7 @@ RECORDERS: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Graph:
     """An objective as a graph: its value, what it reports, and ``log_ratio`` of each step where it says so."""
 
     objective: Node
@@ -277,7 +277,7 @@ class TracedPolicy:
         raise NotLowered(f"it asks the policy for {name}")
 
 
-def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None) -> Recorded:
+def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None) -> Graph:
     """The objective of batches like this one. ``restored`` makes the policy's value from the critic's output; None without a critic.
 
     Raises :class:`NotLowered` for an objective that is not made of sums over steps of what is known about each.
@@ -289,10 +289,10 @@ def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Calla
             called[frame.f_code] = frame.f_globals
 
     try:
-        one = recorded(algorithm, policy, batch, restored, SIZES[0])
+        one = trace_objective(algorithm, policy, batch, restored, SIZES[0])
         if profiler is None:  # else somebody measures, and what is noted here would be missing there
             sys.setprofile(note)
-        other = recorded(algorithm, policy, batch, restored, SIZES[1])
+        other = trace_objective(algorithm, policy, batch, restored, SIZES[1])
     except (NotLowered, KeyboardInterrupt):
         raise
     except Exception as error:  # the readable objective will say it, if it is the user's
@@ -306,7 +306,7 @@ def trace(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Calla
     return replace(one, called=called)
 
 
-def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Recorded:
+def trace_objective(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Callable[[Tensor], Tensor] | None, size: int) -> Graph:
     shape = (size, *UNIT_SHAPE[2 - ROW_AXES[batch.unit] :])
     generator = torch.Generator().manual_seed(size)
 
@@ -337,4 +337,4 @@ def recorded(algorithm: HasObjective, policy: Policy, batch: Batch, restored: Ca
     reported = {name: operand(x) for name, x in metrics.items()}
     if any(not isinstance(x, Node) or x.row for x in reported.values()) or not (log_ratio is None or operand(log_ratio).row):
         raise NotLowered("it reports something else than numbers")
-    return Recorded(found.node, reported, None if log_ratio is None else cast(Symbol, log_ratio).node)
+    return Graph(found.node, reported, None if log_ratio is None else cast(Symbol, log_ratio).node)

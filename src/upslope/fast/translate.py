@@ -54,7 +54,7 @@ class Value(NamedTuple):
     text: Any
 
 
-def listed(values: Iterable[Value]) -> str:
+def argument_list(values: Iterable[Value]) -> str:
     return ", ".join(f"{TYPES[value.type]} {value.text}" for value in values)
 
 
@@ -257,11 +257,11 @@ class Translation:
         self.results = self.results or tuple(value.type for value in values)
         values = [self.cast(value, kind) for value, kind in zip(values, self.results, strict=True)]
         if len(values) < 2:
-            self.jump(f"ret {listed(values) or 'void'}")
+            self.jump(f"ret {argument_list(values) or 'void'}")
             return
         whole = Value("", "poison")
         for i, value in enumerate(values):
-            whole = self.new("", f"insertvalue {structure(self.results)} {whole.text}, {listed([value])}, {i}")
+            whole = self.new("", f"insertvalue {structure(self.results)} {whole.text}, {argument_list([value])}, {i}")
         self.jump(f"ret {structure(self.results)} {whole.text}")
 
     # ---- expressions
@@ -349,13 +349,13 @@ class Translation:
         return self.call(self.meaning(node.func), [self.value(argument) for argument in node.args])
 
     def library(self, function: Callable[..., Any], arguments: list[Value]) -> Value:
-        return self.new("float", f"call double @{LIBRARY[function]}({listed(self.cast(x, 'float') for x in arguments)})")
+        return self.new("float", f"call double @{LIBRARY[function]}({argument_list(self.cast(x, 'float') for x in arguments)})")
 
     def call(self, function: Callable[..., Any], arguments: list[Value]) -> list[Value]:
         called = self.module.add(function)
         kind = structure(called.results)
         given = [self.cast(argument, kind) for argument, kind in zip(arguments, called.parameters.values(), strict=True)]
-        line = f"call {kind} @{called.name}({listed(given)})"
+        line = f"call {kind} @{called.name}({argument_list(given)})"
         if not called.results:
             self.body.append(line)
             return []
@@ -366,7 +366,7 @@ class Translation:
     # ---- the operations of upslope.fast.registers
 
     def call_invoke(self, function: Value, *arguments: Value) -> Value:
-        self.body.append(f"call void {function.text}({listed(arguments)})")
+        self.body.append(f"call void {function.text}({argument_list(arguments)})")
         return Value("", "")
 
     def call_shift(self, pointer: Value, count: Value) -> Value:
@@ -377,7 +377,7 @@ class Translation:
 
     def call_store(self, pointer: Value, index: Value, register: Value) -> Value:
         value = self.cast(register, "Register")
-        self.body.append(f"store {listed([value])}, ptr {self.address(pointer, index)}, align 4")
+        self.body.append(f"store {argument_list([value])}, ptr {self.address(pointer, index)}, align 4")
         return Value("", "")
 
     def call_fill(self, pointer: Value, index: Value) -> Value:
@@ -388,7 +388,7 @@ class Translation:
 
     def call_choose(self, condition: Value, yes: Value, no: Value) -> Value:
         yes, no = self.together(yes, no)
-        return self.new(yes.type, f"select {listed((condition, yes, no))}")
+        return self.new(yes.type, f"select {argument_list((condition, yes, no))}")
 
     def call_single(self, x: Value) -> Value:
         if x.type in ("number", "single"):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from upslope.errors import UsageError, first_line, require
 from upslope.language.engine import EmbeddedEngine
 from upslope.language.models import PACKED, Attention, changes_with_length, quiet
-from upslope.language.plain import log_probs, rows
+from upslope.language.plain import scaled_log_probs, texts_of
 from upslope.language.reduced import reduced, small_settings
 from upslope.typed import as_list, norm
 
@@ -63,7 +63,7 @@ def inspect_beyond(policy: LanguagePolicy, length: int) -> Attention:
     if key not in FOUND:
         with quiet(), torch.no_grad():
             copied = reduced(model, shorter=False)
-            inputs = drawn(copied, [size - 8, size // 3], [[8, 5], [size // 4, 1]])  # so that few tokens need be decoded
+            inputs = random_texts(copied, [size - 8, size // 3], [[8, 5], [size // 4, 1]])  # so that few tokens need be decoded
             when = f"on texts of {size} tokens"
             because = Truth.of(copied, inputs, gradients=False).fault_of(policy.around(copied), when, f"while decoding {when}")
             FOUND[key] = PACKED if because is None else Attention(because, cached=False)
@@ -76,7 +76,7 @@ def of_small_copy(policy: LanguagePolicy) -> Attention:
     try:
         key = kind, json.dumps(small_settings(model.config.to_dict()), default=str, sort_keys=True)
         if key not in FOUND:
-            FOUND[key] = compared(policy, reduced(model), kind.__name__)
+            FOUND[key] = compare_copy(policy, reduced(model), kind.__name__)
         return FOUND[key]
     except UsageError:
         raise
@@ -84,10 +84,10 @@ def of_small_copy(policy: LanguagePolicy) -> Attention:
         return Attention(f"no small copy can be made on which to compare it beyond its windows ({first_line(error, 160)})", cached=False)
 
 
-def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Attention:
+def compare_copy(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Attention:
     """The way of a small copy; raises :class:`UsageError` where it is not causal."""
     changes = changes_with_length(model) is not None  # rows of 8 to 34 tokens; to 22 where rotary frequencies change with the length
-    inputs = drawn(model, [3, 8], [[14, 5], [12, 1]]) if changes else drawn(model, [3, 14], [[20, 5], [16, 1]])
+    inputs = random_texts(model, [3, 8], [[14, 5], [12, 1]]) if changes else random_texts(model, [3, 14], [[20, 5], [16, 1]])
     packed = policy.around(model)  # which makes padding a token like any other, also for the truth
     try:
         truth = Truth.of(model, inputs)
@@ -105,7 +105,7 @@ def compared(policy: LanguagePolicy, model: PreTrainedModel, kind: str) -> Atten
 def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     """Compare the model itself, with its weights, with its eager forward pass."""
     model = policy.model
-    inputs = drawn(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
+    inputs = random_texts(model, [3], [[5, 4]], vocabulary=policy.vocabulary)
     try:
         truth = Truth.of(model, inputs, gradients=False)
     except Exception as error:
@@ -132,7 +132,7 @@ def tolerance_for(model: PreTrainedModel) -> float:
     return TOLERANCE if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.3
 
 
-def drawn(
+def random_texts(
     model: PreTrainedModel, prompts: Sequence[int], completions: Sequence[Sequence[int]], vocabulary: int | None = None
 ) -> dict[str, Tensor]:
     """Random texts of these lengths, in the shapes of :meth:`LanguagePolicy.evaluate`."""
@@ -162,7 +162,7 @@ class Truth:
     @classmethod
     def of(cls, model: PreTrainedModel, inputs: dict[str, Tensor], *, gradients: bool = True) -> Truth:
         with torch.set_grad_enabled(gradients):
-            said = spoken(model, inputs)
+            said = plain_log_probs(model, inputs)
         weight = torch.randn(said.shape, generator=torch.Generator().manual_seed(1)).to(said)
         return cls(model, inputs, said.detach(), weight, slopes(model, (weight * said).sum()) if gradients else None)
 
@@ -190,16 +190,16 @@ class Truth:
         made = EmbeddedEngine(policy, width=2).generate(prompts, group_size=2, max_tokens=max_tokens, seed=1)
         inputs = {**self.inputs, "completion_ids": made.completion_ids, "completion_length": made.length}
         with torch.no_grad():
-            return (spoken(self.model, inputs)[0] - made.log_prob).abs().max().item()
+            return (plain_log_probs(self.model, inputs)[0] - made.log_prob).abs().max().item()
 
 
-def spoken(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+def plain_log_probs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """Log-probabilities and entropies of one plain call for each row, ``[2, B, G, T]``, 0 behind the end."""
     lengths = inputs["completion_length"]
     found: list[Tensor] = []
-    for ids, start in rows(**inputs):
+    for ids, start in texts_of(**inputs):
         if len(ids) > start:
-            log_p = log_probs(model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1], 1.0)
+            log_p = scaled_log_probs(model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1], 1.0)
             found.append(torch.stack([log_p.gather(-1, ids[start:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)]))
     real = torch.arange(inputs["completion_ids"].shape[-1], device=lengths.device) < lengths[..., None]
     return torch.stack([x.new_zeros(real.shape).masked_scatter(real, x) for x in torch.cat(found, -1)])
@@ -214,10 +214,10 @@ def slopes(model: nn.Module, objective: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def check_causal(model: PreTrainedModel, inputs: dict[str, Tensor], kind: str) -> None:
     """A text's beginning must mean the same whatever follows it, or nothing sampled token by token can be scored as a whole."""
-    for ids, start in rows(**inputs):
-        whole = log_probs(model(input_ids=ids[None], use_cache=False).logits[0], 1.0)
+    for ids, start in texts_of(**inputs):
+        whole = scaled_log_probs(model(input_ids=ids[None], use_cache=False).logits[0], 1.0)
         for end in sorted({max(1, start - 1), start + 1, (start + len(ids)) // 2, len(ids) - 1}):
-            part = log_probs(model(input_ids=ids[None, :end], use_cache=False).logits[0], 1.0)
+            part = scaled_log_probs(model(input_ids=ids[None, :end], use_cache=False).logits[0], 1.0)
             difference = (part - whole[:end]).abs().max().item()
             if not difference < tolerance_for(model):
                 change = f"change (by {difference:.2g}) with the tokens that follow it"

@@ -1,7 +1,7 @@
 """Somebody else's reward function: what it asks for by the names of its parameters, and calls of it under a time limit.
 
 Two ways with the same answers. In a thread (:func:`in_thread`) a call that is out of time is abandoned: it runs on, and one that never
-lets go of the interpreter cannot even be abandoned. In a process (:func:`in_process`) it is killed.
+lets go of the interpreter cannot even be abandoned. In a process (:func:`in_child`) it is killed.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def numbers(name: str, result: Any, count: int, first: int = 0) -> list[float | 
     """
     values = result.tolist() if hasattr(result, "tolist") else result
     if not is_kind(values, list, tuple):
-        raise RunFault(f"reward {name} returned {kind_of(result)}: expected a list with a number or None for each of {count} completions")
+        raise RunFault(f"reward {name} returned {repr_of(result)}: expected a list with a number or None for each of {count} completions")
     if len(values) != count:
         raise RunFault(f"reward {name} returned {len(values)} values for {count} completions: expected one for each")
     return [_number(f"reward {name} gave", value, first + index) for index, value in enumerate(values)]
@@ -134,7 +134,7 @@ def _number(said: str, value: Any, index: int) -> float | None:
     if single is None:
         return None
     if not isinstance(single, Real):
-        raise RunFault(f"{said} {kind_of(value)} for item {index + 1}: expected a number, or None for no score")
+        raise RunFault(f"{said} {repr_of(value)} for item {index + 1}: expected a number, or None for no score")
     try:
         number = float(single)
     except OverflowError:
@@ -146,7 +146,7 @@ def _number(said: str, value: Any, index: int) -> float | None:
     return number
 
 
-def kind_of(value: Any) -> str:
+def repr_of(value: Any) -> str:
     return "None" if value is None else f"{one_line(repr(value), 40)} of type {type(value).__name__}"
 
 
@@ -211,7 +211,7 @@ def can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
-def in_process(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
+def in_child(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
     """Each call in a forked process that is killed when its time is over; calls that end in time share one."""
     done = 0
     while done < len(calls):
@@ -223,13 +223,13 @@ def in_process(calls: list[Call], limit: Limit) -> Iterator[Outcome]:
         with copy_of_this_process(calls[done:], seconds) as answers:
             goes_on = True
             while goes_on and done < len(calls) and (seconds is None or seconds > 0):
-                outcome, goes_on = answer_of(answers, seconds)
+                outcome, goes_on = next_outcome(answers, seconds)
                 done += 1
                 yield outcome
                 seconds = limit()
 
 
-def answer_of(answers: Connection, seconds: float | None) -> tuple[Outcome, bool]:
+def next_outcome(answers: Connection, seconds: float | None) -> tuple[Outcome, bool]:
     """The next outcome, and whether the process that sent it can go on."""
     if not answers.poll(seconds):
         return Outcome(), False

@@ -66,11 +66,11 @@ def fit_task(policy: LanguagePolicy, task: Task, max_tokens: int, how: LongPromp
     elif how == "error" or task.solution is None:
         train, others = list(task.train), 0
     else:
-        train, others = fit(policy, task.train, lengths(policy, [[task.solution(problem)] for problem in task.train]), how)
+        train, others = fit(policy, task.train, completion_lengths(policy, [[task.solution(problem)] for problem in task.train]), how)
     return replace(task, train=train, held_out=held_out), dropped + others
 
 
-def lengths(policy: LanguagePolicy, completions: Sequence[Sequence[str]]) -> list[int]:
+def completion_lengths(policy: LanguagePolicy, completions: Sequence[Sequence[str]]) -> list[int]:
     """Tokens to keep free for the longest of each item's recorded completions."""
     tokenizer: Any = policy.tokenizer
     return [max(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])) + ROOM_FOR_ENDS for texts in completions]

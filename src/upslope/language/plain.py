@@ -27,7 +27,7 @@ STATES = ("past_key_values", "cache_params", "state", "mems")
 
 
 @dataclass
-class Row:
+class PlainText:
     """One text as the model itself reads it: ``ids [N]``, behind what ``state`` remembers.
 
     ``keeps``: remember it for the tokens that follow. ``wants_hidden``: also what the output layer receives.
@@ -53,7 +53,7 @@ class Row:
         return found.logits[0], seen[-1][0] if seen else None
 
 
-def rows(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Iterator[tuple[Tensor, int]]:
+def texts_of(prompt_ids: Tensor, prompt_length: Tensor, completion_ids: Tensor, completion_length: Tensor) -> Iterator[tuple[Tensor, int]]:
     """The text of each row in the order of the cells, without padding, and where its completion begins."""
     for b, start in enumerate(as_list(prompt_length)):
         for g, length in enumerate(as_list(completion_length[b])):
@@ -67,10 +67,10 @@ def evaluate(
     real = torch.arange(completion_ids.shape[-1], device=completion_ids.device) < completion_length[..., None]
     weights, valued = policy.weights(), policy.has_value
     parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for ids, start in rows(prompt_ids, prompt_length, completion_ids, completion_length):
+    for ids, start in texts_of(prompt_ids, prompt_length, completion_ids, completion_length):
         if len(ids) > start:
-            logits, hidden = policy.run(Row(ids[:-1], wants_hidden=valued), weights)
-            log_p = log_probs(logits[start - 1 :], policy.temperature)
+            logits, hidden = policy.run(PlainText(ids[:-1], wants_hidden=valued), weights)
+            log_p = scaled_log_probs(logits[start - 1 :], policy.temperature)
             entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
             value = policy.values(required(hidden)[start - 1 :]) if valued else None
             parts.append((log_p.gather(-1, ids[start:, None]).squeeze(-1), entropy, value))
@@ -84,7 +84,7 @@ def evaluate(
 
 def score(policy: LanguagePolicy, *texts: Tensor) -> Tensor:
     weights = policy.weights()
-    last = [required(policy.run(Row(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in rows(*texts)]
+    last = [required(policy.run(PlainText(ids, wants_hidden=True), weights)[1])[-1] for ids, _ in texts_of(*texts)]
     return policy.values(torch.stack(last)).view(texts[-1].shape)
 
 
@@ -95,7 +95,7 @@ def required(hidden: Tensor | None) -> Tensor:
     return hidden
 
 
-def log_probs(logits: Tensor, temperature: float) -> Tensor:
+def scaled_log_probs(logits: Tensor, temperature: float) -> Tensor:
     """In float32 at least."""
     return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
 
@@ -118,11 +118,11 @@ class PlainDecoding:
 
     def read(self, ids: Tensor, state: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """What is remembered after these tokens, and log-probabilities of the next one ``[1, vocabulary]``."""
-        row = Row(ids, state, keeps=self.policy.attention.cached)
+        row = PlainText(ids, state, keeps=self.policy.attention.cached)
         logits, _ = self.policy.run(row, self.weights)
         if row.keeps and not row.state:
             raise UsageError("model: it keeps no cache")
-        return row.state, log_probs(logits[-1:], self.policy.temperature)
+        return row.state, scaled_log_probs(logits[-1:], self.policy.temperature)
 
     def one(
         self, ids: Tensor, state: dict[str, Any], log_p: Tensor, uniform: Tensor | None, max_tokens: int

@@ -36,7 +36,7 @@ class Body(nn.Module):
 
     def forward(self, layout: Any) -> Any:
         """Last hidden states of a packed row, ``[N, H]``; logits and hidden states of a plain one."""
-        if isinstance(layout, plain.Row):
+        if isinstance(layout, plain.PlainText):
             return layout.run(self.model)
         with borrowed(self.model):
             ids, positions = layout.ids.unsqueeze(0), layout.positions.unsqueeze(0)
@@ -169,7 +169,7 @@ class LanguagePolicy(nn.Module):
         Raises:
             UsageError: in one line, whatever is wrong with the folder.
         """
-        model, tokenizer = pretrained.load(name_or_folder)
+        model, tokenizer = pretrained.load_pretrained(name_or_folder)
         policy = cls(model, tokenizer, **options)
         if policy.device.type == "cpu":
             keep_large_blocks()
@@ -182,7 +182,7 @@ class LanguagePolicy(nn.Module):
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
         """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless ``merge`` is False."""
         parts = (self.model, self.tokenizer, self.adapter[0] if self.adapter else None, self.body.value_head)
-        pretrained.save(Path(folder), *parts, dtype=dtype, merge=merge)
+        pretrained.write_pretrained(Path(folder), *parts, dtype=dtype, merge=merge)
 
     def frozen(self) -> Self:
         """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""

@@ -20,7 +20,7 @@ from upslope.files import filled_folder
 from upslope.language.models import quiet
 
 
-def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_pretrained(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32) and tokenizer; code inside a model folder is never run.
 
     Raises UsageError in one line: no such folder, no model in it, damaged weights, no tokenizer, a hub that does not answer.
@@ -96,7 +96,7 @@ def is_cached(name: str) -> bool:
         return False
 
 
-def save(
+def write_pretrained(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

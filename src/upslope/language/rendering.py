@@ -26,7 +26,7 @@ from upslope.errors import UsageError, require
 from upslope.language import tokens
 from upslope.language.checks import Prompt
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
-from upslope.language.tokens import Turn, answered, check_prompt, is_begun, turn_of, without, without_empty_turn
+from upslope.language.tokens import Turn, check_prompt, is_begun, turn_of, with_answer, without_empty_turn, without_parts
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Rendering:
     def __init__(self, tokenizer: Any, generation_stops: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.added = {int(i): str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
-        self.prefix, self.suffix = tokens.surroundings(tokenizer, self.added)
+        self.prefix, self.suffix = tokens.added_around(tokenizer, self.added)
         self.ends = [int(i) for i in (tokenizer.eos_token_id, *generation_stops) if i is not None]
         self.rendered: tuple[Any, Turn] = (None, Turn())
         self.unknown_id, self.drops, self.refuses_unknown = tokens.unknown_id(tokenizer), tokens.drops_unknown(tokenizer), True
@@ -137,7 +137,7 @@ class Rendering:
     def _lost(self, text: str, ids: list[int], offsets: Offsets) -> list[str]:
         """What has no token: it became the unknown one, unless the text itself writes that, or vanished."""
         if self.drops:
-            characters = dict.fromkeys(without(text, list(self.added.values())))
+            characters = dict.fromkeys(without_parts(text, list(self.added.values())))
             self.vanishing |= {c: tokens.vanishes(self.tokenizer, c) for c in characters if c not in self.vanishing}
             return [c for c in characters if self.vanishing[c]]
         name = self.tokenizer.convert_ids_to_tokens(self.unknown_id)
@@ -195,7 +195,7 @@ class Rendering:
     def _whole_texts(self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str], places: Sequence[str]) -> list[str]:
         """Prompt and completion as one text each, up to the end of the turn."""
         said = enumerate(zip(prompts, answers, strict=True))
-        talks = {n: answered(prompt, text) for n, (prompt, text) in said if not isinstance(prompt, str)}
+        talks = {n: with_answer(prompt, text) for n, (prompt, text) in said if not isinstance(prompt, str)}
         rendered = dict(zip(talks, self._render(list(talks.values()), [places[n] for n in talks]), strict=True)) if talks else {}
         texts, unlike = [a + b for a, b in zip(asked, answers, strict=True)], list[str]()
         for n, whole in rendered.items():

@@ -24,7 +24,7 @@ from numbers import Real
 from typing import Any
 
 from upslope.errors import RunFault, is_kind, require, unknown
-from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, can_fork, in_place, in_process, in_thread, kind_of
+from upslope.language.calls import ALSO_KNOWN, Asked, Call, Outcome, TrainerState, can_fork, in_child, in_place, in_thread, repr_of
 from upslope.language.checks import BUILTIN, Completion, Prompt, Reward, builtin
 
 
@@ -77,7 +77,7 @@ class Rewards:
     def __post_init__(self) -> None:
         require(is_kind(self.parts, tuple) and len(self.parts) > 0, "rewards: expected one reward or more, found none")
         for part in self.parts:
-            require(callable(part.function), f"reward {part.name}: expected a function, found {kind_of(part.function)}")
+            require(callable(part.function), f"reward {part.name}: expected a function, found {repr_of(part.function)}")
             require(not isinstance(part.function, type), f"reward {part.name}: it is a class; give an instance of it")
             require(_is_finite(part.weight), f"reward {part.name}: its weight is a finite number, found {part.weight!r}")
         names = [part.name for part in self.parts]
@@ -100,7 +100,7 @@ class Rewards:
         require(len(weights) == len(rewards), f"weights: expected one for each of {len(rewards)} rewards, found {len(weights)}")
         parts: list[Part] = []
         for function, weight in zip(rewards, weights, strict=True):
-            require(callable(function), f"reward: expected a function, found {kind_of(function)}")
+            require(callable(function), f"reward: expected a function, found {repr_of(function)}")
             base = getattr(function, "__name__", type(function).__name__)
             taken = sum(part.name == base or part.name.startswith(f"{base}#") for part in parts)
             parts.append(Part(name=f"{base}#{taken + 1}" if taken else base, function=function, weight=weight))
@@ -150,7 +150,7 @@ class Rewards:
         arguments = {**given, **({} if state is None else {"trainer_state": state})}
         columns: dict[str, Any] = {name: arguments[name] for name in arguments if asked.takes is None or name in asked.takes}
         alone = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
-        way = in_place if getattr(part.function, "no_timeout", False) else in_process if self.in_subprocess else in_thread
+        way = in_place if getattr(part.function, "no_timeout", False) else in_child if self.in_subprocess else in_thread
         return Call(name=part.name, function=part.function, columns=columns, alone=alone, count=len(given["completions"]), carry_out=way)
 
     def _at_once(self, call: Call) -> list[float | None] | None:
@@ -194,7 +194,7 @@ def reward_from(text: str, load: Callable[[str], Reward]) -> Reward:
     if ":" not in text:
         raise unknown("reward", text, [*BUILTIN, "module:function"])
     function = load(text)
-    require(callable(function), f"reward {text}: expected a function, found {kind_of(function)}")
+    require(callable(function), f"reward {text}: expected a function, found {repr_of(function)}")
     return function
 
 

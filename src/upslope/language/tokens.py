@@ -11,7 +11,7 @@ from upslope.errors import UsageError, is_kind
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 
 
-def surroundings(tokenizer: Any, added: Mapping[int, str]) -> tuple[list[int], list[int]]:
+def added_around(tokenizer: Any, added: Mapping[int, str]) -> tuple[list[int], list[int]]:
     """What ``tokenizer(text)`` puts before and behind every text."""
     for probe in ("a", "0", *added.values()):
         try:
@@ -114,10 +114,10 @@ def turn_of(tokenizer: Any) -> Turn:
     ends = [entry for entry in ends if tokens[entry[2]].special] or ends
     at, size, end_id = min(ends, default=(len(closing.rstrip()), 0, None))
     end, special = closing[: at - size], [token.content for i, token in tokens.items() if token.special or i == end_id]
-    return Turn(lead, closing, end, end_id, without(lead, special), without(end, special))
+    return Turn(lead, closing, end, end_id, without_parts(lead, special), without_parts(end, special))
 
 
-def without(text: str, parts: Sequence[str]) -> str:
+def without_parts(text: str, parts: Sequence[str]) -> str:
     for part in parts:
         text = text.replace(part, "")
     return text
@@ -133,7 +133,7 @@ def without_empty_turn(talk: Any) -> Any:
     return talk[:-1] if len(talk) > 1 and talk[-1].get("role") == "assistant" and talk[-1]["content"] == "" else talk
 
 
-def answered(talk: Any, text: str) -> list[Any]:
+def with_answer(talk: Any, text: str) -> list[Any]:
     """All messages, the completion said: in a new turn, or as the rest of the one that was begun."""
     if is_begun(talk):
         return [*talk[:-1], {**talk[-1], "content": talk[-1]["content"] + text}]

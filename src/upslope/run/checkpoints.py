@@ -94,7 +94,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 # ------------------------------------------------------------------------------------------------------------ write and read
 
 
-def write(run: Path, iteration: int, state: State) -> Path:
+def write_checkpoint(run: Path, iteration: int, state: State) -> Path:
     """Write a checkpoint of the run in folder ``run``, and remove all but the newest :data:`KEPT`.
 
     Raises:
@@ -115,7 +115,7 @@ def write(run: Path, iteration: int, state: State) -> Path:
         (inside / MANIFEST).write_bytes(manifest_of(content, path.name))
     with contextlib.suppress(OSError):  # where a folder cannot be opened, as on Windows
         files.on_disk(path.parent)
-    for older in listed(run)[KEPT:]:
+    for older in checkpoints_in(run)[KEPT:]:
         files.remove(older)
     return path
 
@@ -127,7 +127,7 @@ def manifest_of(content: Mapping[str, bytes], checkpoint: str) -> bytes:
     return json.dumps({**described, "sha256": hashlib.sha256(json.dumps(described).encode()).hexdigest()}).encode()
 
 
-def listed(run: Path) -> list[Path]:
+def checkpoints_in(run: Path) -> list[Path]:
     """The run's checkpoints, the newest first, valid or not."""
     folder = run / FOLDER
     check_no_link(folder)
@@ -140,7 +140,7 @@ def iteration_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def read(path: Path) -> State:
+def read_checkpoint(path: Path) -> State:
     """The state in a checkpoint.
 
     Raises:
@@ -183,11 +183,11 @@ class Found:
 def newest(run: Path, before: int | None = None) -> Found | None:
     """The newest valid checkpoint of a run, of an earlier iteration than ``before`` where that is given; None where there is none."""
     faults: list[str] = []
-    for path in listed(run):
+    for path in checkpoints_in(run):
         if before is not None and iteration_of(path) >= before:
             continue
         try:
-            return Found(path, read(path), tuple(faults))
+            return Found(path, read_checkpoint(path), tuple(faults))
         except UsageError as fault:
             faults.append(str(fault))
     if faults:
@@ -197,7 +197,7 @@ def newest(run: Path, before: int | None = None) -> Found | None:
 
 def tidy(run: Path, iteration: int) -> None:
     """Remove what a run that goes on from ``iteration`` has no use for: later checkpoints, and halves that a kill has left."""
-    for path in listed(run):
+    for path in checkpoints_in(run):
         if iteration_of(path) > iteration:
             files.remove(path)
     for folder in (run, run / FOLDER):

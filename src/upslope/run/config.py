@@ -18,7 +18,7 @@ from upslope.run.control_settings import EnvSettings, PolicySettings, RunSetting
 from upslope.run.folder import Output
 from upslope.run.language_settings import LanguageRunSettings, ModelSettings, TaskSettings
 from upslope.run.load import Run, check_format, named_environment, read_json
-from upslope.run.methods import Needs, algorithm_named, check_algorithm, family_of, made, name_of, relative, start_of
+from upslope.run.methods import Needs, algorithm_named, check_method, family_of, made, name_of, relative, start_of
 from upslope.run.settings import check_imports_nothing, check_names, flat_config, plain_value, replaced, settings_of, to_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         world = self.world or ("language" if self.env_id is None else "control")
         name = self.name or name_of(self.algorithm)
-        check_algorithm(self.algorithm, name)
+        check_method(self.algorithm, name)
         parts = WORLDS[world]
         filled: dict[str, Any] = {"world": world, "name": name, "settings": self.settings or parts.settings()}
         filled |= {"policy": self.policy or parts.policy(), "problem": self.problem or parts.problem()}

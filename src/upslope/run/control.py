@@ -25,7 +25,7 @@ from upslope.run.load import Run
 from upslope.run.process import check_device, one_thread
 from upslope.run.report import FIELDS
 from upslope.run.session import Session
-from upslope.run.train import RunState, compiled
+from upslope.run.train import RunState, compiled_paths
 from upslope.run.world import Evaluated, World
 
 SLOW_TO_MAKE = 0.5  # seconds for one environment from which on an evaluation makes a single one
@@ -173,7 +173,7 @@ class Control(World[control.ActorCritic]):
         if self.evaluator is None:
             self.evaluator = self.make_evaluator()
         self.evaluator.cut_after = self.schedule.cut_after
-        return self.evaluator(compiled().fast_policy(self.policy) if self.settings.fast else self.policy, episodes)
+        return self.evaluator(compiled_paths().fast_policy(self.policy) if self.settings.fast else self.policy, episodes)
 
     def make_evaluator(self, *, in_training: bool = False) -> Evaluator:
         """Plays fresh episodes, each call others; its seeds lie far from those of the training environments.

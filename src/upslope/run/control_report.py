@@ -10,7 +10,7 @@ from upslope.run.config import RunConfig
 from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
-from upslope.run.report import STOPPED, climbing, passes, plural
+from upslope.run.report import STOPPED, climbing, epochs_line, plural
 
 LARGE, SMALL = 100.0, 1e-3  # numbers of the observation beyond saturate a network's first layer, and up to here they hardly reach it
 LARGE_PIXEL = 10.0
@@ -71,7 +71,7 @@ def natural(update: Any, transitions: int | None) -> str:
         searched = hasattr(update, "num_backtracks")
         length = f"to a mean KL of {'at most' if searched else 'about'} {update.max_kl:g}{' by line search' if searched else ''}"
     step = f"one natural-gradient step {length} ({plural(update.num_cg_steps, 'conjugate-gradient iteration')}, damping {update.damping:g})"
-    critic = passes(update.num_value_epochs, update.num_value_minibatches, transitions)
+    critic = epochs_line(update.num_value_epochs, update.num_value_minibatches, transitions)
     return f"{step}; critic: {critic}, learning rate {update.value_learning_rate:g}"
 
 

@@ -119,12 +119,12 @@ def names(runs: Sequence[Run]) -> list[str]:
     Runs with one name have the same settings but for the seed. A setting that not all of them recorded does not count.
     """
     found: list[str] = []
-    known = [(run.env_id, run.algorithm, settings_of(run)) for run in runs]
+    known = [(run.env_id, run.algorithm, result_settings(run)) for run in runs]
     unnamed: dict[str, list[list[str]]] = {}
     for env_id, algorithm, settings in known:
         alike = [others for *where, others in known if where == [env_id, algorithm]]
         shared = [key for key in settings if all(key in others for others in alike)]
-        differ = [f"{key.rpartition('.')[2]} {shown(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
+        differ = [f"{key.rpartition('.')[2]} {value_text(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
         name = ", ".join([algorithm.upper(), *differ[:MAX_NAMED]])
         if len(differ) > MAX_NAMED:
             others = unnamed.setdefault(name, [])
@@ -135,13 +135,13 @@ def names(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def result_settings(run: Run) -> dict[str, Any]:
     """A run's configuration by flat names, without what does not change what is learned."""
     known = flattened(run.config).items()
     return {name: value for name, value in known if not name.startswith(UNNAMED) and name not in WITHOUT_EFFECT}
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -150,7 +150,7 @@ def repeated(runs: Sequence[Run]) -> dict[Path, Path]:
     kept: dict[Any, Run] = {}
     found: dict[Path, Path] = {}
     for run in runs:
-        key = repr((run.env_id, run.algorithm, run.config["settings"].get("seed"), settings_of(run)))
+        key = repr((run.env_id, run.algorithm, run.config["settings"].get("seed"), result_settings(run)))
         other = kept.setdefault(key, run)
         if other is run:
             continue

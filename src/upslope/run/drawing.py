@@ -125,7 +125,7 @@ def svg(figure: Any) -> str:
     return re.sub(r' id="[\w.]+_\d+"', "", f"<svg{element}")  # every picture has a figure_1; a page has several pictures
 
 
-def shown(text: str, width: int = 90) -> str:
+def drawable(text: str, width: int = 90) -> str:
     """Text of others on a picture: control characters and halves of characters as ``\\uXXXX``, and not longer than there is room."""
     line = printable(" ".join(text.split())).encode("utf-8", "backslashreplace").decode()
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -142,7 +142,7 @@ def tick_texts(marks: Sequence[float]) -> list[str]:
     return ["0" if abs(mark) < step / 2 else f"{mark / unit:,.{digits}f}{suffix}".replace("-", "−") for mark in marks]
 
 
-def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> Array:
+def spread_labels(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> Array:
     """Middles of labels between ``low`` and ``high``, in the order of the wanted places and as near to them as none overlaps another.
 
     With m_i the middle of label i when all are stacked without gaps, wanted_i − m_i has to grow with i: isotonic regression.
@@ -190,7 +190,7 @@ def _names(panel: Panel) -> list[Name]:
             color = (line.color, 0.5) if line.faint else line.color
             found.append((line.label, float(line.x[known[-1]]), float(line.y[known[-1]]), color))
     found += [(text, np.inf, value, FAINT) for value, text in panel.levels if text]
-    return [("\n".join(textwrap.wrap(shown(text, 150), 28)), x, y, color) for text, x, y, color in found]
+    return [("\n".join(textwrap.wrap(drawable(text, 150), 28)), x, y, color) for text, x, y, color in found]
 
 
 def _width(figure: Any, text: str) -> float:
@@ -209,7 +209,7 @@ def _place(figure: Any, left: float, bottom: float, width: float, height: float)
 
 def _draw_panel(axes: Any, panel: Panel, names: Sequence[Name], room: tuple[float, float]) -> None:
     """From back to front: bands, curves, levels, axes, names."""
-    axes.set_title(shown(panel.title), x=-0.45 / room[0], pad=28)
+    axes.set_title(drawable(panel.title), x=-0.45 / room[0], pad=28)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label, rotation=0, ha="left", va="bottom")
     axes.yaxis.set_label_coords(-0.45 / room[0], 1 + 0.1 / room[1])
@@ -257,7 +257,7 @@ def _name(axes: Any, names: Sequence[Name], size: tuple[float, float]) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     wanted = [size[1] * (min(max(y, low), high) - low) / (high - low) for _, _, y, _ in names]
     heights = [72 * ROW * (text.count("\n") + 1) for text, *_ in names]
-    for (text, x, y, color), place in zip(names, spread(wanted, heights, -20.0, size[1] + 20.0), strict=True):
+    for (text, x, y, color), place in zip(names, spread_labels(wanted, heights, -20.0, size[1] + 20.0), strict=True):
         stroke = {"arrowstyle": "-", "color": color, "linewidth": 1.6, "shrinkA": 3, "shrinkB": 1, "relpos": (0, 0.5), "patchA": None}
         beside = (size[0] + 72 * LABEL_GAP, place)
         early = x < left + 0.95 * (right - left) or not low <= y <= high
@@ -272,7 +272,7 @@ def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width:
 
         height, floor = 0.36 * len(names), 0.45
         figure: Any = Figure(figsize=(width, TOP + height + floor))
-        rows = [shown(name, 40) for name in names]
+        rows = [drawable(name, 40) for name in names]
         left = 0.35 + max(_width(figure, row) for row in rows)
         room = (width - left) / len(measures)
         for index, measure in enumerate(measures):
@@ -280,7 +280,7 @@ def draw_dots(title: str, names: Sequence[str], measures: Sequence[Dots], width:
             axes.set_yticks(range(len(rows)), rows if index == 0 else [""] * len(rows), color=INK)
             axes.set_ylim(len(rows) - 0.5, -0.5)
             _draw_column(axes, measure)
-        figure.text(0.2 / width, 1 - 0.2 / (TOP + height + floor), shown(title), va="top", fontsize=14, fontweight="bold")
+        figure.text(0.2 / width, 1 - 0.2 / (TOP + height + floor), drawable(title), va="top", fontsize=14, fontweight="bold")
         return figure
 
 
@@ -308,11 +308,11 @@ def _mark_logarithmic(axes: Any) -> None:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, round(decades / 5)))
     marks = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if decades < 1.8 else (1,))]
     marks = [mark for mark in marks if low <= mark <= high]
-    axes.set_xticks(marks, [short(mark) for mark in marks])
+    axes.set_xticks(marks, [short_number(mark) for mark in marks])
     axes.minorticks_off()
 
 
-def short(number: float) -> str:
+def short_number(number: float) -> str:
     """``0.2``, ``50``, ``20k``, ``1M``: narrow enough to stand beside its neighbors."""
     unit, suffix = (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1.0, "")
     return f"{number / unit:g}{suffix}"

@@ -133,7 +133,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON object, atomically; numbers that are not finite become null."""
-        self.write_bytes(name, (json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n").encode())
+        self.write_bytes(name, (json.dumps(finite_or_none(value), indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
         files.write_bytes(self.path / name, content)
@@ -142,7 +142,7 @@ class RunFolder:
         try:
             if name not in self._open:
                 self._open[name] = files.open_to_append(self.path / name)
-            text = "".join(map(line, rows))
+            text = "".join(map(json_line, rows))
             self._open[name].write(text)
             self._open[name].flush()
             self.checksums[name] = zlib.crc32(text.encode(), self.checksums.get(name, 0))
@@ -177,21 +177,21 @@ class RunFolder:
         self.close()
 
 
-def line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, Any]) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError):  # a number that JSON cannot hold, a mapping that it does not know
-        return json.dumps(finite(row), ensure_ascii=False) + "\n"
+        return json.dumps(finite_or_none(row), ensure_ascii=False) + "\n"
 
 
-def finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """The same value with numbers that JSON cannot hold (NaN, infinities) as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in cast("Mapping[str, Any]", value).items()}
+        return {key: finite_or_none(item) for key, item in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in cast("list[Any]", value)]
+        return [finite_or_none(item) for item in cast("list[Any]", value)]
     return value
 
 

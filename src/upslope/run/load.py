@@ -196,7 +196,7 @@ class Run:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # UsageError is a ValueError
             raise damaged(path, f"it does not describe a policy ({error})") from error
         described = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
-        check_size(weights, 2 * described + MAX_HEADER_BYTES)  # tensors of another policy are named by load_state
+        check_file_size(weights, 2 * described + MAX_HEADER_BYTES)  # tensors of another policy are named by load_state
         load_state(policy, read_safetensors(weights), weights)
         return policy.eval().requires_grad_(False)
 
@@ -233,7 +233,7 @@ def is_model_folder(path: str | Path) -> bool:
     try:
         if not file.is_file():  # a pipe would be waited for
             return False
-        check_size(file, MAX_JSON_BYTES)
+        check_file_size(file, MAX_JSON_BYTES)
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(file, error) from error
@@ -306,7 +306,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def check_size(path: Path, most: int) -> None:
+def check_file_size(path: Path, most: int) -> None:
     """Refuse a file that is larger than what it should hold, before memory is taken for it."""
     if path.exists() and (size := path.stat().st_size) > most:
         raise damaged(path, f"it has {size:,} bytes, expected at most {most:,}")
@@ -316,7 +316,7 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
     """The text in a file of at most so many bytes; raises :class:`UsageError` that names the file."""
     try:
         check_inside(path)
-        check_size(path, most)
+        check_file_size(path, most)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"run folder {path.parent}: it has no {path.name}") from error

@@ -162,11 +162,11 @@ def algorithm_named(name: str, world: str) -> Any:
 def made(found: Any, name: str) -> Any:
     """The algorithm that a user's name stands for: an instance, or a class with a default for every field; UsageError for what it lacks."""
     algorithm = instance_of(found, f"algorithm: {name}", "give every field a default")
-    check_algorithm(algorithm, name)
+    check_method(algorithm, name)
     return algorithm
 
 
-def check_algorithm(algorithm: EitherAlgorithm, name: str) -> None:
+def check_method(algorithm: EitherAlgorithm, name: str) -> None:
     wanted = ("learn", "start") if hasattr(algorithm, "learn") else ("estimate", "objective", "update")
     missing = [member for member in wanted if not hasattr(algorithm, member)]
     require(not missing, f"algorithm: {name} has no {' and no '.join(missing)}; an algorithm has {', '.join(wanted)}, as PPO does")

@@ -26,7 +26,7 @@ DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gy
 GIF_WIDTH, GIF_RATE = 480, 25  # pixels and frames per second: enough to watch, small enough to mail
 
 
-def record(
+def write_animation(
     run: Run,
     path: Path,
     *,
@@ -44,7 +44,7 @@ def record(
     require(can_write, f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
     player, name = run.chosen_policy(policy), run.environment(env)
     with one_thread(player):
-        frames, returns, rate, whole = play(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
+        frames, returns, rate, whole = play_frames(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
     folder_for(path)
     (write_gif if kind == ".gif" else write_mp4)(path, frames, rate)
     played = ", ".join(f"{value:.1f}" for value in returns)
@@ -115,7 +115,7 @@ def frame_of(env: Any, name: str) -> Frame:
     return array
 
 
-def play(
+def play_frames(
     policy: control.ActorCritic, name: str, options: Mapping[str, Any], episodes: int, seed: int, max_steps: int, *, greedy: bool
 ) -> tuple[list[Frame], list[float], float, bool]:
     """Frames, returns of the episodes, the environment's frames per second, and whether the last episode was seen to its end."""

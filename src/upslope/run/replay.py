@@ -18,9 +18,9 @@ from torch import Tensor
 from upslope.errors import Diverged, UsageError
 from upslope.records import Algorithm, Batch, Policy, State
 from upslope.run.capsule import CAPSULE, copy_of, tensors_of, write_tensors
-from upslope.run.checkpoints import iteration_of, listed, newest
+from upslope.run.checkpoints import checkpoints_in, iteration_of, newest
 from upslope.run.config import RunConfig
-from upslope.run.folder import Output, line
+from upslope.run.folder import Output, json_line
 from upslope.run.load import Run, damaged, read_json, read_safetensors
 from upslope.run.session import Session
 from upslope.run.train import RunState, load_policy_state, policy_state
@@ -170,10 +170,10 @@ def compare(taken: Replay, run: Run, row: State | None, capsule: State | None) -
             taken.differs += [f"the minibatch that failed: {name[1:]}" for name in differences(then, again)]
         taken.differs += [] if said == failed else [f"it ended with {said or 'no error'}, recorded is {failed or 'none'}"]
     elif row is not None:
-        again = json.loads(line({name: value for name, value in taken.metrics.items() if name in row}))
+        again = json.loads(json_line({name: value for name, value in taken.metrics.items() if name in row}))
         taken.compared = list(again)
         taken.differs += [f"metrics: {name[1:]}" for name in differences({name: row[name] for name in again}, again)]
-    if any(iteration_of(path) == taken.iteration for path in listed(run.path)):
+    if any(iteration_of(path) == taken.iteration for path in checkpoints_in(run.path)):
         kept = newest(run.path, before=taken.iteration + 1)
         if kept is not None and iteration_of(kept.path) == taken.iteration:
             after = {name.removeprefix("after/"): tensor for name, tensor in taken.tensors.items() if name.startswith("after/")}

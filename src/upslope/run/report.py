@@ -224,7 +224,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('batch') else 's'}"
 
 
-def passes(epochs: int, minibatches: int, transitions: int | None = None) -> str:
+def epochs_line(epochs: int, minibatches: int, transitions: int | None = None) -> str:
     """``10 epochs of 4 minibatches of 64``; the size only where it is known."""
     size = "" if transitions is None else f" of {transitions // minibatches:,}"
     return f"{plural(epochs, 'epoch')} of {plural(minibatches, 'minibatch')}{size}"
@@ -232,7 +232,7 @@ def passes(epochs: int, minibatches: int, transitions: int | None = None) -> str
 
 def climbing(update: Any, transitions: int | None = None) -> str:
     """``10 epochs of 4 minibatches of 64, learning rate 0.003 (linear schedule)``."""
-    size = passes(getattr(update, "num_epochs", 1), getattr(update, "num_minibatches", 1), transitions)
+    size = epochs_line(getattr(update, "num_epochs", 1), getattr(update, "num_minibatches", 1), transitions)
     rate = f", learning rate {update.learning_rate:g}" if hasattr(update, "learning_rate") else ""
     schedule = getattr(getattr(update, "schedule", None), "__name__", "constant")
     return f"{size}{rate}{'' if schedule == 'constant' else f' ({schedule} schedule)'}"

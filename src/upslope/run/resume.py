@@ -22,7 +22,7 @@ import torch
 from upslope import files
 from upslope.errors import UsageError, describe_error, require
 from upslope.records import State, Stateful
-from upslope.run.checkpoints import FOLDER, listed, newest
+from upslope.run.checkpoints import FOLDER, checkpoints_in, newest
 from upslope.run.folder import LOCK, versions
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run, damaged
 from upslope.run.settings import flat_config
@@ -59,7 +59,7 @@ class Stopped:
         Raises:
             UsageError: it has left nothing to go on from, and why; or it has made all of its steps.
         """
-        seen = (listed(run.path), run.finished)
+        seen = (checkpoints_in(run.path), run.finished)
         found = newest(run.path)
         unit = "iterations" if config.world == "language" else "total_steps"
         planned, before = getattr(config.settings, unit), run.config["settings"].get(unit)
@@ -94,7 +94,7 @@ class Stopped:
         now = Run.load(path)
         return (
             self
-            if (listed(path), now.finished) == ([path / FOLDER / each.name for each in self.seen[0]], self.seen[1])
+            if (checkpoints_in(path), now.finished) == ([path / FOLDER / each.name for each in self.seen[0]], self.seen[1])
             else self.of(now, config)
         )
 
@@ -117,7 +117,7 @@ class Stopped:
 
     def changed(self, now: Mapping[str, Any]) -> str:
         """What around the run is not what it was, and what that means; '' where all is."""
-        found = differences(self.state["surroundings"], now)
+        found = changed_surroundings(self.state["surroundings"], now)
         return f"not to the bit what it would have been: {found}" if found else ""
 
 
@@ -222,7 +222,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_surroundings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What is not as it was when the checkpoint was written, briefly; '' where all is."""
     return ", ".join(f"{name} {then.get(name)} → {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name))
 
@@ -260,7 +260,7 @@ def rows_until(folder: Path, state: State) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / GROWING[0]).read_bytes()[: lengths[GROWING[0]]].splitlines()]
 
 
-def cut(folder: Path, lengths: Mapping[str, int]) -> None:
+def cut_files(folder: Path, lengths: Mapping[str, int]) -> None:
     """Cut the growing files to what they had at the checkpoint: later rows, and a half line, are computed again.
 
     Raises:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from upslope.errors import Diverged, RunFault, UsageError, describe_error
 from upslope.run.capsule import keep_capsule
-from upslope.run.checkpoints import tidy, write
+from upslope.run.checkpoints import tidy, write_checkpoint
 from upslope.run.evaluations import Failures, Point, Points
-from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite, is_kept, versions
+from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite_or_none, is_kept, versions
 from upslope.run.health import WATCHED, findings, restarts_of
 from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_text, progress_for
-from upslope.run.resume import CHECKPOINT_SHARE, Stopped, attach, cut, locked, remembering, rows_until, sizes, surroundings
+from upslope.run.resume import CHECKPOINT_SHARE, Stopped, attach, cut_files, locked, remembering, rows_until, sizes, surroundings
 from upslope.run.saving import SavePace
 from upslope.run.settings import flat_config
 from upslope.run.train import Callback, RunState, compiled_text, train
@@ -225,7 +225,7 @@ class Session:
         self.save_in_time()
 
     def _remember_row(self, row: Mapping[str, Any]) -> None:
-        self.rows.append(finite({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row}))
+        self.rows.append(finite_or_none({name: row[name] for name in (*self.world.kept, *WATCHED) if name in row}))
 
     def _evaluate(self, episodes: int) -> Mapping[str, float]:
         """An evaluation on fresh episodes; keeps the best policy and sees whether the goal is reached."""
@@ -299,7 +299,7 @@ class Session:
             state: dict[str, Any] = {"run": self.state.state_dict(), "session": session, "world": self.world.state_dict()}
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started
             state |= {"files": sizes(self.folder.path), "checksums": dict(self.folder.checksums), "surroundings": self.surroundings}
-            write(self.folder.path, self.state.iteration, state)
+            write_checkpoint(self.folder.path, self.state.iteration, state)
         except RunFault:  # it cannot be written
             raise
         except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
@@ -347,7 +347,7 @@ class Session:
         if self.writes or self.resumed is None:
             return
         self.writes = True
-        cut(self.folder.path, self.resumed.state["files"])
+        cut_files(self.folder.path, self.resumed.state["files"])
         tidy(self.folder.path, self.resumed.iteration)
         (self.folder.path / "summary.json").unlink(missing_ok=True)
         self._write_config()

@@ -187,8 +187,8 @@ def train(
     for callback in callbacks:
         if hasattr(callback, "begin"):
             cast(Any, callback).begin(state)
-    choose = compiled().CompiledPaths() if fast else None
-    with shown(state, False if progress is None and callbacks else progress) as show:
+    choose = compiled_paths().CompiledPaths() if fast else None
+    with progress_shown(state, False if progress is None and callbacks else progress) as show:
         while state.fraction < 1.0:
             update: Any = getattr(state.algorithm, "update", None)
             actor: Any = state.policy
@@ -203,7 +203,7 @@ def train(
 
 
 @contextlib.contextmanager
-def shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunState], None]]:
+def progress_shown(state: RunState, progress: bool | None) -> Generator[Callable[[RunState], None]]:
     """What draws the progress after an iteration, and its end."""
     if progress is False or (progress is None and not watched()):
         yield lambda state: None
@@ -264,7 +264,7 @@ def check_parts(algorithm: object, policy: object, collect: object) -> bool:
     return online
 
 
-def compiled() -> ModuleType:
+def compiled_paths() -> ModuleType:
     """The module that chooses what of an update and of an acting policy is compiled (:mod:`upslope.fast.twins`)."""
     from upslope.fast import twins  # loads the compiler, and Gymnasium for the policies that it knows
 
@@ -275,4 +275,4 @@ def compiled_text(algorithm: object, policy: object, collect: object, *, fast: b
     """What of an update is compiled, and why not the rest."""
     if not fast:
         return "in PyTorch, as --no-fast says"
-    return compiled().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")
+    return compiled_paths().explain(algorithm, policy, "group" if hasattr(collect, "group_size") else "step")

@@ -66,16 +66,16 @@ def verify_resume(config: RunConfig, folder: Path, *, iterations: int = 6, kill_
     if not 1 <= kill_at < iterations:
         raise UsageError(f"kill_at: expected 1 to {iterations - 1}, before the last of the {iterations} iterations, found {kill_at}")
     whole, killed = folder / "whole", folder / "killed"
-    in_process("the uninterrupted run", config, whole, StopAt(iterations))
-    code = in_process("the run to be killed", config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
+    run_in_process("the uninterrupted run", config, whole, StopAt(iterations))
+    code = run_in_process("the run to be killed", config, killed, StopAt(kill_at, kill=True), expected=-signal.SIGKILL)
     require(code != 0, f"kill_at: the run was over before iteration {kill_at + 1} ended; give it a larger budget")
     found = newest(killed)
     resumed_at = 0 if found is None else int(found.state["run"]["iteration"])
-    in_process("the resumed run", config, killed, StopAt(iterations), resume=True)
-    return compared(whole, killed, resumed_at)
+    run_in_process("the resumed run", config, killed, StopAt(iterations), resume=True)
+    return compare_runs(whole, killed, resumed_at)
 
 
-def compared(whole: Path, killed: Path, resumed_at: int) -> Verdict:
+def compare_runs(whole: Path, killed: Path, resumed_at: int) -> Verdict:
     """Rows and states of two run folders side by side."""
     rows, others = (Run.load(path).metrics() for path in (whole, killed))
     differs = [] if len(rows) == len(others) else [f"metrics.jsonl: {len(rows)} rows, resumed {len(others)}"]
@@ -100,7 +100,7 @@ def compared_parts(state: State) -> State:
 # -------------------------------------------------------------------------------------------------------------- processes
 
 
-def in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, resume: bool = False, expected: int = 0) -> int:
+def run_in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, resume: bool = False, expected: int = 0) -> int:
     """Carry out a run in a separate process and wait for it; the exit code, which is 0 or ``expected``."""
     answers = multiprocessing.get_context("spawn")
     received, sent = answers.Pipe(duplex=False)

@@ -53,8 +53,8 @@ def ladder(
             for rung in RUNGS:
                 climbs = [climb(what, rung, seed, budget) for seed in range(seeds)]
                 fields["rungs"].append(found_on(what, rung, climbs, noise[rung.key], budget))
-                say(line(fields["rungs"][-1]))
-                write(folder, fields)
+                say(rung_line(fields["rungs"][-1]))
+                write_report(folder, fields)
             fields["status"] = "finished"
         except KeyboardInterrupt:
             fields["status"] = "interrupted"
@@ -63,7 +63,7 @@ def ladder(
             raise
         finally:
             fields["seconds"] = round(time.perf_counter() - started, 2)
-            write(folder, fields)
+            write_report(folder, fields)
             if fields["rungs"]:
                 title, every = f"The ladder on {task}, {seeds} seeds", range(len(fields["rungs"]))
                 save(picture(fields, (10.0, 6.2), every, title=title, named=True), folder.path / "ladder.png")
@@ -99,12 +99,12 @@ def flag_value(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if is_kind(value, tuple) else str(value)
 
 
-def line(rung: dict[str, Any]) -> str:
+def rung_line(rung: dict[str, Any]) -> str:
     variance = rung["gradient"]["relative_variance"]
     noise = "" if variance is None else f"   gradient noise {variance:8.3g}"
     return f"{rung['name']:<24} return {interval(rung['final']):<26}{noise}   {rung['seconds']['median']:.2f} s"
 
 
-def write(folder: RunFolder, fields: dict[str, Any]) -> None:
+def write_report(folder: RunFolder, fields: dict[str, Any]) -> None:
     folder.write_json("ladder.json", fields)
     folder.write_bytes("index.html", page(fields, folder.shown).encode())

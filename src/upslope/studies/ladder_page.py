@@ -37,7 +37,7 @@ COLORS = (
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def number(x: float | None, digits: int = 4) -> str:
+def few_digits(x: float | None, digits: int = 4) -> str:
     """A few digits, a true minus sign: ``−11.66``, ``5.6``, ``1.2e+05``."""
     if x is None or not math.isfinite(x):
         return "–"
@@ -46,7 +46,7 @@ def number(x: float | None, digits: int = 4) -> str:
 
 def interval(found: Found) -> str:
     """``5.58 [5.57, 5.59]``."""
-    return f"{number(found['mean'])} [{number(found['low'])}, {number(found['high'])}]"
+    return f"{few_digits(found['mean'])} [{few_digits(found['low'])}, {few_digits(found['high'])}]"
 
 
 def times(x: float, before: float) -> str:
@@ -74,7 +74,7 @@ def picture(found: Found, size: tuple[float, float], shown: Sequence[int], *, ti
         lines.insert(0, Line(steps, curve(shown[0] - 1, "mean"), FAINT, width=1.5, faint=True))
     drawn = np.array([task.best, *(v for i in range(len(rungs)) for name in ("low", "high") for v in curve(i, name))])
     limits = float(np.nanmin(drawn)), float(np.nanmax(drawn))
-    best = [(task.best, f"best: {number(task.best)}" if named else "")]
+    best = [(task.best, f"best: {few_digits(task.best)}" if named else "")]
     return draw([Panel(title, "environment steps", "return (mean, 95 % interval)", lines, best, limits)], size)
 
 
@@ -87,19 +87,19 @@ def element(figure: Any) -> Markup:
 # -------------------------------------------------------------------------------------------------------------- text
 
 
-def compared(rung: Found, before: Found | None, found: Found) -> str:
+def compare_rungs(rung: Found, before: Found | None, found: Found) -> str:
     """What the numbers say about a rung, beside the rung before it."""
     end, noise, seconds = rung["final"], rung["gradient"]["relative_variance"], rung["seconds"]["median"]
     parts = [f"Ends at {interval(end)}"]
     if before is not None:
         other = before["final"]
         verdict = "more" if end["low"] > other["high"] else "less" if end["high"] < other["low"] else "the intervals overlap"
-        parts = [f"Ends at {interval(end)}, the rung before at {number(other['mean'])}: {verdict}"]
+        parts = [f"Ends at {interval(end)}, the rung before at {few_digits(other['mean'])}: {verdict}"]
     if noise is None:
         parts.append(f"the gradient does not stand out of its noise in {found['gradient']['episodes']:,} episodes")
     else:
         against = "" if before is None or not before["gradient"]["relative_variance"] else before["gradient"]["relative_variance"]
-        parts.append(f"gradient noise {number(noise, 3)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
+        parts.append(f"gradient noise {few_digits(noise, 3)}" + (f", {times(noise, against)} that of the rung before" if against else ""))
     last = f"{seconds:.2f} s" + ("" if before is None else f", {times(seconds, before['seconds']['median'])} the time")
     return "; ".join([*parts, last]) + "."
 
@@ -110,8 +110,8 @@ def bias(rung: Found, scale_free: bool) -> str:
     if "bias" not in found:
         return ""
     if scale_free:
-        return f"Its gradient has another scale; its cosine to the exact one is {number(found['cosine'])}."
-    by, chance = number(found["bias"], 2), number(found["bias_by_chance"], 2)
+        return f"Its gradient has another scale; its cosine to the exact one is {few_digits(found['cosine'])}."
+    by, chance = few_digits(found["bias"], 2), few_digits(found["bias_by_chance"], 2)
     off = f"its mean is off by {by} of the exact gradient's length, where chance explains {chance}"
     return f"Biased here: {off}." if found["biased"] else f"No bias to be seen: {off}."
 
@@ -147,7 +147,7 @@ def cards(found: Found, folder: Path) -> list[dict[str, Any]]:
     for index, (rung, here) in enumerate(zip(RUNGS, rungs, strict=False)):
         note = rung.coincides.get(found["task"], "")
         before = rungs[index - 1] if index and not note else None
-        parts = [note, compared(here, before, found), bias(here, rung.scale_free)]
+        parts = [note, compare_rungs(here, before, found), bias(here, rung.scale_free)]
         drawn = element(picture(found, (3.6, 2.4), [index]))
         card = {"rung": rung, "found": here, "measured": " ".join(filter(None, parts)), "picture": drawn}
         links = {"method": link(rung.file, folder), "test": link(rung.test, folder)}
@@ -164,4 +164,4 @@ def page(found: Found, folder: Path) -> str:
     wide = element(picture(found, (10.0, 4.6), every, named=True)) if every else ""
     narrow = element(picture(found, (3.8, 3.3), every)) if every else ""
     shown = {"found": found, "task": TASKS[found["task"]], "count": len(RUNGS), "cards": cards(found, folder), "colors": COLORS}
-    return environment.get_template("ladder.html").render(**shown, wide=wide, narrow=narrow, number=number)
+    return environment.get_template("ladder.html").render(**shown, wide=wide, narrow=narrow, number=few_digits)

@@ -113,7 +113,7 @@ def measure(estimators: Mapping[str, Any], policy: Policy, rollout: Rollout, ref
         RunFault: a gradient that is not finite.
     """
     check_episodes(rollout)
-    check_size(policy, len(rollout.mask))
+    check_memory(policy, len(rollout.mask))
     rng = np.random.default_rng(seed)
     return [measure_one(name, algorithm, policy, rollout, reference, rng) for name, algorithm in estimators.items()]
 
@@ -162,7 +162,7 @@ def unit_gradients(algorithm: Algorithm, policy: Policy, rollout: Rollout, *, un
 # ------------------------------------------------------------------------------------------------------------ rollouts
 
 
-def join(rollouts: list[Rollout]) -> Rollout:
+def concatenated(rollouts: list[Rollout]) -> Rollout:
     """Rollouts below each other, shorter ones masked behind their end."""
     longest, axis = max(rollout.mask.shape[-1] for rollout in rollouts), rollouts[0].mask.dim() - 1
 
@@ -187,7 +187,7 @@ def check_episodes(rollout: Rollout) -> None:
         raise UsageError(f"rollout: row {row} holds {int(ends[row])} ends, expected 1: collect whole episodes, one in each row")
 
 
-def check_size(policy: Policy, units: int) -> None:
+def check_memory(policy: Policy, units: int) -> None:
     """Refuse more gradients than memory holds: all of an estimator's are kept until their inner products are known."""
     count = sum(p.numel() for p in policy.parameters())
     most = MAX_NUMBERS // max(1, count)

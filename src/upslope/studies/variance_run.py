@@ -23,7 +23,7 @@ from upslope.run.load import Run
 from upslope.run.process import one_thread
 from upslope.run.report import plural
 from upslope.studies.estimators import DEFAULT, ESTIMATORS, estimator_of, reinforce
-from upslope.studies.variance import Measurement, Reference, join, measure
+from upslope.studies.variance import Measurement, Reference, concatenated, measure
 from upslope.tabular.chains import endless_start
 from upslope.typed import norm
 from upslope.updates.fisher import reached
@@ -285,7 +285,7 @@ def finite_problem(env_id: str, **options: Any) -> tabular.MDP | None:
 def episodes(collect: Any, policy: object, count: int) -> Rollout:
     """``count`` whole episodes, one a row, from as many recordings as that takes; groups are kept whole."""
     played = -(-count // collect.num_envs)
-    rollout = join([collect(policy) for _ in range(played)])
+    rollout = concatenated([collect(policy) for _ in range(played)])
     rows = -(-count * len(rollout.mask) // (played * collect.num_envs))
     return map_tensors(rollout, lambda x: x[:rows])
 

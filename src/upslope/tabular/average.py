@@ -14,7 +14,7 @@ from upslope.records import Policy, offers
 from upslope.tabular.arguments import check_whole
 from upslope.tabular.chains import TabularPolicy, chain, policy_table, reachable
 from upslope.tabular.enumeration import flat_gradient, trajectories
-from upslope.tabular.gradients import STEP, differences
+from upslope.tabular.gradients import STEP, central_differences
 from upslope.tabular.mdp import MDP
 from upslope.typed import as_list, solve
 
@@ -67,7 +67,7 @@ def gradient_by_autograd(mdp: MDP, policy: TabularPolicy) -> Tensor:
 
 def gradient_by_differences(mdp: MDP, policy: TabularPolicy, step: float = STEP) -> Tensor:
     """∇r̄ by central differences, ``[P]``; right to about 1e-9."""
-    return differences(lambda: objective(mdp, policy), policy, step)
+    return central_differences(lambda: objective(mdp, policy), policy, step)
 
 
 def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, horizon: int = 1) -> Tensor:

@@ -39,7 +39,7 @@ def gradient_by_autograd(mdp: MDP, policy: TabularPolicy, gamma: float) -> Tenso
 
 def gradient_by_differences(mdp: MDP, policy: TabularPolicy, gamma: float, step: float = STEP) -> Tensor:
     """``(J(θ + step e_i) − J(θ − step e_i)) / 2 step`` for each parameter, ``[P]``; right to about 1e-9."""
-    return differences(lambda: exact.objective(mdp, policy, gamma), policy, step)
+    return central_differences(lambda: exact.objective(mdp, policy, gamma), policy, step)
 
 
 def gradient_by_enumeration(mdp: MDP, policy: TabularPolicy, gamma: float, horizon: int | None = None) -> Tensor:
@@ -62,12 +62,12 @@ def product_rule(mdp: MDP, policy: TabularPolicy, gamma: float, step: float = ST
     """
     with torch.no_grad():
         eta, reward = exact.visitation(mdp, policy, gamma), (policy_table(mdp, policy) * mdp.reward).sum(-1)
-    through_visits = differences(lambda: (exact.visitation(mdp, policy, gamma) * reward).sum(), policy, step)
-    return through_visits, differences(lambda: (eta * (policy_table(mdp, policy) * mdp.reward).sum(-1)).sum(), policy, step)
+    through_visits = central_differences(lambda: (exact.visitation(mdp, policy, gamma) * reward).sum(), policy, step)
+    return through_visits, central_differences(lambda: (eta * (policy_table(mdp, policy) * mdp.reward).sum(-1)).sum(), policy, step)
 
 
 @torch.no_grad()
-def differences(function: Callable[[], Tensor], policy: TabularPolicy, step: float = STEP) -> Tensor:
+def central_differences(function: Callable[[], Tensor], policy: TabularPolicy, step: float = STEP) -> Tensor:
     """Central differences of a number that depends on the policy's parameters, ``[P]``; the parameters are left as they were."""
     check_number("step", step)
     require(step > 0, f"step: expected a number > 0, found {step}")

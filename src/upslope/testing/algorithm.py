@@ -11,9 +11,9 @@ from upslope.errors import is_kind, require
 from upslope.records import Algorithm, Batch, Rollout, map_tensors
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
-from upslope.testing.contract import expect, one_line, same
-from upslope.testing.estimates import Estimator, describe, nothing
-from upslope.testing.probes import Probe, probe, rows
+from upslope.testing.contract import expect, nearly_equal, user_errors
+from upslope.testing.estimates import Estimator, describe_result, nothing
+from upslope.testing.probes import Probe, probe, recording_of
 
 
 def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
@@ -39,12 +39,12 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
 
     Source: FORMULAS sections 3, 6 and 8.
     """
-    require(not isinstance(algorithm, type), f"algorithm: found {describe(algorithm)}")
+    require(not isinstance(algorithm, type), f"algorithm: found {describe_result(algorithm)}")
     for name in ("estimate", "objective", "update"):
         message = f"algorithm: {type(algorithm).__name__} has no {name}; an algorithm has estimate, objective and update"
         expect(hasattr(algorithm, name), message)
     group = isinstance(algorithm, GRPO | RLOO) if group is None else group
-    with one_line(type(algorithm).__name__):
+    with user_errors(type(algorithm).__name__):
         p = probe(probes.RAGGED, getattr(algorithm, "gamma", 1.0))
         rollout = recording(p, group)
         run = Estimator(algorithm, group=group)
@@ -54,7 +54,7 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
         run(p.policy, map_tensors(rollout, lambda x: x))  # one line for what raises
         hint = "hide them with torch.where before anything is multiplied or exponentiated"
         for other in masked_otherwise(rollout):
-            hidden = same(run(p.policy, other).gradient, run(p.policy, rollout).gradient)
+            hidden = nearly_equal(run(p.policy, other).gradient, run(p.policy, rollout).gradient)
             expect(hidden, f"algorithm: masked steps leak into the gradient; {hint}")
         run(p.policy, replace(rollout, reward=torch.ones_like(rollout.reward) * rollout.mask))
         expect(run.not_finite is None, f"algorithm: the gradient is not finite {run.not_finite}; advantages without spread are 0")
@@ -62,7 +62,7 @@ def check_algorithm(algorithm: Algorithm, *, group: bool | None = None) -> None:
 
 def recording(p: Probe, group: bool) -> Rollout:
     """Four rows, the first shorter than the others; or two groups of two, no group's scores all alike."""
-    plain = rows(p.rollout, (0, 1, 1, 2), False)
+    plain = recording_of(p.rollout, (0, 1, 1, 2), False)
     return map_tensors(plain, lambda x: x.view(2, 2, *x.shape[1:]), unit="group") if group else plain
 
 
@@ -126,10 +126,10 @@ def check_weights(run: Estimator, p: Probe, batch: Batch) -> None:
 
     whole, middle = of(batch), batch.num_units // 2
     double = of(replace(batch, weight=2 * batch.weight))
-    expect(same(double, 2 * whole), "algorithm: the objective ignores batch.weight; it is Σ weight · value, F.weighted_sum")
+    expect(nearly_equal(double, 2 * whole), "algorithm: the objective ignores batch.weight; it is Σ weight · value, F.weighted_sum")
     halves = of(batch.select(torch.arange(middle))) + of(batch.select(torch.arange(middle, batch.num_units)))
-    expect(same(halves, whole), "algorithm: micro-batches do not add up to the batch; statistics of a batch belong into estimate")
+    expect(nearly_equal(halves, whole), "algorithm: micro-batches do not add up to the batch; statistics of a batch belong into estimate")
     if batch.num_units < 2:
         return
     first, second = (of(x) * (x.num_units / batch.num_units) for x in batch.minibatches(torch.arange(batch.num_units), 2))
-    expect(same(first + second, whole), "algorithm: minibatches, scaled to the batch's size, do not average to the batch")
+    expect(nearly_equal(first + second, whole), "algorithm: minibatches, scaled to the batch's size, do not average to the batch")

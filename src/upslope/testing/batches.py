@@ -10,9 +10,9 @@ from upslope.records import Batch, map_tensors
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import EPS, Case, Log, separately
-from upslope.testing.contract import factor, length, one_line, points_along, same
+from upslope.testing.contract import factor, nearly_equal, norm_of, points_along, user_errors
 from upslope.testing.mistakes import by_length, target
-from upslope.testing.probes import Probe, probe, rows
+from upslope.testing.probes import Probe, probe, recording_of
 
 
 def alike(case: Case, log: Log) -> None:
@@ -25,7 +25,7 @@ def alike(case: Case, log: Log) -> None:
 def padding(case: Case, log: Log) -> None:
     """Other things in masked columns, and more of them, change nothing."""
     p = probe(probes.RAGGED, case.gamma)
-    clean = rows(p.rollout, (0, 1, 2, 0), case.group, max_steps=6)
+    clean = recording_of(p.rollout, (0, 1, 2, 0), case.group, max_steps=6)
     longer = map_tensors(clean, lambda x: torch.cat([x, x[..., -1:], x[..., -1:], x[..., -1:]], -1))
     hole = ~longer.mask | (torch.arange(longer.mask.shape[-1]) >= clean.mask.shape[-1])
 
@@ -37,11 +37,11 @@ def padding(case: Case, log: Log) -> None:
         return case.full(p.policy, replace(longer, inputs=inputs, **dirty, **empty)).gradient
 
     a, b, c = case.full(p.policy, clean).gradient, filled(0), filled(1)
-    if same(a, b) and same(a, c):
+    if nearly_equal(a, b) and nearly_equal(a, c):
         return
     leaked, leaked_by_other = (x.view(-1, 2)[3] for x in (b, c))
-    of_actions = not same(leaked, leaked_by_other) or length(leaked) == 0  # an entropy does not ask for the action
-    change = length(a - b) / max(length(a), 1e-12)
+    of_actions = not nearly_equal(leaked, leaked_by_other) or norm_of(leaked) == 0  # an entropy does not ask for the action
+    change = norm_of(a - b) / max(norm_of(a), 1e-12)
     mistake = "padding leaks" if of_actions else "entropy on masked steps"
     log.add(mistake, f"three masked columns more change it by {change:.2g} of its length")
 
@@ -49,14 +49,14 @@ def padding(case: Case, log: Log) -> None:
 def micro_batches(case: Case, log: Log) -> None:
     """An algorithm's objective on two halves of a batch adds up to that of the whole."""
     p = case.main
-    sample = rows(p.rollout, (0, 1, 2, 3), False)
+    sample = recording_of(p.rollout, (0, 1, 2, 3), False)
     if case.group:  # two groups, so that there is something to split
         sample = map_tensors(sample, lambda x: x.view(2, 2, *x.shape[1:]), unit="group")
     batch: Batch = case.full.given.estimate(p.policy, sample).by_unit()
     halves = [batch.select(half) for half in torch.arange(batch.num_units).tensor_split([batch.num_units // 2])]
-    with one_line(f"{case.full.name}.objective", " on a half of a batch"):
+    with user_errors(f"{case.full.name}.objective", " on a half of a batch"):
         whole, first, second = (flat_gradient(case.full.value(p.policy, x), p.policy.preferences) for x in (batch, *halves))
-    if not same(first + second, whole):
+    if not nearly_equal(first + second, whole):
         mistake = "normalized per micro-batch" if factor(first + second, whole) is None else "mean of micro-batch means"
         log.add(mistake, "the halves of a batch do not add up to the whole")
 
@@ -68,7 +68,7 @@ def order(case: Case, log: Log) -> None:
         ("mean of micro-batch means", probe(probes.RAGGED, case.gamma), (0, 0, 1, 2)),
     ):
         turned = [index[i] for i in (0, 2, 1, 3)]  # other halves, and other even and odd rows
-        if not same(case.full.on(p, index), case.full.on(p, turned)):
+        if not nearly_equal(case.full.on(p, index), case.full.on(p, turned)):
             return log.add(mistake, "the order of the rows changes the estimate")
 
 
@@ -77,8 +77,8 @@ def started_before(case: Case, log: Log) -> None:
     if case.form != "discounted" or case.gamma == 1.0:
         return
     fresh, late = (case.plain.on(case.main, (0, 3, 5), first_step=torch.full((3,), n)) for n in (0, 2))
-    if not same(late, case.gamma**2 * fresh):
-        weight = length(late) / length(fresh)
+    if not nearly_equal(late, case.gamma**2 * fresh):
+        weight = norm_of(late) / norm_of(fresh)
         log.add("discount restarted", f"an episode with two steps behind it weighs {weight:.3g}, not γ² = {case.gamma**2:.3g}")
 
 
@@ -87,7 +87,7 @@ def several_in_a_row(case: Case, log: Log) -> None:
     cut = probe(probes.TRUNCATED, case.gamma)
     cut_rows = [int(i) for i in cut.rollout.truncated.any(-1).nonzero()]
     for p, index, kind in ((case.main, (1, 6), "episodes"), (cut, (cut_rows[0], cut_rows[-1]), "truncated episodes")):
-        pair = rows(p.rollout, index, False)
+        pair = recording_of(p.rollout, index, False)
         behind = map_tensors(pair, lambda x: x.reshape(1, -1), max_steps=pair.mask.numel())
         if not points_along(case.plain(p.policy, behind).gradient, case.plain(p.policy, pair).gradient):
             return log.add("ends do not cut", f"two {kind} in one row, against the same two in two rows")
@@ -96,7 +96,7 @@ def several_in_a_row(case: Case, log: Log) -> None:
 def critic(case: Case, log: Log) -> None:
     """A function whose advantage is differentiated hands the critic ``−log π`` as a gradient."""
     p = case.main
-    sample = rows(p.rollout, (1, 2), case.group)
+    sample = recording_of(p.rollout, (1, 2), case.group)
     found = case.full(p.policy, sample).critic
     with torch.no_grad():
         log_prob = p.policy.evaluate(**sample.inputs).log_prob
@@ -139,7 +139,7 @@ def averaged_rows(case: Case, p: Probe, form: str) -> F.AverageOver | None:
         return "constant" if all(separately(y, single[pair].sum(0)) for y, pair in zip(both, pairs, strict=True)) else None
     if not right(length * single):
         return None
-    return "steps" if all(map(same, both, ((length * single)[pair].sum(0) / length[pair].sum() for pair in pairs))) else "sequences"
+    return "steps" if all(map(nearly_equal, both, ((length * single)[pair].sum(0) / length[pair].sum() for pair in pairs))) else "sequences"
 
 
 def averaged_group(case: Case, p: Probe, form: str) -> F.AverageOver | None:
@@ -178,7 +178,7 @@ def comparison(case: Case, log: Log) -> None:
     def baseline(scores: Tensor) -> tuple[float, bool]:
         credit = read(scores)
         slope = (credit[2] - credit[0]) / (scores[2] - scores[0])
-        even = same(credit - credit[0], slope * (scores - scores[0]), EPS)
+        even = nearly_equal(credit - credit[0], slope * (scores - scores[0]), EPS)
         return float(scores[0] - credit[0] / slope), even and bool(slope > 0)
 
     scores, others = (torch.tensor(x, dtype=torch.float64) for x in ((0.0, 1.0, 3.0), (0.0, 1.0, 7.0)))

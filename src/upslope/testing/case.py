@@ -20,10 +20,10 @@ from upslope.errors import UsageError
 from upslope.records import Policy, Rollout, concatenate
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
-from upslope.testing.contract import EXACT, factor, length, same
+from upslope.testing.contract import EXACT, factor, nearly_equal, norm_of
 from upslope.testing.estimates import Estimate, Estimator
 from upslope.testing.mistakes import FORMS, weights
-from upslope.testing.probes import Probe, probe, rows, wave
+from upslope.testing.probes import Probe, probe, recording_of, wave
 
 LARGE = 4096.0
 """Reward of the rows that make a batch's spread. The row that is looked at changes it by some 1e-8 of itself."""
@@ -178,7 +178,7 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
     """Look at an estimator from outside: what does it react to?"""
     plain, group = full.plain(), full.group
     main = probe(probes.GRADED if group else probes.STEPS, full.gamma)
-    sample = rows(main.rollout, (0, 1, 2) if group else (0, 3, 5), group)
+    sample = recording_of(main.rollout, (0, 1, 2) if group else (0, 3, 5), group)
     first = plain(main.policy, sample).gradient
     if not torch.equal(first, plain(main.policy, sample).gradient):
         raise UsageError(f"{full.name}: two calls on the same rollout differ; draw random numbers from a generator seeded inside the call")
@@ -186,10 +186,10 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
     assert sample.value is not None and sample.next_value is not None
 
     def reacts(tolerance: float = EXACT, **changes: Tensor) -> bool:
-        return not same(plain(main.policy, replace(sample, **changes)).gradient, first, tolerance)
+        return not nearly_equal(plain(main.policy, replace(sample, **changes)).gradient, first, tolerance)
 
     scale_free = (
-        length(first) > 0
+        norm_of(first) > 0
         and not reacts(EPS, reward=2 * sample.reward, value=2 * sample.value, next_value=2 * sample.next_value)
         and reacts(EPS, reward=sample.reward + noise.where(sample.mask, 0.0))
     )
@@ -208,9 +208,9 @@ def case_of(full: Estimator, off_policy: bool | None) -> Case:
 def bootstraps_where_cut(plain: Estimator) -> bool:
     """Whether the value of what follows a truncation is asked for."""
     p, index = probe(probes.TRUNCATED, plain.gamma), (1, 3)
-    next_value = rows(p.rollout, index, plain.group).next_value
+    next_value = recording_of(p.rollout, index, plain.group).next_value
     assert next_value is not None
-    return not same(plain.on(p, index, next_value=next_value + wave(next_value)), plain.on(p, index))
+    return not nearly_equal(plain.on(p, index, next_value=next_value + wave(next_value)), plain.on(p, index))
 
 
 def separate(plain: Estimator, main: Probe) -> bool:
@@ -219,12 +219,12 @@ def separate(plain: Estimator, main: Probe) -> bool:
         total = plain.on(main, (1,)) + plain.on(main, (6,))
     except UsageError:
         return False
-    return length(total) > 0 and separately(plain.on(main, (1, 6)), total)
+    return norm_of(total) > 0 and separately(plain.on(main, (1, 6)), total)
 
 
 def separately(both: Tensor, total: Tensor) -> bool:
     """Whether the estimate of two rows is the sum of the single ones, or their mean."""
-    return same(both, total) or same(both, total / 2)
+    return nearly_equal(both, total) or nearly_equal(both, total / 2)
 
 
 def bare(case: Case, log: Log) -> Case:

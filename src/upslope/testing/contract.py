@@ -30,7 +30,7 @@ def expect(holds: bool, message: str, mistake: str = "contract") -> None:
 
 
 @contextmanager
-def one_line(name: str, where: str = "") -> Generator[None]:
+def user_errors(name: str, where: str = "") -> Generator[None]:
     """Whatever a user's code raises becomes one line that names it: :class:`UsageError`."""
     try:
         yield
@@ -40,11 +40,11 @@ def one_line(name: str, where: str = "") -> Generator[None]:
         raise UsageError(f"{name}: raised {type(error).__name__} ({' '.join(str(error).split())}){where}") from error
 
 
-def length(vector: Tensor) -> float:
+def norm_of(vector: Tensor) -> float:
     return float(norm(vector))
 
 
-def same(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:
+def nearly_equal(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:
     """Whether two vectors differ by no more than ``tolerance`` times the larger one's length."""
     size = torch.maximum(norm(a), norm(b))
     return bool(norm(a - b) <= tolerance * size) or bool(size < 1e-14)
@@ -52,10 +52,10 @@ def same(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:
 
 def factor(vector: Tensor, direction: Tensor, tolerance: float = EXACT) -> float | None:
     """c with ``vector = c · direction``, or None where the two are not parallel or one of them is zero."""
-    if length(vector) < 1e-12 or length(direction) < 1e-12:
+    if norm_of(vector) < 1e-12 or norm_of(direction) < 1e-12:
         return None
     scale = float(vector @ direction / (direction @ direction))
-    return scale if same(vector, scale * direction, tolerance) else None
+    return scale if nearly_equal(vector, scale * direction, tolerance) else None
 
 
 def points_along(vector: Tensor, direction: Tensor, tolerance: float = EXACT) -> bool:

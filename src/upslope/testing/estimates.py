@@ -14,8 +14,8 @@ from upslope.errors import UsageError, is_kind, require
 from upslope.records import Batch, Metrics, Policy, Rollout, Transition
 from upslope.tabular.enumeration import flat_gradient
 from upslope.tabular.policies import SoftmaxPolicy
-from upslope.testing.contract import one_line
-from upslope.testing.probes import Probe, rows
+from upslope.testing.contract import user_errors
+from upslope.testing.probes import Probe, recording_of
 
 
 class RecordedStream:
@@ -118,9 +118,9 @@ class Estimator:
         what = "learns action values, which is no policy gradient: there is no ∇J to compare it with"
         require(not getattr(estimator, "action_values", False), f"estimator: {self.name} {what}")
         fits = not isinstance(estimator, type) and (known or callable(estimator))
-        require(fits, f"estimator: expected an algorithm or a function (policy, rollout), found {describe(estimator)}")
+        require(fits, f"estimator: expected an algorithm or a function (policy, rollout), found {describe_result(estimator)}")
         self.is_continuing = self.is_online and not hasattr(estimator, "gamma")
-        self.takes_gamma = not self.is_algorithm and "gamma" in parameters_of(estimator)
+        self.takes_gamma = not self.is_algorithm and "gamma" in parameter_names(estimator)
         candidates = (getattr(estimator, "gamma", None) if known else None, gamma, 0.9 if self.takes_gamma else 1.0)
         self.gamma = float(next(x for x in candidates if x is not None))
         self.group = group
@@ -138,7 +138,7 @@ class Estimator:
         return Estimator(replace(self.given, **changes), self.gamma, self.group) if changes else self  # pyright: ignore[reportArgumentType]
 
     def __call__(self, policy: Policy, rollout: Rollout) -> Estimate:
-        with one_line(self.name, f" on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"):
+        with user_errors(self.name, f" on a rollout of shape {list(rollout.mask.shape)}, unit {rollout.unit!r}"):
             found = self._found(policy, rollout)
         flat = self._gradient(policy, rollout, found)
         split = sum(p.numel() for p in cast(SoftmaxPolicy, policy).preferences.parameters())
@@ -152,7 +152,7 @@ class Estimator:
         """The objective of a batch or a part of one, 0-d."""
         found = self.given.objective(policy, batch)
         pair = is_kind(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)
-        require(pair, f"{self.name}.objective: expected (value, metrics), found {describe(found)}")
+        require(pair, f"{self.name}.objective: expected (value, metrics), found {describe_result(found)}")
         value: Tensor = found[0]
         expected = f"expected a 0-d value, found shape {list(value.shape)}; return F.weighted_sum(…, batch.weight)"
         require(value.dim() == 0, f"{self.name}.objective: {expected}")
@@ -186,9 +186,9 @@ class Estimator:
             require(fits, f"{self.name}: {expected}, found tensors of shapes {[list(x.shape) for x in found]}")
             found = torch.cat([x.detach().reshape(-1) for x in found])
         if not isinstance(found, Tensor):
-            raise UsageError(f"{self.name}: {expected}, found {describe(found)}")
+            raise UsageError(f"{self.name}: {expected}, found {describe_result(found)}")
         if found.requires_grad or found.shape != (count,):
-            require(found.shape in (torch.Size(), batch, batch[-1:]), f"{self.name}: {expected}, found {describe(found)}")
+            require(found.shape in (torch.Size(), batch, batch[-1:]), f"{self.name}: {expected}, found {describe_result(found)}")
             message = f"{self.name}: the value does not depend on the policy's parameters; score the actions with policy.evaluate"
             require(found.requires_grad, message)
             found = flat_gradient(found.mean(), policy)
@@ -196,7 +196,7 @@ class Estimator:
 
     def on(self, probe: Probe, index: Sequence[int], **changes: Any) -> Tensor:
         """The gradient ``[P]`` on these rows of a problem."""
-        return self(probe.policy, rows(probe.rollout, index, self.group, **changes)).gradient
+        return self(probe.policy, recording_of(probe.rollout, index, self.group, **changes)).gradient
 
     def moments(self, probe: Probe, size: int) -> Moments:
         """The exact mean and variance over all batches of ``size`` rows; batches without a finite estimate count as 0."""
@@ -213,13 +213,13 @@ def nothing(policy: Policy) -> Tensor:
     return sum((0.0 * p.sum() for p in policy.parameters()), torch.zeros(()))  # pyright: ignore[reportReturnType]
 
 
-def describe(found: Any) -> str:
+def describe_result(found: Any) -> str:
     if isinstance(found, Tensor):
         return f"a tensor of shape {list(found.shape)}"
     return f"the class {found.__name__}; give an instance" if isinstance(found, type) else f"an object of type {type(found).__name__}"
 
 
-def parameters_of(function: Callable[..., Any]) -> list[str]:
+def parameter_names(function: Callable[..., Any]) -> list[str]:
     """Names of a function's parameters; none where it has no signature."""
     try:
         return list(inspect.signature(function).parameters)

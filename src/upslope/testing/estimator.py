@@ -11,7 +11,7 @@ from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
 from upslope.testing import batches, other_policies, probes
 from upslope.testing.case import Bonus, Case, Log, bare, case_of
-from upslope.testing.contract import EXACT, cosine, factor, length, points_along
+from upslope.testing.contract import EXACT, cosine, factor, norm_of, points_along
 from upslope.testing.estimates import Estimator, Moments
 from upslope.testing.known_mistakes import MISTAKES, reason
 from upslope.testing.mistakes import FORMS, explained, on_truncated_episodes, target, weights
@@ -42,8 +42,8 @@ def explanation(case: Case, mean: Tensor) -> str | None:
         mistake = explained(wrong, case.mean(wrong), case.tolerance) or mistake
     if mistake is not None:
         return mistake
-    largest = max(length(case.plain.on(case.main, index)) for index, _ in list(case.main.batches(case.size))[:4])
-    return "baseline depends on the action" if length(mean) <= EXACT * largest else None
+    largest = max(norm_of(case.plain.on(case.main, index)) for index, _ in list(case.main.batches(case.size))[:4])
+    return "baseline depends on the action" if norm_of(mean) <= EXACT * largest else None
 
 
 def misjudged(p: Probe) -> Probe:
@@ -59,7 +59,7 @@ def bonus_of_the_action(case: Case, log: Log) -> None:
     """A bonus of −log π of the action taken moves every estimate, and its expectation by nothing."""
     run, p = Bonus(case.full.plain(("entropy_coef",))), case.main
     left = run.moments(p, case.size)
-    if length(left.mean) > EXACT * left.variance**0.5 or left.variance < EXACT**2:
+    if norm_of(left.mean) > EXACT * left.variance**0.5 or left.variance < EXACT**2:
         return
     index = range(1, 1 + case.size)
     found = run.on(p, index)
@@ -160,7 +160,7 @@ def check_estimator(
     if given.plain.not_finite is not None:
         log.add("not finite", given.plain.not_finite)
         log.not_checked.append("everything else")
-    elif length(moments.mean) + moments.variance < NOTHING:
+    elif norm_of(moments.mean) + moments.variance < NOTHING:
         log.add("no gradient", "in every batch")
         log.not_checked.append("everything else")
     else:
@@ -253,7 +253,7 @@ def report(
     """A report from ``objective → (expectation, exact gradient)``; everything in units of the nearest objective's gradient."""
     scale = {form: float(mean @ g / (g @ g)) for form, (mean, g) in pairs.items()}
     scale = {form: c if abs(c) > 1e-9 else 0.0 for form, c in scale.items()}
-    bias = {form: length(mean / (scale[form] or 1.0) - g) for form, (mean, g) in pairs.items()}
+    bias = {form: norm_of(mean / (scale[form] or 1.0) - g) for form, (mean, g) in pairs.items()}
     nearest = min((form for form in pairs if pairs[form][0] is moments.mean), key=lambda form: bias[form])
     unit = abs(scale[nearest]) or 1.0
     variance = moments.variance / unit**2

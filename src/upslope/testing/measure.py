@@ -12,9 +12,9 @@ from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require
 from upslope.records import SamplingPolicy
 from upslope.tabular import MDP, SoftmaxPolicy
-from upslope.testing.contract import length
+from upslope.testing.contract import norm_of
 from upslope.testing.estimates import Estimator
-from upslope.testing.probes import enumerated, rows
+from upslope.testing.probes import enumerated, recording_of
 
 MAX_BATCHES = 2000  # batches that are listed at most; beyond, they are sampled
 NORMAL = 1.96  # standard errors in a 95 % interval
@@ -79,7 +79,7 @@ def measure_estimator(
     problem = mdp if limit is None else mdp.unrolled(limit)
     forms = {"undiscounted": 1.0} if run.gamma == 1.0 else {"undiscounted": 1.0, "discounted": run.gamma}
     gradient = {form: tabular.gradient(problem, policy, g) for form, g in forms.items()}
-    count = trajectories(problem)
+    count = num_trajectories(problem)
     if count is None or comb(count + batch_size - 1, batch_size) > MAX_BATCHES:
         mean, error, variance = sampled(run, problem, policy, batch_size, limit, samples, seed)
         method = f"from {samples} batches of {batch_size}"
@@ -89,13 +89,13 @@ def measure_estimator(
         method = f"by enumeration of {count} trajectories in batches of {batch_size}"
     gradient = {form: g[: len(mean)] for form, g in gradient.items()}
     scale = {form: (float(mean @ g / (g @ g)) if bool(g.any()) else 0.0) or 1.0 for form, g in gradient.items()}
-    bias = {form: length(mean / scale[form] - g) for form, g in gradient.items()}
+    bias = {form: norm_of(mean / scale[form] - g) for form, g in gradient.items()}
     # the squared length of a normal error has mean Σ se², and seldom more than 1.96² times that
-    interval = {form: NORMAL * length(error) / abs(scale[form]) for form in gradient}
+    interval = {form: NORMAL * norm_of(error) / abs(scale[form]) for form in gradient}
     return Measured(run.name, method, mean, error, variance, gradient, scale, bias, interval)
 
 
-def trajectories(problem: MDP) -> int | None:
+def num_trajectories(problem: MDP) -> int | None:
     """How many there are, or None for more than :data:`MAX_BATCHES` or without a longest."""
     ways = (problem.transition > 0).double().sum(1)
     paths, ended = (problem.start > 0).double(), 0.0
@@ -115,6 +115,6 @@ def sampled(
     """``(mean, its standard error, variance of one batch)``."""
     everything = tabular.Episodes(problem, size * samples, seed=seed)(policy)
     everything = replace(everything, reference_log_prob=everything.behavior_log_prob, max_steps=limit)
-    batches = (rows(everything, range(i * size, (i + 1) * size), run.group) for i in range(samples))
+    batches = (recording_of(everything, range(i * size, (i + 1) * size), run.group) for i in range(samples))
     estimates = torch.stack([run(policy, batch).gradient for batch in batches])
     return estimates.mean(0), estimates.std(0) / samples**0.5, float(estimates.var(0).sum())

@@ -9,9 +9,9 @@ from upslope import functional as F
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import Case, Log
-from upslope.testing.contract import EXACT, factor, length, points_along, same
+from upslope.testing.contract import EXACT, factor, nearly_equal, norm_of, points_along
 from upslope.testing.mistakes import of_another_policy, of_several_ratios, target
-from upslope.testing.probes import Probe, probe, rows, wave
+from upslope.testing.probes import Probe, probe, recording_of, wave
 
 SEVERAL = "several steps of another policy (per-step ratio, past ratio missing, later ratios missing)"
 NEARBY, FAR = 1e-4, 0.5
@@ -69,7 +69,7 @@ def several_decisions(case: Case, log: Log) -> None:
 def moved(case: Case, ratios: tuple[float, float]) -> Tensor:
     """How much a good and a bad decision are moved when their ratios are these, ``[2]``."""
     p = probe(probes.CHOICES, 1.0)
-    before = rows(p.rollout, (0, 2), case.group).behavior_log_prob
+    before = recording_of(p.rollout, (0, 2), case.group).behavior_log_prob
     shift, nothing = torch.tensor(ratios, dtype=torch.float64).log().view_as(before), torch.zeros_like(before)
     found = case.plain.on(p, (0, 2), value=nothing, next_value=nothing, behavior_log_prob=before - shift)
     return found.view(-1, 2).abs().amax(-1)[:2]
@@ -87,12 +87,12 @@ def clip_side(case: Case, log: Log) -> None:
 def reference(case: Case, log: Log) -> None:
     """Another reference policy that moves the objective's value has to move its gradient, too, and as a KL does."""
     p = case.main
-    sample = rows(p.rollout, (0, 1, 2), case.group)
+    sample = recording_of(p.rollout, (0, 1, 2), case.group)
     before = sample.reference_log_prob
     assert before is not None
     near, far = (case.full(p.policy, replace(sample, reference_log_prob=before - x * wave(before))) for x in (0.1, 0.4))
     moves = near.value is not None and far.value is not None and abs(near.value - far.value) > EXACT
-    if moves and same(near.gradient, far.gradient):
+    if moves and nearly_equal(near.gradient, far.gradient):
         log.add("k1 in the objective", "the reference moves the objective and not its gradient")
     kl_term(case, log)
 
@@ -106,13 +106,13 @@ def kl_term(case: Case, log: Log) -> None:
     plain, unlike = (with_reference(case.gamma, drift) for drift in (0.0, 0.6))
     paid = [pays(p, scale) for scale in (1.0, 3.0) for p in (plain, unlike)]
     near, far = (run.on(p, (0, 1, 2, 4)) for p in paid[:2])
-    if same(near, far):
+    if nearly_equal(near, far):
         return
     size = 1 if case.independent and not case.in_large_batch else 2
     before, after, before_more, after_more = (case.sign * run.moments(p, size).mean for p in paid)
     term = after - before
     # where the reward that it stands in is divided by a spread, it does not simply add
-    if length(term) <= NOTHING or not same(term, after_more - before_more):
+    if norm_of(term) <= NOTHING or not nearly_equal(term, after_more - before_more):
         log.not_checked.append(SCALED)
     else:
         name_kl(unlike, term, log)

@@ -84,14 +84,14 @@ def call(what: str, function: Any, *arguments: Any, **named: Any) -> Any:
         raise UsageError(f"policy: {what} raised {type(error).__name__} ({' '.join(str(error).split())})") from error
 
 
-def drawn(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> Any:
+def draw_actions(policy: SamplingPolicy, inputs: Mapping[str, Tensor], seed: int) -> Any:
     return call("sample", policy.sample, dict(inputs), generator=torch.Generator().manual_seed(seed))
 
 
 def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: torch.Size, seed: int) -> Sample:
     """Property 1."""
     randomness = torch.get_rng_state()
-    sample = drawn(policy, inputs, seed)
+    sample = draw_actions(policy, inputs, seed)
     kind = type(sample).__name__
     expect(isinstance(sample, Sample), f"policy: sample returned an object of type {kind}; return Sample(action=…, log_prob=…)")
     for name in ("log_prob", "value"):
@@ -102,7 +102,7 @@ def check_sample(policy: SamplingPolicy, inputs: Mapping[str, Tensor], shape: to
     leading = sample.action.shape[:2] == shape
     expect(leading, f"policy: sample's action has shape {list(sample.action.shape)}; it begins with {list(shape)}")
     expect(bool(sample.log_prob.isfinite().all()), "policy: a sampled action has a log_prob that is not finite")
-    repeated = torch.equal(sample.action, drawn(policy, inputs, seed).action)
+    repeated = torch.equal(sample.action, draw_actions(policy, inputs, seed).action)
     expect(repeated, "policy: the same generator gave other actions; draw from the generator that sample is given")
     expect(torch.equal(randomness, torch.get_rng_state()), "policy: sample moved torch's global random state; draw from the generator only")
     return sample

@@ -60,7 +60,7 @@ class Probe:
             yield index, orders * prod(float(self.probability[i]) for i in index)
 
 
-def rows(rollout: Rollout, index: Sequence[int], group: bool, **changes: Any) -> Rollout:
+def recording_of(rollout: Rollout, index: Sequence[int], group: bool, **changes: Any) -> Rollout:
     """The recording of these trajectories, ``[B, T]``, or as one group ``[1, B, T]``."""
     at = torch.as_tensor(index)
     return map_tensors(rollout, lambda x: x[at].unsqueeze(0) if group else x[at], unit="group" if group else "step", **changes)
@@ -113,7 +113,7 @@ def probe(problem: MDP, gamma: float, drift: float = 0.0) -> Probe:
 
     Listed once and kept; each caller gets a copy of the policy.
     """
-    return fresh(listed(problem, gamma, drift))
+    return fresh(enumerate_probe(problem, gamma, drift))
 
 
 def continuing() -> Probe:
@@ -141,7 +141,7 @@ class ProbePolicy(SoftmaxPolicy):
 
 @cache
 @torch.no_grad()
-def listed(mdp: MDP, gamma: float, drift: float) -> Probe:
+def enumerate_probe(mdp: MDP, gamma: float, drift: float) -> Probe:
     """:func:`probe`, computed."""
     policy = uneven(mdp)
     table, values = policy.parameters()

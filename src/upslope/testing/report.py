@@ -87,7 +87,7 @@ class EstimatorReport:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields but for the exact gradients, and what the properties say."""
         said = {name: getattr(self, name) for name in ("mistake", "headline", "unbiased")}
-        found = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "gradient"}
+        found = {f.name: json_value(getattr(self, f.name)) for f in fields(self) if f.name != "gradient"}
         return {**found, **said, "findings": [asdict(f) | {"meaning": MISTAKES[f.mistake]} for f in self.findings]}
 
     def __str__(self) -> str:
@@ -111,12 +111,12 @@ def angle(cosine: float) -> str:
     return "no direction" if isnan(cosine) else f"cosine {cosine:.6f}"
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """For JSON, which knows no tensors, no NaN and no infinity."""
     if isinstance(value, dict):
-        return {name: plain(x) for name, x in cast("dict[str, Any]", value).items()}
+        return {name: json_value(x) for name, x in cast("dict[str, Any]", value).items()}
     if isinstance(value, Tensor | tuple):
-        return [plain(x) for x in (value.numpy().tolist() if isinstance(value, Tensor) else cast("tuple[Any, ...]", value))]
+        return [json_value(x) for x in (value.numpy().tolist() if isinstance(value, Tensor) else cast("tuple[Any, ...]", value))]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upslope.records import Surrogate
-from upslope.testing.contract import ContractError, expect, same
+from upslope.testing.contract import ContractError, expect, nearly_equal
 from upslope.testing.known_mistakes import MISTAKES
 
 CLIP_RANGES = (0.2, (0.2, 0.28))
@@ -50,7 +50,7 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
     if sequence:
         advantage = advantage[:, :1].expand(3, 5).clone()
     for clip_range in CLIP_RANGES:
-        run = partial(differentiate, surrogate, clip_range)
+        run = partial(values_and_gradient, surrogate, clip_range)
         for shift in (0.0, 0.05, 1.0, -20.0, 20.0):
             drift = shift * torch.randn(3, 5, generator=generator, dtype=torch.float64).abs()
             check_values(run, behavior + drift, behavior, advantage, mask)
@@ -59,7 +59,7 @@ def check_surrogate(surrogate: Surrogate, *, on_policy_gradient: bool = True, se
             check_clip(run, behavior, mask)
 
 
-def differentiate(
+def values_and_gradient(
     surrogate: Callable[..., Any], clip_range: Any, log_prob: Tensor, behavior: Tensor, advantage: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The surrogate's values and the gradient of the sum of those that are not masked, with properties 1 (shape, dtype) and 2 checked."""
@@ -112,13 +112,13 @@ def check_on_policy(run: Run, behavior: Tensor, advantage: Tensor, mask: Tensor,
     expected = advantage.where(mask, 0.0)
     if sequence:
         gradient, expected, length = gradient.sum(-1), expected.sum(-1), mask.sum(-1)
-        if same(gradient, length * expected):  # each step holds the whole sequence's value
+        if nearly_equal(gradient, length * expected):  # each step holds the whole sequence's value
             gradient = gradient / length
     # to six digits: two Python numbers in torch.where make a float32 tensor
-    downwards = same(gradient, -expected)
+    downwards = nearly_equal(gradient, -expected)
     expect(not downwards, "surrogate: the sign is wrong: the library maximises, and this is the negative of the policy gradient")
     hint = "scale it per step, leave averaging to the weights, or pass on_policy_gradient=False if that is by design"
-    expect(same(gradient, expected), f"surrogate: at ratio 1 its gradient is not advantage · ∇log π; {hint}")
+    expect(nearly_equal(gradient, expected), f"surrogate: at ratio 1 its gradient is not advantage · ∇log π; {hint}")
 
 
 def check_clip(run: Run, behavior: Tensor, mask: Tensor) -> None:

@@ -47,7 +47,7 @@ def fisher_product(policy: Policy, batch: Batch, parameters: Sequence[nn.Paramet
     new = distribution_of(policy, batch.inputs, otherwise=NEEDED)
     outputs = new.parameters
     given = outputs.detach().clone().requires_grad_()
-    slope = slope_of(mean_kl(detached(new), replace(new, parameters=given), batch), given, create_graph=True)
+    slope = slope_of(mean_kl(detach(new), replace(new, parameters=given), batch), given, create_graph=True)
     u = torch.zeros_like(outputs, requires_grad=True)
     pulled = flatten(torch.autograd.grad(outputs, parameters, u, create_graph=True), parameters)
 
@@ -104,5 +104,5 @@ def flatten(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Paramete
     return torch.cat([torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True)])
 
 
-def detached(distribution: Any) -> Any:
+def detach(distribution: Any) -> Any:
     return replace(distribution, parameters=distribution.parameters.detach().clone())

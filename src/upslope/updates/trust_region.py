@@ -27,7 +27,7 @@ from upslope.records import Batch, HasObjective, Metrics, Policy, State
 from upslope.updates.ascent import Ascent
 from upslope.updates.checks import RATIO_TOLERANCE, check_first_ratio, diagnosis, gradient_not_finite
 from upslope.updates.critic import value_error
-from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detached, distribution_of, fisher_product, flatten, mean_kl, reached
+from upslope.updates.fisher import NEEDED, conjugate_gradient, damped, detach, distribution_of, fisher_product, flatten, mean_kl, reached
 from upslope.updates.flat import FlatParameters
 from upslope.updates.state import AscentState, Trained, trainable
 
@@ -231,7 +231,7 @@ class Line:
         self.start = [p.detach().clone() for p in parameters]
         ends = list(itertools.accumulate(p.numel() for p in parameters))
         self.direction = [d.view_as(p) for d, p in zip(direction.tensor_split(ends[:-1]), parameters, strict=True)]
-        self.old = detached(distribution_of(policy, batch.inputs, otherwise=NEEDED))
+        self.old = detach(distribution_of(policy, batch.inputs, otherwise=NEEDED))
 
     @torch.no_grad()
     def go(self, length: float) -> None:
