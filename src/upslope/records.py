@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from upslope import functional as F
 from upslope.errors import UsageError
+from upslope.outline import outline
 
 Unit = Literal["step", "sequence", "group", "pair"]
 """The smallest piece that may not be split; it is what minibatches shuffle."""
@@ -73,8 +74,7 @@ class Rollout:
         if bool((((self.reward != 0) | self.terminated | self.truncated) & ~self.mask).any()):
             F.check_masked_rows(self.reward, self.terminated, self.truncated, self.mask)
 
-    def __repr__(self) -> str:
-        return outline(self)
+    __repr__ = outline
 
     @property
     def num_steps(self) -> int:
@@ -106,8 +106,7 @@ class Batch:
     behavior_parameters: Tensor | None = None
     metrics: Metrics = field(default_factory=dict[str, float])
 
-    def __repr__(self) -> str:
-        return outline(self)
+    __repr__ = outline
 
     @classmethod
     def of(cls, rollout: Rollout, *, average_over: F.AverageOver = "steps", **estimates: Any) -> Batch:
@@ -167,13 +166,6 @@ def map_tensors(recording: Recording, change: Callable[[Tensor], Tensor], **chan
     """A rollout or a batch with every tensor changed, and with ``changes``."""
     tensors = {f.name: change(t) for f in fields(recording) if isinstance(t := getattr(recording, f.name), Tensor)}
     return replace(recording, inputs={name: change(t) for name, t in recording.inputs.items()}, **{**tensors, **changes})
-
-
-def outline(recording: Rollout | Batch) -> str:
-    """What is in it and of which shape, in a line: its numbers are thousands."""
-    tensors = {f.name: t for f in fields(recording) if isinstance(t := getattr(recording, f.name), Tensor)}
-    listed = ", ".join(f"{name} {list(t.shape)}" for name, t in {**recording.inputs, **tensors}.items())
-    return f"{type(recording).__name__}({int(recording.mask.sum()):,} steps: {listed})"
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:

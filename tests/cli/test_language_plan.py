@@ -13,7 +13,7 @@ from tests.cli.conftest import Command, good
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_language_bad_input import GRPO, SHORT
 from upslope import Run, UsageError
-from upslope.cli.train import check_alone
+from upslope.cli.command import check_alone
 from upslope.language import machine
 from upslope.language.tiny import character_tokenizer
 

@@ -3,16 +3,27 @@
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from upslope.cli.flags import Flag, default_text, documented, parse
-from upslope.errors import require
+from upslope.errors import UsageError, require
 from upslope.run.load import Run
 
 HELP_FLAGS = ("--help", "-h")
 COLUMN = 30  # where the help of a flag begins
+
+LAUNCHERS = {
+    "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "PMI_SIZE": "MPICH, Intel MPI",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "HOROVOD_SIZE": "horovodrun",
+}
+"""Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,15 @@ class Command:
         plain, given = parse(argv, self.flags, self.most_arguments)
         require(bool(plain) or not self.missing, self.missing)
         return self.work(plain, {flag.name: flag.default for flag in self.flags} | given)
+
+
+def check_alone(command: str, environment: Mapping[str, str]) -> None:
+    """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
+    for name, launcher in LAUNCHERS.items():
+        size = environment.get(name, "").strip()
+        if size.isdecimal() and int(size) > 1:
+            what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
+            raise UsageError(f"{command}: {what}; start upslope by itself, or unset {name} where each of them has other settings")
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from upslope.cli.command import Command
+from upslope.cli.command import Command, check_alone
 from upslope.cli.flags import COUNT, TEXT, Flag, Kind, flags_of, several
 from upslope.errors import UsageError, require
 from upslope.run.config import RunConfig, recorded_settings
@@ -34,17 +34,6 @@ FLAGS = (
     *NAMED,
     *(flag for name, flag in flags_of(settings_of(Output())).items() if name != "out"),
 )
-
-LAUNCHERS = {
-    "WORLD_SIZE": "torchrun, accelerate launch, deepspeed",
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI",
-    "PMI_SIZE": "MPICH, Intel MPI",
-    "MV2_COMM_WORLD_SIZE": "MVAPICH",
-    "JSM_NAMESPACE_SIZE": "jsrun",
-    "HOROVOD_SIZE": "horovodrun",
-}
-"""Where launchers of several processes say how many; ``SLURM_NTASKS`` is not among them: a single shell of an allocation has it too."""
 
 HELP = """\
 usage: upslope resume RUN [flags]
@@ -76,15 +65,6 @@ def named_again(run: Run, given: dict[str, Any]) -> RunConfig:
     changed = ("total_steps", "iterations", "reward", *FUNCTIONS)
     settings = {name: value for name in changed if (value := given.pop(name, None)) is not None}
     return RunConfig.from_config(run.config, **taken, **settings)
-
-
-def check_alone(command: str, environment: Mapping[str, str]) -> None:
-    """Refuse several processes, each of which would be the same run; raises :class:`UsageError`."""
-    for name, launcher in LAUNCHERS.items():
-        size = environment.get(name, "").strip()
-        if size.isdecimal() and int(size) > 1:
-            what = f"started as one of {name}={size} processes ({launcher}), but a run is one process: each would train the same"
-            raise UsageError(f"{command}: {what}; start upslope by itself, or unset {name} where each of them has other settings")
 
 
 def auto(words: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upslope.cli.command import HELP_FLAGS, asks_for_help, section
+from upslope.cli.command import HELP_FLAGS, asks_for_help, check_alone, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.play import animations
-from upslope.cli.resume import AUTO, check_alone, train_or_go_on
+from upslope.cli.resume import AUTO, train_or_go_on
 from upslope.errors import UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
