@@ -80,6 +80,5 @@ def help_entry(flag: Flag, width: int) -> list[str]:
 
 def print_caution(run: Run, which: str) -> None:
     """Say in one line on stderr that the ``final`` or ``best`` policy of a run is not the end of its run, where it is not."""
-    caution = run.caution(which)
-    if caution:
+    if caution := run.caution(which):
         print(f"upslope: note: {which} {caution}", file=sys.stderr)

@@ -9,6 +9,7 @@ from upslope.cli.command import Command
 from upslope.cli.flags import PATH, Flag
 from upslope.errors import UsageError, require
 from upslope.run.load import Run
+from upslope.run.report import plural
 
 FLAGS = (Flag("out", PATH, Path("comparison.png"), "picture to write; .svg and .pdf stay sharp at every size"),)
 
@@ -42,7 +43,7 @@ def plot(plain: list[str], values: dict[str, Any]) -> int:
     for folder, reason in others.items():
         print(f"left out {folder}: {reason}", file=sys.stderr)
     draw_comparison(path, runs)
-    print(f"wrote {path} ({len(runs)} run{'s' if len(runs) > 1 else ''})")
+    print(f"wrote {path} ({plural(len(runs), 'run')})")
     return 0
 
 

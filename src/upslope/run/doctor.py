@@ -9,6 +9,7 @@ from upslope.run.evaluations import Point
 from upslope.run.health import Finding, findings, not_checked
 from upslope.run.history import History
 from upslope.run.load import Run, damaged, read_json
+from upslope.run.report import plural
 from upslope.run.settings import flat_config
 
 MEANS = {"control": ("evaluation_return", "return_mean"), "language": ("evaluation_accuracy", "accuracy")}
@@ -38,7 +39,7 @@ class Diagnosis:
         lines = [f"{self.run.path}: {self.run.algorithm} on {self.run.env_id}, {steps} ({how})"]
         for finding in self.found:
             lines += [f"  {finding.rule}: {finding.seen}", f"    {finding.change}"]
-        looked = "nothing to complain of" if not self.found else "1 finding" if len(self.found) == 1 else f"{len(self.found)} findings"
+        looked = plural(len(self.found), "finding") if self.found else "nothing to complain of"
         return [*lines, f"{looked}; not checked, for want of numbers: {', '.join(self.unchecked) or 'none'}"]
 
     def as_json(self) -> dict[str, Any]:

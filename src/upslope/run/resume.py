@@ -92,11 +92,8 @@ class Stopped:
     def latest(self, path: Path, config: RunConfig) -> Self:
         """The same once the folder is locked; read again where another process has gone on with the run in the meantime."""
         now = Run.load(path)
-        return (
-            self
-            if (checkpoints_in(path), now.finished) == ([path / FOLDER / each.name for each in self.seen[0]], self.seen[1])
-            else self.of(now, config)
-        )
+        seen = [path / FOLDER / each.name for each in self.seen[0]], self.seen[1]
+        return self if seen == (checkpoints_in(path), now.finished) else self.of(now, config)
 
     @property
     def iteration(self) -> int:

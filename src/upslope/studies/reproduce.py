@@ -17,6 +17,7 @@ from upslope._version import __version__
 from upslope.errors import require, unknown
 from upslope.run.drawing import INK, PALETTE, Array, Line, Panel, draw, save
 from upslope.run.folder import RunFolder, check_free
+from upslope.run.report import plural
 from upslope.studies.textbook import corridor_runs, gradient_bandit_runs
 
 OPTIMUM = -(6.0 + 4.0 * 2.0**0.5)  # the corridor's best value, −11.657, at p(right) = 2 − √2
@@ -189,7 +190,7 @@ def reproduce(figure: str, *, runs: int | None = None, seed: int = 0, out: Path 
     with RunFolder.create(out, Path("runs") / f"{figure}-{seed}") as folder:
         save(draw([panel], size=(10.0, 6.0)), folder.path / "figure.png")
         folder.write_json("verdict.json", fields)
-    head = f"{source}, {runs:,} run{'s' if runs > 1 else ''}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
+    head = f"{source}, {plural(runs, 'run')}: {'within' if within else 'OUTSIDE'} its bounds (± standard error)."
     return Verdict(folder.shown, within, fields, " ".join([head, *map(sentence, checks)]))
 
 
