@@ -234,9 +234,8 @@ def dead_critic(history: History) -> Found:
     error, at_first = (statistics.median(part or [1.0]) for part in (history.end("value_error"), history.begin("value_error")))
     if best >= UNEXPLAINED or error < LEARNED * at_first:
         return None
-    seen = (
-        f"at its best the critic explained {max(best, 0.0):.0%} of the variance of the returns, so advantages are as noisy as without one"
-    )
+    share = f"{max(best, 0.0):.0%} of the variance of the returns"
+    seen = f"at its best the critic explained {share}, so advantages are as noisy as without one"
     return seen, "try a larger --value-coef or --value-learning-rate, more epochs for the critic, or --normalize-value"
 
 
