@@ -183,13 +183,8 @@ class Session:
         start = None if self.resumed is None else self.resumed.state["run"]
         budget = self.resumed.spent(self.world.budget) if self.resumed is not None and self.reached else self.world.budget
         options: dict[str, Any] = {**budget, "seed": settings.seed, "start": start, "fast": settings.fast, "progress": False}
-        train(
-            self.config.algorithm,
-            self.world.policy,
-            self.world.collect,
-            callbacks=(self._after_iteration, *self.callbacks, self._saved),
-            **options,
-        )
+        callbacks = (self._after_iteration, *self.callbacks, self._saved)
+        train(self.config.algorithm, self.world.policy, self.world.collect, callbacks=callbacks, **options)
 
     # ----------------------------------------------------------------------------------------------- after each iteration
 
