@@ -288,17 +288,17 @@ def test_discrete_start_is_added_for_the_environment_only() -> None:
 
 
 def test_a_gaussian_acts_in_units_of_its_range() -> None:
-    """−1, 0 and 1 are lower bound, middle and upper bound; what has no two finite bounds keeps the environment's units."""
+    """−1, 0 and 1 are lower bound, middle and upper bound; what has no two finite bounds keeps the environment's units, from one on."""
     top = float(np.finfo(np.float32).max)
-    space = box([100, -1e-3, -np.inf, 0, -top, 5], [200, 1e-3, np.inf, np.inf, top, 5])
-    low, middle, high, far = (torch.full((1, 6), a) for a in (-1.0, 0.0, 1.0, 7.5))
+    space = box([100, -1e-3, -np.inf, 1000, -top, 5, -top], [200, 1e-3, np.inf, np.inf, top, 5, -3])
+    low, middle, high, far = (torch.full((1, 7), a) for a in (-1.0, 0.0, 1.0, 7.5))
     head = head_for(space)
     tiny = np.float32(1e-3)
-    np.testing.assert_array_equal(head.to_env(low), np.float32([[100, -tiny, -1, 0, -1, 5]]))
-    np.testing.assert_array_equal(head.to_env(middle), np.float32([[150, 0, 0, 0, 0, 5]]))
-    np.testing.assert_array_equal(head.to_env(high), np.float32([[200, tiny, 1, 1, 1, 5]]))
-    np.testing.assert_array_equal(head.to_env(far), np.float32([[200, tiny, 7.5, 7.5, 7.5, 5]]))
-    np.testing.assert_array_equal(head_for(space, scaled=False).to_env(far), np.float32([[100, tiny, 7.5, 7.5, 7.5, 5]]))
+    np.testing.assert_array_equal(head.to_env(low), np.float32([[100, -tiny, -1, 1000, -1, 5, -5]]))
+    np.testing.assert_array_equal(head.to_env(middle), np.float32([[150, 0, 0, 1001, 0, 5, -4]]))
+    np.testing.assert_array_equal(head.to_env(high), np.float32([[200, tiny, 1, 1002, 1, 5, -3]]))
+    np.testing.assert_array_equal(head.to_env(far), np.float32([[200, tiny, 7.5, 1008.5, 7.5, 5, -3]]))
+    np.testing.assert_array_equal(head_for(space, scaled=False).to_env(far), np.float32([[100, tiny, 7.5, 1000, 7.5, 5, -3]]))
     a = torch.randn(300, 2)
     plain = head_for(box([-1, -1], [1, 1]))  # nothing to scale: the action itself, bit for bit
     np.testing.assert_array_equal(plain.to_env(a), a.clamp(-1, 1).numpy())

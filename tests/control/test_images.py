@@ -202,6 +202,30 @@ def test_the_plan_says_what_is_taken_for_what() -> None:
     assert plan_of(box(-1, 1, 3), np.zeros((1, 3), np.float32)) == plan_of(bytes_of(128), np.zeros((1, 128), np.uint8)) == []
 
 
+@pytest.mark.parametrize(
+    "space", [space for space, _ in (*IMAGES.values(), *GRIDS.values(), *NUMBERS.values())], ids=[*IMAGES, *GRIDS, *NUMBERS]
+)
+@pytest.mark.parametrize("image", ["auto", "yes", "no"])
+def test_there_is_a_plan_for_every_box(space: spaces.Box, image: str) -> None:
+    if image != "yes" or 2 <= len(space.shape) <= 4:
+        envs = SimpleNamespace(observation=space.sample()[None], action_mask=None)
+        policy = SimpleNamespace(encoder=Encoder(space, image), options={"image": image}, observation_normalizer=None)
+        assert all(isinstance(line, str) for line in observing(envs, policy))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64, np.float16, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 3), (20, 20, 3)])
+def test_there_is_a_plan_for_every_dtype(dtype: type, shape: tuple[int, ...]) -> None:
+    plan_of(box(0, 100, *shape, dtype=dtype), np.full((1, *shape), 3, dtype), hidden_sizes=(4,))
+
+
+def test_the_plan_says_that_bytes_are_hardly_any_intensities() -> None:
+    codes = np.array([[0, 2, 1]], np.uint8)
+    (line,) = plan_of(bytes_of(3), codes)
+    assert line.startswith("the observation holds bytes up to 2, which are divided by 255") and line.endswith("--normalize-observation")
+    assert plan_of(bytes_of(3), codes, normalize_observation=True) == plan_of(bytes_of(3), 100 * codes) == []
+
+
 def test_the_plan_says_that_numbers_are_small() -> None:
     unbounded, small = box(-np.inf, np.inf, 2), np.array([[0.0, -1e-4]], np.float32)
     (line,) = plan_of(unbounded, small)

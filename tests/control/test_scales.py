@@ -31,6 +31,7 @@ class Follow(gymnasium.Env):
     def __init__(self, low: float, high: float, offset: float = 0.0) -> None:
         self.offset = offset
         self.action_space = spaces.Box(low, high, (1,))
+        low, high = (high - 2 if np.isinf(low) else low), (low + 2 if np.isinf(high) else high)
         self.middle, self.half_range = (low + high) / 2, (high - low) / 2
 
     def see(self):
@@ -48,7 +49,7 @@ class Follow(gymnasium.Env):
         return self.see(), self.offset - abs(error), False, self.time >= 20, {}
 
 
-@pytest.mark.parametrize("bounds", [(-1, 1), (100, 200), (-1e-3, 1e-3), (-5e6, -4e6)], ids=str)
+@pytest.mark.parametrize("bounds", [(-1, 1), (100, 200), (-1e-3, 1e-3), (-5e6, -4e6), (1000, np.inf), (-np.inf, -7)], ids=str)
 @pytest.mark.parametrize("fast", [True, False])
 def test_actions_of_any_range_are_learned_alike(bounds: tuple[float, float], fast: bool) -> None:
     """Random actions return −10, the middle −6."""
@@ -232,12 +233,13 @@ def test_a_configuration_from_before_actions_were_scaled_means_what_it_did() -> 
     assert not RunConfig.from_config(config).policy.scale_actions
 
 
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (100.0, 200.0), (-1e-3, 1e-3)])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (100.0, 200.0), (-1e-3, 1e-3), (1000.0, np.inf), (-np.inf, 0.0)])
 def test_first_actions_are_within_the_bounds(bounds: tuple[float, float]) -> None:
     """Where many are clipped, means learn to overshoot."""
     low, high = bounds
     policy = control.MLPPolicy((spaces.Box(-1, 1, (3,)), spaces.Box(low, high, (1,))), seed=0)
     observation = torch.zeros(4000, 3)
     action = policy.head.to_env(policy.sample({"observation": observation}, generator=torch.Generator().manual_seed(0)).action)
-    inside = ((action > low + 1e-6 * (high - low)) & (action < high - 1e-6 * (high - low))).mean()
+    edge = 1e-6 * (high - low) if np.isfinite(high - low) else 0.0
+    inside = ((action > low + edge) & (action < high - edge)).mean()
     assert 0.98 < inside < 1.0

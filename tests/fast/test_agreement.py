@@ -1,13 +1,16 @@
 """Kernels serve only what says the same: heads that were edited, and objectives that leave something behind, run as they are written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from upslope import PPO, Ascent, control, train
+from upslope import A2C, PPO, TRPO, Ascent, control, train
 from upslope import functional as F
 from upslope.control.heads import Categorical, EpsilonGreedy, Gaussian
-from upslope.fast.agreement import BOUND, agrees, difference, step_agrees
+from upslope.control.networks import MLP
+from upslope.fast.agreement import BOUND, agrees, difference, evaluates_as_made, step_agrees
 from upslope.fast.linear import linear_twin
 from upslope.fast.twins import explain, fast_policy
 from upslope.updates.state import AscentState
@@ -160,3 +163,66 @@ def test_a_number_that_is_looked_at_is_named_for_what_it_is():
         return (log_prob - behavior_log_prob).exp() * advantage * float(advantage.sum() > 0)
 
     assert explain(PPO(surrogate=surrogate), cartpole()).endswith("it looks at a number while it runs (float)")
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_shipped_policies_evaluate_as_they_were_made_to(env_id):
+    with control.make(env_id, num_envs=2) as envs:
+        made = control.MLPPolicy.for_envs(envs), control.LinearPolicy.for_envs(envs, features="linear")
+    assert all(map(evaluates_as_made, made))
+    made[0].network.__class__ = Without
+    assert not evaluates_as_made(made[0])
+
+
+def without_the_last(said):
+    preferences, value = said
+    return preferences.masked_fill(torch.arange(preferences.shape[-1]) == preferences.shape[-1] - 1, -torch.inf), value
+
+
+class Without(MLP):
+    """Never takes the last action."""
+
+    def forward(self, observation):
+        return without_the_last(super().forward(observation))
+
+
+def exchange(policy, how):
+    """Put something else in the place of the policy's network, or of what it does."""
+    network = policy.network
+    if how == "network":
+        policy.network = Without(4, 2, hidden_sizes=(8,))
+        policy.network.load_state_dict(network.state_dict())
+    elif how == "class":
+        network.__class__ = Without
+    else:
+        network.forward = lambda observation: without_the_last(MLP.forward(network, observation))
+
+
+@pytest.mark.parametrize("method", [PPO, A2C, TRPO])
+@pytest.mark.parametrize("how", ["network", "class", "method"])
+def test_a_network_that_was_put_in_is_the_one_that_runs(method, how):
+    trained = []
+    for fast in (True, False):
+        envs = control.make("CartPole-v1", num_envs=4, seed=0)
+        policy = control.MLPPolicy.for_envs(envs, hidden_sizes=(8,), seed=0)
+        exchange(policy, how)
+        state = train(method(), policy, control.Steps(envs, num_steps=16, seed=0), iterations=2, fast=fast, progress=False)
+        assert not state.rollout.inputs["action"].any()
+        trained.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+        envs.close()
+    assert explain(PPO(), policy).startswith("PPO.objective and its head compiled")  # and the network is asked in PyTorch
+    assert torch.allclose(*trained, atol=1e-6)
+
+
+def test_a_policy_of_the_user_s_own_network_evaluates_as_its_class_says(monkeypatch):
+    with control.make("CartPole-v1", num_envs=2) as envs:
+        policy = control.ActorCritic(lambda inputs, outputs: MLP(inputs, outputs), envs)
+    assert explain(PPO(), policy).startswith("PPO.objective and its head compiled")
+    as_it_is = control.ActorCritic.evaluate
+
+    def evaluate(self, **inputs):
+        found = as_it_is(self, **inputs)
+        return replace(found, entropy=3.0 * found.entropy)
+
+    monkeypatch.setattr(control.ActorCritic, "evaluate", evaluate)
+    assert explain(PPO(), policy).startswith("PPO.objective in PyTorch: ")

@@ -255,7 +255,8 @@ class Gaussian(Head):
 
     The environment gets ``middle + half_range · a``, clipped to its bounds: a = −1 is the lower bound, 0 the middle, 1 the upper
     one, so that a mean near 0 and a spread near 1 fit whatever the bounds are. A dimension without two finite bounds keeps the
-    environment's units (middle 0, half range 1), and with ``scaled=False`` every dimension does.
+    environment's units (half range 1): around 0, or where there is one bound so that a = ∓1 is that bound. With ``scaled=False``
+    every dimension keeps them, around 0.
 
     What is stored and scored is a, unclipped: distribution, log-probability, entropy and KL are a's. Those of the environment's
     action differ by ``Σ log half_range``, a constant that no ratio and no gradient sees.
@@ -280,10 +281,11 @@ class Gaussian(Head):
 
     @cached_property
     def units(self) -> tuple[Array, Array]:
-        """``(middle, half_range)`` of every dimension; (0, 1) where it keeps the environment's units."""
+        """``(middle, half_range)`` of every dimension."""
         low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
-        bounded = self.scaled & (low < high) & (np.maximum(abs(low), abs(high)) < STANDS_FOR_INFINITY)
-        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        wide, below, above = self.scaled & (low < high), low > -STANDS_FOR_INFINITY, high < STANDS_FOR_INFINITY
+        low = np.select([wide & below, wide & above], [low, high - 2.0], -1.0)
+        high = np.where(wide & above, high, low + 2.0)
         return (low + high) / 2, (high - low) / 2
 
     def parts(self, parameters: Tensor) -> tuple[Tensor, ...]:

@@ -115,7 +115,7 @@ def is_bytes(space: Any) -> bool:
 
 def bounds(space: spaces.Box) -> tuple[float, float]:
     """The lowest and the highest number; what float32 can hardly hold counts as infinite."""
-    low, high = float(space.low.min(initial=math.inf)), float(space.high.max(initial=-math.inf))
+    low, high = float(space.low.astype(np.float64).min(initial=math.inf)), float(space.high.astype(np.float64).max(initial=-math.inf))
     return (low if low > -1e30 else -math.inf), (high if high < 1e30 else math.inf)
 
 

@@ -74,15 +74,22 @@ class MLPPolicy(ActorCritic):
         """``Linear, activation, …, Linear(·, 1)``: observation to value; None for a policy without a critic."""
         return self.network.critic
 
+    @property
+    def as_made(self) -> bool:
+        """Whether the network is two perceptrons and nothing else, as it was made; another one may have been put in its place."""
+        return type(self.network) is MLP and "forward" not in vars(self.network)
+
     def follow_returns(self, returns: Tensor) -> None:
         if self.value_scale is not None:
-            self.value_scale.follow(returns, self.network.critic[-1])
+            self.value_scale.follow(returns, self.network.critic[-1] if type(self.network) is MLP else None)
 
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
+        if not self.as_made:
+            return super().critic_parameters()
         return () if self.critic is None or self.value_scale is None else tuple(self.critic.parameters())
 
     def _actor(self, inputs: Inputs) -> Tensor:
-        return self._with_log_std(self.actor(inputs["observation"]))
+        return self._with_log_std(self.actor(inputs["observation"])) if self.as_made else super()._actor(inputs)
 
 
 class QCriticPolicy(MLPPolicy):

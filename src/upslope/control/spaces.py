@@ -188,18 +188,23 @@ class Encoder:
         named = [("/".join(map(str, leaf.path)), leaf.description()) for leaf in self.leaves]
         return "; ".join(f"{path} {text}" if path else text for path, text in named)
 
-    def largest(self, observation: Any) -> tuple[float, float]:
-        """The largest magnitude that a network meets unscaled: among the numbers of a batch and their finite bounds, and in its images."""
-        numbers, images = [0.0], [0.0]
+    def largest(self, observation: Any) -> tuple[float, float, float]:
+        """The largest magnitude that a network meets unscaled: among the numbers of a batch and their finite bounds, and in its images.
+
+        And the largest of the bytes, which it meets divided by 255.
+        """
+        numbers, images, octets = [0.0], [0.0], [0.0]
         for leaf in self.leaves:
-            if not isinstance(leaf.space, Box) or leaf.codes is not None or is_bytes(leaf.space):
+            if not isinstance(leaf.space, Box) or leaf.codes is not None:
                 continue
             found = float(np.abs(np.asarray(leaf.of(observation), np.float64)).max(initial=0.0))
-            if leaf.continuous:
+            if is_bytes(leaf.space):
+                octets += [found] if leaf.image is None else []
+            elif leaf.continuous:
                 numbers += [found, *(abs(bound) for bound in bounds(leaf.space) if math.isfinite(bound))]
             elif leaf.image is not None and leaf.image.reading is None:
                 images.append(found / leaf.image.scale)
-        return max(numbers), max(images)
+        return max(numbers), max(images), max(octets)
 
 
 def misfit(leaf: Leaf, array: Array) -> UsageError:

@@ -25,12 +25,17 @@ LEGAL = ((True, False, True), (True, True, True), (False, True, True)) * 2
 SLOPES = 1.0, 0.5
 """∂/∂log π and ∂/∂entropy of what is differentiated."""
 BOUND = 1e-5
+EVALUATING = "evaluate", "sample", "value", "distribution", "_run", "_outputs", "_actor", "_with_log_std"
+"""Methods of a policy that kernels stand in for."""
 
 
 def agrees(head: object) -> bool:
     """Whether a categorical head, or a Gaussian one whose spread does not depend on the state, is what the kernels compute."""
-    functions = tuple(getattr(type(head), name, None) for name in ("sample", "log_prob", "entropy", "parts", "functions"))
-    return head_agrees(type(head), functions)
+    return head_agrees(type(head), functions_of(head))
+
+
+def functions_of(head: object) -> tuple[Any, ...]:
+    return tuple(getattr(type(head), name, None) for name in ("sample", "log_prob", "entropy", "parts", "functions"))
 
 
 @lru_cache(maxsize=64)
@@ -78,6 +83,68 @@ def difference(head: Any, *, gaussian: bool, masked: bool) -> float:
     if gaussian:
         away.append(np.abs(gradient - found[1].numpy()).max())
     return float(max(away)) if np.isfinite(away).all() else np.inf
+
+
+def evaluates_as_made(policy: Any) -> bool:
+    """Whether an ``MLPPolicy`` or a ``LinearPolicy`` evaluates as it was made to: its network's layers, and then its head.
+
+    It does not where a network of another class was put in, or where the class's own source was edited.
+    """
+    return is_shipped(policy.network) and class_evaluates_as_made(type(policy), policy)
+
+
+def class_evaluates_as_made(kind: Any, policy: Any) -> bool:
+    """The same of the policies of a class with the head of this one, whatever its own network is."""
+    forward = [network.forward for network in shipped_networks()]
+    functions = *functions_of(policy.head), *forward, *(getattr(kind, name, None) for name in EVALUATING)
+    return evaluations_agree(kind, functions, policy.log_std is not None)
+
+
+def is_shipped(network: object) -> bool:
+    """Whether a network is of the very class that an ``MLPPolicy`` or a ``LinearPolicy`` makes."""
+    return type(network) in shipped_networks()
+
+
+def shipped_networks() -> tuple[Any, ...]:
+    return sys.modules["upslope.control.networks"].MLP, sys.modules["upslope.control.linear"].LinearNetwork
+
+
+@lru_cache(maxsize=64)
+def evaluations_agree(kind: Any, functions: tuple[Any, ...], continuous: bool) -> bool:
+    spaces, options = sys.modules["gymnasium.spaces"], {"features": "linear"} if kind.__name__ == "LinearPolicy" else {"hidden_sizes": (4,)}
+    seen, actions = spaces.Box(-1, 1, (OUTPUTS,)), spaces.Box(-1, 1, (OUTPUTS,)) if continuous else spaces.Discrete(OUTPUTS)
+    try:
+        return evaluation_difference(kind((seen, actions), **options)) < BOUND
+    except Exception:  # what it takes or gives is not what it was
+        return False
+
+
+@torch.no_grad()
+def evaluation_difference(policy: Any) -> float:
+    """The largest between what a policy and what its layers and its head say of a few rows."""
+    for parameter in policy.parameters():
+        parameter.copy_(torch.linspace(-2.0, 2.5, parameter.numel()).sin().reshape(parameter.shape))
+    network = policy.network
+    is_linear = isinstance(network.actor, Tensor)
+    x = torch.linspace(-1.0, 9.5, ROWS * (width := len(network.actor) if is_linear else OUTPUTS)).cos().reshape(ROWS, width)
+    if not is_linear:
+        outputs, value = network.actor(x), network.critic(x).squeeze(-1)
+    else:
+        outputs, value = x @ network.actor, x @ network.critic
+    parameters = outputs if policy.log_std is None else torch.cat([outputs, policy.log_std.expand_as(outputs)], -1)
+    value = value if policy.value_scale is None else policy.value_scale(value)
+    action = policy.head.sample(parameters, torch.Generator().manual_seed(0))
+    found = policy.evaluate(observation=x, action=action)
+    drawn = policy.sample({"observation": x}, generator=torch.Generator().manual_seed(0))
+    pairs = [
+        (found.log_prob, policy.head.log_prob(parameters, action)),
+        (found.entropy, policy.head.entropy(parameters)),
+        *((said, value) for said in (found.value, drawn.value, policy.value({"observation": x}))),
+        (policy.distribution(observation=x).parameters, parameters),
+        (drawn.action, action),
+        (drawn.log_prob, found.log_prob),
+    ]
+    return max(float((one - other).abs().max()) for one, other in pairs)
 
 
 def step_agrees() -> bool:

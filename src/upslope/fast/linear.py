@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.algorithms.online import Rows
-from upslope.fast.agreement import agrees
+from upslope.fast.agreement import agrees, evaluates_as_made
 from upslope.fast.formulas import HALF_LOG_TWO_PI
 from upslope.fast.plan import changed
 from upslope.fast.step import PolicyProxy
@@ -127,7 +127,7 @@ def linear_twin(policy: object) -> FastLinear | None:
     linear, heads = cast("LinearPolicy", policy), sys.modules["upslope.control.heads"]
     plain_gaussian = type(linear.head) is heads.Gaussian and linear.log_std is not None
     known = plain_gaussian or type(linear.head) in (heads.Categorical, heads.EpsilonGreedy)
-    if not known or any(changed(module) for module in linear.modules()):
+    if not known or any(changed(module) for module in linear.modules()) or not evaluates_as_made(linear):
         return None
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in linear.parameters()):
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upslope.fast import layout as at
-from upslope.fast.agreement import agrees
+from upslope.fast.agreement import agrees, class_evaluates_as_made, evaluates_as_made, is_shipped
 from upslope.fast.graph import NotLowered
 from upslope.records import ROW_AXES, Batch
 
@@ -68,7 +68,7 @@ def match_mlp_policy(policy: object) -> MLPLayout | None:
     if control is None or type(policy) is not control.MLPPolicy:
         return None
     mlp = cast("MLPPolicy", policy)
-    if any(changed(module) for module in mlp.modules()):
+    if any(changed(module) for module in mlp.modules()) or not evaluates_as_made(mlp):
         return None
     head = head_kind(mlp)
     actor, critic = linear_layers(mlp.actor), linear_layers(mlp.critic)
@@ -93,7 +93,9 @@ def structure_key(policy: object) -> Any:
     """What would differ if a module, a parameter, a hook or a method were exchanged, or one frozen: cheap enough for each iteration."""
     if not isinstance(policy, nn.Module):
         return id(policy)
-    modules = [(id(module), len(vars(module)), *(len(getattr(module, name)) for name in HOOKS)) for module in policy.modules()]
+    modules = [
+        (id(module), type(module), len(vars(module)), *(len(getattr(module, name)) for name in HOOKS)) for module in policy.modules()
+    ]
     return id(policy), modules, [(id(p), p.requires_grad, p.dtype, p.device) for p in policy.parameters()]
 
 
@@ -110,13 +112,17 @@ def head_by_name(policy: ActorCritic) -> int | None:
     return at.GAUSSIAN if type(policy.head) is heads.Gaussian and policy.log_std is not None else None
 
 
-def head_was_edited(policy: object) -> bool:
-    """Whether nothing but its head keeps a policy from the kernels."""
+def edited_part(policy: object) -> str | None:
+    """What of a shipped policy computes something else than the kernels: its head, its network or how it evaluates; None for others."""
     control = sys.modules.get("upslope.control.policy")
     if control is None or not isinstance(policy, control.ActorCritic):
-        return False
+        return None
     actor_critic = cast("ActorCritic", policy)
-    return head_by_name(actor_critic) is not None and not agrees(actor_critic.head)
+    if head_by_name(actor_critic) is not None and not agrees(actor_critic.head):
+        return f"{type(actor_critic.head).__name__} head"
+    if type(policy) not in (control.MLPPolicy, control.LinearPolicy) or evaluates_as_made(actor_critic):
+        return None
+    return "evaluation" if is_shipped(actor_critic.network) else f"{type(actor_critic.network).__name__} network"
 
 
 def head_of(policy: object) -> tuple[int, int] | None:
@@ -126,6 +132,8 @@ def head_of(policy: object) -> tuple[int, int] | None:
     if type(policy) not in known or changed(cast(nn.Module, policy)):
         return None
     actor_critic = cast("ActorCritic", policy)
+    if head_by_name(actor_critic) is None or not class_evaluates_as_made(control.MLPPolicy, policy):
+        return None
     kind, head, log_std = head_kind(actor_critic), cast(Any, actor_critic.head), actor_critic.log_std
     return None if kind is None else (kind, head.n if log_std is None else log_std.numel())
 

@@ -13,7 +13,7 @@ from upslope.fast.graph import NotLowered
 from upslope.fast.linear import linear_twin
 from upslope.fast.native import library
 from upslope.fast.objective import lowered
-from upslope.fast.plan import head_of, head_was_edited, match_mlp_policy, structure_key
+from upslope.fast.plan import edited_part, head_of, match_mlp_policy, structure_key
 from upslope.fast.step import CompiledPolicy
 from upslope.fast.update import CompiledNatural, CompiledUpdate, HeadUpdate
 from upslope.records import Algorithm, Batch, Metrics, Policy, Unit
@@ -74,8 +74,8 @@ def explain(algorithm: Algorithm, policy: Policy, unit: Unit = "step") -> str:
 
 
 def why_not(algorithm: Algorithm, policy: Policy) -> str:
-    if head_was_edited(policy):
-        return f"its {type(cast(Any, policy).head).__name__} head computes something else than the kernels"
+    if (part := edited_part(policy)) is not None:
+        return f"its {part} computes something else than the kernels"
     if match_mlp_policy(policy) is None and head_of(policy) is None:
         return f"nothing of this {type(policy).__name__} is compiled"
     if type(algorithm.update) not in (Ascent, NaturalGradient, TrustRegion):

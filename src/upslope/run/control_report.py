@@ -14,6 +14,7 @@ from upslope.run.report import STOPPED, climbing, epochs_line, plural
 
 LARGE, SMALL = 100.0, 1e-3  # numbers of the observation beyond saturate a network's first layer, and up to here they hardly reach it
 LARGE_PIXEL = 10.0
+FEW_BYTES = 32.0  # bytes below are names of things or counts, rather than intensities
 
 
 def plan(config: RunConfig, envs: Envs, policy: ActorCritic, stop_at: float | None) -> list[str]:
@@ -29,10 +30,13 @@ def observing(envs: Envs, policy: ActorCritic) -> list[str]:
     if (seen := encoder.description()) is not None:
         others = " or ".join(choice for choice in ("auto", "yes", "no") if choice != policy.options["image"])
         lines.append(f"observation: {seen}; --image {others} takes it otherwise")
-    numbers, images = encoder.largest(envs.observation)
+    numbers, images, octets = encoder.largest(envs.observation)
     if policy.observation_normalizer is None and (numbers > LARGE or 0.0 < numbers <= SMALL):
         size = "up to" if numbers > LARGE else "of at most"
         lines.append(f"the observation holds numbers {size} {numbers:,.6g}, and nothing scales them: --normalize-observation does")
+    if policy.observation_normalizer is None and 0.0 < octets < FEW_BYTES:
+        divided = f"the observation holds bytes up to {octets:.0f}, which are divided by 255"
+        lines.append(f"{divided}: where they are no intensities, take --normalize-observation")
     if images > LARGE_PIXEL:
         promised = "where its space promises at most 1 or nothing: let the environment scale it"
         lines.append(f"an image holds numbers up to {images:,.6g} {promised}")
