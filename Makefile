@@ -23,7 +23,7 @@ QUICK := tests/test_package.py tests/test_plain.py tests/functional tests/core t
   tests/language/test_checks.py tests/language/test_engine.py tests/language/test_stepper.py tests/cli/test_flags.py \
   tests/cli/test_output.py tests/cli/test_runs.py
 
-.PHONY: demo test quick lint types tests docs clean
+.PHONY: demo test quick lint types tests capabilities docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/upslope train ppo CartPole-v1 --until-return 475 --play
@@ -44,6 +44,10 @@ types: $(VENV)/.ready-dev
 
 tests: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# the whole suite on what older and other processors have: PyTorch's kernels without vector extensions, and with AVX2 alone
+capabilities: $(VENV)/.ready-dev
+	for capability in default avx2; do ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile || exit 1; done
 
 docs: $(VENV)/.ready-dev
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build

@@ -180,3 +180,8 @@ def test_a_model_that_could_not_be_saved_over_another_is_what_it_was(tmp_path: P
     with pytest.raises(files.RunFault, match="No space left"):
         fill(path, "new")
     assert {(path / name).read_text() for name in MODEL} == {"old", "same"}
+
+
+def test_no_temporary_name_can_be_foreseen(tmp_path: Path) -> None:
+    names = {files.temporary_beside(tmp_path / "a.png").name for _ in range(100)}
+    assert len(names) == 100 and all(len(name) >= len(".a.png..partial") + 16 for name in names)

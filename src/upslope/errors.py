@@ -34,7 +34,7 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
     names = sorted(choices)
     near = nearest(name, names)
     shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(shown)}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(shown)}" if names else "there is none"
     if not near and kind == "flag" and len(names) > 24:
         hint = "--help lists them all"
     return UsageError(f"unknown {kind} {name!r}: {hint}{hint_after}")

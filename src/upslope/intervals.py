@@ -16,12 +16,15 @@ def resample(count: int, resamples: int, generator: np.random.Generator) -> Arra
     return times
 
 
-def central(values: Array, *, level: float = 0.95) -> tuple[float, float]:
-    """The middle ``level`` of some values, ``(low, high)``, without those that are not a number."""
+def central(values: Array, estimate: float, *, level: float = 0.95) -> tuple[float, float]:
+    """The middle ``level`` of resampled values and the estimate itself, ``(low, high)``, without those that are not a number.
+
+    Resampling adds noise, and of what noise only lowers, a cosine for one, the estimate may lie above nearly all of them.
+    """
     if not np.isfinite(values).any():
         return math.nan, math.nan
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return float(min(low, estimate)), float(max(high, estimate))
 
 
 def bootstrap_band(table: Array, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Array, Array]:

@@ -41,6 +41,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a name of another library": ([*PPO, "--batch-size", "64"], "'--batch-size': did you mean '--num-minibatches'"),
     "another of them": ([*PPO, "--timesteps", "64"], "'--timesteps': did you mean '--total-steps'"),
     "an older name": (["evaluate", "run", "--best"], "'--best': did you mean '--policy'"),
+    "a flag of a command that has none": (["list", "--foo"], "unknown flag '--foo': there is none"),
+    "a batch of one": (
+        [*PPO, "--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"],
+        "num_steps: a batch of 1 transition has 1 advantage",
+    ),
     "a flag that resembles none": ([*PPO, "--warp"], "unknown flag '--warp': --help lists them all"),
     "a module that ends Python": (["train", "ppo", "exits_at_once:make"], "importing 'exits_at_once' ended Python (sys.exit)"),
     "list takes nothing": (["list", "ppo"], "unexpected 'ppo'"),

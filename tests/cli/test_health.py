@@ -51,6 +51,9 @@ WELL = {
     "no TD errors any more, of what was learned": history(rows(td_error_squared=[1.0] * 10 + [1e-9] * 30), goal=475.0),
     "the last is the best": history(),
     "little was gained, of much that was asked for": history(means=(9.0, 30.0, 9.0), goal=475.0),
+    "much below the best of evaluations that began when most was learned": history(
+        rows(episode_return=[10.0, 11.0, 12.0, 13.0, 12.0] + [19.0] * 20), means=(19.3, 19.9, 19.3), std=0.3
+    ),
     "a little below the best": history(means=(20.0, 500.0, 440.0)),
     "far below, but at the goal": history(means=(20.0, 500.0, 380.0), goal=375.0),
     "noise about nothing learned": history(means=(-1210.0, -1150.0, -1180.0, -1230.0), std=200.0),

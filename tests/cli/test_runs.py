@@ -14,7 +14,7 @@ from tests.cli.conftest import SHORT, TRAIN, Command, good
 from upslope import Run
 from upslope.run.config import RunConfig
 from upslope.run.folder import RunFolder, default_path, finite_or_none, json_line
-from upslope.run.report import Live, Meter, Plain, progress_for
+from upslope.run.report import Live, Meter, Plain, amount, progress_for
 
 PROMISED = {
     "algorithm", "env_id", "seed", "total_steps", "train_seconds", "wall_seconds", "steps_per_second", "return_mean", "return_std",
@@ -198,3 +198,8 @@ def test_what_an_observation_is_taken_for_is_said_and_kept(cli: Command, image: 
     good(cli("evaluate", "run", "--env", "faulty:screen", "--episodes", "2"))
     out = cli("train", "ppo", "faulty:screen", "--init", "run", "--image", image, *SHORT)
     assert out.code == 2 and "leave out --image" in out.err
+
+
+@pytest.mark.parametrize("number, text", [(0, "0.0"), (500, "500.0"), (-146.21, "-146.2"), (1.95e-5, "1.95e-05"), (2.0019e10, "2.002e+10")])
+def test_a_return_of_any_size_is_read(number: float, text: str):
+    assert amount(number) == text

@@ -10,6 +10,7 @@ from tests.tabular.made import case, scrambled
 from upslope import A2C, GRPO, PPO, REINFORCE, RLOO, OffPolicyGradient, UsageError, tabular
 from upslope.algorithms.off_policy import per_decision
 from upslope.algorithms.reinforce import to_go, to_go_discounted
+from upslope.intervals import central
 from upslope.records import map_tensors
 from upslope.studies import variance
 from upslope.studies.variance import Reference, concatenated, measure, unit_gradients, widening
@@ -166,3 +167,11 @@ def test_mistakes(monkeypatch):
         measure({"a2c": A2C()}, policy, rollout, exact)
     with pytest.raises(UsageError, match="estimator 'rloo': rollout: this algorithm compares the rows of a group"):
         measure({"rloo": RLOO()}, policy, rollout, exact)
+
+
+def test_an_interval_holds_what_it_is_of():
+    """Of a cosine near 1 nearly all resampled ones are lower, for they are noisier."""
+    generator = np.random.default_rng(0)
+    assert central(0.98 - 0.01 * generator.random(1000), 0.99)[1] == 0.99
+    low, high = central(generator.normal(size=4000), 0.1)
+    assert abs(low + 1.96) < 0.1 and abs(high - 1.96) < 0.1

@@ -9,7 +9,7 @@ from upslope.cli.command import Command
 from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
 from upslope.errors import require
 from upslope.run.load import Run, is_model_folder
-from upslope.run.report import plural
+from upslope.run.report import amount, plural
 
 FLAGS = (
     Flag("episodes", COUNT, None, "fresh episodes to play (none: 20; of a language model all held-out problems)"),
@@ -65,11 +65,12 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     how = "with sampled actions" if given["sample"] else "greedy"
     print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
     print(f"  {run.policy_words(given['policy'])}")
-    print(f"  return {result.return_mean:.2f} ± {result.return_std:.2f} (95 % interval of the mean {low:.2f} to {high:.2f})")
+    mean, std, *interval = (amount(number, 2) for number in (result.return_mean, result.return_std, low, high))
+    print(f"  return {mean} ± {std} (95 % interval of the mean {' to '.join(interval)})")
     print(f"  length {result.length_mean:.1f} steps")
     if result.episodes_ended < result.episodes:
         seen = f"{result.episodes_ended} of {result.episodes} episodes ended; the others were cut off and count with what they had"
-        print(f"  {seen} (--max-episode-steps N says after how many steps), reward per step {result.reward_per_step:.3f}")
+        print(f"  {seen} (--max-episode-steps N says after how many steps), reward per step {amount(result.reward_per_step, 3)}")
     return 0
 
 

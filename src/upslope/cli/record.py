@@ -9,6 +9,7 @@ from upslope.cli.flags import INTEGER, PATH, POLICY, SEED, SWITCH, TEXT, Flag, k
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import MAX_ROWS, EnvSettings, check_num_envs
 from upslope.run.load import Run
+from upslope.run.report import amount
 
 FLAGS = (
     Flag("out", PATH, None, "file to write; it must not exist yet"),
@@ -44,7 +45,7 @@ def record(plain: list[str], given: dict[str, Any]) -> int:
         data = upslope.control.record(envs, player, num_steps, seed=given["seed"], about=about)
     data.save(given["out"])
     episodes, mean = data.episodes()
-    returned = "none from start to end" if mean is None else f"{episodes:,} of them from start to end, mean return {mean:.1f}"
+    returned = "none from start to end" if mean is None else f"{episodes:,} of them from start to end, mean return {amount(mean)}"
     print(f"{data.num_steps:,} steps of {behavior} in {envs.env_id}; episodes: {returned}")
     print(f"wrote {given['out']}\n\ntry next:\n  upslope train off-policy {env} --data {given['out']}")
     return 0

@@ -81,7 +81,7 @@ class MLPPolicy(ActorCritic):
 
     def follow_returns(self, returns: Tensor) -> None:
         if self.value_scale is not None:
-            self.value_scale.follow(returns, self.network.critic[-1] if type(self.network) is MLP else None)
+            self.value_scale.follow(returns, self.network.critic[-1] if type(self.network) is MLP and self.network.critic else None)
 
     def critic_parameters(self) -> tuple[nn.Parameter, ...]:
         if not self.as_made:

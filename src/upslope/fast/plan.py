@@ -128,8 +128,11 @@ def edited_part(policy: object) -> str | None:
 def head_of(policy: object) -> tuple[int, int] | None:
     """Kind and number of outputs of a known head over a user's network (or one the kernels do not know)."""
     control = sys.modules.get("upslope.control.policy")
-    known = () if control is None else (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
-    if type(policy) not in known or changed(cast(nn.Module, policy)):
+    if (
+        control is None
+        or type(policy) not in (control.ActorCritic, control.MLPPolicy, control.CNNPolicy)
+        or changed(cast(nn.Module, policy))
+    ):
         return None
     actor_critic = cast("ActorCritic", policy)
     if head_by_name(actor_critic) is None or not class_evaluates_as_made(control.MLPPolicy, policy):

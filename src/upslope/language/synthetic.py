@@ -103,7 +103,8 @@ def pairs_from(task: Task, *, seed: int = 0, count: int = 256, held_out: bool = 
         raise UsageError(f"task {task.name}: pairs need an answer to every problem, and this task has none")
     require(is_kind(count, int) and count > 0, f"count: expected 1 or more pairs, found {count!r}")
     others = sorted({answer_of(problem) for problem in source})
-    require(len(others) > 1, f"task {task.name}: pairs need problems with different answers, and all have the same")
+    found = f"all {len(source):,} {'held-out' if held_out else 'training'} problems have the same"
+    require(len(others) > 1, f"task {task.name}: pairs need problems with different answers, and {found}")
     generator, pairs = random.Random(f"pairs/{task.name}/{seed}/{held_out}"), list[Pair]()
     while len(pairs) < count:
         for problem in shuffled(source, "pairs", seed, len(pairs))[: count - len(pairs)]:

@@ -73,6 +73,8 @@ def check_minibatches(algorithm: Any, collector: Any) -> None:
     if not isinstance(collector, StepsSettings) or getattr(collector, "data", None) is not None or not hasattr(algorithm, "update"):
         return
     transitions = collector.num_envs * collector.num_steps
+    if transitions == 1 and getattr(algorithm, "normalize_advantage", False):
+        raise UsageError("num_steps: a batch of 1 transition has 1 advantage, normalized to 0; take more, or --no-normalize-advantage")
     for name in ("num_minibatches", "num_value_minibatches"):
         count = getattr(algorithm.update, name, 1)
         if transitions % count:

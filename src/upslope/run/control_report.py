@@ -10,7 +10,7 @@ from upslope.run.config import RunConfig
 from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.evaluations import POINTS
 from upslope.run.play import can_render
-from upslope.run.report import STOPPED, climbing, epochs_line, plural
+from upslope.run.report import STOPPED, amount, climbing, epochs_line, plural
 
 LARGE, SMALL = 100.0, 1e-3  # numbers of the observation beyond saturate a network's first layer, and up to here they hardly reach it
 LARGE_PIXEL = 10.0
@@ -120,8 +120,9 @@ def returned(result: Mapping[str, Any]) -> str:
     count, ended = result["episodes"], result["episodes_ended"]
     if not ended:
         length = f"{result['length_mean']:,.0f} steps"
-        return f"is paid {result['reward_per_step']:.3f} a step: none of {plural(count, 'fresh episode')} ended within {length}"
-    text = f"returns {result['return_mean']:.1f} on average over {plural(count, 'fresh episode')} (95 % interval {low:.1f} to {high:.1f})"
+        return f"is paid {amount(result['reward_per_step'], 3)} a step: none of {plural(count, 'fresh episode')} ended within {length}"
+    interval = f"95 % interval {amount(low)} to {amount(high)}"
+    text = f"returns {amount(result['return_mean'])} on average over {plural(count, 'fresh episode')} ({interval})"
     return text if ended == count else f"{text}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
 
 

@@ -63,9 +63,10 @@ class History:
         final, goal = self.final, self.goal
         if final is None or not self.evaluations or self.reached_goal:
             return False
-        best, lowest = self.best, min(self.evaluations, key=mean_of)
-        gained, lost = best.mean - lowest.mean, best.mean - final.mean
-        if min(best.episodes, final.episodes) < MIN_ITERATIONS or (goal is not None and gained < LOST * (goal - lowest.mean)):
+        best, early = self.best, self.begin("episode_return")  # evaluations may begin when most is learned
+        lowest = min([point.mean for point in self.evaluations] + ([statistics.mean(early)] if early else []))
+        gained, lost = best.mean - lowest, best.mean - final.mean
+        if min(best.episodes, final.episodes) < MIN_ITERATIONS or (goal is not None and gained < LOST * (goal - lowest)):
             return False  # too little to tell
         return lost > max(LOST * gained, STANDARD_ERRORS * standard_error(best, final))
 

@@ -20,6 +20,7 @@ from upslope.errors import RunFault, UsageError, install, require
 from upslope.files import folder_for, whole_file
 from upslope.run.load import Run
 from upslope.run.process import one_thread
+from upslope.run.report import amount
 
 Frame = NDArray[np.uint8]
 DRAWN_BY_PYGAME = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
@@ -47,7 +48,7 @@ def write_animation(
         frames, returns, rate, whole = play_frames(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
     folder_for(path)
     (write_gif if kind == ".gif" else write_mp4)(path, frames, rate)
-    played = ", ".join(f"{value:.1f}" for value in returns)
+    played = ", ".join(amount(value) for value in returns)
     cut = "" if whole else f" (cut off after {len(frames) - len(returns)} steps)"
     return f"wrote {path}: {len(frames)} frames, return {played}{cut}\n{run.policy_words(policy)}"
 

@@ -30,7 +30,7 @@ WIDE = 120  # terminal columns from which the live line has a bar and full names
 
 @dataclass(frozen=True)
 class Field:
-    """A number that progress shows: its name in the row and how it is written, also ``short``.
+    """A number that progress shows: its name in the row and how it is written (as it is, or as an :func:`amount`), also ``short``.
 
     ``recent``: the mean over the last iterations, weighted by their episodes. ``stays``: the newest one, whenever it was. ``instead_of``:
     only as long as that other field has nothing to show.
@@ -45,8 +45,8 @@ class Field:
 
 
 FIELDS = (
-    Field("episode_return", "return {:.1f}", recent=True),
-    Field("reward_per_step", "reward per step {:.3f}", instead_of="episode_return"),
+    Field("episode_return", "return {amount}", recent=True),
+    Field("reward_per_step", "reward per step {:.3g}", instead_of="episode_return"),
     Field("speed", "{:,.0f} steps/s"),
     Field("kl", "KL {:.3f}"),
     Field("improvement", "improvement {:.3f}", "gain {:.3f}"),
@@ -99,7 +99,11 @@ class Meter:
         """``return 212.3 · 61,000 steps/s · approx KL 0.008 · …``; what an iteration did not report, or does not fit, is left out."""
         found = [(field, value) for field in self.fields if (value := self.value(field)) is not None]
         shown = {field.name for field, _ in found}
-        parts = [((short and field.short) or field.text).format(value) for field, value in found if field.instead_of not in shown]
+        parts = [
+            ((short and field.short) or field.text).format(value, amount=amount(value))
+            for field, value in found
+            if field.instead_of not in shown
+        ]
         while parts and len(" · ".join(parts)) > width:
             parts.pop()
         return " · ".join(parts)
@@ -217,6 +221,11 @@ class Live(Progress):
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
+
+
+def amount(number: float, decimals: int = 1) -> str:
+    """A return, whatever its size: ``-123.4``, ``1.95e-05``, ``2.002e+10``."""
+    return f"{number:.{decimals}f}" if number == 0 or 0.1 <= abs(number) < 1e6 else f"{number:.4g}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -136,11 +136,12 @@ def measure_one(
     variance = float(found.variance(plain)[0]) * scale
     signal = float(found.length(plain)[0]) ** 2 - variance / episodes  # the squared length of a mean contains that of its noise
     size = algorithm.estimate(policy, rollout).metrics.get("effective_sample_size")
-    measured: dict[str, Any] = {"variance": variance, "variance_interval": central(found.variance(resampled) * scale)}
+    measured: dict[str, Any] = {"variance": variance, "variance_interval": central(found.variance(resampled) * scale, variance)}
     measured["relative_variance"] = variance / signal if signal > 0 else math.inf
     measured["bias"] = float(found.distance(plain, of_parts)[0])
     measured["bias_by_chance"] = float(np.quantile(found.distance(away, moved), CHANCE))
-    measured |= {"cosine": float(found.cosine(plain)[0]), "cosine_interval": central(found.cosine(resampled))}
+    cosine = float(found.cosine(plain)[0])
+    measured |= {"cosine": cosine, "cosine_interval": central(found.cosine(resampled), cosine)}
     measured["effective_sample_size"] = None if size is None else size / rollout.num_steps
     measured["seconds"] = min(timeit.repeat(lambda: unit_gradients(algorithm, policy, rollout, units=1), number=1, repeat=TIMINGS))
     return Measurement(estimator=name, **measured)
