@@ -10,9 +10,10 @@ from upslope import A2C, PPO, TRPO, Ascent, control, train
 from upslope import functional as F
 from upslope.control.heads import Categorical, EpsilonGreedy, Gaussian
 from upslope.control.networks import MLP
-from upslope.fast.agreement import BOUND, agrees, difference, evaluates_as_made, step_agrees
+from upslope.fast.agreement import BOUND, LOOP, agrees, difference, evaluates_as_made, fingerprint, step_agrees
 from upslope.fast.linear import linear_twin
 from upslope.fast.twins import explain, fast_policy
+from upslope.records import Batch
 from upslope.updates.state import AscentState
 
 pytest.importorskip("llvmlite")
@@ -81,7 +82,10 @@ def test_an_edited_step_runs_as_it_is_written(edit, monkeypatch):
             Ascent, "step", lambda self, state, gradients: 1.1 * step(self, state, gradients) if edit == "the norm" else 1 / 0
         )
     assert not step_agrees()
-    assert explain(PPO(), cartpole()) == "PPO.objective in PyTorch: its gradient step computes something else than the kernels"
+    assert (
+        explain(PPO(), cartpole())
+        == "PPO.objective in PyTorch: its gradient step, or the loop around it, does something else than the kernels"
+    )
 
 
 # ------------------------------------------------------------------------------------ objectives that leave something behind
@@ -226,3 +230,11 @@ def test_a_policy_of_the_user_s_own_network_evaluates_as_its_class_says(monkeypa
 
     monkeypatch.setattr(control.ActorCritic, "evaluate", evaluate)
     assert explain(PPO(), policy).startswith("PPO.objective in PyTorch: ")
+
+
+def test_the_loop_is_the_one_that_the_kernels_were_made_for(monkeypatch):
+    """Where this fails the loop was edited: see that the compiled update still does the same, then write the new fingerprint down."""
+    assert fingerprint((Ascent.__call__, Ascent.backward, Batch.minibatches)) == LOOP
+    monkeypatch.setattr(Batch, "minibatches", lambda self, shuffle, count: iter([self]))
+    assert not step_agrees()
+    assert fingerprint((len,)) is None

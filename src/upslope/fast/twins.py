@@ -81,7 +81,7 @@ def why_not(algorithm: Algorithm, policy: Policy) -> str:
     if type(algorithm.update) not in (Ascent, NaturalGradient, TrustRegion):
         return f"{type(algorithm.update).__name__} is called as it is written"
     if not step_agrees():
-        return "its gradient step computes something else than the kernels"
+        return "its gradient step, or the loop around it, does something else than the kernels"
     return "llvmlite, which compiles it, is not installed" if library() is None else "its policy's step is what takes the time"
 
 
