@@ -48,6 +48,8 @@ ELSEWHERE = {
     "n-envs": "num-envs",
     "n-epochs": "num-epochs",
     "n-steps": "num-steps",
+    "total-steps": "iterations",  # each is the budget of one world
+    "iterations": "total-steps",
     "vf-coef": "value-coef",
 }
 """What other libraries, or older versions, call a setting that has another name here."""

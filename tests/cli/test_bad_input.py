@@ -46,6 +46,11 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*PPO, "--num-envs", "1", "--num-steps", "1", "--num-minibatches", "1"],
         "num_steps: a batch of 1 transition has 1 advantage",
     ),
+    "the other world's budget": (
+        ["train", "grpo", "--model", "tiny", "--task", "addition", "--total-steps", "9"],
+        "unknown flag '--total-steps': did you mean '--iterations'?",
+    ),
+    "and the other way round": ([*PPO, "--iterations", "9"], "unknown flag '--iterations': did you mean '--total-steps'?"),
     "a flag that resembles none": ([*PPO, "--warp"], "unknown flag '--warp': --help lists them all"),
     "a module that ends Python": (["train", "ppo", "exits_at_once:make"], "importing 'exits_at_once' ended Python (sys.exit)"),
     "list takes nothing": (["list", "ppo"], "unexpected 'ppo'"),
