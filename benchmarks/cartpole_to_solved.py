@@ -2,6 +2,7 @@
 
 python benchmarks/cartpole_to_solved.py                                  # about 10 minutes, 10 seeds
 python benchmarks/cartpole_to_solved.py --rounds 1 --systems upslope sb3 # a look
+python benchmarks/cartpole_to_solved.py --before OLD/src --systems bare-import upslope upslope-before   # beside an older version
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from harness import (
     write,
 )
 
-SYSTEMS = ("bare-import", "upslope", "sb3", "upslope-first", "rejax", "rejax-cached", "cleanrl")
+SYSTEMS = ("bare-import", "upslope", "upslope-before", "sb3", "upslope-first", "rejax", "rejax-cached", "cleanrl")
 OURS = ("ppo", "CartPole-v1", "--until-return", "475")
 CLEANRL = FOLDER / ".envs" / "cleanrl-source" / "cleanrl" / "ppo.py"
 PROTOCOL = (
@@ -40,23 +41,28 @@ PROTOCOL = (
 )
 
 
-def make_systems(names: list[str], core: int, first_runs: int, cache: Path) -> dict[str, Callable[[int], Record | None]]:
-    """The systems by name, each a function of the seed."""
+def make_systems(names: list[str], args: argparse.Namespace, cache: Path) -> dict[str, Callable[[int], Record | None]]:
+    """The systems by name, each a function of the round."""
+    core: int = args.core
 
-    def first(seed: int) -> Record | None:
-        if seed >= first_runs:
+    def seeded(number: int) -> list[str]:
+        return ["--seed", str(args.first_seed + number)]
+
+    def first(number: int) -> Record | None:
+        if number >= args.first_runs:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            return run_ours([*OURS, "--seed", str(seed)], core, cache_folder=folder)
+            return run_ours([*OURS, *seeded(number)], core, cache_folder=folder)
 
     everything: dict[str, Callable[[int], Record | None]] = {
         "bare-import": lambda _: run_bare_import(core),
-        "upslope": lambda seed: run_ours([*OURS, "--seed", str(seed)], core),
+        "upslope": lambda number: run_ours([*OURS, *seeded(number)], core),
+        "upslope-before": lambda number: run_ours([*OURS, *seeded(number)], core, source=args.before),
         "upslope-first": first,
-        "sb3": lambda seed: run_peer("sb3", "sb3_ppo.py", ["cartpole", "--seed", str(seed)], core),
-        "rejax": lambda seed: run_peer("rejax", "rejax_ppo.py", ["--seed", str(seed)], core),
-        "rejax-cached": lambda seed: run_peer("rejax", "rejax_ppo.py", ["--seed", str(seed), "--cache", cache], core),
-        "cleanrl": lambda seed: run_peer("cleanrl", "cleanrl_ppo.py", [CLEANRL, "--seed", str(seed)], core),
+        "sb3": lambda number: run_peer("sb3", "sb3_ppo.py", ["cartpole", *seeded(number)], core),
+        "rejax": lambda number: run_peer("rejax", "rejax_ppo.py", seeded(number), core),
+        "rejax-cached": lambda number: run_peer("rejax", "rejax_ppo.py", [*seeded(number), "--cache", cache], core),
+        "cleanrl": lambda number: run_peer("cleanrl", "cleanrl_ppo.py", [CLEANRL, *seeded(number)], core),
     }
     return {name: everything[name] for name in SYSTEMS if name in names}
 
@@ -85,22 +91,28 @@ def measure(records: list[Record]) -> Record:
         "sb3_train_seconds_over_ours": {"value": sb3_train, "target": ">= 15", "met": None if sb3_train is None else sb3_train >= 15},
         "our_train_seconds_over_rejax": {"value": rejax, "target": "<= 1", "met": None if rejax is None else rejax <= 1},
         "our_train_seconds_over_rejax_without_compilation": {"value": ratio(train["upslope"], warm)},
+        "process_seconds_over_before": {"value": ratio(wall["upslope"], wall["upslope-before"]), "target": "<= 1"},
+        "train_seconds_over_before": {"value": ratio(train["upslope"], train["upslope-before"])},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="seeds 0, 1, …, one round each")
+    parser.add_argument("--rounds", type=int, default=10, help="seeds 100, 101, …, one round each")
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--before", type=Path, help="folder that holds the package of an older version, for upslope-before")
     parser.add_argument("--first-runs", type=int, default=5, help="rounds that also run upslope with an empty cache of compiled kernels")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.before is None:
+        args.systems = [name for name in args.systems if name != "upslope-before"]
     if any(name.startswith("upslope") for name in args.systems):
         ours_is_ready()
     load = load_average()
     with tempfile.TemporaryDirectory() as cache:
-        systems = make_systems(args.systems, args.core, args.first_runs, Path(cache))
+        systems = make_systems(args.systems, args, Path(cache))
         for name in systems:  # once unmeasured: byte code, page cache, compiled programs
             if name != "upslope-first":
                 systems[name](0)

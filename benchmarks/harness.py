@@ -67,9 +67,10 @@ def run_peer(name: str, driver: str, arguments: Sequence[str | Path], core: int)
     return json.loads(output.strip().splitlines()[-1]) | {"process_seconds": round(seconds, 4)}
 
 
-def run_ours(arguments: Sequence[str], core: int, cache_folder: str | None = None) -> Record:
-    """Runs `upslope train …` into a fresh folder and reads its summary.json."""
-    extra = {"UPSLOPE_CACHE_DIR": cache_folder} if cache_folder else None
+def run_ours(arguments: Sequence[str], core: int, cache_folder: str | None = None, source: Path | None = None) -> Record:
+    """Runs `upslope train …` into a fresh folder and reads its summary.json; with the package in folder `source`, where one is given."""
+    extra = {"UPSLOPE_CACHE_DIR": cache_folder} if cache_folder else {}
+    extra |= {} if source is None else {"PYTHONPATH": str(source)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         seconds, _ = run([OURS / "upslope", "train", *arguments, "--out", str(out)], core, extra)
@@ -93,7 +94,7 @@ def alternate(systems: Mapping[str, Callable[[int], Record | None]], rounds: int
             record = systems[name](number)
             if record is None:
                 continue
-            records.append(record | {"system": name, "seed": number, "round": number})
+            records.append({"seed": number} | record | {"system": name, "round": number})
             keys = ("process_seconds", "step_seconds", "train_seconds", "total_steps", "solved")
             shown = " ".join(f"{key} {record[key]}" for key in keys if key in record)
             print(f"round {number + 1}/{rounds}  {name:<16} {shown}", file=sys.stderr, flush=True)
