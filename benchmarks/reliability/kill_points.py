@@ -224,7 +224,7 @@ def save_always(path: Path) -> None:
     from upslope.run.saving import SavePace
 
     SavePace.due = lambda self: True
-    write = session.write
+    write = session.write_checkpoint
 
     def noted(run: Path, iteration: int, state: Any) -> Path:
         found = write(run, iteration, state)
@@ -232,7 +232,7 @@ def save_always(path: Path) -> None:
             file.write(f"{iteration}\n")
         return found
 
-    session.write = noted
+    session.write_checkpoint = noted
 
 
 def trained(words: Sequence[str], folder: Path, point: Point, nth: int) -> int:

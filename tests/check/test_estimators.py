@@ -154,7 +154,7 @@ def test_whole_batch_scaling_and_bonuses_are_notes():
         g = returns(rollout, 1.0)
         return total(log_prob(policy, rollout) * (g - g[rollout.mask].mean()), rollout)
 
-    for function, note in ((normalized, "spread"), (with_bonus, "entropy bonus of 0.1"), (batch_mean, "own mean and spread")):
+    for function, note in ((normalized, "spread"), (with_bonus, "entropy bonus of 0.1"), (batch_mean, "mean and spread add")):
         report = check_estimator(function)
         assert report.findings == () and any(note in line for line in report.notes), str(report)
 

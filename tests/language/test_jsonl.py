@@ -217,7 +217,7 @@ def test_rows_know_their_file_and_line(tmp_path):
 
 def test_pairs_need_answers_that_differ(tmp_path):
     same = task(str(write(tmp_path / "a.jsonl", PROMPT, '{"prompt": "q", "answer": "x"}')), held_out_fraction=0)
-    with pytest.raises(UsageError, match="all have the same"):
+    with pytest.raises(UsageError, match="all 2 training problems have the same"):
         pairs_from(same)
     free = task(str(write(tmp_path / "b.jsonl", '{"prompt": "q"}')), reward=len)
     with pytest.raises(UsageError, match="this task has none"):
