@@ -132,6 +132,14 @@ def test_plot_averages_seeds_and_never_settings(cli: Command, trained: Path):
     one, two, three = names([Run.load(folder) for folder in others])
     assert one == "PPO, learning_rate 1, num_epochs 1, num_minibatches 1, max_grad_norm 1 …"
     assert two == one.replace("1", "2") and three == f"{two} (2)"
+    # what only one of two mappings holds is a difference, too
+    for name, value in (("d", {}), ("e", {"sutton_barto_reward": True}), ("f", {"sutton_barto_reward": True, "level": 2})):
+        config = json.loads((changed(name) / "config.json").read_text())
+        config["env"]["env_kwargs"] = value
+        Path(name, "config.json").write_text(json.dumps(config))
+    plain, other, more = names([Run.load(folder) for folder in ("d", "e", "f")])
+    assert (plain, other) == ("PPO, env_kwargs none", "PPO, env_kwargs sutton_barto_reward=True")
+    assert more == "PPO, env_kwargs sutton_barto_reward=True level=2"
     # one seed is one seed, however often it was run
     again = Path(shutil.copytree("a", "again"))
     answer = cli("plot", "a", again, "b")

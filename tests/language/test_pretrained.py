@@ -237,6 +237,10 @@ DAMAGED = {
     "a folder without a config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
     "a config that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
     "a config without a type": (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
+    "more layers than there are weights": (
+        edit("config.json", lambda c: {**c, "num_hidden_layers": 10_000_000}),
+        "describes 10,000,000 layers",
+    ),
     "an unknown type": (edit("config.json", lambda c: {**c, "model_type": "novel"}), "cannot be loaded"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
     "half of the weights": (cut, "cannot be loaded"),
@@ -261,7 +265,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(name, sound, tmp_path, 
     message = str(caught.value)
     assert expected in message and "\n" not in message and len(message) < 500, message
     assert message.startswith((f"model {folder}: ", "tokenizer: "))
-    assert ("write the folder again" in message) == ("cannot be loaded" in message)
+    assert ("write the folder again" in message) == ("cannot be loaded" in message or "describes" in message)
     assert capfd.readouterr() == ("", "")
 
 

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 import transformers  # its Auto classes by their names in it, which loads them when they are needed
+from safetensors import safe_open
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from upslope.errors import UsageError, first_line, missing_extra, require
+from upslope.errors import UsageError, first_line, is_kind, missing_extra, require
 from upslope.files import filled_folder
 from upslope.language.models import quiet
 
@@ -46,6 +47,8 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTra
                 raise UsageError(f"model {where}: its config.json names an attention kernel of the hub, which is code; remove that key")
             if getattr(config, "is_encoder_decoder", False):
                 raise UsageError(f"model {where}: {config.model_type} has an encoder; expected a decoder-only model")
+            if is_path:
+                check_layers(folder, config)
             reading = options | {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
             model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(where, **reading)
     except UsageError:
@@ -61,6 +64,17 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[PreTrainedModel, PreTra
     except Exception as error:
         raise UsageError(f"model {where}: its tokenizer cannot be loaded: {first_line(error)}; {AGAIN}") from error
     return model, tokenizer
+
+
+def check_layers(folder: Path, config: Any) -> None:
+    """Refuse a config that asks for more layers than the folder's weights have tensors, before millions of them are made."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    tensors = 0
+    for path in folder.glob("*.safetensors"):
+        with cast(Any, safe_open(path, "pt")) as file:
+            tensors += len(file.keys())
+    if is_kind(layers, int) and tensors and layers > tensors:
+        raise UsageError(f"model {folder}: its config.json describes {layers:,} layers, and its weights are {tensors:,} tensors; {AGAIN}")
 
 
 AGAIN = "write the folder again (upslope export or upslope model), or download it again"

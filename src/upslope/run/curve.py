@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -137,11 +137,13 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def result_settings(run: Run) -> dict[str, Any]:
     """A run's configuration by flat names, without what does not change what is learned."""
-    known = flattened(run.config).items()
+    known = flattened(run.config, values_whole=True).items()
     return {name: value for name, value in known if not name.startswith(UNNAMED) and name not in WITHOUT_EFFECT}
 
 
 def value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={value_text(each)}" for name, each in cast("Mapping[str, Any]", value).items()) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -88,12 +88,18 @@ def to_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``{"algorithm.update.learning_rate": 0.003, …}``."""
+SECTIONS = ("algorithm", "collector", "policy", "env", "task", "settings", "update")
+"""Mappings of a ``config.json`` that hold settings; every other one is the value of a setting."""
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "", *, values_whole: bool = False) -> dict[str, Any]:
+    """Nested settings as ``{"algorithm.update.learning_rate": 0.003, …}``; with ``values_whole`` a value that is a mapping stays one."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= flattened(cast("Mapping[str, Any]", value), f"{prefix}{name}.") if nested else {prefix + name: value}
+        if isinstance(value, Mapping) and (name in SECTIONS or not values_whole):
+            flat |= flattened(cast("Mapping[str, Any]", value), f"{prefix}{name}.", values_whole=values_whole)
+        else:
+            flat[prefix + name] = value
     return flat
 
 
@@ -101,7 +107,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a ``config.json`` by their flat names; what is already flat stays as it is."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and key in ("algorithm", "collector", "policy", "env", "task", "settings", "update"):
+        if isinstance(value, Mapping) and key in SECTIONS:
             flat |= flat_config(cast("Mapping[str, Any]", value))
         elif key not in ("format_version", "versions", "world", "env_id", "name", "needs", "goal", "earlier_budgets"):
             flat[key] = value
