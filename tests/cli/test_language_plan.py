@@ -62,6 +62,17 @@ def test_a_template_without_a_token_for_the_end_of_a_turn_is_said(cli: Command, 
         assert f"  chat template: it {words}; where prompts are messages, {sampled}\n" in out
 
 
+@pytest.mark.filterwarnings("always:chat template")
+def test_a_template_whose_end_of_a_turn_is_not_found_is_said(cli: Command, bloom: Path):
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | length }}{% endfor %}"
+    tokenizer.save_pretrained(bloom)
+    answer = cli("train", "grpo", "--model", bloom, "--task", "addition", *SHORT, "--max-tokens", "3", "--out", "run")
+    assert answer.code == 0, answer
+    assert "  chat template: how it ends a turn was not found, " in answer.out and "writes nothing" not in answer.out
+    assert answer.err.count("upslope: warning: chat template: how it ends a turn was not found") == 1
+
+
 @pytest.mark.parametrize("command", [["ppo", "CartPole-v1"], ["grpo", "--model", "tiny", "--task", "addition"]])
 def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -14,7 +14,7 @@ import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.language.models import SIZES
-from tests.language.tokenizers import CHATML, KINDS, PLAIN, Kind, byte_level, kind, wrapped
+from tests.language.tokenizers import CHATML, KINDS, NEEDS_SYSTEM, PLAIN, Kind, byte_level, kind, wrapped
 from upslope import DPO, GRPO, KTO, SFT, Ascent, RewardModeling, train
 from upslope.cli import chat
 from upslope.cli.main import main
@@ -314,6 +314,33 @@ def test_the_end_of_a_turn_is_its_first_special_token_or_else_its_first_added_on
     tokenizer.add_tokens([AddedToken("\n", normalized=False), AddedToken("<note>", normalized=False)])
     turn = Rendering(tokenizer).turn
     assert turn.end_id == ids_of(tokenizer, end)[0] and turn.end == closing[: closing.index(end) + len(end)]
+
+
+SYSTEM = [{"role": "system", "content": "you are kind."}, *ASKED]
+CHANGED = [CHATML.replace("m['content']", f"m['content'] | {change}") for change in ("lower", "upper", "capitalize", "title", "trim")]
+
+
+@pytest.mark.parametrize("template", [NEEDS_SYSTEM, NEEDS_SYSTEM.replace("m['content']", "m['content'] | lower"), *CHANGED])
+def test_the_end_of_a_turn_is_found_where_a_system_message_is_demanded_and_contents_are_changed(template):
+    tokenizer = byte_level(template, "<|im_start|>", "<|im_end|>", eos_token="</s>")
+    rendering = Rendering(tokenizer)
+    assert rendering.stop_ids == {*ids_of(tokenizer, "<|im_end|>", "</s>")}
+    ((row,),) = rendering.rows([SYSTEM], [["46"]])
+    whole = tokenizer.apply_chat_template([*SYSTEM, {"role": "assistant", "content": "46"}], tokenize=False)
+    assert row.ids == tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"] and tokenizer.decode(row.ids[-1:]) == "<|im_end|>"
+    policy = policy_of(tokenizer)
+    data = preference_pairs(policy, [Pair(prompt=SYSTEM, chosen="46", rejected="12")])
+    assert [ids[-1:] for ids in data.completions[0]] == [ids_of(tokenizer, "<|im_end|>")] * 2
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML.replace("m['content']", "m['content'] | length | string"), "{{ raise_exception('no') }}" + CHATML]
+)
+def test_an_end_of_a_turn_that_is_not_found_is_said_once(template):
+    rendering = Rendering(byte_level(template, "<|im_start|>", "<|im_end|>", eos_token="</s>"))
+    with pytest.warns(UserWarning, match=r"^chat template: how it ends a turn was not found, .* up to the tokenizer's end token") as caught:
+        assert [rendering.stop_ids for _ in range(2)] == [{*ids_of(rendering.tokenizer, "</s>")}] * 2
+    assert len(caught) == 1 and not rendering.turn.found
 
 
 # seams

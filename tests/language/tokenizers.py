@@ -61,6 +61,7 @@ R1 = (
     "{% else %}{{ '<|assistant|>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
 )
+NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('must begin with a system message') }}{% endif %}" + CHATML
 ALWAYS_ASKS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 
 

@@ -43,6 +43,10 @@ class Row:
 
 
 Offsets = Sequence[tuple[int, int]] | None  # where each token stands in its text, if the tokenizer tells
+NOT_FOUND = (
+    "how it ends a turn was not found, for it refuses one question with one answer or changes that answer; where prompts are messages, "
+    "answers are recorded and sampled up to the tokenizer's end token instead"
+)
 AS_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}  # how ids become text
 AS_IDS = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
 """How text becomes ids: without what the tokenizer puts around texts."""
@@ -72,6 +76,8 @@ class Rendering:
         """How the template writes a turn; asked again where the tokenizer was given another template."""
         if self.rendered[0] != self.tokenizer.chat_template:
             self.rendered = self.tokenizer.chat_template, turn_of(self.tokenizer)
+            if self.tokenizer.chat_template and not self.rendered[1].found:
+                warnings.warn(f"chat template: {NOT_FOUND}", stacklevel=3)
         return self.rendered[1]
 
     @property

@@ -73,14 +73,17 @@ def refused(call: Callable[[list[Any]], Any], items: Sequence[Any], places: Sequ
     return UsageError(f"{refusal} ({' '.join(str(whole).split())[:200]})")
 
 
-SAID = "SAIDBYTHEASSISTANT"  # stands for the assistant's content where a template is asked how a turn ends
+SAID = "314159265358979"  # stands for the assistant's content where a template is asked how a turn ends: no case, no blanks
+ASKED = [{"role": "user", "content": "x"}]
+PROBES = (ASKED, [{"role": "system", "content": "x"}, *ASKED])  # some templates demand a system message, others refuse one
 
 
 @dataclass(frozen=True)
 class Turn:
     """How a template writes an assistant's turn: what stands before its content, what follows, and the part of that which ends it.
 
-    ``lead_text`` and ``end_text`` are lead and end as they are decoded: without special tokens.
+    ``lead_text`` and ``end_text`` are lead and end as they are decoded: without special tokens. All is empty where the turn was not
+    ``found``: there is no template, or it writes the content of none of :data:`PROBES`.
     """
 
     lead: str = ""
@@ -89,24 +92,14 @@ class Turn:
     end_id: int | None = None
     lead_text: str = ""
     end_text: str = ""
+    found: bool = False
 
 
 def turn_of(tokenizer: Any) -> Turn:
-    if not tokenizer.chat_template:
+    written = (written_turn(tokenizer, asked) for asked in PROBES if tokenizer.chat_template)
+    lead, closing = next((found for found in written if found is not None), (None, ""))
+    if lead is None:
         return Turn()
-    asked = [{"role": "user", "content": "x"}]
-    apply = partial(tokenizer.apply_chat_template, tokenize=False)
-    try:
-        before = in_time(partial(apply, asked, add_generation_prompt=True), TEMPLATE_SECONDS)
-        whole = in_time(partial(apply, [*asked, {"role": "assistant", "content": SAID}]), TEMPLATE_SECONDS)
-    except TookTooLong:
-        raise UsageError(f"tokenizer: its chat template took more than {TEMPLATE_SECONDS:g} s for a short message; it has no end") from None
-    except Exception:  # what it refuses is said where it is used
-        return Turn()
-    head, found, closing = whole.rpartition(SAID)
-    if not found:
-        return Turn()
-    lead = head.removeprefix(before) if head.startswith(before) else ""
     tokens = tokenizer.added_tokens_decoder
     places = [(closing.find(token.content), token, int(i)) for i, token in tokens.items() if token.content.strip()]
     begins = None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
@@ -114,7 +107,21 @@ def turn_of(tokenizer: Any) -> Turn:
     ends = [entry for entry in ends if tokens[entry[2]].special] or ends
     at, size, end_id = min(ends, default=(len(closing.rstrip()), 0, None))
     end, special = closing[: at - size], [token.content for i, token in tokens.items() if token.special or i == end_id]
-    return Turn(lead, closing, end, end_id, without_parts(lead, special), without_parts(end, special))
+    return Turn(lead, closing, end, end_id, without_parts(lead, special), without_parts(end, special), found=True)
+
+
+def written_turn(tokenizer: Any, asked: list[dict[str, str]]) -> tuple[str, str] | None:
+    """What the template writes before and behind what the assistant says to ``asked``; None where it refuses that or leaves it out."""
+    apply = partial(tokenizer.apply_chat_template, tokenize=False)
+    try:
+        before = in_time(partial(apply, asked, add_generation_prompt=True), TEMPLATE_SECONDS)
+        whole = in_time(partial(apply, [*asked, {"role": "assistant", "content": SAID}]), TEMPLATE_SECONDS)
+    except TookTooLong:
+        raise UsageError(f"tokenizer: its chat template took more than {TEMPLATE_SECONDS:g} s for a short message; it has no end") from None
+    except Exception:  # what it refuses is said where it is used
+        return None
+    head, found, closing = whole.rpartition(SAID)
+    return (head.removeprefix(before) if head.startswith(before) else "", closing) if found else None
 
 
 def without_parts(text: str, parts: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from upslope.language import LanguagePolicy, Task
 from upslope.language.models import dropout_of
+from upslope.language.rendering import NOT_FOUND
 from upslope.run.config import RunConfig
 from upslope.run.curve import curve_lines
 from upslope.run.drawing import Panel, draw, save
@@ -69,6 +70,8 @@ def unmarked_end(policy: LanguagePolicy) -> str:
     turn = policy.rendering.turn
     if not tokenizer.chat_template or turn.end_id is not None:
         return ""
+    if not turn.found:
+        return f"chat template: {NOT_FOUND} ({tokenizer.eos_token!r})"
     ends = f"ends a turn with {turn.closing!r:.40}, which is no single token" if turn.closing else "writes nothing behind a turn"
     return f"chat template: it {ends}; where prompts are messages, answers are recorded and sampled up to {tokenizer.eos_token!r} instead"
 
