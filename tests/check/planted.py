@@ -467,6 +467,54 @@ class CarriesGradient(A2C):
         return replace(batch, advantage=batch.returns - policy.evaluate(**rollout.inputs).value)
 
 
+# ---------------------------------------------------------------- a bias without a name, beside what is made on purpose
+
+
+@actor_critic("biased by no known mistake")
+def value_of_the_state_where_it_is_cut(reward, value, after, terminated, truncated, mask):
+    return F.gae(reward, value, torch.where(truncated, value, after), terminated, truncated, 0.9, 0.8, mask)
+
+
+@planted("biased by no known mistake")
+class ShippedAndCutTwice(PPO):
+    """γ^t is left out by design, as in PPO itself."""
+
+    def estimate(self, policy, rollout):
+        return super().estimate(policy, replace(rollout, next_value=torch.where(rollout.truncated, 2.0, 1.0) * rollout.next_value))
+
+
+@planted("biased by no known mistake")
+@dataclass(frozen=True, kw_only=True)
+class CubeInTheReward(PPO):
+    reference_kl_coef: float = 0.1
+
+    def estimate(self, policy, rollout):
+        cube = self.reference_kl_coef * (rollout.behavior_log_prob - rollout.reference_log_prob) ** 3
+        plain = replace(self, reference_kl_coef=0.0)
+        return PPO.estimate(plain, policy, replace(rollout, reward=(rollout.reward - cube).where(rollout.mask, 0.0)))
+
+
+@planted("biased by no known mistake")
+class RootOfTheRatio(PPO):
+    def objective(self, policy, batch):
+        new = policy.evaluate(**batch.inputs).log_prob
+        ratio = 2.0 * (0.5 * (new - batch.behavior_log_prob)).exp()
+        return F.weighted_sum((ratio * batch.advantage).where(batch.mask, 0.0), batch.weight), {}
+
+
+@planted("biased by no known mistake")
+@dataclass(frozen=True, kw_only=True)
+class MeanOverTokens(GRPO):
+    """The group's mean is one of steps, so that long rows count more; that it holds the row itself is by design."""
+
+    average_over: str = "constant"
+
+    def estimate(self, policy, rollout):
+        score, mask = rollout.reward.sum(-1, keepdim=True).expand_as(rollout.reward), rollout.mask
+        mean = score.where(mask, 0.0).sum((-1, -2), keepdim=True) / mask.sum((-1, -2), keepdim=True)
+        return replace(GRPO.estimate(self, policy, rollout), advantage=(score - mean).where(mask, 0.0))
+
+
 # ------------------------------------------------------------------------------------------------------------- groups
 
 

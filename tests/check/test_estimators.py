@@ -1,12 +1,13 @@
 """check_estimator names what is wrong with an estimator, and is silent about what the library ships."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.check.planted import BATCHED, PLANTED, SOUND, log_prob, returns, total
+from tests.check.planted import BATCHED, PLANTED, SOUND, generalized_advantage, log_prob, returns, total
 from tests.check.shipped import shipped
 from upslope import A2C, GRPO, PPO, REINFORCE, TRPO, OffPolicyGradient, UsageError
 from upslope import functional as F
@@ -241,3 +242,18 @@ def test_the_page_lists_the_laws():
         assert f"| {mistake} | {meaning} |" in page
     for design in BY_DESIGN:
         assert f"| {design.mistake} | {design.why} |" in page
+
+
+def test_what_is_made_on_purpose_explains_nothing_else():
+    """γ^t is left out by design and by a function as well: neither hides a bias without a name."""
+    report = check_estimator(PLANTED["ShippedAndCutTwice"][0])
+    assert [(f.mistake, f.by_design is None) for f in report.findings] == [
+        ("biased by no known mistake", True),
+        ("missing discount weight", False),
+    ]
+
+    def cut_twice(policy, rollout, gamma):
+        after = torch.where(rollout.truncated, 2.0, 1.0) * rollout.next_value
+        return total(log_prob(policy, rollout) * generalized_advantage(replace(rollout, next_value=after), gamma), rollout)
+
+    assert {f.mistake for f in check_estimator(cut_twice).broken} == {"missing discount weight", "biased by no known mistake"}

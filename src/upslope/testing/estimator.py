@@ -1,6 +1,6 @@
 """Hold an estimator of the policy gradient against the exact gradient, and name the mistake that it has."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -177,8 +177,15 @@ def check_estimator(
     return report(full, moments, pairs, method, by_design, log)
 
 
-def first_causes(found: list[tuple[str, str]]) -> dict[str, str]:
-    """Each mistake once, without what another one explains."""
+SET_ASIDE = ("missing discount weight", "wrong sign", "group mean without G/(G-1)")
+"""Mistakes that every further comparison allows for: what else is found beside them has another cause."""
+
+
+def first_causes(found: list[tuple[str, str]], meant: Mapping[str, str | None]) -> dict[str, str]:
+    """Each mistake once, without what another one explains; ``meant`` has the reason of each that is made on purpose, or None.
+
+    A bias that no known mistake explains stays, beside what is made on purpose as well, which explains nothing but itself.
+    """
     mistakes = dict(reversed(found))
     if "not finite" in mistakes:  # such an estimate has no expectation
         return {"not finite": mistakes["not finite"]}
@@ -187,8 +194,9 @@ def first_causes(found: list[tuple[str, str]]) -> dict[str, str]:
     if "k1 in the objective" in mistakes:  # off-policy it needs a weight, too; and beside a reference it is a bonus for rare actions
         mistakes.pop("importance weight missing", None)
         mistakes.pop("entropy of the action taken", None)
-    if len(mistakes) > 1:
-        mistakes.pop("biased by no known mistake", None)
+    unnamed = "biased by no known mistake"
+    if any(meant[mistake] is None for mistake in mistakes if mistake not in (unnamed, *SET_ASIDE)):
+        mistakes.pop(unnamed, None)
     return dict(reversed(mistakes.items()))
 
 
@@ -258,10 +266,8 @@ def report(
     unit = abs(scale[nearest]) or 1.0
     variance = moments.variance / unit**2
     error = float((moments.mean / unit - pairs[nearest][1]).square().sum())
-    findings = tuple(
-        Finding(mistake, numbers, "as you said" if mistake in by_design else reason(full.given, mistake))
-        for mistake, numbers in first_causes(log.found).items()
-    )
+    meant = {mistake: "as you said" if mistake in by_design else reason(full.given, mistake) for mistake, _ in log.found}
+    findings = tuple(Finding(mistake, numbers, meant[mistake]) for mistake, numbers in first_causes(log.found, meant).items())
     setup: dict[str, Any] = {"name": full.name, "objective": nearest, "gamma": full.gamma, "batch_size": moments.size, "method": method}
     found: dict[str, Any] = {"scale": scale[nearest], "expectation": moments.mean, "gradient": {form: g for form, (_, g) in pairs.items()}}
     found |= {"bias": bias, "cosine": {form: cosine(mean, g) for form, (mean, g) in pairs.items()}, "variance": variance}
