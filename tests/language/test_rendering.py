@@ -14,7 +14,7 @@ import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.language.models import SIZES
-from tests.language.tokenizers import CHATML, KINDS, NEEDS_SYSTEM, PLAIN, Kind, byte_level, kind, wrapped
+from tests.language.tokenizers import CHATML, KINDS, NEEDS_SYSTEM, PLAIN, WORDS, Kind, byte_level, kind, metaspace, wrapped
 from upslope import DPO, GRPO, KTO, SFT, Ascent, RewardModeling, train
 from upslope.cli import chat
 from upslope.cli.main import main
@@ -426,6 +426,17 @@ def test_unknown_characters_are_refused_with_their_place(name, tmp_path):
     with pytest.raises(UsageError, match=r"^data\[0\]: the tokenizer has no token for"):
         rendering.rows([ASKED], [["46é"]])
     assert rendering.unknown_id in rendering.prompts(["12<unk>"])[0]  # written out it is meant
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+def test_an_unknown_token_that_only_the_model_knows_is_refused_too(model):
+    tokenizer = metaspace("always", WORDS, model=model, bos_token="<s>", eos_token="</s>")
+    rendering = Rendering(tokenizer)
+    assert tokenizer.unk_token is None and rendering.unknown_id == tokenizer.convert_tokens_to_ids("<unk>")
+    for ask in (lambda: rendering.prompts(["The é"]), lambda: rendering.rows(["The"], [[" é"]])):
+        with pytest.raises(UsageError, match=r"the tokenizer has no token for '.*é', the model would see <unk> in its place"):
+            ask()
+    assert rendering.prompts(["hi there"]) == [tokenizer("hi there")["input_ids"]]
 
 
 def test_unknown_characters_of_other_tokenizers():

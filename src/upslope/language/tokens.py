@@ -1,5 +1,6 @@
 """What tokenizers and chat templates differ in, found by asking them; and what a list of messages must be."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +33,11 @@ def unknown_id(tokenizer: Any) -> int | None:
     """The token that stands for what the vocabulary does not hold, also where only the tokenizer's model knows of it."""
     if tokenizer.unk_token_id is not None or not tokenizer.is_fast:
         return tokenizer.unk_token_id
-    name = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    return None if name is None else tokenizer.backend_tokenizer.token_to_id(name)
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.model, models.Unigram):  # which names it by its id, and tells that in no other way
+        return json.loads(backend.to_str())["model"]["unk_id"]
+    name = getattr(backend.model, "unk_token", None)
+    return None if name is None else backend.token_to_id(name)
 
 
 def drops_unknown(tokenizer: Any) -> bool:
