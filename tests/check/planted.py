@@ -670,6 +670,39 @@ class K1(GRPO):
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
+@planted("wrong sign")
+def entropy_as_a_penalty(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    return total(new.log_prob * returns(rollout, 1.0) - 0.01 * new.entropy, rollout)
+
+
+@planted("wrong sign")
+def normalized_and_entropy_as_a_penalty(policy, rollout):
+    new = policy.evaluate(**rollout.inputs)
+    return total(new.log_prob * standardized(returns(rollout, 1.0), rollout.mask) - 0.01 * new.entropy, rollout)
+
+
+@planted("wrong sign")
+@dataclass(frozen=True, kw_only=True)
+class EntropyPenalty(PPO):
+    entropy_coef: float = 0.01
+
+    def objective(self, policy, batch):
+        value, metrics = PPO.objective(replace(self, entropy_coef=0.0), policy, batch)
+        return value - self.entropy_coef * F.weighted_sum(policy.evaluate(**batch.inputs).entropy, batch.weight), metrics
+
+
+@planted("wrong sign")
+@dataclass(frozen=True, kw_only=True)
+class EntropyPenaltyInGroups(GRPO):
+    entropy_coef: float = 0.01
+    average_over: str = "constant"
+
+    def objective(self, policy, batch):
+        value, metrics = GRPO.objective(replace(self, entropy_coef=0.0), policy, batch)
+        return value - self.entropy_coef * F.weighted_sum(policy.evaluate(**batch.inputs).entropy, batch.weight), metrics
+
+
 @planted("entropy of the action taken")
 def surprise_of_the_action_as_a_bonus(policy, rollout):
     new = log_prob(policy, rollout)

@@ -229,8 +229,9 @@ def separately(both: Tensor, total: Tensor) -> bool:
 
 def bare(case: Case, log: Log) -> Case:
     """The case without an entropy bonus and without the batch's mean and spread, and a note for each."""
-    weight = entropy_weight(case)
-    if weight is not None:
+    bonus = Bonus(case.plain)
+    there = bool(bonus.on(case.main, range(case.size)).any())
+    if there and (weight := entropy_weight(case.main, bonus.moments(case.main, case.size).mean)) is not None:
         case = replace(case, plain=WithoutBonus(case.plain))
         log.notes.append(f"an entropy bonus of {weight:.3g} is set aside: its gradient is not ∇J's")
     if case.independent or case.group:
@@ -241,12 +242,8 @@ def bare(case: Case, log: Log) -> Case:
     return replace(case, plain=Alone(case.plain), in_large_batch=True, independent=True, scale_free=False)
 
 
-def entropy_weight(case: Case) -> float | None:
-    """The weight of an entropy bonus, weighted by γ^t or not, where that is all that is left when nothing is paid."""
-    p, bonus = case.main, Bonus(case.plain)
-    if not bool(bonus.on(p, range(case.size)).any()):
-        return None
-    left = bonus.moments(p, case.size).mean
+def entropy_weight(p: Probe, left: Tensor) -> float | None:
+    """The weight of an entropy bonus, weighted by γ^t or not, where that is all that is left when nothing is paid; < 0: a penalty."""
     for form in FORMS[:2]:
         entropy = F.categorical_entropy(p.table[p.rollout.inputs["observation"]]).where(p.rollout.mask, 0.0)
         whole = flat_gradient((p.probability.unsqueeze(-1) * weights(p, form)[1] * entropy).sum(), p.policy.preferences)

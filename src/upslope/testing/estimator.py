@@ -10,7 +10,7 @@ from torch import Tensor
 from upslope.algorithms import GRPO, RLOO
 from upslope.errors import require, unknown
 from upslope.testing import batches, other_policies, probes
-from upslope.testing.case import Bonus, Case, Log, bare, case_of
+from upslope.testing.case import Bonus, Case, Log, bare, case_of, entropy_weight
 from upslope.testing.contract import EXACT, cosine, factor, norm_of, points_along
 from upslope.testing.estimates import Estimator, Moments
 from upslope.testing.known_mistakes import MISTAKES, reason
@@ -55,10 +55,12 @@ def misjudged(p: Probe) -> Probe:
     return replace(p, rollout=replace(p.rollout, value=p.rollout.value + off[seen], next_value=p.rollout.next_value + off[after]))
 
 
-def bonus_of_the_action(case: Case, log: Log) -> None:
-    """A bonus of −log π of the action taken moves every estimate, and its expectation by nothing."""
+def entropy_bonus(case: Case, log: Log) -> None:
+    """It is added; and a bonus of −log π of the action taken moves every estimate, and its expectation by nothing."""
     run, p = Bonus(case.full.plain(("entropy_coef",))), case.main
     left = run.moments(p, case.size)
+    if (weight := entropy_weight(p, left.mean)) is not None and weight < 0:
+        log.add("wrong sign", f"the entropy is subtracted: its weight in what is maximized is {weight:.3g}")
     if norm_of(left.mean) > EXACT * left.variance**0.5 or left.variance < EXACT**2:
         return
     index = range(1, 1 + case.size)
@@ -97,7 +99,7 @@ ALWAYS = {
     "order of rows": batches.order,
     "rows all alike": batches.alike,
     "micro-batches": batches.micro_batches,
-    "entropy bonus": bonus_of_the_action,
+    "entropy bonus": entropy_bonus,
     "reference policy": other_policies.reference,
 }
 """What is tried on every estimator; micro-batches on algorithms only."""
