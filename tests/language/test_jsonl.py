@@ -7,6 +7,7 @@ import pytest
 from tests.language.data import prompts, scores, write
 from upslope.errors import UsageError
 from upslope.language.jsonl import read_labeled, read_pairs
+from upslope.language.recorded import completion_text, unpack_examples
 from upslope.language.synthetic import pairs_from
 from upslope.language.tasks import task
 
@@ -162,6 +163,50 @@ def test_pairs_and_labels_are_read_with_strings_or_messages(tmp_path):
         tmp_path / "kto.jsonl", {"prompt": "p", "completion": "a", "label": True}, {"prompt": "p", "completion": "b", "label": False}
     )
     assert [(item.completion, item.label) for item in read_labeled(labels)] == [("a", True), ("b", False)]
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+
+
+@pytest.mark.parametrize("key, value", [("tool_calls", [CALL]), ("reasoning_content", "hm"), ("weight", 0)])
+def test_what_a_recorded_message_holds_besides_its_content_is_refused_wherever_it_is_trained_on(tmp_path, key, value):
+    talk, none = [{"role": "user", "content": "q"}], {"tool_calls": None, "name": "", "parts": []}
+    said = [{"role": "assistant", "content": "a", **none, key: value}]
+    fine = {"prompt": talk, "chosen": "a", "rejected": "b", "completion": [{"role": "assistant", "content": "a", **none}], "label": True}
+    file = write(tmp_path / "data.jsonl", fine, {**fine, "rejected": said, "completion": said})
+    words = rf"^{file}, line 2: \w+ holds {key} besides its content, which is all that is trained on: write that into content"
+    for read in (read_pairs, read_labeled):
+        with pytest.raises(UsageError, match=words):
+            read(file)
+    made = task(str(write(tmp_path / "sft.jsonl", *({"prompt": talk, "completion": fine["completion"]},) * 2)), held_out_fraction=0)
+    assert [made.solution(problem) for problem in made.train] == ["a", "a"]
+    made = task(str(write(file, *({"prompt": talk, "completion": each} for each in (fine["completion"], said)))), held_out_fraction=0)
+    with pytest.raises(UsageError, match=words):
+        _ = [made.solution(problem) for problem in made.train]
+    with pytest.raises(UsageError, match=rf"^here: completion holds {key} besides"):
+        completion_text(said, "here")
+
+
+@pytest.mark.parametrize("value", [None, {"text": "a"}, ["a"], True])
+def test_a_completion_that_is_no_text_is_never_imitated_as_python_writes_it(tmp_path, value):
+    made = task(str(write(tmp_path / "sft.jsonl", {"prompt": "p", "completion": value})))
+    with pytest.raises(UsageError, match=r"sft\.jsonl, line 1: .*completion"):
+        made.solution(made.train[0])
+
+
+@pytest.mark.parametrize("name, value", [("system", "say no"), ("tools", [{"name": "f"}]), ("chat_template_kwargs", {"think": True})])
+def test_what_other_libraries_read_beside_a_prompt_is_never_left_out_in_silence(tmp_path, name, value):
+    fine = {"prompt": "p", "chosen": "a", "rejected": "b", "completion": "a", "label": True, "system": "", "tools": [], "source": 1}
+    file = write(tmp_path / "data.jsonl", fine, {**fine, name: value})
+    for read in (read_pairs, read_labeled):
+        with pytest.raises(UsageError, match=rf"^{file}, line 2: {name} is not read, so the model would not see it: "):
+            read(file)
+    with pytest.raises(UsageError, match=rf"^data\[1\]: {name} is not read"):
+        list(unpack_examples([fine, {**fine, name: value}], "prompt", "chosen", "rejected"))
+    problems = write(tmp_path / "p.jsonl", {"prompt": "p", "answer": "a", name: value})
+    with pytest.warns(UserWarning, match=rf"^{problems}: column {name} is for rewards only, the model does not see it; ") as caught:
+        assert task(str(problems)).columns == ("answer", name)
+    assert len(caught) == 1
 
 
 USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -288,6 +288,21 @@ def test_an_empty_turn_of_the_assistant_asks_for_it():
         assert rendering.rows([talk], [[SAID]]) == rendering.rows([ASKED], [[SAID]])
 
 
+TOOLS = CHATML.replace("m['content'] +", "m['content'] + (m.tool_calls | tojson if m.tool_calls else '') + (m.thought or '') +")
+
+
+@pytest.mark.parametrize("content, more", [("", {"tool_calls": [{"f": 1}]}), ("ok", {"tool_calls": [{"f": 1}]}), ("", {"thought": "hm"})])
+def test_a_last_message_that_holds_more_than_its_content_is_a_whole_turn(content, more):
+    tokenizer = byte_level(TOOLS, "<|im_start|>", "<|im_end|>", eos_token="</s>")
+    talk = [*ASKED, {"role": "assistant", "content": content, **more}]
+    rendering = Rendering(tokenizer)
+    assert rendering.prompts([talk]) == [tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]]
+    ((row,),) = rendering.rows([talk], [[SAID]])
+    whole = tokenizer.apply_chat_template([*talk, {"role": "assistant", "content": SAID}], tokenize=False).rstrip()
+    assert row.ids == tokenizer(whole)["input_ids"]
+    assert rendering.prompts([[*ASKED, {"role": "assistant", "content": "", "tool_calls": None}]]) == rendering.prompts([ASKED])
+
+
 def test_a_policy_can_be_copied_and_pickled():
     policy = policy_of(merging())
     again = pickle.loads(pickle.dumps(policy))

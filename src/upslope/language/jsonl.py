@@ -1,6 +1,7 @@
 """JSONL files: problems, preference pairs, labeled completions; every error names the file and the line."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -10,6 +11,7 @@ from upslope.errors import UsageError, is_kind, require
 from upslope.language.calls import ALSO_KNOWN
 from upslope.language.checks import Prompt
 from upslope.language.problems import Labeled, Pair, Problem
+from upslope.language.tokens import UNREAD, check_unread, content_alone
 
 RESERVED = (*ALSO_KNOWN, "self")  # names under which a reward receives something else; no column may be called so
 
@@ -50,6 +52,9 @@ def read_problems(path: str | Path, *, answers: bool = False) -> list[Problem]:
             fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
             require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
         problems.append(Problem(prompt=prompt, columns=columns, place=place))
+    for name in (name for name in UNREAD if any(problem.columns.get(name) for problem in problems)):
+        message = f"{path}: column {name} is for rewards only, the model does not see it; where it should, {UNREAD[name]}"
+        warnings.warn(message, stacklevel=2)
     return problems
 
 
@@ -60,8 +65,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """
     pairs: list[Pair] = []
     for place, line in read_lines(path):
+        check_unread(line, place)
         entry = line if "prompt" in line else _with_shared_prompt(place, line)
-        prompt, chosen, rejected = _prompt(place, entry), _completion(place, entry, "chosen"), _completion(place, entry, "rejected")
+        prompt, chosen, rejected = _prompt(place, entry), read_completion(place, entry, "chosen"), read_completion(place, entry, "rejected")
         require(chosen != rejected, f"{place}: chosen and rejected are equal, so the pair says nothing: remove the line")
         pairs.append(Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=place))
     return pairs
@@ -71,7 +77,8 @@ def read_labeled(path: str | Path) -> list[Labeled]:
     """The labeled completions of a file of ``{"prompt": …, "completion": …, "label": true or false}``."""
     found: list[Labeled] = []
     for place, entry in read_lines(path):
-        prompt, completion = _prompt(place, entry), _completion(place, entry, "completion")
+        check_unread(entry, place)
+        prompt, completion = _prompt(place, entry), read_completion(place, entry, "completion")
         require("label" in entry, f"{place}: label is missing: expected prompt, completion and label, found {_names(entry)}")
         label = entry["label"]
         require(isinstance(label, bool), f"{place}: label is true or false, found {_shown(label)}")
@@ -137,14 +144,15 @@ def _messages(place: str, name: str, messages: list[Any]) -> list[dict[str, str]
     return messages
 
 
-def _completion(place: str, entry: Mapping[str, Any], name: str) -> str:
+def read_completion(place: str, entry: Mapping[str, Any], name: str) -> str:
+    """The text of a completion, which is a string or one message of the assistant."""
     require(name in entry, f"{place}: {name} is missing, found {_names(entry)}")
     value = entry[name]
     if is_kind(value, list):
         messages = _messages(place, name, value)
         single = len(messages) == 1 and messages[0]["role"] == "assistant"
         require(single, f"{place}: {name} as messages is one assistant message; what comes before it belongs into prompt")
-        value = messages[0]["content"]
+        value = content_alone(messages[0], place, name)
     require(isinstance(value, str), f"{place}: {name} is a string or one assistant message, found {_shown(value)}")
     require(value.strip() != "", f"{place}: {name} is empty")
     return value

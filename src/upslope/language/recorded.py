@@ -15,6 +15,7 @@ from upslope.language.engine import Generated, padded
 from upslope.language.policy import LanguagePolicy
 from upslope.language.problems import Labeled, Pair
 from upslope.language.rendering import Row, and_more
+from upslope.language.tokens import check_unread, content_alone
 from upslope.records import Rollout, State
 
 
@@ -120,7 +121,7 @@ def warn_of_seams(groups: Sequence[Sequence[Row]], places: Sequence[str]) -> Non
 
 def completion_text(completion: Any, place: str) -> str:
     if is_kind(completion, list) and len(completion) == 1 and is_kind(completion[0], Mapping) and completion[0].get("role") == "assistant":
-        completion = completion[0].get("content")
+        completion = content_alone(completion[0], place)
     fault = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
     require(isinstance(completion, str), fault)
     return completion
@@ -132,6 +133,7 @@ def unpack_examples(examples: Sequence[Any], *names: str) -> Iterator[tuple[Any,
         if is_kind(example, Mapping):
             missing = [name for name in names if name not in example]
             require(not missing, f"data[{i}]: {', '.join(missing)} is missing, found {', '.join(map(str, example))}")
+            check_unread(example, f"data[{i}]")
             yield tuple(example[name] for name in names)
         elif is_kind(example, tuple, list):
             require(len(example) == len(names), f"data[{i}]: expected ({', '.join(names)}), found {len(example)} entries")

@@ -11,7 +11,7 @@ from typing import Any
 
 from upslope.errors import UsageError, is_kind, missing_extra, require, unknown
 from upslope.language.checks import Reward, answered, as_number, check_answer, each, each_with, last_number, tagged
-from upslope.language.jsonl import read_problems
+from upslope.language.jsonl import read_completion, read_problems
 from upslope.language.problems import Problem, Task, num_held_out, prompt_key, split
 from upslope.language.synthetic import addition, copy, styled, sums, tagged_answer_of
 
@@ -76,7 +76,9 @@ def jsonl(
         return float(last_number(answered(text)) is not None if numeric else text.strip() != "")
 
     def solution(problem: Problem) -> str:
-        return str(problem.columns["completion" if "completion" in names else "answer"])
+        name = "completion" if "completion" in names else "answer"
+        plain = isinstance(value := problem.columns[name], str | int | float) and not isinstance(value, bool)
+        return str(value) if plain else read_completion(problem.place, problem.columns, name)
 
     check, formed = (check_answer(), each("format", form)) if "answer" in names else (None, None)
     scored: dict[str, Any] = {"reward": reward or check, "correct": check, "format": formed, "solution": solution if answers else None}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import models, pre_tokenizers
 
-from upslope.errors import UsageError, is_kind
+from upslope.errors import UsageError, is_kind, require
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 
 
@@ -134,14 +134,45 @@ def without_parts(text: str, parts: Sequence[str]) -> str:
     return text
 
 
+def beside_content(message: Mapping[str, Any]) -> list[str]:
+    """What a message holds besides role and content: calls of tools, thoughts."""
+    return [str(key) for key, value in message.items() if key not in ("role", "content") and value not in (None, "", [], {})]
+
+
+def content_alone(message: Mapping[str, Any], place: str, name: str = "completion") -> Any:
+    """The content of a recorded message; what else it holds would be left out, and is refused."""
+    more = beside_content(message)
+    line = f"{place}: {name} holds {', '.join(more)} besides its content, which is all that is trained on: write that into content, as the "
+    require(not more, line + "chat template writes it, or take it out")
+    return message.get("content")
+
+
+UNREAD = {
+    "system": "make it the first message of prompt",
+    "tools": "write them into a system message of prompt",
+    "chat_template_kwargs": "change the tokenizer's chat template",
+}
+"""What other libraries read beside a prompt, and where it belongs here."""
+
+
+def check_unread(entry: Mapping[str, Any], place: str) -> None:
+    """Refuse what would not reach the model although it is meant for it."""
+    for name, hint in UNREAD.items():
+        empty = entry.get(name) in (None, "", [], {})
+        require(empty, f"{place}: {name} is not read, so the model would not see it: {hint}, or take it out")
+
+
 def is_begun(talk: Sequence[Any]) -> bool:
-    """Whether the last message is the beginning of the assistant's turn."""
-    return talk[-1].get("role") == "assistant" and talk[-1]["content"] != ""
+    """Whether the last message is the beginning of the assistant's turn; one that calls tools is whole."""
+    last = talk[-1]
+    return last.get("role") == "assistant" and last["content"] != "" and not {"tool_calls", "function_call"} & {*beside_content(last)}
 
 
 def without_empty_turn(talk: Any) -> Any:
     """The messages without an empty last one of the assistant: that is the same as asking for its turn."""
-    return talk[:-1] if len(talk) > 1 and talk[-1].get("role") == "assistant" and talk[-1]["content"] == "" else talk
+    last = talk[-1]
+    empty = last.get("role") == "assistant" and last["content"] == "" and not beside_content(last)
+    return talk[:-1] if len(talk) > 1 and empty else talk
 
 
 def with_answer(talk: Any, text: str) -> list[Any]:
