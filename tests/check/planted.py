@@ -549,6 +549,23 @@ def best_of_the_group(policy, rollout):
     return credited(policy, rollout, (score == score.amax(-1, keepdim=True)).double() - 0.5)
 
 
+@planted("groups mixed")
+@dataclass(frozen=True, kw_only=True)
+class MeanOfTheBatch(GRPO):
+    average_over: str = "constant"
+
+    def estimate(self, policy, rollout):
+        score = rollout.reward.sum(-1, keepdim=True)
+        scaled = (score - score.mean()) / (score.std(unbiased=False) + 1e-6)
+        return replace(GRPO.estimate(self, policy, rollout), advantage=scaled.expand_as(rollout.reward).where(rollout.mask, 0.0))
+
+
+@planted("groups mixed", group=True, by_design=["group mean without G/(G-1)"])
+def mean_of_all_groups(policy, rollout):
+    score = rollout.reward.sum(-1)
+    return credited(policy, rollout, score - score.mean())
+
+
 @planted("baseline depends on the action", group=True)
 def less_the_best(policy, rollout):
     score = rollout.reward.sum(-1)
@@ -761,6 +778,27 @@ class NormalizesParts(PPO):
         if self.normalize_advantage:
             batch = replace(batch, advantage=F.normalize(batch.advantage, batch.mask))
         return super().objective(policy, batch)
+
+
+def normalized_over(axis):
+    """A PPO that normalizes each row over time, or each step over the rows."""
+
+    class Normalized(PPO):
+        def estimate(self, policy, rollout):
+            batch = PPO.estimate(replace(self, normalize_advantage=False), policy, rollout)
+            if not self.normalize_advantage:
+                return batch
+            a, mask = batch.advantage, batch.mask
+            count = mask.sum(axis, keepdim=True).clamp(min=1)
+            centered = (a - a.where(mask, 0.0).sum(axis, keepdim=True) / count).where(mask, 0.0)
+            spread = (centered.square().sum(axis, keepdim=True) / count).sqrt()
+            return replace(batch, advantage=centered / (spread + 1e-6))
+
+    return Normalized()
+
+
+PLANTED["normalized_over_time"] = (normalized_over(-1), {}, "normalized per micro-batch")
+PLANTED["normalized_over_rows"] = (normalized_over(0), {}, "normalized per micro-batch")
 
 
 @planted("normalized per micro-batch")

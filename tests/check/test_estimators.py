@@ -257,3 +257,32 @@ def test_what_is_made_on_purpose_explains_nothing_else():
         return total(log_prob(policy, rollout) * generalized_advantage(replace(rollout, next_value=after), gamma), rollout)
 
     assert {f.mistake for f in check_estimator(cut_twice).broken} == {"missing discount weight", "biased by no known mistake"}
+
+
+def test_groups_side_by_side():
+    """A spread of the whole batch is no fault, and what takes one group only is not asked for two."""
+
+    def spread_of_the_batch(policy, rollout):
+        score = rollout.reward.sum(-1, keepdim=True)
+        centered = score - score.mean(-2, keepdim=True)
+        return total(log_prob(policy, rollout) * centered / (centered.std() + 1e-8), rollout)
+
+    def first_group(policy, rollout):
+        return total(log_prob(policy, rollout)[0] * F.leave_one_out(rollout.reward.sum(-1)[0]).unsqueeze(-1), rollout)
+
+    def one_group(policy, rollout):
+        assert len(rollout.mask) == 1
+        return first_group(policy, rollout)
+
+    report = check_estimator(spread_of_the_batch, group=True)
+    assert report.mistake is None and "groups side by side" in report.checked
+    for function in (first_group, one_group):
+        report = check_estimator(function, group=True)
+        assert report.mistake is None and "groups side by side" not in report.checked
+        assert any(what.startswith("groups side by side (groups mixed)") for what in report.left_out)
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE(gamma=0.9), A2C(normalize_advantage=True), PPO(), TRPO(), OffPolicyGradient()])
+def test_scaled_advantages_are_looked_at(algorithm):
+    report = check_estimator(algorithm)
+    assert report.mistake is None and "scaled advantages" in report.checked

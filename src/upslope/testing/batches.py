@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from upslope import functional as F
-from upslope.records import Batch, map_tensors
+from upslope.errors import UsageError
+from upslope.records import Batch, concatenate, map_tensors
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import EPS, Case, Log, separately
 from upslope.testing.contract import factor, nearly_equal, norm_of, points_along, user_errors
-from upslope.testing.mistakes import by_length, target
+from upslope.testing.mistakes import FORMS, by_length, target, weights
 from upslope.testing.probes import Probe, probe, recording_of
 
 
@@ -70,6 +71,26 @@ def order(case: Case, log: Log) -> None:
         turned = [index[i] for i in (0, 2, 1, 3)]  # other halves, and other even and odd rows
         if not nearly_equal(case.full.on(p, index), case.full.on(p, turned)):
             return log.add(mistake, "the order of the rows changes the estimate")
+
+
+TOGETHER = "groups side by side"
+SCALING = ("normalize_advantage", "scale_advantage")
+
+
+def scaling(case: Case, log: Log) -> None:
+    """Advantages scaled by the batch are ``(A − m) / s`` with one m and one s: the estimate is made of that without, and of Σ ∇log π.
+
+    Where each row, or each step, has numbers of its own, it is not.
+    """
+    p, index = case.main, (0, 3, 5, 6)
+    scaled, plain = (run.on(p, index) for run in (case.full.plain(SCALING), case.full.plain()))
+    of_ones = [(weights(p, form)[1].unsqueeze(-1) * p.score)[list(index)].sum((0, 1)) for form in FORMS[:2]]
+
+    def made_of(parts: Tensor) -> bool:
+        return nearly_equal(parts @ torch.linalg.lstsq(parts, scaled.unsqueeze(-1), driver="gelsd").solution.squeeze(-1), scaled, EPS)
+
+    if not any(made_of(torch.stack([plain, ones], -1)) for ones in of_ones):
+        log.add("normalized per micro-batch", "no mean and spread of the whole batch make these advantages")
 
 
 def started_before(case: Case, log: Log) -> None:
@@ -162,6 +183,26 @@ def group_scale(case: Case, log: Log) -> None:
     c = factor(case.mean(arms, 3), target(arms, "undiscounted"))
     if c is not None and any(abs(1.5 * c - whole) < 1e-7 for whole in (1.0, 3.0)):
         log.add("group mean without G/(G-1)", f"{c:.4g} × ∇J for G = 3")
+
+
+def side_by_side(case: Case, log: Log) -> None:
+    """Two groups beside each other are as good as each alone, also where one has the larger scores: rows are compared in their own group.
+
+    Up to a factor: both groups spread alike, so that a spread of the whole batch is no fault, but its mean is.
+    """
+    p = probe(probes.SCORED, case.gamma)
+    pair = [recording_of(p.rollout, rows, True) for rows in ((0, 1, 1), (3, 2, 2))]  # scores 1, 0, 0, and those of other rows
+    pair[1] = replace(pair[1], reward=pair[1].reward + 3.0 * pair[1].terminated)
+    first, second = (case.plain(p.policy, x).gradient for x in pair)
+    try:
+        both = case.plain(p.policy, concatenate(pair)).gradient
+    except UsageError:
+        both = first
+    if points_along(both, first, case.tolerance):
+        log.checked.remove(TOGETHER)
+        log.left_out.append(f"{TOGETHER} (groups mixed): it takes one group only")
+    elif not points_along(both, first + second, case.tolerance):
+        log.add("groups mixed", "two groups in one batch, against each alone")
 
 
 def comparison(case: Case, log: Log) -> None:

@@ -208,6 +208,10 @@ def check_further(case: Case, whole_episodes: bool | None, log: Log) -> None:
     for name, check in ALWAYS.items():
         if name != "micro-batches" or case.full.is_algorithm:
             log.run(name, check, case)
+    if case.group:
+        log.run(batches.TOGETHER, batches.side_by_side, case)
+    if any(getattr(case.full.given, name, False) for name in batches.SCALING) and not case.group:
+        log.run("scaled advantages", batches.scaling, case)
     if case.scale_free:
         log.notes.append("divided by the spread of the group: the scale is lost, and the direction is what is compared")
     elif case.form is not None:
