@@ -29,6 +29,11 @@ class Diverged(RunFault):
     batch: object = None
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether code failed, and nobody asked to stop: an exception, or a panic of Rust, which PyO3 makes no ``Exception`` of."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") -> UsageError:
     """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?", and ``hint_after``."""
     names = sorted(choices)

@@ -73,6 +73,18 @@ def test_a_template_whose_end_of_a_turn_is_not_found_is_said(cli: Command, bloom
     assert answer.err.count("upslope: warning: chat template: how it ends a turn was not found") == 1
 
 
+def test_a_tokenizer_that_panics_is_said_in_one_line(cli: Command, bloom: Path):
+    file, hard = bloom / "tokenizer.json", "1" * 60
+    made = json.loads(file.read_text())
+    made["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(1|1|11)+$"}, "behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps(made))
+    Path("data.jsonl").write_text("".join(json.dumps({"prompt": f"{n}{hard}+", "answer": "1"}) + "\n" for n in range(4)))
+    for flags in ([], ["--long-prompts", "drop"]):
+        answer = cli("train", "grpo", "--model", bloom, "--task", "data.jsonl", *SHORT, "--max-tokens", "3", *flags, "--out", "run")
+        assert answer.code == 2 and "data.jsonl, line " in answer.err, answer
+        assert ": the tokenizer refuses this text (" in one_line(answer.err), answer
+
+
 @pytest.mark.parametrize("command", [["ppo", "CartPole-v1"], ["grpo", "--model", "tiny", "--task", "addition"]])
 def test_one_of_several_processes_is_refused(cli: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 import transformers as tf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.language.models import SIZES
 from tests.language.tokenizers import CHATML, KINDS, NEEDS_SYSTEM, PLAIN, WORDS, Kind, byte_level, kind, metaspace, wrapped
@@ -478,6 +478,31 @@ def test_unknown_characters_of_other_tokenizers():
         Rendering(kind("SentencePiece, Llama 2").tokenizer).unknown_id
         not in Rendering(kind("SentencePiece, Llama 2").tokenizer).prompts(["é"])[0]
     )
+
+
+def test_a_tokenizer_that_panics_is_one_line():
+    """A regular expression that takes too long ends in Rust, and not in an Exception of Python."""
+    backtracks = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    backtracks.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a|a|aa)+$"), "isolated")
+    rendering = Rendering(tf.PreTrainedTokenizerFast(tokenizer_object=backtracks, eos_token="<unk>"))
+    hard = "a" * 60 + "b"
+    with pytest.raises(
+        UsageError, match=r"^prompts\[1\]: the tokenizer refuses this text \(.*retry-limit-in-match over\); change them, or"
+    ):
+        rendering.prompts(["a", hard])
+    with pytest.raises(UsageError, match=r"^data\[0\]: the tokenizer refuses this text"):
+        rendering.rows(["a"], [[hard[1:]]])
+
+
+@pytest.mark.parametrize("asked", [KeyboardInterrupt, SystemExit])
+def test_who_asks_to_stop_while_texts_are_tokenized_is_heard(asked, monkeypatch):
+    def stopping(*args, **options):
+        raise asked
+
+    rendering = Rendering(kind("words, Phi 3").tokenizer)
+    monkeypatch.setattr(rendering, "tokenizer", stopping)
+    with pytest.raises(asked):
+        rendering._encodings(["12"], ["here"])
 
 
 def test_what_the_template_refuses_names_the_row(tmp_path):

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError, describe_error, one_line, require, unknown
+from upslope.errors import RunFault, UsageError, describe_error, is_fault, one_line, require, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
@@ -91,7 +91,9 @@ def carried_out(argv: list[str]) -> int:
             return report_failure(error, 1)
         name = str(error.filename)
         return report_failure(UsageError(f"{name if len(name) <= 80 else name[:79] + '…'}: {error.strerror}"), 2)
-    except Exception as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         return report_failure(error, 1)
 
 
@@ -115,7 +117,7 @@ def dispatch(argv: list[str]) -> int:
     return importlib.import_module(f"upslope.cli.{argv[0].replace('-', '_')}").COMMAND(argv[1:])
 
 
-def report_failure(error: Exception, code: int) -> int:
+def report_failure(error: BaseException, code: int) -> int:
     if os.environ.get("UPSLOPE_TRACEBACK"):
         import traceback
 

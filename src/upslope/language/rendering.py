@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from upslope.errors import UsageError, require
+from upslope.errors import UsageError, is_fault, require
 from upslope.language import tokens
 from upslope.language.checks import Prompt
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
@@ -133,7 +133,9 @@ class Rendering:
         """What the tokenizer says about each text, without what it puts around texts; refuses characters it does not know."""
         try:
             whole = self.tokenizer(list(texts), **AS_IDS)
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             raise tokens.refused(partial(self.tokenizer, **AS_IDS), texts, places, "the tokenizer refuses this text", error) from error
         for i, ids in enumerate(whole["input_ids"]):
             if self.drops or self.unknown_id in ids:

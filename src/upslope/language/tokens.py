@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import models, pre_tokenizers
 
-from upslope.errors import UsageError, is_kind, require
+from upslope.errors import UsageError, is_fault, is_kind, require
 from upslope.language.in_time import TEMPLATE_SECONDS, TookTooLong, in_time
 
 
@@ -17,7 +17,9 @@ def added_around(tokenizer: Any, added: Mapping[int, str]) -> tuple[list[int], l
     for probe in ("a", "0", *added.values()):
         try:
             whole, bare = tokenizer(probe), tokenizer(probe, add_special_tokens=False)["input_ids"]
-        except Exception:  # a vocabulary of words without an unknown one refuses what is not in it
+        except BaseException as error:  # a vocabulary of words without an unknown one refuses what is not in it
+            if not is_fault(error):
+                raise
             continue
         ids = whole["input_ids"]
         if bare and tokenizer.is_fast:
@@ -67,12 +69,16 @@ def word_anchor(tokenizer: Any) -> int | None:
     return next((i for i, piece in pieces if piece and piece.isascii() and piece.isalnum()), None)
 
 
-def refused(call: Callable[[list[Any]], Any], items: Sequence[Any], places: Sequence[str], refusal: str, whole: Exception) -> UsageError:
+def refused(
+    call: Callable[[list[Any]], Any], items: Sequence[Any], places: Sequence[str], refusal: str, whole: BaseException
+) -> UsageError:
     """What to raise where ``call(items)`` raised ``whole``: it names the first item that is to blame."""
     for item, place in zip(items, places, strict=True):
         try:
             call([item])
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             return UsageError(f"{place}: {refusal} ({' '.join(str(error).split())[:200]}); change them, or give another prompt")
     return UsageError(f"{refusal} ({' '.join(str(whole).split())[:200]})")
 
