@@ -894,6 +894,22 @@ def worse_of_two(new, old, advantage, mask, clip_range):
     return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
 
 
+def clipped_for_bad_ones_only(new, old, advantage, mask, clip_range):
+    """Good actions as they should be; bad ones are cut above 1 + ε, where they still have to be moved."""
+    low, high = F.clip_bounds(clip_range)
+    ratio = (new - old).exp()
+    return torch.where(
+        advantage < 0, ratio.clamp(low, high) * advantage, torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    )
+
+
+@planted("clip on the wrong side", by_design=["per-step ratio"])
+def clips_bad_ones(policy, rollout):
+    new = log_prob(policy, rollout)
+    return total(clipped_for_bad_ones_only(new, rollout.behavior_log_prob, returns(rollout, 1.0), rollout.mask, 0.2), rollout)
+
+
+PLANTED["clips_bad_ones_in_ppo"] = (PPO(surrogate=clipped_for_bad_ones_only), {}, "clip on the wrong side")
 PLANTED["clips_both_sides"] = (PPO(surrogate=clipped), {}, "clip on the wrong side")
 PLANTED["max_for_min"] = (PPO(surrogate=worse_of_two), {}, "clip on the wrong side")
 

@@ -32,6 +32,8 @@ def shipped():
     found |= {
         "ppo-penalty": PPO(surrogate=F.importance_weighted, kl_coef=1.0, adaptive_kl=0.01),
         "ppo-dual": PPO(dual_clip=3.0, value_clip_range=0.2, gamma=1.0, normalize_advantage=False, entropy_coef=0.01),
+        **{f"ppo-dual-{c}": PPO(dual_clip=c) for c in (1.1, 1.2, 1.5, 2.0)},
+        "grpo-dual": GRPO(dual_clip=1.2, average_over="constant"),
         "ppo-reference": PPO(reference_kl_coef=0.1),
         "reinforce-reference": REINFORCE(reference_kl_coef=0.1, baseline=False),
     }

@@ -17,6 +17,10 @@ def reduced(log_prob, behavior_log_prob, advantage, mask, clip_range):
     return (log_prob * advantage).mean()
 
 
+def short_names(lp, b, a, m, c):
+    return maximum(lp, b, a, m, c)
+
+
 def falls_over(policy, rollout):
     raise ZeroDivisionError("by 0")
 

@@ -31,6 +31,8 @@ def test_a_surrogate(cli: Command) -> None:
     fields = json.loads(cli("check", "own_check:reduced", "--json").out)
     assert fields["mistake"] == "contract" and fields["contract"].startswith("surrogate: expected one value per step")
     assert json.loads(cli("check", "own_check:maximum", "--json").out)["mistake"] == "clip on the wrong side"
+    fields = json.loads(cli("check", "own_check:short_names", "--json").out)
+    assert fields["kind"] == "surrogate" and fields["mistake"] == "clip on the wrong side"
 
 
 def test_an_algorithm_and_a_policy(cli: Command) -> None:

@@ -1,6 +1,6 @@
 """What all checks share: the error that they raise, and parallel vectors."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,31 @@ class ContractError(AssertionError):
 def expect(holds: bool, message: str, mistake: str = "contract") -> None:
     if not holds:
         raise ContractError(message, mistake)
+
+
+NARROW = 1e-3
+"""ε of a clip so narrow that no dual clip, which does not move along with it, acts at its bound."""
+
+
+def clipped_on_the_wrong_side(moves: Callable[[float, float], bool], narrow: Callable[[float, float], bool] | None = None) -> str | None:
+    """Where a clip takes the gradient from what has moved the wrong way, or None.
+
+    ``moves(sign of the advantage, ratio)`` says whether a step is still moved, ``narrow`` the same with a clip range of ``NARROW``. A bad
+    action that has become more frequent must be, up to a dual clip: just above the bound where the good ones are cut.
+    """
+    if not moves(1.0, 0.5):
+        return "A > 0 at ratio 0.5"
+    above = 1.0 + 2.0 * NARROW
+    if narrow is not None and not narrow(1.0, above):
+        return None if narrow(-1.0, above) else "A < 0 just above ratio 1 + ε"
+    if moves(1.0, 2.0):
+        return None if moves(-1.0, 2.0) else "A < 0 at ratio 2"
+    low, high = 0.0, 1.0  # the clip range is not known: look where it ends
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if moves(1.0, 1.0 + middle) else (low, middle)
+    at_once, inside, outside = (moves(-1.0, 1.0 + x * high) for x in (0.01, 0.9, 1.1))
+    return None if outside or (at_once and not inside) else f"A < 0 just above ratio {1.0 + high:.3g}"
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The checks of an estimator that bring in a second policy: one that acted, or a reference to stay near to."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from upslope import functional as F
 from upslope.tabular import flat_gradient
 from upslope.testing import probes
 from upslope.testing.case import Case, Log
-from upslope.testing.contract import EXACT, factor, nearly_equal, norm_of, points_along
+from upslope.testing.contract import EXACT, NARROW, clipped_on_the_wrong_side, factor, nearly_equal, norm_of, points_along
+from upslope.testing.estimates import Estimator
 from upslope.testing.mistakes import of_another_policy, of_several_ratios, target
 from upslope.testing.probes import Probe, probe, recording_of, wave
 
@@ -77,8 +80,19 @@ def moved(case: Case, ratios: tuple[float, float]) -> Tensor:
 
 def clip_side(case: Case, log: Log) -> None:
     """A good action that has become rarer, a bad one that has become more frequent: both must still be moved."""
-    if bool((moved(case, (1.0, 1.0)) != 0).all()) and bool((moved(case, (0.5, 2.0)) == 0).any()):
-        log.add("clip on the wrong side", "no gradient for A > 0 at ratio 0.5, or for A < 0 at ratio 2")
+    if bool((moved(case, (1.0, 1.0)) == 0).any()):
+        return
+
+    def moves(case: Case, sign: float, ratio: float) -> bool:
+        good, bad = moved(case, (ratio, 1.0) if sign > 0 else (1.0, ratio))
+        return bool(good if sign > 0 else bad)
+
+    given: Any = case.full.plain().given
+    narrow = None
+    if is_dataclass(given) and not isinstance(given, type) and getattr(given, "clip_range", None) is not None:
+        narrow = partial(moves, replace(case, plain=Estimator(replace(given, clip_range=NARROW), case.gamma, case.group)))
+    if (where := clipped_on_the_wrong_side(partial(moves, case), narrow)) is not None:
+        log.add("clip on the wrong side", f"no gradient for {where}")
 
 
 # --------------------------------------------------------------------------------------------------------- references
