@@ -79,3 +79,21 @@ def test_a_task_is_fitted_on_both_sides(policy):
     shorter, count = fit_task(policy, made, 6, "cut", recorded=True)  # the solutions take more room than completions may
     assert count == 2 and len(shorter.train[1].prompt) < 10 and len(shorter.held_out[0].prompt) > 50
     assert fit_task(policy, Task(name="own", train=train, held_out=[], columns=(), reward=len), 6, "error", recorded=True)[1] == 0
+
+
+@pytest.mark.parametrize("name, option", [("f.jsonl", True), ("reasoning-gym:chain_sum", True), ("sums", False)])
+def test_recorded_answers_need_room_for_themselves_and_evaluations_name_the_flag_that_there_is(policy, name, option):
+    long = "c" * 40
+    kept = 64 - len(policy.encode(long))
+    made = Task(name=name, train=problems(long), held_out=problems("a", long), columns=("n",), reward=len, solution=lambda problem: "d")
+    assert fit_task(policy, made, kept, "error", recorded=True) == (made, 0)
+    with pytest.raises(UsageError) as caught:
+        fit_task(policy, made, kept + 1, "error", recorded=True)
+    message = str(caught.value)
+    assert message.startswith("f.jsonl, line 2: ") and "; it is held out, and evaluations ask it for so many tokens" in message
+    assert "--max-tokens" not in message and message.endswith("--long-prompts drop or cut")
+    assert (f"""so take --task-kwargs '{{"max_tokens": {kept}}}' or fewer""" in message) == option
+    only = Task(name=name, train=problems(long), held_out=[], columns=("n",), reward=len, solution=lambda problem: "d")
+    assert fit_task(policy, only, 64, "error", recorded=True) == fit_task(policy, only, 64, "drop", recorded=True) == (only, 0)
+    with pytest.raises(UsageError, match="take fewer --max-tokens"):
+        fit_task(policy, made, kept + 1, "error")

@@ -12,15 +12,23 @@ from upslope.language.problems import Task
 LongPrompts = Literal["error", "drop", "cut"]
 Item = TypeVar("Item", bound=Any)
 
+FEWER = ", take fewer --max-tokens"
 ROOM_FOR_ENDS = 8  # tokens kept free behind a recorded completion for what its template ends a turn with
 
 
 def fit(
-    policy: LanguagePolicy, items: Sequence[Item], reserved: Sequence[int], how: LongPrompts, what: str = "prompts"
+    policy: LanguagePolicy,
+    items: Sequence[Item],
+    reserved: Sequence[int],
+    how: LongPrompts,
+    what: str = "prompts",
+    less: Callable[[int], str] = lambda _: FEWER,
 ) -> tuple[list[Item], int]:
     """The items whose ``prompt`` leaves ``reserved`` tokens of the context free, and how many were dropped or cut for it.
 
     The policy is then looked at up to the longest of them, if that is longer than what it was looked at before.
+
+    ``less(room)`` says how completions of at most so many tokens are asked for.
 
     ``cut`` keeps the end: a text loses its beginning, of a talk the longest message does.
 
@@ -40,9 +48,10 @@ def fit(
             continue
         changed += 1
         if how == "error":
+            begins, advice = policy.decode(ids[:12]), less(policy.context - len(ids))
             raise UsageError(
                 f"{place}: its {len(ids)} tokens and {free} for the completion exceed the model's context of {policy.context}; "
-                f"shorten the prompt, which begins with {policy.decode(ids[:12])!r}, take fewer --max-tokens, or --long-prompts drop or cut"
+                f"shorten the prompt, which begins with {begins!r}{advice}, or --long-prompts drop or cut"
             )
         if how == "cut":
             shorter = cut(policy, item.prompt, policy.context - free)
@@ -58,9 +67,17 @@ def fit(
 def fit_task(policy: LanguagePolicy, task: Task, max_tokens: int, how: LongPrompts, *, recorded: bool = False) -> tuple[Task, int]:
     """The task with prompts that fit, and how many were dropped or cut.
 
-    To train on ``recorded`` solutions it is their length that is kept free, and what is too long then is for the collector to refuse.
+    To train on ``recorded`` solutions it is their length that is kept free, and what is too long then is for the collector to refuse;
+    only what is held out is asked for completions then, of the task's length.
     """
-    held_out, dropped = fit(policy, task.held_out, [max_tokens] * len(task.held_out), how) if task.held_out else ([], 0)
+    has_option = task.name.endswith(".jsonl") or task.name.startswith("reasoning-gym:")  # of others, completions have the length they need
+
+    def fewer(room: int) -> str:
+        flag = f""", so take --task-kwargs '{{"max_tokens": {room}}}' or fewer""" if has_option and room > 0 else ""
+        return f"; it is held out, and evaluations ask it for so many tokens{flag}"
+
+    free = [max_tokens] * len(task.held_out)
+    held_out, dropped = fit(policy, task.held_out, free, how, less=fewer if recorded else lambda _: FEWER) if free else ([], 0)
     if not recorded:
         train, others = fit(policy, task.train, [max_tokens] * len(task.train), how)
     elif how == "error" or task.solution is None:
