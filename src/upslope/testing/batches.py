@@ -15,6 +15,10 @@ from upslope.testing.contract import factor, nearly_equal, norm_of, points_along
 from upslope.testing.mistakes import FORMS, by_length, target, weights
 from upslope.testing.probes import Probe, probe, recording_of
 
+TOGETHER = "groups side by side"  # the check's name, wherever it is said
+SCALING = ("normalize_advantage", "scale_advantage")
+"""Settings that scale advantages by what the batch holds."""
+
 
 def alike(case: Case, log: Log) -> None:
     """Rows that are all alike have no spread; the estimate is finite none the less."""
@@ -73,10 +77,6 @@ def order(case: Case, log: Log) -> None:
             return log.add(mistake, "the order of the rows changes the estimate")
 
 
-TOGETHER = "groups side by side"
-SCALING = ("normalize_advantage", "scale_advantage")
-
-
 def scaling(case: Case, log: Log) -> None:
     """Advantages scaled by the batch are ``(A − m) / s`` with one m and one s: the estimate is made of that without, and of Σ ∇log π.
 
@@ -86,10 +86,12 @@ def scaling(case: Case, log: Log) -> None:
     scaled, plain = (run.on(p, index) for run in (case.full.plain(SCALING), case.full.plain()))
     of_ones = [(weights(p, form)[1].unsqueeze(-1) * p.score)[list(index)].sum((0, 1)) for form in FORMS[:2]]
 
-    def made_of(parts: Tensor) -> bool:
-        return nearly_equal(parts @ torch.linalg.lstsq(parts, scaled.unsqueeze(-1), driver="gelsd").solution.squeeze(-1), scaled, EPS)
+    def left(x: Tensor, y: Tensor) -> Tensor:
+        """``x`` without its part along ``y``."""
+        return x - x @ y / (y @ y).clamp(min=1e-300) * y
 
-    if not any(made_of(torch.stack([plain, ones], -1)) for ones in of_ones):
+    rests = [norm_of(left(left(scaled, plain), left(ones, plain))) for ones in of_ones]
+    if min(rests) > EPS * norm_of(scaled):
         log.add("normalized per micro-batch", "no mean and spread of the whole batch make these advantages")
 
 
