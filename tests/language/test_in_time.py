@@ -40,8 +40,9 @@ def test_the_interpreter_is_left_as_it_was():
         "    return inner()",
         "sys.setprofile(lambda *_: None)",
         "print(outer())",
+        "sys.setprofile(None)",
     ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "1\n3\n"), done.stderr
 
 
