@@ -34,6 +34,7 @@ ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "",  # whoever has set it would time the compiler of every module of an editable installation
 }
 
 Record = dict[str, Any]
