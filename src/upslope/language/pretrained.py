@@ -70,7 +70,7 @@ def check_layers(folder: Path, config: Any) -> None:
     """Refuse a config that asks for more layers than the folder's weights have tensors, before millions of them are made."""
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     tensors = 0
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("model*.safetensors"):
         with cast(Any, safe_open(path, "pt")) as file:
             tensors += len(file.keys())
     if is_kind(layers, int) and tensors and layers > tensors:
