@@ -10,7 +10,8 @@ import hashlib
 import inspect
 import sys
 from functools import lru_cache
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,9 +164,9 @@ def step_agrees() -> bool:
 @lru_cache(maxsize=64)
 def fingerprint(functions: tuple[Any, ...]) -> str | None:
     """Of the source of some functions, comments apart; None where there is none. A wrapper counts as itself, not as what it wraps."""
-    codes = [getattr(function, "__code__", None) for function in functions]
-    if None in codes:
+    if not all(isinstance(function, FunctionType) for function in functions):
         return ""  # something else than a function of Python has been put there
+    codes = [cast(FunctionType, function).__code__ for function in functions]
     try:
         lines = "".join(map(inspect.getsource, codes)).splitlines()
     except (OSError, TypeError):
