@@ -69,15 +69,19 @@ def run_peer(name: str, driver: str, arguments: Sequence[str | Path], core: int)
 
 
 def run_ours(arguments: Sequence[str], core: int, cache_folder: str | None = None, source: Path | None = None) -> Record:
-    """Runs `upslope train …` into a fresh folder and reads its summary.json; with the package in folder `source`, where one is given."""
+    """Runs `upslope train …` into a fresh folder and reads its summary.json; with the package in folder `source`, where one is given.
+
+    solved_seconds: from the command to the last row of metrics, which the evaluation that ends a run behind its goal writes.
+    """
     extra = {"UPSLOPE_CACHE_DIR": cache_folder} if cache_folder else {}
     extra |= {} if source is None else {"PYTHONPATH": str(source)}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
+        out, started = Path(folder) / "run", time.time()
         seconds, _ = run([OURS / "upslope", "train", *arguments, "--out", str(out)], core, extra)
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        solved = (out / "metrics.jsonl").stat().st_mtime - started
     keys = ("total_steps", "train_seconds", "wall_seconds", "solved", "return_mean", "seed")
-    return {key: summary.get(key) for key in keys} | {"process_seconds": round(seconds, 4)}
+    return {key: summary.get(key) for key in keys} | {"process_seconds": round(seconds, 4), "solved_seconds": round(solved, 4)}
 
 
 def run_bare_import(core: int) -> Record:

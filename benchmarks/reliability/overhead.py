@@ -70,18 +70,24 @@ def timed(out: Path, words: list[str]) -> int:
 
     def after_iteration(session: Any, state: Any, work: Any = of_session.Session._after_iteration) -> bool:
         end = work(session, state)
+        if not started:
+            return end
+        report = {"seconds": time.perf_counter() - started[0], **spent, "counts": counts, "iterations": state.iteration, "first": first}
+        out.with_suffix(".json").write_text(json.dumps(report))
+        return end or report["seconds"] > SECONDS
+
+    def saved(session: Any, state: Any, work: Any = of_session.Session._saved) -> None:
+        work(session, state)
         if not started:  # what comes after the first iteration comes once, however long the run is
             started.append(time.perf_counter())
             first.update(spent)
             spent.update(dict.fromkeys(spent, 0.0))
             counts.update(dict.fromkeys(counts, 0))
-        report = {"seconds": time.perf_counter() - started[0], **spent, "counts": counts, "iterations": state.iteration, "first": first}
-        out.with_suffix(".json").write_text(json.dumps(report))
-        return end or report["seconds"] > SECONDS
 
     of_session.Session._checkpoint = watched("checkpoint", of_session.Session._checkpoint)  # type: ignore[method-assign]
     of_session.Session._save = watched("policy", of_session.Session._save)  # type: ignore[method-assign]
     of_session.Session._after_iteration = after_iteration  # type: ignore[method-assign]
+    of_session.Session._saved = saved  # type: ignore[method-assign]
     return upslope(["train", *words, "--eval-episodes", "1", "--quiet", "--out", str(out)])
 
 
