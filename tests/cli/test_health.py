@@ -93,8 +93,13 @@ WELL = {
     "longer and better": history(rows(completion_length=[5.0] * 20 + [40.0] * 20, reward=[0.1, 0.2] * 10 + [0.8, 0.9] * 10), (0.1, 0.1)),
     "all of the data counts": history(rows(effective_sample_size=[900.0] * 10, total_steps=THOUSANDS, iteration=TENS)),
     "too short to say": history(rows(entropy=[0.69, 0.0], dead_groups=[1.0, 1.0], accepted=[0.0, 0.0]), means=(9.0, 9.0)),
+    "no TD errors any more, for the policy is stuck": history(rows(td_error_squared=[5e3] + [1e-8] * 39), (20.0, 20.0, 20.0), goal=475.0),
 }
 ILL = {
+    "TD errors in millions, until the policy was stuck": (
+        history(rows(td_error_squared=[1e12] + [1e-8] * 39), means=(20.0, 20.0, 20.0), goal=475.0),
+        "TD errors are about 1e+06, and this method's steps are in the units of rewards; try --reward-scale 1e-06",
+    ),
     "TD errors in millions": (
         history(rows(td_error_squared=[1e12] * 10)),
         "TD errors are about 1e+06, and this method's steps are in the units of rewards; try --reward-scale 1e-06",

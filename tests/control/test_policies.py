@@ -521,3 +521,20 @@ def test_a_state_in_which_the_network_allows_no_action_is_an_error(greedy):
     assert 0 <= policy.act(np.zeros(3, np.float32), greedy=greedy)[0] < 4
     with pytest.raises(RunFault, match="gives no action a probability"):
         policy.act(np.ones((2, 3), np.float32), greedy=greedy)
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "named"),
+    [
+        (spaces.Discrete(3, start=1), 0, r"observation: 0 is not in Discrete\(3, start=1\)"),
+        (spaces.Discrete(3), 3, r"observation: 3 is not in Discrete\(3\)"),
+        (spaces.Discrete(3), 1.9, r"observation: 1\.9 is not in Discrete\(3\)"),
+        (spaces.MultiDiscrete([2, 3]), [0, -1], r"observation: -1 is not in MultiDiscrete"),
+        (spaces.MultiDiscrete([2, 3]), [2, 0], r"observation: 2 is not in MultiDiscrete"),
+        (spaces.Dict(a=spaces.Discrete(2)), {"a": -1}, r"observation\['a'\]: -1 is not in Discrete\(2\)"),
+    ],
+)
+def test_act_answers_for_no_state_but_those_of_its_space(space, observation, named):
+    policy = MLPPolicy.for_envs((space, spaces.Discrete(2)))
+    with pytest.raises(UsageError, match=named):
+        policy.act(observation)

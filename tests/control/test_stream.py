@@ -1,11 +1,14 @@
 """A stream gives true successors in every autoreset mode, and an online method learns through it from the command line's parts."""
 
+import math
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from tests.control.worlds import MODES, Counting, Critic, Loop, Ruled, side_by_side
-from upslope import PPO, ContinuingActorCritic, OnlineActorCritic, UsageError, control, train
+from upslope import PPO, ContinuingActorCritic, Diverged, OnlineActorCritic, UsageError, control, train
 
 
 def stream(env=Counting, mode=MODES[0], **options):
@@ -105,3 +108,43 @@ def test_a_method_and_a_collector_that_do_not_fit_are_refused():
         train(OnlineActorCritic(), policy, control.Steps(envs, 8), iterations=1)
     with pytest.raises(UsageError, match=r"^collect: PPO learns from recordings .* found Stream"):
         train(PPO(), policy, control.Stream(envs), iterations=1)
+
+
+class Paying(gymnasium.Env):
+    """±2,500 for an action above or below 0.3, one step an episode."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert np.isfinite(action).all(), "the policy is lost"
+        return np.zeros(2, np.float32), 2500.0 if action[0] > 0.3 else -2500.0, True, False, {}
+
+
+def test_a_policy_that_is_lost_acts_no_more_and_ends_the_run():
+    collect = stream(Paying, num_steps=512)
+    policy = control.MLPPolicy.for_envs(collect.envs)
+    with pytest.raises(Diverged, match=r"^diverged: the policy's log-probability of its action is not finite"):
+        train(OnlineActorCritic(learning_rate=1.0, value_learning_rate=1e-2), policy, collect, iterations=2)
+
+
+@pytest.mark.parametrize("update", [None, "online"])
+def test_a_run_does_not_end_with_a_parameter_that_is_not_finite(update):
+    """The last step of all may overflow, and no objective comes behind it."""
+
+    class Overflowing(OnlineActorCritic):
+        def learn(self, policy, stream, state):
+            found = super().learn(policy, stream, state)
+            next(iter(policy.parameters())).data[0] = math.inf
+            return found
+
+    def spoil(state):
+        next(iter(state.policy.parameters())).data[0] = math.nan
+
+    collect = stream(num_steps=4)
+    algorithm, callbacks = (Overflowing(), ()) if update else (OnlineActorCritic(), spoil)
+    with pytest.raises(Diverged, match=r"^diverged: network.actor.0.weight is not finite"):
+        train(algorithm, control.MLPPolicy.for_envs(collect.envs), collect, iterations=1, callbacks=callbacks, progress=False)

@@ -2,6 +2,7 @@
 play in which learn at every step.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from upslope.control.envs import Envs, Step
 from upslope.control.kinds import Array
 from upslope.control.recording import EPISODE_METRICS, Player, Recording, TapedRecording, check_spaces
 from upslope.control.restore import same_in_groups
-from upslope.errors import RunFault, is_kind, require
+from upslope.errors import Diverged, RunFault, is_kind, require
 from upslope.records import Metrics, Rollout, SamplingPolicy, State, Transition, map_tensors
 
 MAX_EPISODE_STEPS = 100_000  # an episode of so many steps has no end
@@ -211,8 +212,11 @@ class Stream(Collector):
         return self._inputs
 
     def act(self, policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor:
-        """An action ``[1, *]`` drawn from the policy."""
-        return policy.sample(inputs, generator=self.generator).action
+        """An action ``[1, *]`` drawn from the policy; :class:`Diverged` where it gives none a probability, for its numbers are not finite."""
+        drawn = policy.sample(inputs, generator=self.generator)
+        if not math.isfinite(float(drawn.log_prob.detach().sum())):
+            raise Diverged("diverged: the policy's log-probability of its action is not finite; lower the learning rates")
+        return drawn.action
 
     def step(self, policy: SamplingPolicy, action: Tensor) -> Transition:
         """One step of the environment; the reward as the learner sees it."""

@@ -99,12 +99,22 @@ def _one_hot(index: Array, out: Array) -> None:
     np.put_along_axis(out, index[:, None], 1, axis=1)
 
 
+def _counted(leaf: Leaf, array: Array, start: Any, count: Any) -> Array:
+    """Numbers of a discrete space counted from 0; as an index, one that it does not hold would count from behind."""
+    found = array.astype(np.int64)
+    wrong = (found != array) | (found < start) | (found >= start + count)
+    if wrong.any():
+        where = "".join(f"[{key!r}]" for key in leaf.path)
+        raise UsageError(f"observation{where}: {array[wrong].flat[0]} is not in {short(leaf.space)}")
+    return found - start
+
+
 def _write(leaf: Leaf, array: Array, out: Array) -> None:
     space = leaf.space
     if isinstance(space, spaces.Discrete):
-        _one_hot(array.astype(np.int64) - int(space.start), out)
+        _one_hot(_counted(leaf, array, int(space.start), int(space.n)), out)
     elif isinstance(space, MultiDiscrete):
-        indices = array.reshape(len(array), -1).astype(np.int64) - space.start.reshape(-1)
+        indices = _counted(leaf, array, space.start, space.nvec).reshape(len(array), -1)
         stop = 0
         for factor, count in enumerate(space.nvec.reshape(-1)):
             start, stop = stop, stop + int(count)

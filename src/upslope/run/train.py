@@ -199,6 +199,7 @@ def train(
             stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
             if any(stops):
                 break
+    check_parameters(state)
     return state
 
 
@@ -220,6 +221,7 @@ def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any)
     algorithm, collect, started = cast(records.Algorithm, state.algorithm), cast(records.Collector, state.collect), time.perf_counter()
     if hasattr(algorithm, "learn"):
         num_steps, metrics = learn(state, actor)
+        check_parameters(state)
     else:
         rollout = state.rollout = collect(actor)
         batch = state.batch = algorithm.estimate(state.policy, rollout)
@@ -239,6 +241,13 @@ def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any)
     state.train_seconds += seconds
     counts = {"iteration": state.iteration, "total_steps": state.total_steps, "train_seconds": state.train_seconds}
     state.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
+
+
+def check_parameters(state: RunState) -> None:
+    """:class:`Diverged` where the last step has left a parameter that is not finite, which no objective has met yet."""
+    for name, parameter in state.policy.named_parameters() if isinstance(state.policy, nn.Module) else ():
+        if not bool(parameter.isfinite().all()):
+            raise Diverged(f"diverged: {name} is not finite behind its last step; {ADVICE}")
 
 
 def learn(state: RunState, actor: Any) -> tuple[int, records.Metrics]:
