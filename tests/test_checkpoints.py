@@ -27,7 +27,7 @@ def state() -> dict:
         "text": "ä\n\x00",
         "nothing": {},
         "named": [{"tensor": "x"}, {"array": 1}, {"float": None}, {"mapping": {"mapping": {}}}],
-        "nested": {"a/b": {"c": torch.ones(1)}},
+        "nested": {"a/b": {"c": torch.ones(1)}, "a": {"b": {"c": torch.zeros(1)}, "b/c": np.full(1, 2.0)}},
     }
 
 
@@ -46,7 +46,8 @@ def test_what_goes_in_comes_out(tmp_path: Path):
     assert found["named"] == expected["named"]
     assert found["odd"][:2] == [math.inf, -math.inf]
     assert math.isnan(found["odd"][2])
-    assert torch.equal(found["nested"]["a/b"]["c"], torch.ones(1))
+    inside = found["nested"]
+    assert (inside["a/b"]["c"].item(), inside["a"]["b"]["c"].item(), inside["a"]["b/c"].item()) == (1.0, 0.0, 2.0)
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, np.array([object()]), {3, 4}, b"bytes"])

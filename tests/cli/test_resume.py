@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import random
 import shutil
@@ -281,6 +282,23 @@ def test_what_cannot_be_kept_is_said_once(tmp_path: Path, capsys):
     said = "this run cannot be resumed: /run/collect/inside: builtins.object"
     assert capsys.readouterr().out.count(said) == 2  # when it is known, and at the end
     assert said in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+
+
+def test_a_callback_that_cannot_say_what_it_remembers_costs_no_training(tmp_path: Path, cli: Command):
+    class Counter:
+        def __call__(self, state) -> bool:
+            return state.iteration == 3
+
+        def state_dict(self):
+            raise AttributeError("no 'missing'")
+
+        def load_state_dict(self, state) -> None: ...
+
+    config().run(Output(out=tmp_path / "run", quiet=True), callbacks=[Counter()])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (said,) = (line for line in summary["warnings"] if "resumed" in line)
+    assert re.search(r"^this run cannot be resumed: \S+Counter\.state_dict\(\) raised AttributeError: no 'missing'", said)
+    assert summary["iterations"] == 3 and said[:60] in bad(cli("resume", tmp_path / "run", "--total-steps", "640"))
 
 
 def test_a_run_whose_goal_was_reached_is_evaluated_with_its_policy_and_no_other(tmp_path: Path, cli: Command):

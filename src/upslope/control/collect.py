@@ -212,7 +212,7 @@ class Stream(Collector):
         return self._inputs
 
     def act(self, policy: SamplingPolicy, inputs: Mapping[str, Tensor]) -> Tensor:
-        """An action ``[1, *]`` drawn from the policy; :class:`Diverged` where it gives none a probability, for its numbers are not finite."""
+        """An action ``[1, *]`` drawn from the policy; :class:`Diverged` where the numbers of that are not finite."""
         drawn = policy.sample(inputs, generator=self.generator)
         if not math.isfinite(float(drawn.log_prob.detach().sum())):
             raise Diverged("diverged: the policy's log-probability of its action is not finite; lower the learning rates")

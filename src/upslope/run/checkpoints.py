@@ -45,6 +45,8 @@ def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     Raises:
         TypeError: it holds something that is neither.
     """
+    while path in tensors:  # a key may hold a slash
+        path += "'"
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}

@@ -30,6 +30,7 @@ from upslope.run.settings import flat_config
 if TYPE_CHECKING:
     from upslope.run.config import RunConfig
 
+NOT_RESUMABLE = "this run cannot be resumed"
 CHECKPOINT_SHARE = 0.01
 """Share of the time that checkpoints may take; dear ones are written less often than every ten seconds."""
 COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
@@ -63,6 +64,9 @@ class Stopped:
         found = newest(run.path)
         unit = "iterations" if config.world == "language" else "total_steps"
         planned, before = getattr(config.settings, unit), run.config["settings"].get(unit)
+        said = [] if found is not None or run.summary is None else run.summary.get("warnings", [])
+        if why := next((str(line) for line in said if str(line).startswith(NOT_RESUMABLE)), None):
+            raise UsageError(f"run folder {run.path}: {why}")
         if found is None and run.finished:
             why = f"run folder {run.path}: this run is finished, and its folder has no checkpoint to go on from"
             raise AtItsEnd(why) if planned == before else UsageError(f"{why}; train anew for {planned:,} {unit.removeprefix('total_')}")
@@ -157,6 +161,17 @@ def remembering(attached: Iterable[object]) -> dict[str, Stateful]:
         if all(callable(getattr(each, name, None)) for name in ("state_dict", "load_state_dict")):
             name = f"{type(each).__module__}:{type(each).__qualname__}"
             found[f"{name} {1 + sum(other.startswith(f'{name} ') for other in found)}"] = cast("Stateful", each)
+    return found
+
+
+def states_of(attached: Mapping[str, Stateful]) -> dict[str, State]:
+    """What each of them remembers, by name; a :class:`UsageError` where one cannot say."""
+    found: dict[str, State] = {}
+    for name, each in attached.items():
+        try:
+            found[name] = each.state_dict()
+        except Exception as error:
+            raise UsageError(f"{name.rpartition(' ')[0]}.state_dict() raised {describe_error(error)}") from error
     return found
 
 

@@ -23,7 +23,7 @@ from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_text, progress_for
-from upslope.run.resume import CHECKPOINT_SHARE, Stopped, attach, cut_files, locked, remembering, rows_until, sizes, surroundings
+from upslope.run.resume import CHECKPOINT_SHARE, NOT_RESUMABLE, Stopped, attach, cut_files, locked, remembering, rows_until, sizes, states_of, surroundings
 from upslope.run.saving import SavePace
 from upslope.run.settings import flat_config
 from upslope.run.train import Callback, RunState, compiled_text, train
@@ -289,7 +289,7 @@ class Session:
             self._save()
         try:
             session: dict[str, Any] = {name: getattr(self, name) for name in ("faults", "reached", "trained", "resumed_at")}
-            session["attached"] = {name: each.state_dict() for name, each in remembering((*self.callbacks, *self.loggers)).items()}
+            session["attached"] = states_of(remembering((*self.callbacks, *self.loggers)))
             session |= {**self.points.state_dict(), "failures": self.failures.state_dict(), "watch": self.watch.state_dict()}
             state: dict[str, Any] = {"run": self.state.state_dict(), "session": session, "world": self.world.state_dict()}
             state["seconds"] = self.seconds_before + time.perf_counter() - self.started
@@ -300,7 +300,7 @@ class Session:
         except RuntimeError as why:  # an environment's process has died since its last step: that step will see it
             self._warn(f"no checkpoint after iteration {self.state.iteration:,}: {why}")
         except (UsageError, TypeError) as why:
-            self.not_resumable = f"this run cannot be resumed: {why}"
+            self.not_resumable = f"{NOT_RESUMABLE}: {why}"
             self._warn(self.not_resumable)
 
     def _capsule(self, fault: Diverged) -> None:
