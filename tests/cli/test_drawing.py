@@ -20,7 +20,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from upslope.intervals import bootstrap_band
-from upslope.run.curve import draw_curve, group_line, series, smoothed
+from upslope.run.curve import draw_curve, group_line, series, smoothed, telling_first
 from upslope.run.drawing import FAINT, PALETTE, Dots, Line, Panel, draw, draw_dots, drawable, save, spread_labels, svg, tick_texts
 from upslope.studies.ladder_page import COLORS
 
@@ -282,3 +282,11 @@ def test_groups_are_averaged_over_shared_steps():
     assert line.y[0] == pytest.approx((5 + 15) / 2) and line.y[-1] == pytest.approx((10 + 10) / 2)
     alone = group_line("ppo", [(np.array([0.0]), np.array([1.0]))], PALETTE[0])
     assert alone.low is None and alone.label == "ppo, 1 run"
+
+
+def test_where_a_legend_has_no_room_for_all_that_differs_it_names_what_tells_runs_apart():
+    shared = {"features": "network", "num_tiles": 8, "low": 0, "high": 1}
+    alike = [{**shared, "scale": scale, "env_kwargs": kwargs} for scale in (1, 2) for kwargs in ("none", "wind")]
+    alike.append({"features": "tiles", "num_tiles": 4, "low": -1, "high": 2, "scale": 3, "env_kwargs": "ice"})
+    assert telling_first(list(alike[0]), alike)[:2] == ["scale", "env_kwargs"]
+    assert telling_first(["low", "scale"], alike) == ["low", "scale"]

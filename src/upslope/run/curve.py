@@ -124,7 +124,8 @@ def names(runs: Sequence[Run]) -> list[str]:
     for env_id, algorithm, settings in known:
         alike = [others for *where, others in known if where == [env_id, algorithm]]
         shared = [key for key in settings if all(key in others for others in alike)]
-        differ = [f"{key.rpartition('.')[2]} {value_text(settings[key])}" for key in shared if any(o[key] != settings[key] for o in alike)]
+        different = [key for key in shared if any(others[key] != settings[key] for others in alike)]
+        differ = [f"{key.rpartition('.')[2]} {value_text(settings[key])}" for key in telling_first(different, alike)]
         name = ", ".join([algorithm.upper(), *differ[:MAX_NAMED]])
         if len(differ) > MAX_NAMED:
             others = unnamed.setdefault(name, [])
@@ -133,6 +134,16 @@ def names(runs: Sequence[Run]) -> list[str]:
             name += " …" if number == 1 else f" … ({number})"
         found.append(name)
     return found
+
+
+def telling_first(keys: Sequence[str], alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys as they are where a legend has room for all; else each time the one that tells most of what is left apart."""
+    left, chosen = list(keys), list[str]()
+    while len(keys) > MAX_NAMED and left:
+        kinds = {key: len({repr([settings[name] for name in (*chosen, key)]) for settings in alike}) for key in left}
+        chosen.append(max(left, key=lambda key: kinds[key]))
+        left.remove(chosen[-1])
+    return chosen + left
 
 
 def result_settings(run: Run) -> dict[str, Any]:
