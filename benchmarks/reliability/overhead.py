@@ -22,8 +22,7 @@ from common import Record, ended, finish, forked, fresh, harness, said
 from upslope.cli.main import main as upslope
 from upslope.run import session as of_session
 from upslope.run.folder import is_kept
-from upslope.run.resume import CHECKPOINT_SHARE
-from upslope.run.saving import SAVE_SHARE
+from upslope.run.saving import CHECKPOINT_SHARE, SAVE_SHARE
 
 ROUNDS, LIMIT = 5, 0.02
 """Runs of each case, and the share of the time that saving may take in their median."""

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from upslope.run.config import RunConfig
 
 NOT_RESUMABLE = "this run cannot be resumed"
-CHECKPOINT_SHARE = 0.01
-"""Share of the time that checkpoints may take; dear ones are written less often than every ten seconds."""
 COMPUTING = ("llvmlite", "transformers", "tokenizers", "mujoco", "box2d", "ale-py", "envpool")
 """Packages on which numbers depend where they are there; without llvmlite PyTorch computes what would be compiled."""
 GROWING = ("metrics.jsonl", "completions.jsonl")

@@ -10,6 +10,8 @@ SAVE_EVERY = 8.0
 """Seconds of finished iterations that a killed process may lose: ten, with two in hand for an iteration that is longer than any before."""
 SAVE_SHARE = 0.01
 """Share of the time that saving may take; a policy whose saving is dear is saved less often than every ``every`` seconds."""
+CHECKPOINT_SHARE = 0.01
+"""The same of checkpoints."""
 
 
 class SavePace:

@@ -23,20 +23,8 @@ from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
 from upslope.run.process import handled, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_text, progress_for
-from upslope.run.resume import (
-    CHECKPOINT_SHARE,
-    NOT_RESUMABLE,
-    Stopped,
-    attach,
-    cut_files,
-    locked,
-    remembering,
-    rows_until,
-    sizes,
-    states_of,
-    surroundings,
-)
-from upslope.run.saving import SavePace
+from upslope.run.resume import NOT_RESUMABLE, Stopped, attach, cut_files, locked, remembering, rows_until, sizes, states_of, surroundings
+from upslope.run.saving import CHECKPOINT_SHARE, SavePace
 from upslope.run.settings import flat_config
 from upslope.run.train import Callback, RunState, compiled_text, train
 from upslope.run.watch import Watch
