@@ -62,8 +62,8 @@ class Stopped:
         found = newest(run.path)
         unit = "iterations" if config.world == "language" else "total_steps"
         planned, before = getattr(config.settings, unit), run.config["settings"].get(unit)
-        said = [] if found is not None or run.summary is None else run.summary.get("warnings", [])
-        if why := next((str(line) for line in said if str(line).startswith(NOT_RESUMABLE)), None):
+        said: list[Any] = [] if found is not None or run.summary is None else run.summary.get("warnings", [])
+        if why := next((line for line in map(str, said) if line.startswith(NOT_RESUMABLE)), None):
             raise UsageError(f"run folder {run.path}: {why}")
         if found is None and run.finished:
             why = f"run folder {run.path}: this run is finished, and its folder has no checkpoint to go on from"
