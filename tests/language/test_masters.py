@@ -159,6 +159,54 @@ def test_adapters_go_the_plain_way_too():
     )
 
 
+def with_adapters_on_the_head():
+    return wrapped(target_modules=["q_proj", "lm_head", "embed_tokens"])
+
+
+def with_adapters_on_a_biased_head():
+    return wrapped(model_of("phi, biased head"), target_modules=["q_proj", "lm_head"])
+
+
+def with_a_head_of_its_own():
+    model, layer = model_of("llama"), torch.nn.Linear(SIZES["hidden_size"], SIZES["vocab_size"], bias=False)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    model.set_output_embeddings(layer)
+    return model
+
+
+def with_a_hook():
+    model = model_of("llama")
+    model.get_output_embeddings().register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("make", [with_adapters_on_the_head, with_adapters_on_a_biased_head, with_a_head_of_its_own, with_a_hook])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_output_layer_that_is_more_than_its_weight_is_trained_as_a_whole(make, precision):
+    """Also where it adds nothing yet, like fresh adapters."""
+    model = make()
+    policy = LanguagePolicy(model, TOKENIZER, compute_dtype=precision)
+    assert policy.attention.because == "its output layer is more than a weight and a bias"
+    inputs, named = texts([3, 1], [[2, 4], [1, 3]]), {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for p in named.values():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    found = policy.evaluate(**inputs).log_prob
+    torch.testing.assert_close(found, plain(model, inputs)[0], rtol=0, atol=1e-5 if precision == torch.float32 else 0.5)
+    assert all(g.any() for g in torch.autograd.grad(found.sum(), list(named.values())))
+
+
+def test_an_output_layer_that_is_trained_whole_beside_adapters_still_passes_packed():
+    assert LanguagePolicy(wrapped(modules_to_save=["lm_head"]), TOKENIZER, **EXACT).attention.packed
+
+
+def test_an_output_layer_without_a_weight_is_refused():
+    model = model_of("llama")
+    model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
+    with pytest.raises(UsageError, match="model: its output layer is a Sequential without a weight"):
+        LanguagePolicy(model, TOKENIZER)
+
+
 def test_the_plain_way_takes_masters_in_bfloat16():
     config = tf.BloomConfig(vocab_size=SIZES["vocab_size"], hidden_size=32, n_layer=2, n_head=4)
     policy = LanguagePolicy(tf.BloomForCausalLM(config).bfloat16(), TOKENIZER, dtype=torch.bfloat16)

@@ -45,8 +45,10 @@ def inspect(policy: LanguagePolicy) -> Attention:
     model = policy.model
     kind = type(model).__name__
     require(not getattr(model.config, "is_encoder_decoder", False), f"model: {kind} has an encoder; expected a decoder-only model")
-    if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
+    layer: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if layer is None:
         raise UsageError(f"model: {kind} has no output layer over the vocabulary, so it is no language model")
+    require(hasattr(layer, "weight"), f"model: its output layer is a {type(layer).__name__} without a weight; take an nn.Linear")
     with quiet():
         return on_a_short_text(policy, of_small_copy(policy))
 
@@ -111,11 +113,19 @@ def on_a_short_text(policy: LanguagePolicy, attention: Attention) -> Attention:
     except Exception as error:
         raise UsageError(f"model: {type(model).__name__} cannot be used, its forward pass fails ({first_line(error, 160)})") from error
     if attention.packed:
-        because = fault(lambda: truth.difference_of_pass(policy.around(model)), "on a short text", tolerance_for(model))
+        because = beside_weight(model.get_output_embeddings())
+        because = because or fault(lambda: truth.difference_of_pass(policy.around(model)), "on a short text", tolerance_for(model))
         attention = PACKED if because is None else Attention(because, cached=False)
     if not attention.packed:
         check_causal(model, inputs, type(model).__name__)
     return attention
+
+
+def beside_weight(layer: Any) -> str | None:
+    """What an output layer has beside weight and bias, all that packed passes take of it, also if it adds nothing yet: adapters, hooks."""
+    own = {layer.weight, getattr(layer, "bias", None)}
+    more = any(p.requires_grad and p not in own for p in layer.parameters()) or layer._forward_hooks or layer._forward_pre_hooks
+    return "its output layer is more than a weight and a bias" if more else None
 
 
 def fault(compare: Callable[[], float], when: str, tolerance: float = TOLERANCE) -> str | None:
