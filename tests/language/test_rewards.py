@@ -173,6 +173,33 @@ def test_one_item_that_raises_does_not_lose_the_others(kind):
     assert found.first_error.endswith("(item 2)")
 
 
+class PanicException(BaseException):
+    """As PyO3 makes one of a panic of Rust, in a tokenizer for one."""
+
+
+@pytest.mark.parametrize("kind", [PanicException, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("in_subprocess", [False, True])
+def test_what_is_no_exception_counts_as_raised_too(kind, in_subprocess):
+    def fragile(*, completions):
+        if "bad" in completions:
+            raise kind("retry limit")
+        return [1.0] * len(completions)
+
+    found = run(Rewards.of(fragile, in_subprocess=in_subprocess), ["a", "bad"])
+    assert found.scores == [1.0, None] and (found.num_raised, found.num_timed_out) == (1, 0)
+    assert found.first_error == f"reward fragile raised {kind.__name__}: retry limit (item 2)"
+
+
+def test_a_quick_reward_leaves_ctrl_c_alone_and_reports_a_panic():
+    def quick(*, completions):
+        raise PanicException if "bad" in completions else KeyboardInterrupt
+
+    quick.no_timeout = True
+    assert "raised PanicException" in message_of(RunFault, Rewards.of(quick), ["bad", "bad"])
+    with pytest.raises(KeyboardInterrupt):
+        run(Rewards.of(quick), ["a", "b"])
+
+
 def test_every_argument_is_cut_to_the_item():
     def fragile(*, prompts, completions, answer):
         if len(prompts) > 1:

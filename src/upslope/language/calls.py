@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import inspect
 import json
 import math
@@ -25,7 +26,7 @@ from multiprocessing.connection import Connection
 from numbers import Real
 from typing import Any
 
-from upslope.errors import RunFault, is_kind, one_line
+from upslope.errors import RunFault, is_fault, is_kind, one_line
 from upslope.language.checks import Reward
 from upslope.reward_bound import MAX_REWARD, beyond
 
@@ -64,19 +65,30 @@ class Call:
 
     def __call__(self, seconds: float | None) -> Outcome:
         """Carry it out right here; an async function is awaited in a new event loop and canceled after ``seconds``."""
-        columns = {name: list(column) for name, column in self.columns.items()}  # what it does to its lists, the next one does not see
+        columns = {name: own(column) for name, column in self.columns.items()}
         try:
             value = self.function(**columns, **self.alone)
             value = asyncio.run(_within(value, seconds)) if inspect.isawaitable(value) else value
         except _OutOfTime:
             return Outcome()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if self.carry_out is in_place and not is_fault(error) and not isinstance(error, SystemExit):
+                raise  # Ctrl-C, which comes to no other thread or process
             text, kind = one_line(error, 200), type(error).__name__
             return Outcome(error=f"{kind}: {text}" if text else kind)
         try:
             return Outcome(values=numbers(self.name, value, self.count, self.first))
         except RunFault as fault:
             return Outcome(values=[], fault=str(fault))
+
+
+def own(value: Any) -> Any:
+    """A copy of lists and dictionaries, as deep as they go: what a reward does to its own, neither the next one nor the training sees."""
+    if is_kind(value, list, dict):
+        value = copy.copy(value)
+        for key, entry in value.items() if is_kind(value, dict) else enumerate(value):
+            value[key] = own(entry)
+    return value
 
 
 class _OutOfTime(Exception):
