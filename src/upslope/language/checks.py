@@ -19,7 +19,7 @@ Completion = str | list[Message]
 Reward = Callable[..., Any]
 
 _NUMBER = re.compile(
-    r"(?<![0-9])(?<![0-9]\.)[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<!\.)(?=\.[0-9]))(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,4})?"
+    r"(?<![0-9])(?<![0-9]\.)(?:[-+−－﹣]|(?<![^\s=(])[‐‑–])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<!\.)(?=\.[0-9]))(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,4})?"
 )
 
 
@@ -46,9 +46,12 @@ def answered(text: str, tag: str = "answer") -> str:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in ``text`` (1,234 and 1e3 are numbers, exact in decimal); None where there is none."""
+    """The last number in ``text`` (1,234, 1e3 and −5 are numbers, exact in decimal); None where there is none.
+
+    A dash or another hyphen that is no minus counts as one at the beginning of a word, as in ``= –5``, but not in ``pages 3–5``.
+    """
     found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    return Decimal(re.sub("[−－﹣‐‑–]", "-", found[-1]).replace(",", "")) if found else None
 
 
 def as_number(text: str) -> Decimal | None:
