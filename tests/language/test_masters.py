@@ -252,6 +252,21 @@ def test_what_would_have_no_effect_is_refused_in_one_line(make, message):
     assert "\n" not in str(caught.value) and str(caught.value).startswith("model: ")
 
 
+@pytest.mark.parametrize("switch", [lambda model: model.train(), lambda model: model.transformer.drop.train()])
+def test_what_is_switched_on_later_is_off_in_every_pass(switch):
+    policy, inputs = policy_of("gpt2"), texts([3, 1], [[2, 4], [1, 3]])
+    engine = EmbeddedEngine(policy)
+    expected, said = policy.evaluate(**inputs).log_prob, engine.generate([[3, 4]], group_size=2, max_tokens=8).log_prob
+    switch(policy.model)
+    assert torch.equal(engine.generate([[3, 4]], group_size=2, max_tokens=8).log_prob, said)
+    switch(policy.model)
+    assert torch.equal(policy.evaluate(**inputs).log_prob, expected) and not policy.model.training
+    with pretrained.quiet():
+        policy.model.gradient_checkpointing_enable()
+    with pytest.raises(UsageError, match="model: gradient checkpointing is on"):
+        policy.evaluate(**inputs)
+
+
 def test_dropout_that_a_configuration_names():
     assert dropout_of(model_of("gpt2")) == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "summary_first_dropout": 0.1}
     assert dropout_of(model_of("llama")) == {}

@@ -130,9 +130,16 @@ class LanguagePolicy(nn.Module):
 
     def look_up_to(self, length: int) -> None:
         """Make sure that the way in which texts pass is right up to ``length`` tokens, before the first of them passes."""
+        self.settle()
         if length > self.inspected:
             self.inspected = 2 * length
             self.attention = inspect_beyond(self, self.inspected)
+
+    def settle(self) -> None:
+        """Before passes: without dropout, and without what they do not follow, whatever was switched on since the policy was made."""
+        models.check_settings(self.model)
+        if any(module.training for module in self.modules()):
+            self.train()
 
     # ------------------------------------------------------------------------------------------------ what it is made of
 
@@ -261,6 +268,7 @@ class LanguagePolicy(nn.Module):
 
     def weights(self) -> dict[str, Tensor] | None:
         """The parameters cast to the compute precision, by name; None where they are in it already."""
+        self.settle()
         if all(p.dtype == self.compute_dtype for p in self.body.model.parameters()):
             return None
         exact = tuple(getattr(self.model, "_keep_in_fp32_modules_strict", None) or ())  # layers that lose their meaning when rounded
