@@ -1,6 +1,7 @@
 """JSONL files: problems, preference pairs, labeled completions; every error names the file and the line."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
@@ -88,7 +89,7 @@ def read_labeled(path: str | Path) -> list[Labeled]:
 
 def _object(place: str, line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_with_each_name_once)
     except UnicodeDecodeError as error:
         raise UsageError(f"{place}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -102,6 +103,20 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
             raise UsageError(f"{place}: it holds a lone surrogate (half of an escaped character), which is no text") from None
     require(isinstance(value, dict), f'{place}: expected an object such as {{"prompt": "2+2=", "answer": "4"}}, found {_shown(value)}')
     return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number: write a number, a text or null")
+    return float(text)
+
+
+def _with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in one object twice: keep one of them")
+    return found
 
 
 def _prompt(place: str, entry: Mapping[str, Any]) -> Prompt:
