@@ -514,7 +514,7 @@ def test_values_are_those_before_and_after_each_token():
 
 def test_recorded_texts_end_with_the_end_token():
     policy = policy_for()
-    collect = demonstrations(policy, [("ab", "cd"), ("c", ""), ("h", "abc")], batch_size=3)
+    collect = demonstrations(policy, [("ab", "cd"), ("c", "d"), ("h", "abc")], batch_size=3)
     rollout = collect(policy)
     assert rollout.unit == "pair" and rollout.mask.shape == (3, 1, 4) and rollout.terminated.sum() == 3 and not rollout.truncated.any()
     rows = {
@@ -527,7 +527,7 @@ def test_recorded_texts_end_with_the_end_token():
             strict=True,
         )
     }
-    expected = {"ab": "cd", "c": "", "h": "abc"}
+    expected = {"ab": "cd", "c": "d", "h": "abc"}
     assert rows == {tuple(policy.encode(p)): [*policy.encode(c), 0] for p, c in expected.items()}
 
 
@@ -786,7 +786,8 @@ def test_examples_are_tuples_mappings_or_records(monkeypatch):
     assert (
         preference_pairs(policy, [pair]).completions == preference_pairs(policy, [Pair(prompt="a", chosen="b", rejected="c")]).completions
     )
-    assert labeled(policy, [{"prompt": "a", "completion": "b", "label": False}]).scores == [[-1.0]]
+    for label in (False, np.bool_(False), torch.tensor(False)):
+        assert labeled(policy, [{"prompt": "a", "completion": "b", "label": label}]).scores == [[-1.0]]
 
 
 @pytest.mark.parametrize(
@@ -801,6 +802,12 @@ def test_examples_are_tuples_mappings_or_records(monkeypatch):
             ("a", [{"role": "user", "content": "b"}]),
             "data[0]: expected a completion as a string or as one assistant message",
         ),
+        (demonstrations, ("a", " \n"), "data[0]: its completion is empty"),
+        (labeled, ("a", "", True), "data[0]: its completion is empty"),
+        (preference_pairs, ("a", "", "b"), "data[0]: its completion is empty"),
+        (preference_pairs, ("a", "b", "b"), "data[0]: chosen and rejected are the same tokens"),
+        *((labeled, ("a", "b", label), f"data[0]: label is True or False, found {label!r}") for label in ("false", -1, 1, "0", None)),
+        (labeled, ("a", "b", float("nan")), "data[0]: label is True or False, found nan"),
         (preference_pairs, {"chosen": "b", "rejected": "c"}, "data[0]: prompt is missing, found chosen, rejected"),
     ],
 )
@@ -825,6 +832,26 @@ def test_what_one_reward_does_to_its_lists_the_next_does_not_see():
 
     found = Rewards.of(careless, lambda *, completions: [float(len(c)) for c in completions])(prompts=["p", "q"], completions=["a", "bb"])
     assert found.scores == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("no_timeout", [True, False])
+def test_what_a_reward_does_to_messages_and_entries_of_columns_stays_with_it(no_timeout):
+    def careless(*, prompts, completions, about):
+        for prompt, completion, entry in zip(prompts, completions, about, strict=True):
+            prompt.extend(completion)
+            completion[0]["content"] += "!"
+            entry["seen"].append(len(prompt))
+        return [1.0 * len(entry["seen"]) for entry in about]
+
+    careless.no_timeout = no_timeout
+    policy = policy_for()
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}h{% endif %}"
+    prompt, about = [{"role": "user", "content": "ab"}], {"seen": []}
+    collect = collector([careless, careless], [Problem(prompt=prompt, columns={"about": about})], num_prompts=1)
+    assert [collect(policy).inputs["prompt_length"].tolist() for _ in range(2)] == [[3], [3]]
+    assert prompt == [{"role": "user", "content": "ab"}] and about == {"seen": []}
+    assert all(sample["rewards"] == {"careless": 1.0, "careless#2": 1.0} for sample in collect.samples)
+    assert not any(sample["completion"].endswith("!") for sample in collect.samples)
 
 
 def test_the_interval_of_a_share_is_wilsons():

@@ -56,6 +56,8 @@ class Recorded:
         for group, n, place in zip(groups, shared, places, strict=True):
             joined = " of its own: the completion's first letters are in its first token" if any(row.seam for row in group) else ""
             require(n > 0, f"{place}: its prompt has no token{joined}")
+            differ = len({tuple(row.ids) for row in group}) == len(group)
+            require(differ, f"{place}: chosen and rejected are the same tokens, so the pair says nothing; take it out")
             size = max(len(row.ids) for row in group)
             require(size <= policy.context, f"{place}: its {size} tokens exceed the model's context of {policy.context}; shorten it")
         policy.look_up_to(max(len(ids) + max(map(len, rest)) for ids, rest in zip(self.prompts, self.completions, strict=True)))
@@ -124,6 +126,7 @@ def completion_text(completion: Any, place: str) -> str:
         completion = content_alone(completion[0], place)
     fault = f"{place}: expected a completion as a string or as one assistant message, found {type(completion).__name__} {completion!r:.60}"
     require(isinstance(completion, str), fault)
+    require(completion.strip() != "", f"{place}: its completion is empty, so there is nothing to learn; fill it in, or take the row out")
     return completion
 
 
@@ -156,9 +159,15 @@ def demonstrations(policy: LanguagePolicy, examples: Sequence[tuple[Prompt, str]
 
 def labeled(policy: LanguagePolicy, examples: Sequence[Labeled], **options: Any) -> Recorded:
     """Completions that are wanted (+1) or not (−1), for KTO."""
-    unpacked = unpack_examples(examples, "prompt", "completion", "label")
-    rows = [(prompt, [text], [1.0 if label else -1.0]) for prompt, text, label in unpacked]
-    return Recorded(policy, rows, places=places_of(examples), **options)
+    unpacked, places = unpack_examples(examples, "prompt", "completion", "label"), places_of(examples)
+    rows = [(prompt, [text], [sign_of(label, place)]) for (prompt, text, label), place in zip(unpacked, places, strict=True)]
+    return Recorded(policy, rows, places=places, **options)
+
+
+def sign_of(label: Any, place: str) -> float:
+    single = label.tolist() if hasattr(label, "tolist") else label
+    require(isinstance(single, bool), f"{place}: label is True or False, found {label!r:.40}; write wanted and unwanted as these")
+    return 1.0 if single else -1.0
 
 
 def preference_pairs(policy: LanguagePolicy, pairs: Sequence[Pair], **options: Any) -> Recorded:
