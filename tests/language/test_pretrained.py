@@ -56,6 +56,14 @@ def test_a_trained_policy_is_an_ordinary_folder(family, tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_readers_sample_with_the_temperature_that_was_trained(temperature, tmp_path):
+    policy_of("llama", temperature=temperature).save_pretrained(tmp_path)
+    found = tf.GenerationConfig.from_pretrained(tmp_path)
+    assert (found.temperature, bool(found.do_sample)) == ((None if temperature == 1.0 else 0.5), temperature != 1.0)
+    assert temperature == 1.0 or (found.top_k, found.top_p) == (0, 1.0)
+
+
 def test_its_tokenizer_is_an_ordinary_one(tmp_path):
     policy = policy_of("llama")
     policy.save_pretrained(tmp_path)

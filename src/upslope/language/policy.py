@@ -187,9 +187,12 @@ class LanguagePolicy(nn.Module):
         return policy
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
-        """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless ``merge`` is False."""
+        """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless ``merge`` is False.
+
+        A temperature that is not 1 is written to its generation settings too.
+        """
         parts = (self.model, self.tokenizer, self.adapter[0] if self.adapter else None, self.body.value_head)
-        pretrained.write_pretrained(Path(folder), *parts, dtype=dtype, merge=merge)
+        pretrained.write_pretrained(Path(folder), *parts, dtype=dtype, merge=merge, temperature=self.temperature)
 
     def frozen(self) -> Self:
         """A copy that never changes, in the compute precision: the reference of a KL term, or a reward model."""

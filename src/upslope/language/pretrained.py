@@ -119,8 +119,12 @@ def write_pretrained(
     *,
     dtype: torch.dtype | None,
     merge: bool,
+    temperature: float = 1.0,
 ) -> None:
-    """What :meth:`LanguagePolicy.save_pretrained` writes; ``adapter``: the peft wrapper around the model, or None."""
+    """What :meth:`LanguagePolicy.save_pretrained` writes; ``adapter``: the peft wrapper around the model, or None.
+
+    A ``temperature`` that is not 1 becomes that of the generation settings, so that readers sample what was trained.
+    """
     require(folder.is_dir() or not folder.exists(), f"folder: {folder} is a file; name another place")
     with filled_folder(folder) as new, quiet():
         if adapter is not None and not merge:
@@ -130,14 +134,19 @@ def write_pretrained(
             tensors = {k: v.detach().to(dtype or v.dtype) if v.is_floating_point() else v for k, v in whole.state_dict().items()}
             whole.save_pretrained(str(new), state_dict=tensors)
             if dtype is not None:  # readers go by what the config says
-                settings = json.loads((new / "config.json").read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
-                (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+                amend(new / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+        if temperature != 1.0 and (new / "generation_config.json").exists():
+            amend(new / "generation_config.json", {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0})
         cast(Any, tokenizer).save_pretrained(str(new))
         if value_head is not None:
             from safetensors import torch as stored
 
             weights = {k: v.detach().cpu().clone() for k, v in value_head.state_dict().items()}
             cast(Any, stored).save_file(weights, new / VALUE_HEAD)
+
+
+def amend(file: Path, changes: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2) + "\n", encoding="utf-8")
 
 
 VALUE_HEAD = "value_head.safetensors"  # beside the model's files; plain Transformers does not look at it
