@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.language.models import small
 from upslope.errors import UsageError
 from upslope.language import Pair, Problem, Task
 from upslope.language.long_prompts import completion_lengths, cut, fit, fit_task
+from upslope.language.rendering import Rendering
 
 ROOM = 64 - 6
 
@@ -64,7 +67,7 @@ def test_of_messages_the_longest_loses_its_beginning(policy):
 
 def test_pairs_keep_room_for_the_longer_completion(policy):
     pairs = [Pair(prompt="a" * 40, chosen="b", rejected="c" * length) for length in (5, 30)]
-    free = completion_lengths(policy, [[pair.chosen, pair.rejected] for pair in pairs])
+    free = completion_lengths(policy, pairs, [[pair.chosen, pair.rejected] for pair in pairs])
     assert free[1] - free[0] == 25
     assert fit(policy, pairs, free, "drop") == (pairs[:1], 1)
     kept, changed = fit(policy, pairs, free, "cut")
@@ -97,3 +100,12 @@ def test_recorded_answers_need_room_for_themselves_and_evaluations_name_the_flag
     assert fit_task(policy, only, 64, "error", recorded=True) == fit_task(policy, only, 64, "drop", recorded=True) == (only, 0)
     with pytest.raises(UsageError, match="take fewer --max-tokens"):
         fit_task(policy, made, kept + 1, "error")
+
+
+def test_a_recorded_completion_that_the_tokenizer_refuses_is_named():
+    words = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1}))  # without a token for what is unknown
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    policy = small()
+    policy.rendering = Rendering(tf.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>"))
+    with pytest.raises(UsageError, match=r"^f.jsonl, line 2: the tokenizer refuses this text"):
+        completion_lengths(policy, problems("a", "a"), [["a"], ["a", "b"]])

@@ -83,14 +83,19 @@ def fit_task(policy: LanguagePolicy, task: Task, max_tokens: int, how: LongPromp
     elif how == "error" or task.solution is None:
         train, others = list(task.train), 0
     else:
-        train, others = fit(policy, task.train, completion_lengths(policy, [[task.solution(problem)] for problem in task.train]), how)
+        said = [[task.solution(problem)] for problem in task.train]
+        train, others = fit(policy, task.train, completion_lengths(policy, task.train, said), how)
     return replace(task, train=train, held_out=held_out), dropped + others
 
 
-def completion_lengths(policy: LanguagePolicy, completions: Sequence[Sequence[str]]) -> list[int]:
+def completion_lengths(policy: LanguagePolicy, items: Sequence[Any], completions: Sequence[Sequence[str]]) -> list[int]:
     """Tokens to keep free for the longest of each item's recorded completions."""
-    tokenizer: Any = policy.tokenizer
-    return [max(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])) + ROOM_FOR_ENDS for texts in completions]
+    owner = [i for i, texts in enumerate(completions) for _ in texts]
+    ids = policy.encode_all([text for texts in completions for text in texts], [items[i].place or f"data[{i}]" for i in owner])
+    longest = [0] * len(completions)
+    for i, row in zip(owner, ids, strict=True):
+        longest[i] = max(longest[i], len(row) - len(policy.rendering.prefix))
+    return [n + ROOM_FOR_ENDS for n in longest]
 
 
 def cut(policy: LanguagePolicy, prompt: Prompt, room: int) -> Prompt | None:

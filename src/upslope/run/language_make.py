@@ -103,7 +103,7 @@ def recorded(config: RunConfig, policy: LanguagePolicy, task: Task | None, refer
         examples = labeled_from(made) if labels else made
     if how != "error":  # the collector knows exactly what is too long
         texts = [[each.completion] if labels else [each.chosen, each.rejected] for each in examples]
-        examples, num_long = fit(policy, examples, completion_lengths(policy, texts), how, "data")
+        examples, num_long = fit(policy, examples, completion_lengths(policy, examples, texts), how, "data")
     collector = language.labeled if labels else language.preference_pairs
     return collector(policy, examples, batch_size=settings.batch_size, reference=reference, seed=config.settings.seed), num_long
 
