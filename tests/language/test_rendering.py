@@ -331,6 +331,18 @@ def test_the_end_of_a_turn_is_its_first_special_token_or_else_its_first_added_on
     assert turn.end_id == ids_of(tokenizer, end)[0] and turn.end == closing[: closing.index(end) + len(end)]
 
 
+@pytest.mark.parametrize("between, whole", [("", True), ("<note>", True), ("\n", False)])
+def test_a_row_ends_with_all_special_tokens_up_to_the_tokenizer_s_end_and_sampling_at_the_first(between, whole):
+    closing = f"<|im_end|>{between}</s>"
+    tokenizer = byte_level(PLAIN.replace("'\n'", repr(closing)), "<|im_end|>", "<note>", eos_token="</s>")
+    rendering = Rendering(tokenizer)
+    (row,), (again,) = rendering.rows([ASKED] * 2, [["4"], [f"4{rendering.turn.end}"]])
+    tokens = ids_of(tokenizer, "<|im_end|>", *([between] if between else []), "</s>") if whole else ids_of(tokenizer, "<|im_end|>")
+    assert row.ids[-len(tokens) :] == tokens and row.ids == again.ids
+    assert rendering.stop_ids == {*ids_of(tokenizer, "<|im_end|>", "</s>")}
+    assert rendering.decode(row.ids[row.start :], ASKED) == "4"
+
+
 SYSTEM = [{"role": "system", "content": "you are kind."}, *ASKED]
 CHANGED = [CHATML.replace("m['content']", f"m['content'] | {change}") for change in ("lower", "upper", "capitalize", "title", "trim")]
 

@@ -12,8 +12,9 @@ Every sequence is what the model's tokenizer makes of the same content:
 
 Each has one end. That of a conversation's turn is found by rendering one: it is what follows an assistant's content, up to the first
 special token in it (``<|im_end|>``, ``<|eot_id|>``, ``<end_of_turn>``, …), which also ends sampling. What a template writes behind that
-token (ChatML's line feed) belongs to the next turn and is never sampled, so it is no part of the sequence. Text ends with the
-tokenizer's end token, and so does the turn of a template without such an end.
+token (ChatML's line feed) belongs to the next turn and is never sampled, so it is no part of the sequence; only special tokens that lead to
+the tokenizer's end token without a gap are, in recorded rows. Text ends with the tokenizer's end token, and so does
+the turn of a template without such an end.
 """
 
 import warnings
@@ -192,7 +193,7 @@ class Rendering:
 
     def _unended(self, prompt: Prompt, completion: str) -> str:
         """A completion without the ends it brings: a turn's, which the template writes, or blanks behind a text's."""
-        ends = (*(self.added[i] for i in self.stop_ids if i in self.added), *([self.turn.end] if self.turn.end.strip() else []))
+        ends = (*([self.turn.end] if self.turn.end.strip() else []), *(self.added[i] for i in self.stop_ids if i in self.added))
         bare = completion.rstrip()
         if not bare.endswith(ends):
             return completion

@@ -117,6 +117,9 @@ def turn_of(tokenizer: Any) -> Turn:
     ends = [entry for entry in ends if tokens[entry[2]].special] or ends
     at, size, end_id = min(ends, default=(len(closing.rstrip()), 0, None))
     end, special = closing[: at - size], [token.content for i, token in tokens.items() if token.special or i == end_id]
+    through, eos, _ = closing[at - size :].partition(tokenizer.eos_token or "\0")
+    if end_id not in (None, tokenizer.eos_token_id) and eos and not without_parts(through, special):
+        end += through + eos  # several tokens end the turn: rows hold all of them, sampling stops at the first
     return Turn(lead, closing, end, end_id, without_parts(lead, special), without_parts(end, special), found=True)
 
 
