@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from numbers import Real
 from typing import Any
 
-from upslope.errors import RunFault, is_fault, is_kind, one_line
+from upslope.errors import RunFault, is_kind, one_line
 from upslope.language.checks import Reward
 from upslope.reward_bound import MAX_REWARD, beyond
 
@@ -65,14 +65,13 @@ class Call:
 
     def __call__(self, seconds: float | None) -> Outcome:
         """Carry it out right here; an async function is awaited in a new event loop and canceled after ``seconds``."""
-        columns = {name: own(column) for name, column in self.columns.items()}
         try:
-            value = self.function(**columns, **self.alone)
+            value = self.function(**own(self.columns), **self.alone)
             value = asyncio.run(_within(value, seconds)) if inspect.isawaitable(value) else value
         except _OutOfTime:
             return Outcome()
         except BaseException as error:
-            if self.carry_out is in_place and not is_fault(error) and not isinstance(error, SystemExit):
+            if self.carry_out is in_place and isinstance(error, KeyboardInterrupt):
                 raise  # Ctrl-C, which comes to no other thread or process
             text, kind = one_line(error, 200), type(error).__name__
             return Outcome(error=f"{kind}: {text}" if text else kind)

@@ -129,17 +129,13 @@ class LanguagePolicy(nn.Module):
         return policy
 
     def look_up_to(self, length: int) -> None:
-        """Make sure that the way in which texts pass is right up to ``length`` tokens, before the first of them passes."""
-        self.settle()
+        """Make sure that texts of up to ``length`` tokens will pass rightly: packed or not, and without dropout that came on since."""
+        for module in self.modules():
+            if module.training or getattr(module, "gradient_checkpointing", False):
+                models.check_settings(self.train().model)
         if length > self.inspected:
             self.inspected = 2 * length
             self.attention = inspect_beyond(self, self.inspected)
-
-    def settle(self) -> None:
-        """Before passes: without dropout, and without what they do not follow, whatever was switched on since the policy was made."""
-        models.check_settings(self.model)
-        if any(module.training for module in self.modules()):
-            self.train()
 
     # ------------------------------------------------------------------------------------------------ what it is made of
 
@@ -271,7 +267,7 @@ class LanguagePolicy(nn.Module):
 
     def weights(self) -> dict[str, Tensor] | None:
         """The parameters cast to the compute precision, by name; None where they are in it already."""
-        self.settle()
+        self.look_up_to(0)
         if all(p.dtype == self.compute_dtype for p in self.body.model.parameters()):
             return None
         exact = tuple(getattr(self.model, "_keep_in_fp32_modules_strict", None) or ())  # layers that lose their meaning when rounded
