@@ -20,7 +20,7 @@ HELP = """\
 usage: upslope export RUN|MODEL --out DIR [flags]
 
 Write the model of a run, or in a model's folder (RUN/policy for one), as an ordinary Transformers folder, which plain
-Transformers and vLLM load; adapters are merged.
+Transformers and vLLM load; adapters are merged, and a temperature that was trained is in its generation settings.
 
   upslope export runs/grpo-sums-0 --out trained
 """
