@@ -98,7 +98,7 @@ WELL = {
 ILL = {
     "TD errors in millions, until the policy was stuck": (
         history(rows(td_error_squared=[1e12] + [1e-8] * 39), means=(20.0, 20.0, 20.0), goal=475.0),
-        "TD errors are about 1e+06, and this method's steps are in the units of rewards; try --reward-scale 1e-06",
+        "TD errors are about 1e+06 at first, and this method's steps are in the units of rewards; try --reward-scale 1e-06",
     ),
     "TD errors in millions": (
         history(rows(td_error_squared=[1e12] * 10)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.control.worlds import MODES, Counting, Critic, Loop, Ruled, side_by_side
-from upslope import PPO, ContinuingActorCritic, Diverged, OnlineActorCritic, UsageError, control, train
+from upslope import PPO, Ascent, ContinuingActorCritic, Diverged, OnlineActorCritic, UsageError, control, train
 
 
 def stream(env=Counting, mode=MODES[0], **options):
@@ -131,20 +131,25 @@ def test_a_policy_that_is_lost_acts_no_more_and_ends_the_run():
         train(OnlineActorCritic(learning_rate=1.0, value_learning_rate=1e-2), policy, collect, iterations=2)
 
 
-@pytest.mark.parametrize("update", [None, "online"])
-def test_a_run_does_not_end_with_a_parameter_that_is_not_finite(update):
-    """The last step of all may overflow, and no objective comes behind it."""
+@pytest.mark.parametrize("online", [True, False])
+def test_no_iteration_ends_with_a_parameter_that_is_not_finite(online):
+    """The last step of all may overflow, and no objective comes behind it; what is not trained may be infinite."""
 
     class Overflowing(OnlineActorCritic):
         def learn(self, policy, stream, state):
             found = super().learn(policy, stream, state)
-            next(iter(policy.parameters())).data[0] = math.inf
+            policy.network.actor[0].weight.data[0] = math.inf
             return found
 
-    def spoil(state):
-        next(iter(state.policy.parameters())).data[0] = math.nan
+    class Leaping(Ascent):
+        def __call__(self, algorithm, policy, batch, state):
+            found = super().__call__(algorithm, policy, batch, state)
+            policy.network.actor[0].weight.data[0] = math.nan
+            return found
 
-    collect = stream(num_steps=4)
-    algorithm, callbacks = (Overflowing(), ()) if update else (OnlineActorCritic(), spoil)
-    with pytest.raises(Diverged, match=r"^diverged: network.actor.0.weight is not finite"):
-        train(algorithm, control.MLPPolicy.for_envs(collect.envs), collect, iterations=1, callbacks=callbacks, progress=False)
+    collect = stream(num_steps=4) if online else control.Steps(side_by_side([Counting], MODES[0]), num_steps=4)
+    policy = control.MLPPolicy.for_envs(collect.envs)
+    policy.limit = torch.nn.Parameter(torch.tensor(-math.inf), requires_grad=False)
+    train(OnlineActorCritic() if online else PPO(), policy, collect, iterations=1)
+    with pytest.raises(Diverged, match=r"^diverged: network\.actor\.0\.weight is not finite after iteration 1"):
+        train(Overflowing() if online else PPO(update=Leaping()), policy, collect, iterations=1)

@@ -123,6 +123,8 @@ def test_anything_else_is_loaded_by_the_caller():
         ("−5", "-5", True),
         ("10−4", "4", False),
         ("–5", "-5", True),
+        ("1e−5", "0.00001", True),
+        ("it is \\boxed{–5}", "-5", False),
         ("it is ‑5", "-5", False),
         ("3–5", "5", False),
         ("page‑5", "5", False),

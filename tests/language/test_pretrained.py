@@ -61,7 +61,10 @@ def test_readers_sample_with_the_temperature_that_was_trained(temperature, tmp_p
     policy_of("llama", temperature=temperature).save_pretrained(tmp_path)
     found = tf.GenerationConfig.from_pretrained(tmp_path)
     assert (found.temperature, bool(found.do_sample)) == ((None if temperature == 1.0 else 0.5), temperature != 1.0)
-    assert temperature == 1.0 or (found.top_k, found.top_p) == (0, 1.0)
+    assert temperature == 1.0 or (found.top_k, found.top_p, found.min_p, found.repetition_penalty) == (0, 1.0, None, 1.0)
+    if temperature != 1.0:  # trained on at 1
+        LanguagePolicy.from_pretrained(tmp_path, temperature=1.0).save_pretrained(tmp_path / "later")
+        assert tf.GenerationConfig.from_pretrained(tmp_path / "later").temperature == 1.0
 
 
 def test_its_tokenizer_is_an_ordinary_one(tmp_path):

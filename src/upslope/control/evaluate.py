@@ -158,7 +158,7 @@ class Evaluator:
             single.over = True
         make_tape = player.methods.get("tape") if self.greedy else None
         plain = make_tape is not None and takes_observations_as_they_are(policy, envs)
-        finite = plain and all(bool(parameter.isfinite().all()) for parameter in policy.parameters())  # else act() says what is wrong
+        finite = plain and all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad)  # else act() says what is wrong
         tape = make_tape(envs.num_envs, 1) if make_tape is not None and finite else None
         first: dict[int, Played] = {}
         for _ in range(envs.max_episode_steps or self.cut_after):

@@ -102,7 +102,7 @@ def _one_hot(index: Array, out: Array) -> None:
 def _counted(leaf: Leaf, array: Array, start: Any, count: Any) -> Array:
     """Numbers of a discrete space counted from 0; as an index, one that it does not hold would count from behind."""
     found = array.astype(np.int64)
-    wrong = (found != array) | (found < start) | (found >= start + count)
+    wrong = (found != array) | (found - start < 0) | (found - start >= count)
     if wrong.any():
         where = "".join(f"[{key!r}]" for key in leaf.path)
         raise UsageError(f"observation{where}: {array[wrong].flat[0]} is not in {short(leaf.space)}")

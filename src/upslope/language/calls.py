@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
 import inspect
 import json
 import math
@@ -83,11 +82,13 @@ class Call:
 
 def own(value: Any) -> Any:
     """A copy of lists and dictionaries, as deep as they go: what a reward does to its own, neither the next one nor the training sees."""
-    if is_kind(value, list, dict):
-        value = copy.copy(value)
-        for key, entry in value.items() if is_kind(value, dict) else enumerate(value):
-            value[key] = own(entry)
-    return value
+    if type(value) not in (list, dict):
+        return value
+    copied: Any = value.copy()
+    if any(type(entry) in (list, dict) for entry in (copied.values() if type(value) is dict else copied)):
+        for key, entry in copied.items() if type(value) is dict else enumerate(copied):
+            copied[key] = own(entry)
+    return copied
 
 
 class _OutOfTime(Exception):

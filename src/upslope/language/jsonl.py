@@ -51,6 +51,7 @@ def read_problems(path: str | Path, *, answers: bool = False) -> list[Problem]:
         if answers and "answer" in columns:
             answer = columns["answer"]
             fine = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
+            fine &= not isinstance(answer, float) or math.isfinite(answer)  # a table's missing value
             require(fine, f"{place}: answer is a string or a number, found {_shown(answer)}")
         problems.append(Problem(prompt=prompt, columns=columns, place=place))
     for name in (name for name in UNREAD if any(problem.columns.get(name) for problem in problems)):
@@ -89,7 +90,7 @@ def read_labeled(path: str | Path) -> list[Labeled]:
 
 def _object(place: str, line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_with_each_name_once)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_with_each_name_once)
     except UnicodeDecodeError as error:
         raise UsageError(f"{place}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -103,12 +104,6 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
             raise UsageError(f"{place}: it holds a lone surrogate (half of an escaped character), which is no text") from None
     require(isinstance(value, dict), f'{place}: expected an object such as {{"prompt": "2+2=", "answer": "4"}}, found {_shown(value)}')
     return value
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text} is no finite number: write a number, a text or null")
-    return float(text)
 
 
 def _with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class LanguagePolicy(nn.Module):
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, merge: bool = True) -> None:
         """Write an ordinary Transformers folder that plain Transformers and vLLM load; adapters are merged unless ``merge`` is False.
 
-        A temperature that is not 1 is written to its generation settings too.
+        A temperature that is not 1 is written to the generation settings of a whole model, and the base's other ones are turned off.
         """
         parts = (self.model, self.tokenizer, self.adapter[0] if self.adapter else None, self.body.value_head)
         pretrained.write_pretrained(Path(folder), *parts, dtype=dtype, merge=merge, temperature=self.temperature)

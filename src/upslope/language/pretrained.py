@@ -135,14 +135,21 @@ def write_pretrained(
             whole.save_pretrained(str(new), state_dict=tensors)
             if dtype is not None:  # readers go by what the config says
                 amend(new / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
-        if temperature != 1.0 and (new / "generation_config.json").exists():
-            amend(new / "generation_config.json", {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0})
+            sample_at(temperature, new / "generation_config.json")
         cast(Any, tokenizer).save_pretrained(str(new))
         if value_head is not None:
             from safetensors import torch as stored
 
             weights = {k: v.detach().cpu().clone() for k, v in value_head.state_dict().items()}
             cast(Any, stored).save_file(weights, new / VALUE_HEAD)
+
+
+def sample_at(temperature: float, file: Path) -> None:
+    """Let readers sample what was trained at a temperature that is not 1; what an earlier call wrote of one, goes."""
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    plain = {"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+    if temperature != 1.0 or settings.get("top_k") == 0:
+        file.write_text(json.dumps(settings | plain | {"temperature": temperature}, indent=2) + "\n", encoding="utf-8")
 
 
 def amend(file: Path, changes: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def names(runs: Sequence[Run]) -> list[str]:
 def telling_first(keys: Sequence[str], alike: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys as they are where a legend has room for all; else each time the one that tells most of what is left apart."""
     left, chosen = list(keys), list[str]()
-    while len(keys) > MAX_NAMED and left:
+    while len(keys) > MAX_NAMED > len(chosen):
         kinds = {key: len({repr([settings[name] for name in (*chosen, key)]) for settings in alike}) for key in left}
         chosen.append(max(left, key=lambda key: kinds[key]))
         left.remove(chosen[-1])

@@ -280,10 +280,12 @@ def reward_scale_off(history: History) -> Found:
     """What the critic learns is far from 1, in whose units its rates are; or, of a method that learns at every step, its TD errors are."""
     errors = history.end("td_error_squared")
     size = math.sqrt(statistics.median(errors)) if errors else 1.0
-    if in_vain := bool(history.in_vain("td_error_squared")):  # what a policy that is stuck is paid is predicted well, whatever it is
-        size = max(size, math.sqrt(max(history.begin("td_error_squared"))))
+    at_first = ""
+    if (in_vain := bool(history.in_vain("td_error_squared"))) and size < SCALES[0]:  # what a policy that is stuck is paid is predicted well
+        first = math.sqrt(max(history.begin("td_error_squared")))
+        size, at_first = (first, " at first") if first > SCALES[0] else (size, "")
     if size > SCALES[1] or (in_vain and 0.0 < size < SCALES[0]):
-        seen = f"TD errors are about {size:.2g}, and this method's steps are in the units of rewards"
+        seen = f"TD errors are about {size:.2g}{at_first}, and this method's steps are in the units of rewards"
         return seen, f"try --reward-scale {10.0 ** -round(math.log10(size)):g}, and rewards without an added constant"
     settings, rewards = history.settings, history.in_vain("reward_per_step")
     if not rewards:

@@ -62,11 +62,10 @@ class Stopped:
         found = newest(run.path)
         unit = "iterations" if config.world == "language" else "total_steps"
         planned, before = getattr(config.settings, unit), run.config["settings"].get(unit)
-        said: list[Any] = [] if found is not None or run.summary is None else run.summary.get("warnings", [])
-        if why := next((line for line in map(str, said) if line.startswith(NOT_RESUMABLE)), None):
-            raise UsageError(f"run folder {run.path}: {why}")
         if found is None and run.finished:
-            why = f"run folder {run.path}: this run is finished, and its folder has no checkpoint to go on from"
+            said = map(str, run.summary.get("warnings", []) if run.summary else [])
+            because = next((f" ({line})" for line in said if line.startswith(NOT_RESUMABLE)), "")
+            why = f"run folder {run.path}: this run is finished, and its folder has no checkpoint to go on from{because}"
             raise AtItsEnd(why) if planned == before else UsageError(f"{why}; train anew for {planned:,} {unit.removeprefix('total_')}")
         if found is None:
             with locked(run.path):  # no other process is about to write one
@@ -168,6 +167,8 @@ def states_of(attached: Mapping[str, Stateful]) -> dict[str, State]:
     for name, each in attached.items():
         try:
             found[name] = each.state_dict()
+        except RuntimeError:  # it may be well the next time
+            raise
         except Exception as error:
             raise UsageError(f"{name.rpartition(' ')[0]}.state_dict() raised {describe_error(error)}") from error
     return found

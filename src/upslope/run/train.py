@@ -199,7 +199,6 @@ def train(
             stops = [callback(state) for callback in callbacks]  # every callback is called, whatever the others answer
             if any(stops):
                 break
-    check_parameters(state)
     return state
 
 
@@ -221,13 +220,11 @@ def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any)
     algorithm, collect, started = cast(records.Algorithm, state.algorithm), cast(records.Collector, state.collect), time.perf_counter()
     if hasattr(algorithm, "learn"):
         num_steps, metrics = learn(state, actor)
-        check_parameters(state)
     else:
         rollout = state.rollout = collect(actor)
         batch = state.batch = algorithm.estimate(state.policy, rollout)
         for name, tensor in {"advantage": batch.advantage, "returns": batch.returns, "behavior_log_prob": batch.behavior_log_prob}.items():
-            # one reduction: a masked sum is finite unless an entry is not (or the values are beyond float range anyway)
-            if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):
+            if tensor is not None and not math.isfinite(float(tensor.where(batch.mask, 0.0).sum())):  # in one reduction
                 raise Diverged(f"diverged: {name} is not finite in iteration {state.iteration + 1}; {ADVICE}")
         if hasattr(algorithm.update, "set_fraction"):
             cast(records.Scheduled, algorithm.update).set_fraction(state.update_state, state.fraction)
@@ -235,19 +232,21 @@ def iterate(state: RunState, update: Callable[..., records.Metrics], actor: Any)
         if hasattr(algorithm, "adapted") and getattr(algorithm, "adaptive_kl", True) is not None:
             state.algorithm = cast(records.Adaptive, algorithm).adapted(state.policy, batch)
         num_steps = int(rollout.mask.sum())
+    for parameter in state.policy.parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise overflown(state, parameter)
     seconds = time.perf_counter() - started
-    state.iteration += 1
-    state.total_steps += num_steps
+    state.iteration, state.total_steps = state.iteration + 1, state.total_steps + num_steps
     state.train_seconds += seconds
     counts = {"iteration": state.iteration, "total_steps": state.total_steps, "train_seconds": state.train_seconds}
     state.metrics = {**counts, "steps_per_second": num_steps / seconds, **metrics}
 
 
-def check_parameters(state: RunState) -> None:
-    """:class:`Diverged` where the last step has left a parameter that is not finite, which no objective has met yet."""
-    for name, parameter in state.policy.named_parameters() if isinstance(state.policy, nn.Module) else ():
-        if not bool(parameter.isfinite().all()):
-            raise Diverged(f"diverged: {name} is not finite behind its last step; {ADVICE}")
+def overflown(state: RunState, parameter: nn.Parameter) -> Diverged:
+    """The last step of an iteration may leave what no objective has met yet."""
+    named = state.policy.named_parameters() if isinstance(state.policy, nn.Module) else ()
+    name = next((name for name, other in named if other is parameter), "a parameter")
+    return Diverged(f"diverged: {name} is not finite after iteration {state.iteration + 1}; {ADVICE}")
 
 
 def learn(state: RunState, actor: Any) -> tuple[int, records.Metrics]:

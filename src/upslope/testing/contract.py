@@ -39,8 +39,8 @@ def clipped_on_the_wrong_side(moves: Callable[[float, float], bool], narrow: Cal
     ``moves(sign of the advantage, ratio)`` says whether a step is still moved, ``narrow`` the same with a clip range of ``NARROW``. A bad
     action that has become more frequent must be, up to a dual clip: just above the bound where the good ones are cut.
     """
-    if (low := next((ratio for ratio in (0.5, 0.2, 0.05) if not moves(1.0, ratio)), None)) is not None:
-        return f"A > 0 at ratio {low:g}"
+    if not moves(1.0, 0.5):
+        return "A > 0 at ratio 0.5"
     above = 1.0 + 2.0 * NARROW
     if narrow is not None and not narrow(1.0, above):
         return None if narrow(-1.0, above) else "A < 0 just above ratio 1 + ε"
