@@ -133,7 +133,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no steps": ([*PPO, "--num-steps", "0"], "num_steps: expected an integer ≥ 1"),
     "no epochs": ([*PPO, "--num-epochs", "0"], "num_epochs: expected an integer from 1 to 1000000"),
     "no minibatches": ([*PPO, "--num-minibatches", "0"], "num_minibatches: expected an integer ≥ 1"),
-    "minibatches that do not divide": ([*PPO, "--num-minibatches", "7"], "num_minibatches: 7 does not divide 8 environments × 32 steps"),
+    "minibatches that do not divide": ([*PPO, "--num-minibatches", "7"], "num_minibatches: 7 does not divide 8 environments × 64 steps"),
     "fewer episodes than environments": (["train", "reinforce", "CartPole-v1", "--num-episodes", "3"], "num_episodes: expected"),
     "a group of one": (["train", "grpo", "CartPole-v1", "--group-size", "1"], "group_size: expected an integer ≥ 2, found 1"),
     "no groups": (["train", "rloo", "CartPole-v1", "--num-groups", "0"], "num_groups: expected an integer ≥ 1, found 0"),

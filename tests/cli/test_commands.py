@@ -127,11 +127,11 @@ def test_plot_averages_seeds_and_never_settings(cli: Command, trained: Path):
     assert names(runs) == [f"PPO, learning_rate {rate:g}"] * 2 + ["PPO, learning_rate 0.25"]
     out = good(cli("plot", *folders)).out
     assert out == "wrote comparison.png (3 runs)\n"
-    settings = dict.fromkeys(("learning_rate", "num_epochs", "num_minibatches", "max_grad_norm"), (1, 2, 2)) | {"eps": (1, 2, 3)}
-    others = [changed(str(i), **{name: values[i] for name, values in settings.items()}) for i in range(3)]
-    one, two, three = names([Run.load(folder) for folder in others])
-    assert one == "PPO, learning_rate 1, num_epochs 1, num_minibatches 1, max_grad_norm 1 …"
-    assert two == one.replace("1", "2") and three == f"{two} (2)"
+    keys = ("learning_rate", "num_epochs", "num_minibatches", "max_grad_norm", "eps")
+    others = [changed(str(i), **{name: 2 if name == odd else 1 for name in keys}) for i, odd in enumerate(("nothing", *keys))]
+    first, *later, last = names([Run.load(folder) for folder in others])
+    assert first == "PPO, learning_rate 1, num_epochs 1, num_minibatches 1, max_grad_norm 1 …" and last == f"{first} (2)"
+    assert later == [first.replace(f"{name} 1", f"{name} 2") for name in keys[:-1]]
     # what only one of two mappings holds is a difference, too
     for name, value in (("d", {}), ("e", {"sutton_barto_reward": True}), ("f", {"sutton_barto_reward": True, "level": 2})):
         config = json.loads((changed(name) / "config.json").read_text())

@@ -157,7 +157,7 @@ def test_every_row_names_a_class_and_a_start():
 
 def test_an_algorithm_is_taken_as_it_is():
     config = RunConfig.of(PPO(gamma=0.9), "CartPole-v1")
-    assert config.algorithm == PPO(gamma=0.9) and config.name == "ppo" and config.collector.num_steps == 32  # the preset's
+    assert config.algorithm == PPO(gamma=0.9) and config.name == "ppo" and config.collector.num_steps == 64  # the preset's
     assert isinstance(RunConfig(algorithm=METHODS["reinforce"].load()(), env_id="CartPole-v1").collector, EpisodesSettings)
 
 

@@ -118,7 +118,7 @@ def test_a_line_cut_off_at_the_end_is_left_out(cli: Command, copied: Path):
 
 def test_the_plan_is_told_in_words(cli: Command):
     out = good(cli("train", "ppo", "CartPole-v1", "--total-steps", "256", "--until-return", "475", "--eval-episodes", "2", "--no-fast")).out
-    assert "8 environments × 32 steps = 256 transitions per iteration, 10 epochs of 4 minibatches of 64" in out
+    assert "8 environments × 64 steps = 512 transitions per iteration, 10 epochs of 8 minibatches of 64" in out
     assert "at most 256 steps, rounded up to whole iterations; ends once the greedy policy returns 475 or more" in out
     assert "over 2 fresh episodes, twice in a row" in out
     assert "tanh policy with hidden layers 64 × 64, 9,155 parameters" in out

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import inspect
 import json
 import math
@@ -84,9 +85,10 @@ def own(value: Any) -> Any:
     """A copy of lists and dictionaries, as deep as they go: what a reward does to its own, neither the next one nor the training sees."""
     if type(value) not in (list, dict):
         return value
-    copied: Any = value.copy()
-    if any(type(entry) in (list, dict) for entry in (copied.values() if type(value) is dict else copied)):
-        for key, entry in copied.items() if type(value) is dict else enumerate(copied):
+    copied: Any = copy.copy(value)
+    pairs: Any = copied.items() if is_kind(copied, dict) else enumerate(copied)
+    if any(type(entry) in (list, dict) for _, entry in pairs):
+        for key, entry in copied.items() if is_kind(copied, dict) else enumerate(copied):
             copied[key] = own(entry)
     return copied
 
