@@ -67,6 +67,14 @@ def test_readers_sample_with_the_temperature_that_was_trained(temperature, tmp_p
         assert tf.GenerationConfig.from_pretrained(tmp_path / "later").temperature == 1.0
 
 
+def test_the_generation_settings_of_a_base_stay_where_nothing_was_trained_at_another_temperature(tmp_path):
+    policy = policy_of("llama")
+    policy.model.generation_config = tf.GenerationConfig(do_sample=True, temperature=0.6, top_k=0, top_p=0.95)
+    policy.save_pretrained(tmp_path)
+    found = tf.GenerationConfig.from_pretrained(tmp_path)
+    assert (found.temperature, found.top_k, found.top_p) == (0.6, 0, 0.95)
+
+
 def test_its_tokenizer_is_an_ordinary_one(tmp_path):
     policy = policy_of("llama")
     policy.save_pretrained(tmp_path)

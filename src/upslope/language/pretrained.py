@@ -148,7 +148,8 @@ def sample_at(temperature: float, file: Path) -> None:
     """Let readers sample what was trained at a temperature that is not 1; what an earlier call wrote of one, goes."""
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     plain = {"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
-    if temperature != 1.0 or settings.get("top_k") == 0:
+    written = settings.get("top_k") == 0 and all(settings.get(name, value) == value for name, value in plain.items())
+    if temperature != 1.0 or written:
         file.write_text(json.dumps(settings | plain | {"temperature": temperature}, indent=2) + "\n", encoding="utf-8")
 
 
