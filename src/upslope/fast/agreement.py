@@ -7,10 +7,11 @@ differs, and runs as it is written.
 """
 
 import hashlib
-import inspect
+import linecache
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, cast
 
 import numpy as np
@@ -166,13 +167,23 @@ def fingerprint(functions: tuple[Any, ...]) -> str | None:
     """Of the source of some functions, comments apart; None where there is none. A wrapper counts as itself, not as what it wraps."""
     if not all(isinstance(function, FunctionType) for function in functions):
         return ""  # something else than a function of Python has been put there
-    codes = [cast(FunctionType, function).__code__ for function in functions]
-    try:
-        lines = "".join(map(inspect.getsource, codes)).splitlines()
-    except (OSError, TypeError):
-        return None
+    lines = [line for function in functions for line in source_of(cast(FunctionType, function).__code__)]
     kept = [line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12] if kept else None
+
+
+def source_of(code: CodeType) -> list[str]:
+    """The lines of a function, from its first to where its last expression ends; none where there is no file."""
+    ends = [end or start or 0 for part in parts_of(code) for start, end, _, _ in part.co_positions()]  # no ends under -X no_debug_ranges
+    return linecache.getlines(code.co_filename)[code.co_firstlineno - 1 : max(ends, default=0)]
+
+
+def parts_of(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of all functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from parts_of(constant)
 
 
 @lru_cache(maxsize=64)
