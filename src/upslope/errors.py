@@ -38,6 +38,8 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
     """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?", and ``hint_after``."""
     names = sorted(choices)
     near = nearest(name, names)
+    if kind == "flag" and (instead := ABSENT.get(name.lower().strip("-").replace("_", "-"))) is not None:
+        return UsageError(f"unknown {kind} {name!r}: {instead}{hint_after}")
     shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(shown)}" if names else "there is none"
     if not near and kind == "flag" and len(names) > 24:
@@ -45,19 +47,63 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
     return UsageError(f"unknown {kind} {name!r}: {hint}{hint_after}")
 
 
-ELSEWHERE = {
-    **dict.fromkeys(("batch-size", "minibatch-size"), "num-minibatches"),
-    **dict.fromkeys(("n-timesteps", "timesteps", "total-timesteps"), "total-steps"),
-    "best": "policy",
-    "ent-coef": "entropy-coef",
-    "n-envs": "num-envs",
-    "n-epochs": "num-epochs",
-    "n-steps": "num-steps",
-    "total-steps": "iterations",  # each is the budget of one world
-    "iterations": "total-steps",
-    "vf-coef": "value-coef",
+NAMES_ELSEWHERE = {
+    "activation": "activation-fn",
+    "checkpoint-iterations": "save-freq save-steps checkpoint-freq checkpoint",
+    "clip-range": "clip clip-coef clip-param clip-eps cliprange",
+    "compute-dtype": "bf16 dtype precision",
+    "entropy-coef": "ent-coef",
+    "env-kwargs": "env-config env-args",
+    "eval-episodes": "n-eval-episodes evaluation-episodes",
+    "eval-every": "eval-freq eval-steps",
+    "group-size": "num-generations n-samples-per-prompt samples-per-prompt rollout-n",
+    "hidden-sizes": "net-arch hiddens fcnet-hiddens",
+    "init": "load load-model pretrained trained-agent",
+    "iterations": "max-steps total-steps",  # each is the budget of one world
+    "kl-coef": "beta",
+    "lora-rank": "lora-r",
+    "max-grad-norm": "grad-clip gradient-clip max-gradient-norm",
+    "max-tokens": "max-completion-length max-new-tokens max-response-length response-length",
+    "micro-batch-size": "per-device-train-batch-size micro-train-batch-size",
+    "model": "model-name model-name-or-path pretrain",
+    "normalize-advantage": "norm-adv",
+    "num-envs": "n-envs",
+    "num-epochs": "n-epochs update-epochs num-ppo-epochs num-sgd-iter",
+    "num-minibatches": "batch-size minibatch-size",
+    "num-prompts": "train-batch-size generation-batch-size rollout-batch-size",
+    "num-steps": "n-steps",
+    "out": "log-dir logdir output-dir save-path save-dir run-dir",
+    "play": "render capture-video record-video",
+    "policy": "best",
+    "quiet": "verbose",
+    "resume": "resume-from resume-from-checkpoint continue",
+    "reward": "reward-funcs reward-fn reward-function",
+    "schedule": "anneal-lr lr-schedule lr-scheduler-type",
+    "task": "dataset dataset-name train-file data",
+    "tensorboard": "tensorboard-log tensorboard-dir tb",
+    "total-steps": "n-timesteps timesteps total-timesteps iterations",
+    "value-clip-range": "clip-range-vf clip-vloss vf-clip-param",
+    "value-coef": "vf-coef",
+    "vectorization": "vec-env-type",
+    "wandb": "track wandb-project wandb-project-name report-to",
 }
-"""What other libraries, or older versions, call a setting that has another name here."""
+"""Setting → what other libraries, or older versions, call it."""
+ELSEWHERE = {other: name for name, others in NAMES_ELSEWHERE.items() for other in others.split()}
+
+INSTEAD = {
+    "lstm recurrent gru rnn memory use-lstm frame-stack n-frames": "a policy sees one observation and remembers nothing; put the past into "
+    "the observation, with gymnasium.wrappers.FrameStackObservation in a module:factory of yours for one",
+    "vllm use-vllm vllm-mode engine": "completions are sampled by the engine inside; there is no other yet",
+    "seeds num-seeds n-seeds": "a run has one seed; start one for each, for S in 1 2 3; do upslope train … --seed $S; done for one",
+    "use-sde sde gsde": "exploration that depends on the state is not built in; --log-std says how large it is at the start",
+    "optimize optimize-hyperparameters tune sweep": "`train` does not search for settings",
+    "num-gpus gpus n-gpus nproc num-processes workers num-workers ddp fsdp deepspeed": "a run is one process on one --device",
+    "load-in-4bit load-in-8bit quantization": "weights are kept in float32; --lora-rank N trains few of them",
+    "policy policy-type": "the network follows from the spaces; --hidden-sizes, --features and --distribution change it",
+    "buffer-size": "there is no replay buffer: everything here learns from recordings that it uses once",
+}
+"""What other libraries have and we do not, and what there is instead."""
+ABSENT = {name: text for names, text in INSTEAD.items() for name in names.split()}
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

@@ -39,7 +39,9 @@ def bootstrap_band(table: Array, *, level: float = 0.95, resamples: int = 1000, 
 
 
 def bootstrap(values: Array, *, resamples: int = 2000) -> tuple[float, float]:
-    """``(low, high)`` of the mean of some values, likewise."""
+    """``(low, high)`` of the mean of some values, likewise; NaN of a single one, which says nothing of others."""
+    if len(values) < 2:
+        return math.nan, math.nan
     low, high = bootstrap_band(np.asarray(values, np.float64)[:, None], resamples=resamples)
     return float(low[0]), float(high[0])
 

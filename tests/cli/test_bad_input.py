@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load, save_file
 
 from tests.cli.conftest import SHORT, Command
-from upslope.errors import install, nearest
+from upslope.cli.train import PAGES
+from upslope.errors import ABSENT, NAMES_ELSEWHERE, install, nearest
 from upslope.run.folder import FORMAT_VERSION
+from upslope.run.methods import methods_in
 
 PPO = ["train", "ppo", "CartPole-v1"]
 
@@ -470,6 +472,37 @@ FLAGS = ["--learning-rate", "--num-envs", "--num-epochs", "--num-steps", "--tota
 )
 def test_what_was_probably_meant(name: str, expected: list[str]):
     assert nearest(name, FLAGS) == expected
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("--lstm", "remembers nothing"),
+        ("--recurrent", "remembers nothing"),
+        ("--frame-stack", "FrameStackObservation"),
+        ("--vllm", "sampled by the engine inside"),
+        ("--seeds", "a run has one seed"),
+        ("--use_sde", "--log-std"),
+        ("--num-gpus", "one process"),
+        ("--policy", "--hidden-sizes"),
+        ("--wandb-project", "'--wandb'"),
+        ("--net-arch", "'--hidden-sizes'"),
+        ("--clip", "'--clip-range'"),
+        ("--log-dir", "'--out'"),
+        ("--checkpoint", "'--checkpoint-iterations'"),
+        ("--anneal-lr", "'--schedule'"),
+    ],
+)
+def test_what_other_libraries_call_it_or_have(cli: Command, name: str, said: str):
+    answer = cli("train", "ppo", "CartPole-v1", name, "3")
+    assert answer.code == 2 and said in one_line(answer.err)
+
+
+def test_every_setting_with_names_elsewhere_is_one_of_ours():
+    flags = [flag for page in PAGES.values() for name in methods_in(page.world) for flag in page.flags(name).values()]
+    ours = {flag.name.replace("_", "-") for flag in [*flags, *(flag for page in PAGES.values() for flag in page.outputs)]}
+    assert NAMES_ELSEWHERE.keys() - ours == {"policy"}  # which is `evaluate`'s
+    assert not ours & ABSENT.keys()
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_evaluate_prints_one_object(cli: Command, trained: Path):
     answer = json.loads(out)
     assert out.count("\n") == 1
     assert answer.keys() == {
-        "return_mean", "return_std", "return_interval", "length_mean", "reward_per_step", "episodes", "episodes_ended", "policy",
-        "iteration", "total_steps", "planned_steps", "finished",
+        "return_mean", "return_std", "return_interval", "length_mean", "reward_per_step", "episodes", "episodes_ended", "returns",
+        "ended", "policy", "iteration", "total_steps", "planned_steps", "finished",
     }  # fmt: skip
     assert answer["episodes"] == answer["episodes_ended"] == 3 and answer["return_mean"] == answer["length_mean"]
     assert (answer["policy"], answer["planned_steps"], answer["finished"]) == ("final", 128, True) and answer["total_steps"] >= 128
@@ -55,8 +55,31 @@ def test_evaluate_matches_a_plain_loop(cli: Command, trained: Path):
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
     answer = json.loads(good(cli("evaluate", trained, "--episodes", "3", "--json")).out)
+    assert answer["returns"] == returns and answer["ended"] == [True] * 3
     assert answer["return_mean"] == pytest.approx(np.mean(returns), rel=1e-12)
     assert answer["return_std"] == pytest.approx(np.std(returns, ddof=1), rel=1e-9)
+
+
+def test_one_episode_has_no_interval(cli: Command, trained: Path):
+    assert json.loads(good(cli("evaluate", trained, "--episodes", "1", "--json")).out)["return_interval"] == [None, None]
+    assert "(one episode has no interval)" in good(cli("evaluate", trained, "--episodes", "1")).out
+
+
+def test_equal_returns_are_no_certainty(cli: Command, trained: Path):
+    """Of episodes that all returned the same a resampled interval has no width: nothing is said of one."""
+    out = good(cli("evaluate", trained, "--episodes", "3", "--env-kwargs", '{"sutton_barto_reward": true}')).out
+    assert "return -1.00 in each of them" in out and "interval" not in out
+
+
+def test_other_arguments_of_the_environment_for_evaluate_and_play(cli: Command, trained: Path):
+    """``sutton_barto_reward`` pays −1 for the fall and nothing else."""
+    pytest.importorskip("pygame")
+    other = ("--env-kwargs", '{"sutton_barto_reward": true}')
+    assert json.loads(good(cli("evaluate", trained, "--episodes", "2", *other, "--json")).out)["returns"] == [-1.0, -1.0]
+    assert "return -1.0" in good(cli("play", trained, "--out", "other.gif", *other)).out
+    assert json.loads(good(cli("evaluate", trained, "--episodes", "2", "--json")).out)["return_mean"] > 5
+    answer = cli("evaluate", trained, "--env-kwargs", '{"gravty": 1}')
+    assert answer.code == 2 and "cannot be made with env_kwargs {'gravty': 1}" in answer.err
 
 
 def test_play_writes_an_animation(cli: Command, trained: Path):
@@ -69,11 +92,12 @@ def test_play_writes_an_animation(cli: Command, trained: Path):
     assert sum(returns) == int(words[2]) - len(returns)  # one frame more than steps in each episode, a reward of 1 for each step
     with Image.open("deep/cart.gif") as picture:
         frames = getattr(picture, "n_frames", 1)
-        assert picture.size == (480, 320) and 5 <= frames <= 16  # 50 frames per second, thinned to 25
+        assert picture.size == (480, 349) and 5 <= frames <= 16  # 50 frames per second, thinned to 25
         first = np.asarray(picture.convert("L"))
         picture.seek(frames - 1)
         assert (first < 50).sum() > 100  # the cart is black on white
-        assert (first != np.asarray(picture.convert("L"))).any()
+        last = np.asarray(picture.convert("L"))
+        assert (first[:320] != last[:320]).any() and (first[325:] != last[325:]).any()  # the cart, and the line with step and return
         assert picture.info["duration"] % 10 == 0
     assert [p.name for p in Path("deep").iterdir()] == ["cart.gif"]
 
@@ -94,8 +118,8 @@ def test_mp4_through_ffmpeg(cli: Command, trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", f"{Path('bin').absolute()}{os.pathsep}{os.defpath}")
     out = good(cli("play", trained, "--out", "cart.mp4", "--max-steps", "5")).out
     assert "5 frames" in out and "(cut off after 4 steps)" in out
-    assert Path("cart.mp4").stat().st_size == 5 * 600 * 400 * 3
-    assert "-s 600x400 -r 50" in Path("arguments").read_text()
+    assert Path("cart.mp4").stat().st_size == 5 * 600 * 436 * 3
+    assert "-s 600x436 -r 50" in Path("arguments").read_text()
     program.write_text("#!/bin/sh\ncat > /dev/null\necho no space >&2\nexit 1\n")
     answer = cli("play", trained, "--out", "cart.mp4", "--max-steps", "5")
     assert answer.code == 1 and "ffmpeg could not write cart.mp4: no space" in answer.err

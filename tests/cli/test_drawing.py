@@ -248,14 +248,22 @@ def test_pictures_for_every_amount_of_data(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ numbers of the curves
 
 
-def test_smoothing_is_the_mean_of_a_window():
+def test_smoothing_is_the_mean_of_what_was_up_to_now():
     values = np.arange(100.0) ** 2
     result = smoothed(values, share=0.1)
-    assert result[50] == pytest.approx(values[45:56].mean(), rel=1e-12)
-    assert result[0] == pytest.approx(values[:6].mean(), rel=1e-12)
-    assert result[-1] == pytest.approx(values[-6:].mean(), rel=1e-12)
+    assert result[50] == pytest.approx(values[41:51].mean(), rel=1e-12)
+    assert result[0] == 0.0
+    assert result[-1] == pytest.approx(values[-10:].mean(), rel=1e-12)
     np.testing.assert_allclose(smoothed(np.full(7, 3.0)), 3.0, rtol=1e-12)
     assert len(smoothed(np.array([]))) == 0
+
+
+@pytest.mark.parametrize("share", (0.02, 0.1, 1.0))
+def test_no_smoothed_value_knows_a_later_one(share):
+    values = np.sin(np.arange(60.0))
+    changed = values.copy()
+    changed[30:] = 1e6
+    np.testing.assert_array_equal(smoothed(values, share)[:30], smoothed(changed, share)[:30])
 
 
 def test_series_leaves_out_what_was_not_recorded():

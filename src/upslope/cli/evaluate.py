@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from upslope.cli.command import Command
-from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
+from upslope.cli.flags import COUNT, ENV_KWARGS, PATH, POLICY, SEED, SWITCH, TEXT, Flag, one_of, several
 from upslope.errors import require
+from upslope.run.folder import finite_or_none
 from upslope.run.load import Run, is_model_folder
 from upslope.run.report import amount, plural
 
@@ -18,6 +19,7 @@ FLAGS = (
     POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's is module:name, or to try another one"),
+    ENV_KWARGS,
     Flag("max_episode_steps", COUNT, None, "truncate episodes after so many steps (none: as in training)"),
     Flag("task", TEXT, None, "language models: the task to measure on (none: the run's)"),
     Flag("reward", several(TEXT, None), None, "language models: rewards, where the run's are module:function"),
@@ -45,6 +47,7 @@ def measure(plain: list[str], given: dict[str, Any]) -> int:
     if isinstance(run, Path) or run.world == "language":
         require(given["env"] is None, "--env: this run trained a language model; say --task to try another task")
         require(given["max_episode_steps"] is None, "--max-episode-steps: this run trained a language model; say --max-tokens")
+        require(given["env_kwargs"] is None, "--env-kwargs: this run trained a language model, in no environment")
         return evaluate_language(run, given)
     for name in ("task", "reward", "max_tokens", "pairs", "long_prompts"):
         require(given[name] is None, f"--{name.replace('_', '-')}: this run trained on an environment, {run.env_id}")
@@ -55,23 +58,32 @@ def evaluate_control(run: Run, given: dict[str, Any]) -> int:
     env = run.environment(given["env"])
     from upslope.run.control import evaluate_run  # loads PyTorch
 
-    options = {name: given[name] for name in ("seed", "max_episode_steps")} | {"episodes": given["episodes"] or 20}
+    options: dict[str, Any] = {name: given[name] for name in ("seed", "max_episode_steps", "env_kwargs")}
+    options["episodes"] = given["episodes"] or 20
     result = evaluate_run(run, env, which=given["policy"], greedy=not given["sample"], **options)
-    low, high = result.return_interval
     if given["json"]:
-        fields = {name: value for name, value in asdict(result).items() if name not in ("returns", "ended")}
-        print(json.dumps(fields | which_policy(run, given)))
+        print(json.dumps(finite_or_none(asdict(result)) | which_policy(run, given)))
         return 0
     how = "with sampled actions" if given["sample"] else "greedy"
-    print(f"{run.algorithm} on {env}, {how}: {result.episodes} fresh episodes (seed {given['seed']})")
+    print(f"{run.algorithm} on {env}, {how}: {plural(result.episodes, 'fresh episode')} (seed {given['seed']})")
     print(f"  {run.policy_words(given['policy'])}")
-    mean, std, *interval = (amount(number, 2) for number in (result.return_mean, result.return_std, low, high))
-    print(f"  return {mean} ± {std} (95 % interval of the mean {' to '.join(interval)})")
+    print(f"  {spread_text(result)}")
     print(f"  length {result.length_mean:.1f} steps")
     if result.episodes_ended < result.episodes:
         seen = f"{result.episodes_ended} of {result.episodes} episodes ended; the others were cut off and count with what they had"
         print(f"  {seen} (--max-episode-steps N says after how many steps), reward per step {amount(result.reward_per_step, 3)}")
     return 0
+
+
+def spread_text(result: Any) -> str:
+    """The mean return with what is known of it from so many episodes."""
+    low, high = result.return_interval
+    mean, std = amount(result.return_mean, 2), amount(result.return_std, 2)
+    if result.episodes == 1:
+        return f"return {mean} (one episode has no interval)"
+    if low == high:
+        return f"return {mean} in each of them"
+    return f"return {mean} ± {std} (95 % interval of the mean {amount(low, 2)} to {amount(high, 2)})"
 
 
 def which_policy(run: Run, given: dict[str, Any]) -> dict[str, Any]:

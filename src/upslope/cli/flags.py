@@ -161,6 +161,7 @@ def one_of(names: Sequence[str]) -> Kind:
 SEED, COUNT = between(0, 2**32 - 1), between(1, 10**6)
 POLICY = Flag("policy", one_of(("final", "best")), "final", "the final policy, or that of the best evaluation on the way")
 """Which policy of a run a command takes."""
+ENV_KWARGS = Flag("env_kwargs", BASIC[dict], None, "arguments of the environment that are other than in training")
 
 
 def several(kind: Kind, count: int | None) -> Kind:

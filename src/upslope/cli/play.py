@@ -4,7 +4,7 @@ from types import ModuleType
 from typing import Any
 
 from upslope.cli.command import Command, print_caution
-from upslope.cli.flags import COUNT, PATH, POLICY, SEED, SWITCH, TEXT, Flag
+from upslope.cli.flags import COUNT, ENV_KWARGS, PATH, POLICY, SEED, SWITCH, TEXT, Flag
 from upslope.errors import require
 from upslope.run.load import Run
 
@@ -16,6 +16,7 @@ FLAGS = (
     POLICY,
     Flag("sample", SWITCH, False, "draw actions instead of taking the most likely one"),
     Flag("env", TEXT, None, "the environment, where the run's is module:name"),
+    ENV_KWARGS,
 )
 
 HELP = """\

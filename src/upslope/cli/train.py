@@ -13,7 +13,7 @@ from upslope.cli.command import HELP_FLAGS, asks_for_help, check_alone, section
 from upslope.cli.flags import PATH, SWITCH, Flag, flags_of, parse, value_of
 from upslope.cli.play import animations
 from upslope.cli.resume import AUTO, train_or_go_on
-from upslope.errors import UsageError, require, unknown
+from upslope.errors import ELSEWHERE, UsageError, require, unknown
 from upslope.run.config import WORLDS, RunConfig, read_config
 from upslope.run.control_settings import PolicySettings, RunSettings
 from upslope.run.folder import Output, check_free
@@ -182,7 +182,7 @@ def check_owners(name: str, argv: list[str], flags: Mapping[str, Flag], page: Pa
     """Say whose a flag is, where it belongs to another method; the nearest name would mislead."""
     for word in argv:
         key = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if not word.startswith("--") or key in flags:
+        if not word.startswith("--") or key in flags or ELSEWHERE.get(key.replace("_", "-"), "").replace("-", "_") in flags:
             continue
         owners: dict[str, str] = {}  # one name of each class
         for other, method in methods_in(page.world).items():

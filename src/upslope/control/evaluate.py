@@ -37,8 +37,9 @@ class EvaluationResult:
     """Undiscounted returns of ``episodes`` episodes, and what they say about the policy's mean.
 
     ``return_std`` is the spread over episodes (sample standard deviation, 0 for one episode); ``return_interval`` the 95 %
-    bootstrap interval ``(low, high)`` of the mean. Where ``ended`` is False an episode was cut off, and its return is what had
-    been collected by then; ``episodes_ended`` counts the others. ``reward_per_step`` is over all steps of all episodes.
+    bootstrap interval ``(low, high)`` of the mean, NaN for one episode, and empty where all returned the same. Where ``ended`` is
+    False an episode was cut off, and its return is what had been collected by then; ``episodes_ended`` counts the others.
+    ``reward_per_step`` is over all steps of all episodes.
     """
 
     return_mean: float

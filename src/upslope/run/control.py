@@ -262,10 +262,19 @@ def known_goal(env_id: str, max_episode_steps: int | None = None, *, otherwise: 
 
 
 def evaluate_run(
-    run: Run, env: str, *, which: str, episodes: int, seed: int, greedy: bool, max_episode_steps: int | None
+    run: Run,
+    env: str,
+    *,
+    which: str,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    max_episode_steps: int | None,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
-    """The ``final`` or ``best`` policy of a run on fresh episodes, in environments that are made as those of its training were."""
-    policy, options = run.chosen_policy(which), run.env_options(env)
+    """The ``final`` or ``best`` policy of a run on fresh episodes, in environments that are made as those of its training were,
+    but for ``env_kwargs``."""
+    policy, options = run.chosen_policy(which), run.env_options(env, env_kwargs)
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
     if env == run.env_id:  # no more environments than training had

@@ -121,8 +121,12 @@ def returned(result: Mapping[str, Any]) -> str:
     if not ended:
         length = f"{result['length_mean']:,.0f} steps"
         return f"is paid {amount(result['reward_per_step'], 3)} a step: none of {plural(count, 'fresh episode')} ended within {length}"
-    interval = f"95 % interval {amount(low)} to {amount(high)}"
-    text = f"returns {amount(result['return_mean'])} on average over {plural(count, 'fresh episode')} ({interval})"
+    mean, fresh = amount(result["return_mean"]), plural(count, "fresh episode")
+    text = f"returns {mean} on average over {fresh} (95 % interval {amount(low or 0.0)} to {amount(high or 0.0)})"
+    if count == 1:
+        text = f"returns {mean} in one fresh episode, which has no interval"
+    elif low == high:  # resampled, equal returns stay what they are; that is no certainty
+        text = f"returns {mean} in each of {fresh}"
     return text if ended == count else f"{text}; {ended} of {count} episodes ended, the others were cut off and count with what they had"
 
 

@@ -27,19 +27,24 @@ def series(rows: Rows, name: str) -> tuple[Array, Array]:
     return table[:, 0], table[:, 1]
 
 
+def window(count: int, share: float = 0.05) -> int:
+    """How many points of a curve a running mean is over: ``share`` of them, at least 3."""
+    return max(3, round(count * share))
+
+
 def smoothed(values: Array, share: float = 0.05) -> Array:
-    """Mean over a centered window of ``share`` of the curve (at least 3 points), cut off at both ends."""
-    reach = max(1, round(len(values) * share / 2))
+    """The mean of each value and those before it, :func:`window` of them where there are so many: nothing of what was to come."""
     total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window(len(values), share), 0)
     return (total[last] - total[first]) / (last - first)
 
 
 def curve_lines(rows: Rows, shown: str, label: str, evaluated: str, evaluated_label: str) -> list[Line]:
     """The curves of one run: a metric of each iteration, its running mean, and where there are any its evaluations."""
     (x, y), points = series(rows, shown), series(rows, evaluated)
-    lines = [Line(x, y, PALETTE[0], label, width=1.2, faint=True), Line(x, smoothed(y), PALETTE[0], "running mean", width=2.4)]
+    mean = Line(x, smoothed(y), PALETTE[0], f"mean of the last {window(len(y))}", width=2.4)
+    lines = [Line(x, y, PALETTE[0], label, width=1.2, faint=True), mean]
     return [*lines, *([Line(*points, PALETTE[1], evaluated_label, width=1.4, marks=True)] if len(points[0]) else [])]
 
 

@@ -7,6 +7,7 @@ Nothing in a run folder is ever executed: JSON and safetensors only, and an envi
 import contextlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -91,10 +92,10 @@ class Run:
         found = collector.get("num_envs", collector.get("group_size", 1) * collector.get("num_groups", 1))
         return found if isinstance(found, int) and found >= 1 else 1
 
-    def env_options(self, name: str) -> dict[str, Any]:
-        """What the environment was made with, where ``name`` is the run's: ``env_kwargs`` and ``max_episode_steps``."""
+    def env_options(self, name: str, env_kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the environment was made with, where ``name`` is the run's, and what of ``env_kwargs`` is to be otherwise."""
         made: dict[str, Any] = self.config["env"] if name == self.env_id else {}
-        return {"env_kwargs": made.get("env_kwargs", {}), "max_episode_steps": made.get("max_episode_steps")}
+        return {"env_kwargs": {**made.get("env_kwargs", {}), **(env_kwargs or {})}, "max_episode_steps": made.get("max_episode_steps")}
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per iteration; a last line that was cut off while being written is left out."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from upslope import control
 from upslope.errors import RunFault, UsageError, install, require
 from upslope.files import folder_for, whole_file
+from upslope.run.drawing import INK, PAPER
 from upslope.run.load import Run
 from upslope.run.process import one_thread
 from upslope.run.report import amount
@@ -32,6 +33,7 @@ def write_animation(
     path: Path,
     *,
     env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     episodes: int = 1,
     seed: int = 100,
     max_steps: int = 1000,
@@ -44,8 +46,9 @@ def write_animation(
     can_write = kind == ".gif" or shutil.which("ffmpeg") is not None
     require(can_write, f"--out: {path.name} needs ffmpeg, which is not installed; write a .gif instead")
     player, name = run.chosen_policy(policy), run.environment(env)
+    options = run.env_options(name, env_kwargs)
     with one_thread(player):
-        frames, returns, rate, whole = play_frames(player, name, run.env_options(name), episodes, seed, max_steps, greedy=not sample)
+        frames, returns, rate, whole = play_frames(player, name, options, episodes, seed, max_steps, greedy=not sample)
     folder_for(path)
     (write_gif if kind == ".gif" else write_mp4)(path, frames, rate)
     played = ", ".join(amount(value) for value in returns)
@@ -128,20 +131,33 @@ def play_frames(
         over = True
         for episode in range(episodes):
             envs.reset(seed + episode)
-            total, over = 0.0, False
-            frames.append(frame_of(env, name))
+            total, steps, over = 0.0, 0, False
+            frames.append(labeled(frame_of(env, name), steps, total))
             while not over and len(frames) < max_steps:
                 action, _ = policy.act(envs.observation, greedy=greedy, action_mask=envs.action_mask)
                 step = envs.step(action)
-                total += float(step.reward[0])
+                total, steps = total + float(step.reward[0]), steps + 1
                 over = bool(step.terminated[0] or step.truncated[0])
-                frames.append(frame_of(env, name))
+                frames.append(labeled(frame_of(env, name), steps, total))
             returns.append(total)
             if len(frames) >= max_steps:
                 break
         return frames, returns, rate, over
     finally:
         envs.close()
+
+
+def labeled(frame: Frame, steps: int, total: float) -> Frame:
+    """The frame with how many steps of the episode there were, and their return so far, in a line below it."""
+    from PIL import Image, ImageDraw
+
+    height, width = frame.shape[:2]
+    size = max(9, min(round(width / 26), 20))
+    picture = Image.new("RGB", (width, height + round(1.8 * size)), INK)
+    picture.paste(Image.fromarray(frame))
+    text, pen = f"step {steps:,}   return {amount(total)}", ImageDraw.Draw(picture)
+    pen.text((size / 2, height + 0.35 * size), text, fill=PAPER, font_size=size)
+    return np.asarray(picture)
 
 
 def write_gif(path: Path, frames: Sequence[Frame], rate: float) -> None:
