@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_run_that_diverged_leaves_a_capsule_that_repeats_it(tmp_path: Path, cl
     save_file(batch, capsule / "batch.safetensors")
     answer = cli("replay", capsule, "--algorithm", "fragile:Fragile")
     assert answer.code == 1 and "the minibatch that failed: batch/advantage" in answer.out
-    (capsule / "capsule.json").write_text('{"format_version": 1, "iteration": "next"}')
-    answer = cli("replay", capsule, "--algorithm", "fragile:Fragile")
-    assert answer.code == 2 and "capsule.json is damaged: it names no iteration and no error" in answer.err
+    for iteration in ("next", 0, -5, True, 2**70):
+        (capsule / "capsule.json").write_text(json.dumps({"format_version": 1, "iteration": iteration, "error": "it failed"}))
+        answer = cli("replay", capsule, "--algorithm", "fragile:Fragile")
+        assert answer.code == 2 and "capsule.json is damaged: it names no iteration of this run and no error" in answer.err
+
+
+@pytest.mark.parametrize("said", ["x", None, 2**70, True, [1]])
+def test_how_far_a_run_came_is_not_taken_from_a_damaged_summary(said: object, ppo: Path, tmp_path: Path, cli: Command):
+    run = Path(shutil.copytree(ppo, tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "iterations": said}))
+    assert "iteration 3 again" in good(cli("replay", run, "--iteration", "3")).out
+    assert "1 to 7, found 8" in cli("replay", run, "--iteration", "8").err

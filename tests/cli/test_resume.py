@@ -429,6 +429,38 @@ def test_states_that_cannot_be_are_damage(part: str, tmp_path: Path, cli: Comman
     assert contents(run) == before
 
 
+WRONG = {
+    "session.watch.before": [],
+    "session.failures.in_a_row": "many",
+    "run.generators.python": {},
+    "run.generators.numpy": ["MT19937", [1], 0, 0, 0.0],
+    "run.collect.envs._returns": [],
+    "run.collect.envs.first_step": None,
+    "world.evaluator.calls": "x",
+    "world.schedule.longest": "x",
+    "world.schedule.spent": None,
+}
+"""What a manifest that verifies may hold all the same: anybody can compute one."""
+
+
+@pytest.mark.parametrize("place", WRONG)
+def test_a_checkpoint_of_other_content_is_one_line_and_changes_nothing(place: str, tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    stopped(run, 6, eval_every=32)
+    state = newest(run).state
+    *way, last = place.split(".")
+    inside = state
+    for name in way:
+        inside = inside[name]
+    assert last in inside
+    inside[last] = WRONG[place]
+    write_checkpoint(run, 6, state)
+    before = contents(run)
+    said = bad(cli("resume", run))
+    assert "its checkpoint is not one of such a run" in said or "it is the state of another run" in said
+    assert contents(run) == before
+
+
 def test_the_best_policy_is_not_lost_to_a_run_that_went_another_way():
     points = Points()
     points.later, points.kept = [Point(4000, 50.0, 0.0, 5), Point(5000, 100.0, 0.0, 5)], Point(5000, 200.0, 0.0, 5)
@@ -634,6 +666,65 @@ def test_a_run_without_a_checkpoint_is_put_aside(whole: Path, tmp_path: Path, cl
     answer = good(cli(*AUTO))
     assert "run was stopped before its first checkpoint; it is run-stopped-1 now" in answer.out
     assert rows(tmp_path / "run") == rows(whole) and len(rows(tmp_path / "run-stopped-1")) == 2
+
+
+@pytest.mark.parametrize(
+    "earlier", [{"max_episode_steps": 30}, {"eval_every": 64}, {"until_return": 400.0}, {"target_kl": 0.01}, {"vectorization": "sync"}]
+)
+def test_auto_does_not_go_on_with_a_setting_that_is_left_out_now(earlier: dict, tmp_path: Path, cli: Command):
+    """None and auto are values like others."""
+    stopped(tmp_path / "run", 2, **earlier)
+    (name,) = earlier
+    now = ["--target-kl", "none"] if name == "target_kl" else []
+    assert f"run holds another run, with {name} {earlier[name]!r}, here it is " in bad(cli(*AUTO, *now))
+
+
+def test_auto_knows_what_a_run_fills_in_itself(tmp_path: Path, cli: Command):
+    """How often a goal is looked for, and the shape of the policy that a run begins with, are not asked for and recorded."""
+    stopped(tmp_path / "first", 6)
+    begun = [*AUTO, "--until-return", "400", "--init", "first"]
+    begun = [word for word in begun if word not in ("--hidden-sizes", "4")]
+    stopped(tmp_path / "run", 3, until_return=400, init=tmp_path / "first")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["eval_every"] == 2048 and config["policy"]["hidden_sizes"] == [4]
+    config["settings"]["init"] = "first"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert "going on after iteration 3" in good(cli(*begun)).out
+
+
+def test_a_run_goes_on_without_the_one_that_it_began_with(tmp_path: Path, cli: Command):
+    first = tmp_path / "first"
+    stopped(first, 6)
+    config(init=first).run(Output(out=tmp_path / "whole", quiet=True))
+    stopped(tmp_path / "run", 4, init=first)
+    first.rename(tmp_path / "elsewhere")
+    good(cli("resume", "run"))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert "again, from the checkpoint of iteration" in good(cli("replay", "run", "--iteration", "10")).out
+    assert "init: run folder" in bad(cli("replay", "run", "--iteration", "1"))  # that one begins where it began
+
+
+KINDS = {
+    "algorithm.surrogate": -1, "algorithm.dual_clip": 2**70, "algorithm.gamma": float("nan"), "algorithm.update.schedule": 10**9,
+    "algorithm.update.num_epochs": True, "policy.features": True, "policy.activation": 0, "policy.hidden_sizes": 4,
+    "settings.init": {"a": 1}, "settings.device": True, "settings.until_return": "x", "settings.fast": 1, "env.env_kwargs": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", KINDS)
+def test_a_configuration_of_other_kinds_is_one_line(place: str, tmp_path: Path, cli: Command):
+    run = tmp_path / "run"
+    stopped(run, 2)
+    found = json.loads((run / "config.json").read_text())
+    *way, last = place.split(".")
+    inside = found
+    for name in way:
+        inside = inside[name]
+    assert last in inside
+    inside[last] = KINDS[place]
+    (run / "config.json").write_text(json.dumps(found))
+    for command in (["resume"], ["replay", "--iteration", "1"]):
+        assert last in bad(cli(command[0], run, *command[1:]))
 
 
 def test_auto_does_not_take_another_run_for_this_one(tmp_path: Path, cli: Command):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upslope.errors import UsageError, require, unknown
-from upslope.run.settings import Setting, choices, function_name, load_function
+from upslope.run.settings import MAX_INTEGER, MAX_REAL, Setting, choices, function_name, load_function
 
 Values = Sequence[str]
 
@@ -82,10 +82,6 @@ def between(least: int, most: int | None = None) -> Kind:
         return found
 
     return Kind(parse, "N")
-
-
-MAX_INTEGER, MAX_REAL = 10**15 - 1, 3e38
-"""The second is about the largest number of single precision, in which everything is computed."""
 
 
 def real(words: Values, what: str = "a number") -> float:

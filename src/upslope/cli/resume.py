@@ -12,6 +12,7 @@ from upslope.cli.command import Command, check_alone
 from upslope.cli.flags import COUNT, TEXT, Flag, Kind, flags_of, several
 from upslope.errors import UsageError, require
 from upslope.run.config import RunConfig, recorded_settings
+from upslope.run.control_settings import PolicySettings
 from upslope.run.folder import Output
 from upslope.run.load import AtItsEnd, NoCheckpoint, Run
 from upslope.run.settings import settings_of
@@ -88,10 +89,15 @@ def train_or_go_on(config: RunConfig, output: Output) -> Session | None:
     if not (out / "config.json").exists():
         return config.session(output)
     run = Run.load(out)
-    named = [{"algorithm": each["algorithm"]["name"], "env": each.get("env_id")} for each in (config.config(), run.config)]
-    planned, recorded = named[0] | recorded_settings(config.config()), named[1] | recorded_settings(run.config)
+    planned, recorded = (
+        {"algorithm": each["algorithm"]["name"], "env": each.get("env_id"), **recorded_settings(each)}
+        for each in (config.settled().config(), run.config)
+    )
+    free = {"total_steps", "iterations"}  # the budget may be another one
+    free |= {"compute_dtype"} if planned.get("compute_dtype") == "auto" else set()  # recorded is what it stood for
+    free |= set() if planned.get("init") is None else set(settings_of(PolicySettings()))  # which are those of the policy it began with
     for name, value in planned.items():
-        if value not in (None, "auto", recorded.get(name)) and name not in ("total_steps", "iterations"):
+        if value != recorded.get(name) and name not in free:
             was = f"{name} {recorded.get(name)!r}, here it is {value!r}"
             raise UsageError(f"resume: {out} holds another run, with {was}; name another folder")
     try:

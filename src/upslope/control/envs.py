@@ -159,6 +159,8 @@ class Envs:
         """Go on where another one was; where its environments cannot be brought there, ``begun_anew`` says why, and they are reset."""
         if state["observation"] is None:
             return
+        if any(np.shape(state[name]) != (self.num_envs,) for name in ("_returns", "first_step")):
+            raise ValueError(f"it is of another number of environments than {self.num_envs}")
         if isinstance(workers := self.vector.unwrapped, Workers) and state["workers"] is not None:
             workers.load_restart_state(state["workers"])
         observation = trees.by_space(self.observation_space, state["observation"])  # of JSON, which has no tuples

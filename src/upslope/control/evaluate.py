@@ -196,7 +196,7 @@ class Evaluator:
         return {"calls": self.calls, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: State) -> None:
-        self.calls = state["calls"]
+        self.calls = int(state["calls"])
         self.generator.set_state(state["generator"])
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from upslope.errors import UsageError, require
 from upslope.run.control_settings import EnvSettings, PolicySettings, RunSettings
@@ -19,7 +19,7 @@ from upslope.run.folder import Output
 from upslope.run.language_settings import LanguageRunSettings, ModelSettings, TaskSettings
 from upslope.run.load import Run, check_format, named_environment, read_json
 from upslope.run.methods import Needs, algorithm_named, check_method, family_of, made, name_of, relative, start_of
-from upslope.run.settings import check_imports_nothing, check_names, flat_config, plain_value, replaced, settings_of, to_json
+from upslope.run.settings import check_imports_nothing, check_kinds, check_names, flat_config, plain_value, replaced, settings_of, to_json
 
 if TYPE_CHECKING:
     from upslope.run.loggers import GivenLogger
@@ -124,7 +124,9 @@ class RunConfig:
             env_id = named_environment(config["env_id"], env_id, "env_id=")
         left = {key: value for key, value in recorded_settings(config).items() if key not in settings}
         check_imports_nothing(left, "the configuration", WORLDS[world].alive.imports)
-        return cls.started(algorithm or name, world, env_id).replaced(left).replaced(settings)
+        started = cls.started(algorithm or name, world, env_id)
+        check_kinds(left, settings_of(*started.parts()))
+        return started.replaced(left).replaced(settings)
 
     @property
     def family(self) -> str:
@@ -166,9 +168,17 @@ class RunConfig:
         config |= {"collector": to_json(self.collector), "policy": to_json(self.policy)}
         return config | {WORLDS[self.world].problem_key: to_json(self.problem), "settings": to_json(self.settings)}
 
-    def prepare(self) -> World[Any]:
-        """The living parts of the run; raises :class:`UsageError` for whatever cannot work before the first step."""
-        return WORLDS[self.world].alive.prepare(self)
+    def settled(self) -> Self:
+        """As it is recorded: with what follows from other settings where it was left open."""
+        return cast(Self, WORLDS[self.world].alive.settled(self))
+
+    def prepare(self, stopped: Path | None = None) -> World[Any]:
+        """The living parts of the run, of one that goes on with the folder ``stopped``.
+
+        Raises:
+            UsageError: whatever cannot work before the first step.
+        """
+        return WORLDS[self.world].alive.prepare(self, stopped)
 
     def session(
         self,

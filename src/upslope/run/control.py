@@ -64,11 +64,18 @@ class Control(World[control.ActorCritic]):
         return {"eval_sample": config.env_id in SAMPLED} | ({} if found is None else dict(found.settings))
 
     @classmethod
-    def prepare(cls, config: RunConfig) -> Self:
+    def settled(cls, config: RunConfig) -> RunConfig:
+        """A run with a goal to stop at looks for it every :data:`UNTIL_EVERY` steps."""
+        settings: RunSettings = config.settings
+        is_open = settings.eval_every is None and (settings.until_return is not None or settings.until_solved)
+        return config.replaced({"eval_every": UNTIL_EVERY}) if is_open else config
+
+    @classmethod
+    def prepare(cls, config: RunConfig, stopped: Path | None = None) -> Self:
         parts.check_collector(config)
         settings: RunSettings = config.settings
         device = check_device(settings.device)
-        saved = None if settings.init is None else parts.saved_policy(settings.init)
+        saved = None if settings.init is None else parts.saved_policy(settings.init, stopped)
         data = parts.recorded_steps(config)
         started = time.perf_counter()
         num_envs, scale = config.collector.num_envs if data is None else 1, config.problem.reward_scale
@@ -92,8 +99,7 @@ class Control(World[control.ActorCritic]):
         except BaseException:
             envs.close()
             raise
-        if (settings.until_return is not None or settings.until_solved) and settings.eval_every is None:
-            config = config.replaced({"eval_every": UNTIL_EVERY})
+        config = cls.settled(config)
         if saved is not None:
             config = replace(config, policy=parts.recorded_policy(saved))
         return cls(config=config, envs=envs, policy=policy, collect=collect, make_seconds=seconds)

@@ -92,8 +92,12 @@ def check_groups(algorithm: EitherAlgorithm, collect: Any) -> None:
         raise UsageError(f"average_over: {what}; give --max-steps, or take --average-over sequences")
 
 
-def saved_policy(path: Path) -> Any:
-    run = Run.load(path)
+def saved_policy(path: Path, stopped: Path | None = None) -> Any:
+    """The policy to begin with; of a run that goes on its own, in the folder ``stopped``, for where it began may be gone by now."""
+    try:
+        run = Run.load(stopped or path)
+    except UsageError as error:
+        raise UsageError(f"init: {error}") from error
     require(run.world == "control", f"init: {path} holds a language model; expected a run that was trained on an environment")
     return run.policy
 

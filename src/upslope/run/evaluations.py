@@ -121,7 +121,7 @@ class Schedule:
         return {"spent": self.spent, "length": self.length, "longest": self.longest}
 
     def load_state_dict(self, state: State) -> None:
-        self.spent, self.length, self.longest = state["spent"], state["length"], state["longest"]
+        self.spent, self.length, self.longest = (float(state[name]) for name in ("spent", "length", "longest"))
 
     @property
     def cut_after(self) -> int:
@@ -144,7 +144,7 @@ class Failures:
     def load_state_dict(self, state: State) -> None:
         faults: list[tuple[int, str]] = state["faults"]
         self.faults += [(steps, RunFault(text)) for steps, text in faults]
-        self.in_a_row = state["in_a_row"]
+        self.in_a_row = int(state["in_a_row"])
 
     @property
     def gave_up(self) -> bool:

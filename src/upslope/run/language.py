@@ -81,7 +81,12 @@ class Language(World[LanguagePolicy]):
         return name != "reward" or text.partition(":")[0] not in BUILTIN
 
     @classmethod
-    def prepare(cls, config: RunConfig) -> Self:
+    def settled(cls, config: RunConfig) -> RunConfig:
+        """What is held out is looked at every :data:`EVALUATE_EVERY` iterations."""
+        return config.replaced({"eval_every": EVALUATE_EVERY}) if config.settings.eval_every is None else config
+
+    @classmethod
+    def prepare(cls, config: RunConfig, stopped: Path | None = None) -> Self:
         settings: LanguageRunSettings = config.settings
         device = check_device(settings.device)
         task = make_task(config)
@@ -97,8 +102,7 @@ class Language(World[LanguagePolicy]):
         reference = make_reference(config, policy)
         task, num_long = fitted(config, policy, task)
         collect, others = make_collector(config, policy, task, reference)
-        if settings.eval_every is None:
-            config = config.replaced({"eval_every": EVALUATE_EVERY})
+        config = cls.settled(config)
         return cls(config=config, task=task, policy=policy, collect=collect, num_long=num_long + others)
 
     # ----------------------------------------------------------------------------------------------------------- the folder

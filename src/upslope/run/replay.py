@@ -114,13 +114,15 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
         UsageError: the run has not come so far, or cannot be made again.
     """
     capsule = read_json(run.path / CAPSULE) if (run.path / CAPSULE).exists() else None
-    if capsule is not None and not (isinstance(capsule.get("iteration"), int) and isinstance(capsule.get("error"), str)):
-        raise damaged(run.path / CAPSULE, "it names no iteration and no error")
+    planned = max(count for name in ("total_steps", "iterations") if (count := getattr(config.settings, name, None)) is not None)
+    if capsule is not None and not (is_count(capsule.get("iteration"), planned) and isinstance(capsule.get("error"), str)):
+        raise damaged(run.path / CAPSULE, "it names no iteration of this run and no error")
     if iteration is None and capsule is not None:
         iteration = capsule["iteration"]
     rows: dict[int, State] = {row["iteration"]: row for row in run.metrics() if isinstance(row.get("iteration"), int)}
     kept = newest(run.path)
-    last = max(*rows, (run.summary or {}).get("iterations", 0), 0 if kept is None else kept.state["run"]["iteration"], 0)
+    made = (run.summary or {}).get("iterations", 0)
+    last = max(*rows, made if is_count(made, planned) else 0, 0 if kept is None else kept.state["run"]["iteration"], 0)
     if iteration is None or not (1 <= iteration <= last or (capsule is not None and iteration == capsule["iteration"])):
         raise UsageError(f"iteration: expected one of this run's iterations, 1 to {last:,}, found {iteration}")
     found = newest(run.path, before=iteration)
@@ -139,6 +141,11 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
             taken.fault = fault
     compare(taken, run, rows.get(iteration), capsule)
     return taken
+
+
+def is_count(value: Any, most: int) -> bool:
+    """Whether a file's number is one of iterations: each takes a step of the budget at least."""
+    return type(value) is int and 1 <= value <= most
 
 
 def with_budget(config: RunConfig, run: Run, first: int, last: int) -> RunConfig:

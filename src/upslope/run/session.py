@@ -85,7 +85,7 @@ class Session:
 
     def _prepared(self) -> Run:
         """Make what the run needs, carry it out, release it."""
-        self.world = self.config.prepare()
+        self.world = self.config.prepare(None if self.resumed is None else self.resumed.path)
         self.config = self.world.config
         with one_thread(self.world.policy):
             self.surroundings = surroundings(self.world.recorded())
@@ -334,7 +334,9 @@ class Session:
                 self._remember_row(row)
             self.folder.checksums = dict(state["checksums"])
             self.world.load_state_dict(state["world"], self.folder)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (RunFault, UsageError):
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
             raise UsageError(f"{stopped.path}: its checkpoint is not one of such a run ({describe_error(error)})") from error
 
     def _begin_writing(self) -> None:

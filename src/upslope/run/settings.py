@@ -5,9 +5,12 @@ setting has one name (``learning_rate``); a name that two dataclasses share woul
 Functions are written as the name under which the library ships them (the class's ``CHOICES``), or as ``module:name``.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -127,6 +130,45 @@ def plain_value(value: Any, owner: type, name: str) -> Any:
         return tuple(cast("list[Any]", value))
     return Path(value) if name in PATHS and isinstance(value, str) else value
 
+
+def check_kinds(values: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
+    """Refuse values of a file that are of another kind than their fields.
+
+    Raises:
+        UsageError: the first one, with what is expected.
+    """
+    for name, value in values.items():
+        if name not in known:  # said elsewhere, with the nearest name
+            continue
+        with contextlib.suppress(NameError):  # of a user's class whose types are not known outside of type checkers
+            owner = known[name].owner
+            hint = str | None if choices(owner, name) else typing.get_type_hints(owner)[name]
+            expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+            require(fits(value, hint), f"{name}: expected {expected}, found {value!r:.80} in the configuration")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is what a field of this type is written as."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return any(value == option and type(value) is type(option) for option in options)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(item, options[0]) for item in cast("Sequence[Any]", value))
+    if hint is int or (hint is float and type(value) is int):
+        return type(value) is int and abs(value) <= MAX_INTEGER
+    if hint is float:
+        return isinstance(value, float) and abs(value) <= MAX_REAL
+    if origin in (dict, Mapping):
+        return isinstance(value, dict)
+    if origin is Callable or hint in (str, Path):  # functions by their names
+        return isinstance(value, str)
+    return isinstance(value, hint) if hint in (bool, types.NoneType) else True
+
+
+MAX_INTEGER, MAX_REAL = 10**15 - 1, 3e38
+"""The second is about the largest number of single precision, in which everything is computed."""
 
 COLONS = ("device", "init", "pairs", "data", "model", "reference", "task")
 """Settings whose text may hold a colon and is never the name of something to import."""

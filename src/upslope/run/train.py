@@ -76,9 +76,9 @@ class RunState:
         """
         try:
             self._load(state)
-        except RunFault:
+        except (RunFault, UsageError):
             raise
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError, ArithmeticError) as error:
             why = " ".join(str(error).split())
             raise UsageError(f"start: it is the state of another run ({type(error).__name__}: {why:.200})") from error
 

@@ -63,8 +63,16 @@ class World(Protocol[PolicyT]):
         return True
 
     @classmethod
-    def prepare(cls, config: RunConfig) -> Self:
-        """Make what the run needs; UsageError says in one line whatever cannot work, as far as it is known before the first step."""
+    def settled(cls, config: RunConfig) -> RunConfig:
+        """The configuration as it is recorded, with what follows from other settings where it was left open."""
+        return config
+
+    @classmethod
+    def prepare(cls, config: RunConfig, stopped: Path | None = None) -> Self:
+        """Make what the run needs; UsageError says in one line whatever cannot work, as far as it is known before the first step.
+
+        ``stopped`` is the folder of the run that goes on, which holds the policy whatever it once began with.
+        """
         ...
 
     def recorded(self) -> dict[str, Any]:
