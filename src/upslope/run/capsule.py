@@ -48,15 +48,8 @@ def write_capsule(run: Path, iteration: int, fault: Diverged) -> Path:
 
 def copy_of(run: Path, copy: Path, found: Found | None) -> None:
     """A run folder with what a run needs to go on from this checkpoint, or to begin anew."""
-    rest = (
-        []
-        if found is None
-        else [
-            *map(Path, (*GROWING, "policy.json", "policy.safetensors")),
-            Path(FOLDER) / "reference.safetensors",
-            found.path.relative_to(run),
-        ]
-    )
+    names = ("policy.json", "policy.safetensors", *GROWING, f"{FOLDER}/reference.safetensors")
+    rest = [] if found is None else [*map(Path, names), found.path.relative_to(run)]
     for name in [Path("config.json"), *rest]:
         if (run / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
