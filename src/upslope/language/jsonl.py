@@ -23,7 +23,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"no such file: {file}") from None
+        where = "" if Path(file).is_absolute() else f", looked for in {Path.cwd()}"  # a run goes on where its files are found again
+        raise UsageError(f"no such file: {file}{where}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
