@@ -396,6 +396,25 @@ def test_tensorboard_files(cli: Command):
     pytest.importorskip("tensorboard")
     good(cli(*TRAIN, "--total-steps", "32", "--tensorboard", "--out", "run", "--quiet"))
     assert list(Path("run/tensorboard").glob("events.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    found = {tag: event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    row = Run.load("run").metrics()[-1]
+    assert found["update/learning_rate"] == pytest.approx(row["learning_rate"]) and found["update/approx_kl"] == pytest.approx(
+        row["approx_kl"]
+    )
+    assert {"rollout/episode_return", "time/train_seconds", "update/entropy", "update/value_error"} <= found.keys()
+    assert {tag.partition("/")[0] for tag in found} <= {"rollout", "update", "time", "evaluation"}
+
+
+def test_rows_say_with_which_rate_and_spread_an_iteration_learned(cli: Command):
+    settings = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--total-steps", "96", "--quiet", "--out", "run"]
+    good(cli("train", "ppo", "Pendulum-v1", *settings, "--learning-rate", "0.01", "--schedule", "linear", "--log-std", "-1"))
+    rates, spreads = zip(*((row["learning_rate"], row["action_std"]) for row in Run.load("run").metrics()), strict=True)
+    assert rates == pytest.approx([0.01, 0.01 * (1 - 1 / 3), 0.01 * (1 - 2 / 3)], rel=0.05)
+    assert spreads == pytest.approx([np.exp(-1.0)] * len(spreads), rel=0.05) and len(set(spreads)) == len(spreads)
 
 
 def test_reinforce_and_a2c_run(cli: Command):

@@ -26,7 +26,7 @@ from upslope.run.process import check_device, one_thread
 from upslope.run.report import FIELDS
 from upslope.run.session import Session
 from upslope.run.train import RunState, compiled_paths
-from upslope.run.world import Evaluated, World
+from upslope.run.world import Evaluated, World, rates
 
 SLOW_TO_MAKE = 0.5  # seconds for one environment from which on an evaluation makes a single one
 
@@ -142,7 +142,8 @@ class Control(World[control.ActorCritic]):
             source = 'the environment says which actions are legal in info["action_mask"] of its steps, but not of its resets'
             session.note(f"{source}: the first action of each episode may be any")
         before, self.restarts = self.restarts, self.envs.restarts
-        return {"environment_restarts": float(self.restarts - before)} if self.restarts > before else {}
+        restarts = {"environment_restarts": float(self.restarts - before)} if self.restarts > before else {}
+        return rates(state) | restarts
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

@@ -35,7 +35,7 @@ from upslope.run.process import check_device
 from upslope.run.session import Session
 from upslope.run.settings import settings_of
 from upslope.run.train import RunState, load_policy_state, policy_state, train
-from upslope.run.world import Evaluated, World
+from upslope.run.world import Evaluated, World, rates
 from upslope.updates import Ascent
 
 EVALUATE_EVERY = 10  # iterations between evaluations unless given
@@ -209,7 +209,7 @@ class Language(World[LanguagePolicy]):
             session.note(f"warning: this update moved {moved:.1%} of the weights: {why}; {rate}")
         if is_kept(state.iteration):
             session.folder.append("completions.jsonl", getattr(self.collect, "samples", []))
-        return {}
+        return rates(state)
 
     # ---------------------------------------------------------------------------------------------------------- evaluations
 

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -61,8 +62,22 @@ def scalars(row: Row) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if k not in skip and isinstance(v, int | float) and math.isfinite(v)}
 
 
+GROUPS = {
+    "evaluation": re.compile("evaluation_(.*)"),
+    "time": re.compile("(.*_seconds|.*_per_second)"),
+    "rollout": re.compile("((?:episode|num_episodes|completion|reward|length|groups|accuracy|format|finish).*)"),
+    "update": re.compile("(.*)"),
+}
+"""Under which heading TensorBoard shows a number of a row: the first that its name matches."""
+
+
+def grouped(name: str) -> str:
+    """``evaluation_return`` → ``evaluation/return``, ``approx_kl`` → ``update/approx_kl``."""
+    return next(f"{group}/{match[1]}" for group, pattern in GROUPS.items() if (match := pattern.fullmatch(name)))
+
+
 class TensorBoardLogger:
-    """Event files in ``<run>/tensorboard``; the horizontal axis is environment steps."""
+    """Event files in ``<run>/tensorboard``, names in :data:`GROUPS`; the horizontal axis is environment steps."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -71,7 +86,7 @@ class TensorBoardLogger:
 
     def __call__(self, row: Row) -> None:
         for name, value in scalars(row).items():
-            self.writer.add_scalar(name, value, int(row["total_steps"]))
+            self.writer.add_scalar(grouped(name), value, int(row["total_steps"]))
 
     def close(self) -> None:
         self.writer.close()

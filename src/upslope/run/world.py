@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from torch import Tensor
+
 from upslope.records import Policy, State
 from upslope.run.evaluations import Point
 from upslope.run.folder import RunFolder
@@ -36,6 +38,14 @@ class Evaluated:
 
     def point(self, total_steps: int) -> Point | None:
         return None if self.mean is None else Point(total_steps, self.mean, self.std, self.episodes, self.complete)
+
+
+def rates(state: RunState) -> dict[str, float]:
+    """What an iteration learned with: its learning rate, and the standard deviation of Gaussian actions, the mean over dimensions."""
+    rate: Any = getattr(state.update_state, "learning_rate", None)
+    log_std: Any = getattr(state.policy, "log_std", None)
+    found = {} if rate is None else {"learning_rate": float(rate)}
+    return found | ({"action_std": float(log_std.detach().exp().mean())} if isinstance(log_std, Tensor) else {})
 
 
 class World(Protocol[PolicyT]):
@@ -104,7 +114,7 @@ class World(Protocol[PolicyT]):
 
     def follow(self, state: RunState, session: Session) -> Mapping[str, float]:
         """What the world does after each iteration; what it has to add to the row of metrics."""
-        return {}
+        return rates(state)
 
     def samples(self) -> list[str]:
         """Lines to show with progress."""
