@@ -12,6 +12,7 @@ from tests.control.worlds import Counting
 from upslope import UsageError, control
 
 MODULE = """
+from types import SimpleNamespace
 import gymnasium
 from tests.control.worlds import Counting
 
@@ -25,6 +26,12 @@ def broken():
 
 def number():
     return 3
+
+def concatenated():
+    return SimpleNamespace(num_envs=3, observation_space=None, action_space=None, step=None, reset=None)
+
+def parallel():
+    return SimpleNamespace(possible_agents=["a", "b"], agents=["a", "b"], step=None, reset=None)
 
 gymnasium.register("Mine-v0", Mine)
 gymnasium.register("Mine-v2", Mine, max_episode_steps=2)
@@ -143,6 +150,17 @@ def test_envpool_cannot_be_seeded_again():
             envs.reset(seed=3)
 
 
+def test_environments_that_are_made_already_are_taken_and_left_open():
+    one, three = gymnasium.make("CartPole-v1"), gymnasium.make_vec("CartPole-v1", num_envs=3)
+    assert (control.make(one).num_envs, control.make(one).env_id, control.make(three).num_envs) == (1, "CartPole-v1", 3)
+    policy = control.MLPPolicy.for_envs(control.make("CartPole-v1"), seed=0)
+    expected = control.evaluate(policy, "CartPole-v1", episodes=4, vectorization="sync").returns
+    for env in (one, gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 3)):
+        assert control.evaluate(policy, env, episodes=4).returns == expected
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+
+
 # ------------------------------------------------------------------------------------------------------- what cannot be made
 
 BAD = [
@@ -157,6 +175,14 @@ BAD = [
     ("my_module:numbr", {}, "did you mean 'number'?"),
     ("my_module:broken", {}, "env 'my_module:broken' cannot be made: RuntimeError: no hardware found"),
     ("my_module:number", {}, "expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned builtins.int"),
+    (
+        "my_module:concatenated",
+        {},
+        "another kind (SuperSuit's, Stable-Baselines3's). It lacks single_observation_space and single_action_space.",
+    ),
+    ("my_module:parallel", {}, "PettingZoo's for many agents; one policy for all of them takes a VectorEnv with a row for each agent"),
+    (gymnasium.make("CartPole-v1"), {"num_envs": 2}, "num_envs: the environment that is made already is 1, found 2; give what makes it"),
+    (gymnasium.make("CartPole-v1"), {"env_kwargs": {"x": 1}}, "env_kwargs: found {'x': 1}, but the environment is made already"),
     ("CartPole-v1", {"num_envs": 0}, "num_envs: expected an integer ≥ 1, found 0"),
     ("CartPole-v1", {"num_envs": -1}, "num_envs: expected an integer ≥ 1, found -1"),
     ("CartPole-v1", {"num_envs": 1.5}, "num_envs: expected an integer ≥ 1, found 1.5"),

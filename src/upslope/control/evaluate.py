@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from upslope import intervals
 from upslope.control.envs import Envs
 from upslope.control.kinds import Array
-from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, make, vector_envs
+from upslope.control.make import STEP_TIMEOUT, VECTOR_PAYS_FROM, Vectorization, is_made, make, vector_envs
 from upslope.control.recording import Player, check_spaces, counts_from_0, takes_observations_as_they_are
 from upslope.errors import UsageError, is_kind, require
 from upslope.records import SamplingPolicy, State
@@ -93,7 +93,7 @@ class Evaluator:
     short ones are not preferred. (An environment with a vectorized version draws the first states of a batch from one
     generator, seeded with the batch's first seed.) ``greedy=False`` samples actions. Normalization stays as it is.
 
-    ``env`` as in :func:`make`, or :class:`Envs` that exist already: those are reset, played and left open. At most
+    ``env`` as in :func:`make`, or :class:`Envs`; environments that exist already are reset, played and left open. At most
     ``num_envs`` environments are made (8 unless given); rows of a natively vectorized one cost nothing and are not counted.
     ``max_episode_steps`` truncates, as in :func:`make`; an episode without a time limit is cut off after ``cut_after`` steps.
     After a call ``steps`` says how many steps of all environments it took.
@@ -105,7 +105,7 @@ class Evaluator:
 
     def __init__(
         self,
-        env: str | Callable[..., Any] | Envs,
+        env: str | Callable[..., Any] | Envs | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
         *,
         episodes: int = 20,
         seed: int = 100,
@@ -123,7 +123,7 @@ class Evaluator:
         self.episodes, self.seed, self.greedy, self.cut_after = episodes, seed, greedy, cut_after
         self.calls, self.steps, self.native = 0, 0, False
         self.generator = torch.Generator().manual_seed(seed)
-        self._owned = not isinstance(env, Envs)
+        self._owned = not (isinstance(env, Envs) or is_made(env))
         self._single: list[OneEpisode] = []
         if isinstance(env, Envs):
             self.envs = env
@@ -131,7 +131,7 @@ class Evaluator:
         options: Any = {"env_kwargs": dict(env_kwargs or {}), "max_episode_steps": max_episode_steps}
         rows = min(MAX_ROWS, episodes)
         native = vector_envs(env, rows, seed, **options) if vectorization == "auto" and rows >= VECTOR_PAYS_FROM else None
-        count = min(num_envs or MAX_ENVS, episodes)
+        count = None if is_made(env) else min(num_envs or MAX_ENVS, episodes)
         self.native = native is not None
         self.envs = native or make(env, count, seed, vectorization=vectorization, step_timeout=step_timeout, training=False, **options)
         if isinstance(self.envs.vector, SyncVectorEnv):
@@ -211,10 +211,10 @@ class Evaluator:
         self.close()
 
 
-def evaluate(policy: SamplingPolicy, env: str | Callable[..., Any] | Envs, **options: Any) -> EvaluationResult:
+def evaluate(policy: SamplingPolicy, env: Any, **options: Any) -> EvaluationResult:
     """Play 20 fresh episodes (``episodes=…``), each differently seeded, and summarize their returns.
 
-    ``options`` as for :class:`Evaluator`, and there for the errors.
+    ``env`` and ``options`` as for :class:`Evaluator`, and there for the errors.
     """
     with Evaluator(env, **options) as evaluator:
         return evaluator(policy)

@@ -31,8 +31,8 @@ _EXTRAS = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d"
 
 
 def make(
-    env: str | Callable[..., Any],
-    num_envs: int = 1,
+    env: str | Callable[..., Any] | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    num_envs: int | None = None,
     seed: int = 0,
     *,
     vectorization: Vectorization = "auto",
@@ -44,11 +44,12 @@ def make(
     max_restarts: int = 0,
     training: bool = True,
 ) -> Envs:
-    """``num_envs`` copies of an environment as one vector environment.
+    """``num_envs`` copies of an environment, 1 unless given, as one vector environment.
 
     ``env`` is a Gymnasium id (``"CartPole-v1"``), ``"module:Env-v0"`` (the module registers it), ``"module:factory"`` (the
     current folder is importable), or a callable that returns a Gymnasium environment. A callable may also return a whole
-    vector environment of ``num_envs``, of any autoreset mode.
+    vector environment of ``num_envs``, of any autoreset mode. An environment that is made already is taken as it is: a plain one once,
+    a vector environment with as many as it has.
 
     ``vectorization``: ``"auto"`` takes the environment's vectorized version where it has one and ``num_envs`` is at least
     5, else one environment after the other in this process; ``"sync"`` the latter always; ``"async"`` one process for each;
@@ -68,7 +69,7 @@ def make(
     Raises:
         UsageError: an environment that does not exist (with the nearest name), cannot be made, or lacks a package.
     """
-    require(_is_int(num_envs) and num_envs >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
+    num_envs = _count(env, num_envs)
     require(_is_int(seed) and seed >= 0, f"seed: expected an integer ≥ 0, found {seed!r}")
     require(step_timeout is None or step_timeout > 0, f"step_timeout: expected a number > 0 or none, found {step_timeout!r}")
     require(0 < reward_scale < math.inf, f"reward_scale: expected a number > 0, found {reward_scale!r}")
@@ -78,6 +79,7 @@ def make(
     if vectorization not in get_args(Vectorization):
         raise unknown("vectorization", str(vectorization), get_args(Vectorization))
     kwargs = dict(env_kwargs or {})
+    require(not (kwargs and is_made(env)), f"env_kwargs: found {kwargs!r}, but the environment is made already; give what makes it")
     if vectorization == "envpool":
         kwargs |= {} if limit is None else {"max_episode_steps": limit}
         return _envpool(env, num_envs, seed, kwargs, training=training, reward_scale=reward_scale)
@@ -112,6 +114,20 @@ def vector_envs(env: Any, num_envs: int, seed: int, *, env_kwargs: Mapping[str, 
     return None if vector is None else Envs(vector, seed=seed, env_id=name)
 
 
+def _count(env: Any, num_envs: Any) -> int:
+    """How many environments are asked for; of what is made already, as many as there are."""
+    there: Any = getattr(env, "num_envs", 1) if is_made(env) else None
+    wanted = there or 1 if num_envs is None else num_envs
+    require(_is_int(wanted) and wanted >= 1, f"num_envs: expected an integer ≥ 1, found {num_envs!r}")
+    require(there in (None, wanted), f"num_envs: the environment that is made already is {there}, found {wanted}; give what makes it")
+    return wanted
+
+
+def is_made(env: object) -> bool:
+    """Whether it is an environment itself, and nothing that makes or names one."""
+    return is_kind(env, gymnasium.Env) or is_kind(env, VectorEnv)
+
+
 def _cut(env: Any, limit: int, name: str) -> Any:
     require(not isinstance(env, VectorEnv), f"max_episode_steps: env {name!r} makes a whole vector environment; give that its limit there")
     return gymnasium.wrappers.TimeLimit(env, limit) if is_kind(env, gymnasium.Env) else env
@@ -126,6 +142,8 @@ def _is_int(value: Any) -> bool:
 
 def _resolve(env: Any) -> tuple[Callable[..., Any], EnvSpec | None, str]:
     """``(factory, spec of a registered environment or None, name to show)``."""
+    if is_made(env):
+        return lambda: env, None, getattr(getattr(env, "spec", None), "id", None) or type(env).__name__
     if callable(env):
         return env, None, getattr(env, "__name__", type(env).__name__)
     require(isinstance(env, str) and env != "", f"env: expected an environment's name or a callable, found {env!r}")
@@ -207,7 +225,8 @@ def _vector(
         return first
     if not is_kind(first, gymnasium.Env):
         kind = f"{type(first).__module__}.{type(first).__name__}"
-        raise UsageError(f"env {name!r}: expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned {kind}")
+        expected = "expected a gymnasium.Env (or gymnasium.vector.VectorEnv), its factory returned"
+        raise UsageError(f"env {name!r}: {expected} {kind}{_what_to_use(first)}")
     for kind in ("observation_space", "action_space"):
         space = getattr(first, kind, None)
         require(isinstance(space, spaces.Space), f"env {name!r}: its {kind} is {space!r}, expected a space of gymnasium.spaces")
@@ -224,6 +243,18 @@ def _vector(
         raise
     except (Exception, SystemExit) as error:
         raise _cannot_make(error, spec, name, kwargs) from error
+
+
+def _what_to_use(found: Any) -> str:
+    """Of environments after the conventions of other libraries, how they come here."""
+    if hasattr(found, "possible_agents"):
+        return ", which is PettingZoo's for many agents; one policy for all of them takes a VectorEnv with a row for each agent"
+    if hasattr(found, "num_envs") and hasattr(found, "step"):
+        missing = [name for name in ("single_observation_space", "single_action_space") if not hasattr(found, name)]
+        lacks = f" It lacks {' and '.join(missing)}." if missing else ""
+        how = "derive a gymnasium.vector.VectorEnv from it, with these spaces of one row and metadata['autoreset_mode']"
+        return f", a vector environment of another kind (SuperSuit's, Stable-Baselines3's).{lacks} Give one environment, or {how}"
+    return ""
 
 
 def _envpool(env: Any, num_envs: int, seed: int, kwargs: dict[str, Any], *, training: bool, reward_scale: float) -> Envs:
