@@ -11,6 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from upslope import A2C, GRPO, NPG, PPO, REINFORCE, SARSA, TRPO, OnlineActorCritic, control
+from upslope.control.memory import Made, first_difference, marks, remembered, set_back
 from upslope.control.restore import frozen, stacked, unstacked
 from upslope.run.checkpoints import read_checkpoint, write_checkpoint
 from upslope.run.train import RunState, train
@@ -141,9 +142,14 @@ class Bandit(gymnasium.Env):
 
     def __init__(self, levels: bool = False):
         self.generator, self.levels, self.level, self.count = np.random.default_rng(0), levels, 0, 0
+        self.history, self.visits = [0], np.zeros(3, np.int32)
+        self.share, self.port, self.began, self.mode = np.float32(1.0), time.time_ns() % 10**9, time.time(), "easy"
 
     def reset(self, *, seed=None, options=None):
         self.level, self.count = self.level + 1, 0
+        self.history.append(self.level)
+        self.visits[self.level % 3] += 1
+        self.share, self.mode, self.port = self.share * np.float32(0.9), "hard" if self.level > 2 else "easy", self.port + 1
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
@@ -153,10 +159,77 @@ class Bandit(gymnasium.Env):
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-@pytest.mark.parametrize("levels", [False, True])
-def test_rewards_are_compared_where_observations_tell_nothing(levels: bool, vectorization: str, tmp_path: Path):
-    _, _, envs = whole_and_resumed(lambda: parts(PPO(), lambda: Bandit(levels), "steps", 3, vectorization), tmp_path, True)
+def test_rewards_are_compared_where_observations_tell_nothing(vectorization: str, tmp_path: Path):
+    _, _, envs = whole_and_resumed(lambda: parts(PPO(), Bandit, "steps", 3, vectorization), tmp_path, True)
     assert "its episode has other rewards: it draws from other generators, or remembers earlier episodes" in envs.begun_anew
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_an_environment_keeps_from_episode_to_episode_comes_back(wrapped: bool, vectorization: str, tmp_path: Path):
+    env = lambda: Counting(Bandit(levels=True)) if wrapped else Bandit(levels=True)  # noqa: E731
+    whole, resumed, envs = whole_and_resumed(lambda: parts(PPO(), env, "steps", 3, vectorization), tmp_path, True)
+    assert envs.begun_anew == ""
+    assert differences(whole, resumed) == []
+
+
+class Counting(gymnasium.Wrapper):
+    """It pays more in every third episode, however short it is."""
+
+    episodes = 0
+
+    def reset(self, **options):
+        self.episodes += 1
+        return self.env.reset(**options)
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        return observation, reward + (self.episodes % 3 == 0), *rest
+
+
+def test_what_it_keeps_and_cannot_be_set_is_named(tmp_path: Path):
+    """Nothing of it shows in observations, rewards or the generator."""
+    one, other = (control.make(lambda: Nested(), 2, seed=1, vectorization="sync") for _ in range(2))
+    one.reset()
+    for _ in range(31):
+        one.step(np.zeros((2, 2), np.int64))
+    kept = read_checkpoint(write_checkpoint(tmp_path, 1, one.state_dict()))
+    other.load_state_dict(kept)
+    assert other.begun_anew.endswith("its episode leaves its attribute 'nested' at another value: it remembers more than an episode")
+    for episode in kept["vector"]["episodes"]:  # a checkpoint of before
+        del episode["memory"]
+    older = control.make(lambda: Nested(), 2, seed=1, vectorization="sync")
+    older.load_state_dict(kept)
+    assert older.begun_anew == ""
+
+
+class Nested(Walk):
+    """It counts episodes where nobody looks."""
+
+    def __init__(self):
+        super().__init__()
+        self.nested = [[0]]
+
+    def reset(self, **options):
+        self.nested = [[1 + self.nested[0][0]]]
+        return super().reset(**options)
+
+
+def test_what_belongs_to_the_process_is_left_alone():
+    one, other = (Bandit(levels=True) for _ in range(2))
+    made, then = Made.of(other), Made.of(one)
+    for _ in range(4):
+        one.reset()
+    state = {"made": then.marks, "before": then.changed(remembered(one)), "now": marks(one)}
+    port, began = other.port, other.began
+    set_back(other, made, state)
+    assert (other.level, other.history, other.visits.tolist(), other.mode) == (4, [0, 1, 2, 3, 4], [1, 2, 1], "hard")
+    assert type(other.share) is np.float32 and other.share == one.share
+    assert (other.port, other.began) == (port, began)
+    assert first_difference(other, made, state) == ""
+    other.level = 5
+    assert first_difference(other, made, state) == "level"
+    assert remembered(gymnasium.make("CartPole-v1")) == {}
 
 
 class Forgets(Tells):

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.kinds import AnyDict, AnyList, AnyTuple, Box, DictSpace, MultiDiscrete
+from upslope.control.memory import Made
 from upslope.control.restore import Episode, new_world, replay
 from upslope.errors import UsageError, one_line
 from upslope.records import State
@@ -62,6 +63,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._keys = space.spaces.keys() if isinstance(space, DictSpace) else None
         self._looks = apart or self._keys is not None
         self._episode: Episode | None = None
+        self.made = Made.of(env)
 
     def __getattr__(self, name: str) -> Any:
         """What the environment itself has, as if nothing stood around it."""
@@ -71,7 +73,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         new_world(self.env)
-        self._episode = Episode(self.env, seed, options)
+        self._episode = Episode(self.env, seed, options, looked_at=self.made.looked_at)
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
         except KeyboardInterrupt:
@@ -115,7 +117,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def saved_episode(self) -> State | None:
         """What brings another environment of this kind to where this one is; None before the first reset."""
-        return None if self._episode is None else self._episode.state_dict(self.env, apart=self.apart)
+        return None if self._episode is None else self._episode.state_dict(self.env, self.made, apart=self.apart)
 
     def restore_episode(self, state: State, but_last: bool = False) -> tuple[Any, str]:
         """Bring a worker's environment to where another one was: its last observation, or why not, for what is raised ends the worker."""

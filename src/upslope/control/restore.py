@@ -2,7 +2,8 @@
 
 An environment that has ``get_state()`` and ``set_state(state)`` is asked. Every other one is brought back by playing the episode again:
 its generator is set to what it was before the last reset, it is reset as it was then, and takes the same actions. That is exact for
-whatever draws its randomness from ``self.np_random``; the last observation and the generator's state are compared to the bit.
+whatever draws its randomness from ``self.np_random``; the last observation, the generator's state and what the environment keeps from
+episode to episode (:mod:`upslope.control.memory`) are compared to the bit.
 """
 
 import sys
@@ -16,7 +17,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
-from upslope.control import trees
+from upslope.control import memory, trees
 from upslope.control.kinds import AnyDict, AnyList, AnyTuple, DictSpace, TupleSpace
 from upslope.errors import UsageError, is_kind
 from upslope.records import State
@@ -30,11 +31,12 @@ BIT_GENERATORS = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
 class Episode:
     """What an environment was asked since its last reset."""
 
-    def __init__(self, env: Any, seed: int | None, options: dict[str, Any] | None) -> None:
+    def __init__(self, env: Any, seed: int | None, options: dict[str, Any] | None, *, looked_at: bool) -> None:
         self.seed, self.options = seed, options
         self.generator = generator_state(env) if seed is None else None
         self.actions: list[Any] | None = []
         self.total: Any = 0.0  # the undiscounted return so far, which an episode that is played again must have, too
+        self.before = memory.remembered(env) if looked_at else {}
 
     def note(self, action: Any) -> None:
         """One more action; it is copied, for callers use their arrays again."""
@@ -49,8 +51,8 @@ class Episode:
         if len(actions) > MAX_ACTIONS:
             self.actions = None
 
-    def state_dict(self, env: Any, *, apart: bool) -> State:
-        """All that :func:`replay` needs, and the generator's state now.
+    def state_dict(self, env: Any, made: memory.Made, *, apart: bool) -> State:
+        """All that :func:`replay` needs, and the generator's state now; ``made`` is what the environment remembered when it was made.
 
         An environment ``apart``, in a process that remembers by itself that a reset is next, is always played again.
         """
@@ -58,7 +60,9 @@ class Episode:
         actions = None if self.actions is None or attributes else stacked(self.actions)
         recorded = {"seed": self.seed, "options": self.options, "generator": self.generator, "actions": actions}
         num_actions = 0 if actions is None else len(self.actions or ())
-        now = {"generator_now": generator_state(env), "total": float(self.total)}
+        now: State = {"generator_now": generator_state(env), "total": float(self.total)}
+        if not attributes:
+            now["memory"] = {"made": dict(made.marks), "before": made.changed(self.before), "now": memory.marks(env)}
         return {**recorded, "num_actions": num_actions, **now, **attributes}
 
 
@@ -70,6 +74,9 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
     for wrapper in wrappers(guard):
         if type(wrapper).__name__.startswith("Normalize"):  # its running moments outlast an episode
             raise ValueError(f"its wrapper {type(wrapper).__name__} remembers more than an episode; normalize with the policy instead")
+    kept = state.get("memory")
+    if kept is not None:
+        memory.set_back(guard, guard.made, kept)
     if state["generator"] is not None:
         set_generator(guard, state["generator"])
     observation, _ = guard.reset(seed=state["seed"], options=state["options"])
@@ -93,6 +100,8 @@ def replay(guard: Any, state: Mapping[str, Any], *, but_last: bool = False) -> A
         raise ValueError("played again, its episode leaves its generator in another state")
     if not but_last and float(guard._episode.total) != state.get("total", float(guard._episode.total)):
         raise ValueError("played again, its episode has other rewards: it draws from other generators, or remembers earlier episodes")
+    if kept is not None and not but_last and (name := memory.first_difference(guard, guard.made, kept)):
+        raise ValueError(f"played again, its episode leaves its attribute {name!r} at another value: it remembers more than an episode")
     return observation
 
 
