@@ -13,9 +13,12 @@ def find_in_current_folder() -> None:
     """Let modules be found in the current folder, after everything else: a ``random.py`` that lies there must not become Python's.
 
     For good, since worker processes and later imports need it too, and only once a module is named: a command that names none
-    imports nothing from there.
+    imports nothing from there. There is nothing to find where it is gone, for an environment had changed to a folder of a moment.
     """
-    folder = os.getcwd()
+    try:
+        folder = os.getcwd()
+    except OSError:
+        return
     if folder not in sys.path and "" not in sys.path:
         sys.path.append(folder)
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load, save
 
 from tests.children import python
-from tests.cli.conftest import Answer, Command, good
+from tests.cli.conftest import SHORT, Answer, Command, good
 from upslope import Run, RunFault, UsageError
 from upslope.control.guard import Misbehaved
 from upslope.run.checkpoints import STATE, checkpoints_in, newest, write_checkpoint
@@ -483,6 +483,23 @@ def test_a_signal_while_the_end_is_written_changes_nothing(tmp_path: Path, monke
     session = config().session(Output(out=tmp_path / "run", quiet=True))
     assert session.run().finished and session.exit_code == 0
     assert (tmp_path / "run" / "curve.png").exists()
+
+
+def test_a_folder_that_an_environment_changed_to_may_be_gone(tmp_path: Path, cli: Command):
+    """Nor is it asked for when environments for an evaluation are made, when the end is written or a run is resumed."""
+    (tmp_path / "elsewhere.py").write_text(
+        "import os, tempfile\nfrom faulty import walk\n"
+        "def env():\n    found = walk()\n    step = found.step\n    found.step = lambda action: leave() or step(action)\n    return found\n"
+        "def leave():\n    with tempfile.TemporaryDirectory() as folder:\n        os.chdir(folder)\n"
+    )
+    words = ["--total-steps", "96", "--eval-every", "32", "--out", "run", *SHORT]
+    answer = cli("train", "ppo", "elsewhere:env", *words)
+    assert answer.code == 0, answer
+    assert f"{tmp_path / 'run'}" in answer.out
+    os.chdir(tmp_path)
+    assert cli("resume", "run", "--env", "elsewhere:env", "--total-steps", "128").code == 0
+    os.chdir(tmp_path)
+    assert Run.load("run").finished
 
 
 def test_a_folder_is_where_it_was_whatever_an_environment_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Command):

@@ -129,7 +129,10 @@ class RunFolder:
     @property
     def shown(self) -> Path:
         """Its path as it was given, as long as that leads to it."""
-        return self.given if self.given.absolute() == self.path else self.path
+        try:
+            return self.given if self.given.absolute() == self.path else self.path
+        except OSError:  # the current folder is gone
+            return self.path
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON object, atomically; numbers that are not finite become null."""
