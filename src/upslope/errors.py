@@ -29,6 +29,14 @@ class Diverged(RunFault):
     batch: object = None
 
 
+class Signaled(KeyboardInterrupt):
+    """A signal that ends a command as Ctrl-C does: what it has started is ended, what is half written removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def is_fault(error: BaseException) -> bool:
     """Whether code failed, and nobody asked to stop: an exception, or a panic of Rust, which PyO3 makes no ``Exception`` of."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

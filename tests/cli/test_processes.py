@@ -138,3 +138,42 @@ def test_killed(tmp_path: Path):
     assert run.summary is None and progress is not None and progress["iteration"] >= 1
     assert "of 10,000,000 steps (the run was killed" in run.caution()
     run.policy.act(run.policy.observation_space.sample())
+
+
+def children(pid: int) -> list[int]:
+    """All that a process has started, and what these have."""
+    asked = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in asked.stdout.splitlines()]
+    found = [child for child, parent in pairs if parent == pid]
+    return found + [below for child in found for below in children(child)]
+
+
+def alive(pid: int) -> bool:
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()[:1] not in (
+        "",
+        "Z",
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
+def test_verify_resume_leaves_nothing_behind(number: int, code: int, tmp_path: Path):
+    """Its runs are processes that have processes: they end with it, and its folder is gone (but after SIGKILL)."""
+    words = ["verify-resume", "ppo", "CartPole-v1", "--total-steps", "10_000_000", "--stop-after", "100_000", "--vectorization", "async"]
+    flags = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--no-fast"]
+    options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    deadline = time.monotonic() + 120
+    with python(["-m", "upslope", *words, *flags], **options) as process:
+        while not list(tmp_path.glob("*/whole/metrics.jsonl")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        started = children(process.pid)
+        assert len(started) >= 3
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert err == ("" if number == signal.SIGKILL else "upslope: stopped\n")
+    while any(map(alive, started)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (list(tmp_path.iterdir()) == []) == (number != signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -25,10 +26,11 @@ from upslope.run.config import RunConfig
 from upslope.run.control import Control
 from upslope.run.evaluations import Point, Points
 from upslope.run.folder import Output, is_kept
-from upslope.run.replay import replay
+from upslope.run.replay import Replay, replay
 from upslope.run.resume import locked
 from upslope.run.session import Session
-from upslope.run.verify import NOT_COMPARED, StopAt, differences, verify_resume
+from upslope.run.train import RunState
+from upslope.run.verify import NOT_COMPARED, StopAt, differences, run_in_process, verify_resume
 from upslope.updates.schedules import SCHEDULES
 
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 2}
@@ -648,6 +650,31 @@ def test_verify_resume_says_what_differs_first(cli: Command):
     assert "killed behind iteration 1, resumed after iteration 1, compared after 3: 3 rows of metrics" in same.out
     assert "equal to the bit" in same.out
     assert "kill_at: expected 1 to 2" in bad(cli("verify-resume", "ppo", "CartPole-v1", *small[:-1], "3"))
+
+
+class StartsAlike(StopAt):
+    """Stops, and refuses where its process starts others in another way than the one that it was made in."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.expected = multiprocessing.get_start_method()
+
+    def __call__(self, state: RunState) -> bool:
+        if multiprocessing.get_start_method() != self.expected:
+            raise RuntimeError(f"its processes would start by {multiprocessing.get_start_method()}")
+        return super().__call__(state)
+
+
+def test_processes_of_a_verified_run_start_as_those_of_any_run(tmp_path: Path):
+    assert run_in_process("it", config(), tmp_path / "run", StartsAlike()) == 0
+
+
+def test_a_replay_that_is_stopped_says_so(tmp_path: Path, cli: Command, monkeypatch: pytest.MonkeyPatch):
+    config(total_steps=96).run(Output(out=tmp_path / "run", quiet=True))
+    monkeypatch.setattr(Replay, "begin", lambda self, state: signal.raise_signal(signal.SIGTERM))
+    answer = cli("replay", "run", "--iteration", "2")
+    assert (answer.code, answer.out, answer.err) == (143, "", "upslope: stopped\n")
+    assert not list((tmp_path / "run").glob("replay*"))
 
 
 def test_places_that_differ_are_named():

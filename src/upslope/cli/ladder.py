@@ -34,7 +34,7 @@ def usage() -> str:
 
 
 def climb(plain: list[str], values: dict[str, Any]) -> int:
-    """Climb, say where the page is; 130 after Ctrl-C, with what was finished kept."""
+    """Climb, say where the page is; 128 and the number of the signal that ended it (130 after Ctrl-C), with what was finished kept."""
     from upslope.studies.ladder import ladder  # loads PyTorch
 
     as_json, quiet = values.pop("json"), values.pop("quiet")
@@ -45,7 +45,7 @@ def climb(plain: list[str], values: dict[str, Any]) -> int:
     elif not silent:
         picture = " · picture: ladder.png" * bool(found["rungs"])  # there is nothing to draw before the first one
         print(f"page: {found['folder']}/index.html{picture} · numbers: ladder.json · {found['seconds']:.1f} s")
-    return 0 if found["status"] == "finished" else 130
+    return 0 if found["status"] == "finished" else 128 + found["signal"]
 
 
 COMMAND = Command(climb, usage, FLAGS, f"ladder: expected TASK, one of {', '.join(TASKS)}; try: upslope ladder bandit")

@@ -15,10 +15,10 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from upslope._version import __version__
-from upslope.errors import RunFault, UsageError, describe_error, is_fault, one_line, require, unknown
+from upslope.errors import RunFault, Signaled, UsageError, describe_error, is_fault, one_line, require, unknown
 from upslope.terminal import Output, OutputClosed
 
 COMMANDS = {
@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def carried_out(argv: list[str]) -> int:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unwinding():
             warnings.showwarning = _show_warning
             return dispatch(argv)
     except UsageError as error:
         return report_failure(error, 2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("upslope: stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.number if isinstance(stop, Signaled) else signal.SIGINT)
     except OutputClosed:
         return 0
     except SystemExit as error:
@@ -95,6 +95,30 @@ def carried_out(argv: list[str]) -> int:
         if not is_fault(error):
             raise
         return report_failure(error, 1)
+
+
+@contextlib.contextmanager
+def unwinding() -> Generator[None]:
+    """Let a scheduler's signal and a closed terminal end a command as Ctrl-C does, lest processes and temporary folders be left.
+
+    A run has handlers of its own while it trains. Where somebody handles or ignores a signal (nohup), that stays.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Signaled(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, stop)
+    except ValueError:  # not in the main thread
+        ours = []
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def dispatch(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from upslope.errors import Diverged, UsageError
+from upslope.errors import Diverged, Signaled, UsageError
 from upslope.records import Algorithm, Batch, Policy, State
 from upslope.run.capsule import CAPSULE, copy_of, tensors_of, write_tensors
 from upslope.run.checkpoints import checkpoints_in, iteration_of, newest
@@ -139,6 +139,8 @@ def replay(run: Run, config: RunConfig, iteration: int | None = None) -> Replay:
             taken.session.run()
         except Diverged as fault:
             taken.fault = fault
+    if not taken.metrics and taken.fault is None and taken.session.signal is not None:  # on the way to the iteration
+        raise Signaled(taken.session.signal)
     compare(taken, run, rows.get(iteration), capsule)
     return taken
 

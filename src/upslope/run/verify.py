@@ -7,8 +7,10 @@ one has left. Then every row of metrics and every number of the two last states 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,9 @@ from upslope.run.train import RunState
 NOT_COMPARED = ("_seconds", "_per_second")
 """How the names of measured times end; they are the only numbers that may differ."""
 
+
+PATIENCE = (1.0, 10.0)
+"""Seconds that a run's process has to end behind a first and a second signal, before it is killed."""
 
 REFUSED = 2
 """Exit code of a process that was asked for what cannot be."""
@@ -101,13 +106,19 @@ def compared_parts(state: State) -> State:
 
 
 def run_in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, resume: bool = False, expected: int = 0) -> int:
-    """Carry out a run in a separate process and wait for it; the exit code, which is 0 or ``expected``."""
+    """Carry out a run in a separate process and wait for it; the exit code, which is 0 or ``expected``.
+
+    The process ends with the wait, however that ends, and with this process.
+    """
     answers = multiprocessing.get_context("spawn")
     received, sent = answers.Pipe(duplex=False)
-    process = answers.Process(target=reported, args=(sent, config, folder, stop, resume))
+    process = answers.Process(target=reported, args=(multiprocessing.get_start_method(), sent, config, folder, stop, resume))
     process.start()
     sent.close()
-    process.join()
+    try:
+        process.join()
+    finally:
+        end(process)
     code = process.exitcode or 0
     if code not in (0, expected):
         why = received.recv() if received.poll() else f"its process ended with exit code {code}"
@@ -115,8 +126,31 @@ def run_in_process(name: str, config: RunConfig, folder: Path, stop: StopAt, *, 
     return code
 
 
-def reported(sent: Any, config: RunConfig, folder: Path, stop: StopAt, resume: bool) -> None:
-    """In the process: the run, from its beginning (with a checkpoint after each iteration) or its end; say in a line why it failed."""
+def end(process: BaseProcess) -> None:
+    """End a run's process: a first signal after its iteration, a second one at once, and both with all that it has started."""
+    for seconds in PATIENCE:
+        if process.exitcode is None:
+            process.terminate()
+            process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+
+
+def end_with_parent() -> None:
+    """In the process: wait until its parent is gone, however it went, and go."""
+    parent = cast("BaseProcess", multiprocessing.parent_process())
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reported(start_method: str, sent: Any, config: RunConfig, folder: Path, stop: StopAt, resume: bool) -> None:
+    """In the process: the run, from its beginning (with a checkpoint after each iteration) or its end; say in a line why it failed.
+
+    Its environments' processes start as those of any run do, and not as this one has.
+    """
+    multiprocessing.set_start_method(start_method, force=True)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     output = Output(quiet=True) if resume else Output(out=folder, quiet=True, checkpoint_every=0.0)
     try:
         config.session(output, [stop], resumed=folder if resume else None).run()

@@ -5,6 +5,7 @@ Each rung is the run that ``upslope train`` makes of its settings. The folder ho
 """
 
 import json
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.errors import is_kind, require, unknown
+from upslope.errors import Signaled, is_kind, require, unknown
 from upslope.intervals import bootstrap_band
 from upslope.run.drawing import save
 from upslope.run.folder import RunFolder, check_free, versions
@@ -30,7 +31,8 @@ def ladder(
 ) -> dict[str, Any]:
     """Climb every rung and write the folder (``runs/ladder-TASK`` unless ``out`` is given); returns what ``ladder.json`` holds.
 
-    Ctrl-C ends it after what is finished; ``status`` is then ``"interrupted"``. ``say`` is given a line for each rung.
+    Ctrl-C ends it after what is finished; ``status`` is then ``"interrupted"``, and ``signal`` which one it was.
+    ``say`` is given a line for each rung.
     Raises :class:`UsageError` for an unknown task, a budget or a number of seeds that cannot be, a folder that is not free.
     """
     if task not in TASKS:
@@ -56,8 +58,8 @@ def ladder(
                 say(rung_line(fields["rungs"][-1]))
                 write_report(folder, fields)
             fields["status"] = "finished"
-        except KeyboardInterrupt:
-            fields["status"] = "interrupted"
+        except KeyboardInterrupt as stop:
+            fields |= {"status": "interrupted", "signal": int(stop.number if isinstance(stop, Signaled) else signal.SIGINT)}
         except BaseException:
             fields["status"] = "failed"
             raise
