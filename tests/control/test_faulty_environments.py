@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from upslope import RunFault, UsageError, control
@@ -134,3 +135,37 @@ def test_what_can_be_meant_is_taken(changes: dict[str, Any]):
             envs.reset()
             step = envs.step(np.zeros(2, np.int64))
         assert step.reward.tolist() == [1, 1] and not step.terminated.any()
+
+
+class Careless(Odd):
+    """It changes PyTorch for the whole process ``where`` it is called."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.change("constructor")
+
+    def change(self, where: str) -> None:
+        if where == self.where:
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+
+    def reset(self, **options: Any) -> Any:
+        self.change("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.change("step")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("where", ["constructor", "reset", "step"])
+def test_what_an_environment_changes_of_pytorch_is_changed_back(where: str):
+    try:
+        with control.make(lambda: Careless(where), 2, vectorization="sync") as envs:
+            envs.reset()
+            envs.step(np.zeros(2, np.int64))
+            assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)

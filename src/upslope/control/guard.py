@@ -13,12 +13,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from torch import get_default_dtype, is_grad_enabled
 
 from upslope.control import trees
 from upslope.control.action_masks import ActionMasks
 from upslope.control.kinds import AnyDict, AnyList, AnyTuple, Box, DictSpace, MultiDiscrete
 from upslope.control.memory import Made
 from upslope.control.restore import Episode, new_world, replay
+from upslope.control.torch_state import set_back, torch_kept
 from upslope.errors import UsageError, one_line
 from upslope.records import State
 
@@ -75,7 +77,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         new_world(self.env)
         self._episode = Episode(self.env, seed, options, looked_at=self.made.looked_at)
         try:
-            answer: Any = self.env.reset(seed=seed, options=options)
+            with torch_kept():
+                answer: Any = self.env.reset(seed=seed, options=options)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -93,12 +96,16 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self._episode is not None:
             self._episode.note(action)
+        before = get_default_dtype(), is_grad_enabled()
         try:
             answer: Any = self.env.step(action)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             raise Misbehaved(raised(error, "step")) from error
+        finally:
+            if get_default_dtype() is not before[0] or is_grad_enabled() is not before[1]:
+                set_back(before)
         if not isinstance(answer, (AnyTuple, AnyList)) or len(answer) != 5:
             raise Misbehaved(f", step: {miscounted(answer)}")
         observation, reward, terminated, truncated, info = answer

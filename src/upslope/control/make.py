@@ -17,6 +17,7 @@ from upslope import environments
 from upslope.control import atari
 from upslope.control.envs import Envs
 from upslope.control.guard import Guard, Misbehaved
+from upslope.control.torch_state import torch_kept
 from upslope.control.workers import Workers
 from upslope.errors import UsageError, is_kind, missing_extra, one_line, require, unknown
 from upslope.modules import hidden_by, import_named
@@ -30,6 +31,7 @@ STEP_TIMEOUT = 120.0  # seconds that an environment in a separate process may ta
 _EXTRAS = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("box2d", "box2d")}
 
 
+@torch_kept()
 def make(
     env: str | Callable[..., Any] | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
     num_envs: int | None = None,
