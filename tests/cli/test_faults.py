@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from tests.cli.conftest import SHORT, Answer, Command, good
 from tests.cli.test_bad_input import one_line
 from upslope import PPO, Ascent, Diverged, Run, RunConfig, RunFault
-from upslope.run import saving
+from upslope.run import process, saving
 from upslope.run.folder import Output, RunFolder
 
 FAULTS = {
@@ -229,6 +231,20 @@ def test_under_nohup_a_closed_terminal_changes_nothing(cli: Command, monkeypatch
         assert cli("train", "ppo", "CartPole-v1", "--out", "run", "--total-steps", "128", *SHORT).code == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a close that hangs is interrupted the POSIX way")
+@pytest.mark.filterwarnings("default")
+def test_an_environment_that_never_closes_lets_the_command_end(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process, "CLOSING", 0.5)
+    import faulty
+
+    monkeypatch.setattr(faulty.Walk, "close", lambda self: time.sleep(60), raising=False)
+    started = time.monotonic()
+    answer = cli("train", "ppo", "faulty:walk", "--total-steps", "32", "--vectorization", "sync", "--quiet", "--out", "run", *SHORT)
+    assert answer.code == 0 and time.monotonic() - started < 30
+    assert "raised TimeoutError in close: it did not come back within 0.5 s, and everything is saved" in answer.err
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
 
 
 # --------------------------------------------------------------------------------------------------------- what is saved

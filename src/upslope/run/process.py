@@ -66,6 +66,31 @@ def handled(handler: Callable[..., Any]) -> Generator[None]:
             signal.signal(number, old)
 
 
+CLOSING = 10.0  # seconds after which what lets go of everything is interrupted
+
+
+def in_time(call: Callable[[], object]) -> None:
+    """Call what lets go of everything; where that takes too long, TimeoutError is raised in it, each second anew, until it comes back.
+
+    In the main thread, and not on Windows: elsewhere it takes what it takes.
+    """
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"it did not come back within {CLOSING:g} s, and everything is saved")
+
+    try:
+        before = signal.signal(signal.SIGALRM, late)
+    except (ValueError, AttributeError):
+        call()
+        return
+    signal.setitimer(signal.ITIMER_REAL, CLOSING, 1.0)
+    try:
+        call()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def generators() -> State:
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 (others may use it)
     return {"python": random.getstate(), "numpy": [name, keys, *rest], "torch": torch.get_rng_state()}

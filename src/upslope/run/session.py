@@ -21,7 +21,7 @@ from upslope.run.health import WATCHED, findings, restarts_of
 from upslope.run.history import History
 from upslope.run.load import Run
 from upslope.run.loggers import GivenLogger, check_loggers, opened
-from upslope.run.process import handled, one_thread, seeded
+from upslope.run.process import handled, in_time, one_thread, seeded
 from upslope.run.report import Meter, Progress, closing_text, progress_for
 from upslope.run.resume import NOT_RESUMABLE, Stopped, attach, cut_files, locked, remembering, rows_until, sizes, states_of, surroundings
 from upslope.run.saving import CHECKPOINT_SHARE, SavePace
@@ -101,7 +101,7 @@ class Session:
                 summary = self._recorded()
             return Run(self.folder.shown, {"format_version": FORMAT_VERSION, **self.recorded_config}, summary)
         finally:
-            self.world.close()
+            in_time(self.world.close)
 
     def _recorded(self) -> dict[str, Any]:
         """Everything that happens while the folder is open."""
