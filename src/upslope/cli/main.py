@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "train a policy: upslope train ppo CartPole-v1",
     "resume": "go on with a run that was stopped or killed, to the bit",
     "verify-resume": "kill and resume a run of yours, and compare it with the uninterrupted one",
+    "sweep": "search the settings with which a run does best: upslope sweep ppo CartPole-v1",
     "replay": "play an iteration of a run again, to the bit, and write down what it saw",
     "doctor": "say what did not go well in a run, why, and what to change",
     "evaluate": "measure a trained policy on fresh episodes or held-out problems",

@@ -97,16 +97,28 @@ PAGES = {
 }
 
 
+@dataclass(frozen=True)
+class Request:
+    """A run that words ask for, the values of the flags that change no result, and the settings that were given."""
+
+    config: RunConfig
+    output: dict[str, Any]
+    given: dict[str, Any]
+
+
 def main(argv: list[str]) -> int:
     asked = requested(argv)
-    return asked if isinstance(asked, int) else run(*asked)
+    return asked if isinstance(asked, int) else run(asked.config, asked.output)
 
 
-def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, dict[str, Any]] | int:
-    """The run that the words ask for, and the values of the flags that change no result, ``extra`` among them; 0 once help is shown."""
+def requested(argv: list[str], extra: Sequence[Flag] = (), *, command: str = "train") -> Request | int:
+    """What the words ask for, with the values of ``extra`` flags in its output; 0 once help is shown.
+
+    The ``command`` is named in errors; the folder of any other than ``train`` is its own affair.
+    """
     helps, rest = asks_for_help(argv), [word for word in argv if word not in HELP_FLAGS]
     if not helps:
-        check_alone("train", os.environ)
+        check_alone(command, os.environ)
     page = PAGES["language" if concerns_language(rest) else "control"]
     page = replace(page, extra=(*page.extra, *extra))
     name, outputs, flags = method_in(rest, page), page.outputs, dict[str, Flag]()
@@ -120,20 +132,20 @@ def requested(argv: list[str], extra: Sequence[Flag] = ()) -> tuple[RunConfig, d
             return show_overview(page)
         known = ", ".join(methods_in(page.world))
         if name is not None and page.world == "language":
-            raise UsageError(f"train: {name!r} is a flag's value here; name the algorithm first, one of {known}")
-        raise UsageError(f"train: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
+            raise UsageError(f"{command}: {name!r} is a flag's value here; name the algorithm first, one of {known}")
+        raise UsageError(f"{command}: expected {page.expected} first, ALGORITHM one of {known}; found {rest[0]!r}")
     if plain[0] != name:
         raise unknown("algorithm", plain[0], methods_in(page.world))
     output = {flag.name: given.pop(flag.name) for flag in outputs if flag.name in given}
     settings = from_file(output.pop("config", None), flags, given, page.world) | given
     if helps:
         return show_help(name, plain[1:], settings, page)
-    env_id = problem_of(name, plain[1:], settings, page)
-    if output.get("out") is not None and output.get("resume") is None:
+    env_id = problem_of(name, plain[1:], settings, page, command)
+    if command == "train" and output.get("out") is not None and output.get("resume") is None:
         check_free(output["out"])
     if "init" in given and (shape := [flags[key].option for key in given if flags[key].owner is PolicySettings]):
         raise UsageError(f"init: the policy's shape comes from {given['init']}; leave out {', '.join(shape)}")
-    return RunConfig.of(name, env_id, **settings), output
+    return Request(RunConfig.of(name, env_id, **settings), output, given)
 
 
 def method_in(argv: list[str], page: Page) -> str | None:
@@ -203,18 +215,18 @@ def show_help(name: str, plain: list[str], settings: dict[str, Any], page: Page)
     return 0
 
 
-def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: Page) -> str | None:
+def problem_of(name: str, plain: list[str], settings: Mapping[str, Any], page: Page, command: str) -> str | None:
     """The environment that is named behind the method; None for a language model, whose task is a flag."""
     if page.world == "control":
         if len(plain) == 1:
             return plain[0]
-        text = f", or: upslope train {name} --model tiny --task addition" if name in BOTH else ""
-        found = f"found also {plain[1]!r}" if plain else f"try: upslope train {name} CartPole-v1{text}"
-        raise UsageError(f"train: expected ALGORITHM ENV_ID, {found}")
+        text = f", or: upslope {command} {name} --model tiny --task addition" if name in BOTH else ""
+        found = f"found also {plain[1]!r}" if plain else f"try: upslope {command} {name} CartPole-v1{text}"
+        raise UsageError(f"{command}: expected ALGORITHM ENV_ID, {found}")
     if plain and not {"model", "task", "pairs"} & settings.keys():
-        hint = f"try: upslope train {name} --model tiny --task copy"
+        hint = f"try: upslope {command} {name} --model tiny --task copy"
         raise UsageError(f"{name}: it learns from texts, not in an environment ({plain[0]!r}); {hint}")
-    require(not plain, f"train: an environment ({plain[:1]}) or a model (--model, --task), never both")
+    require(not plain, f"{command}: an environment ({plain[:1]}) or a model (--model, --task), never both")
     return None
 
 

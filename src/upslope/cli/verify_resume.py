@@ -30,15 +30,14 @@ def main(argv: list[str]) -> int:
     if asks_for_help(argv) or not argv:
         print(f"{HELP}\n{section('Flags, besides those of `upslope train`:', FLAGS)}")
         return 0
-    asked = requested([word for word in argv if word not in HELP_FLAGS], FLAGS)
+    asked = requested([word for word in argv if word not in HELP_FLAGS], FLAGS, command="verify-resume")
     if isinstance(asked, int):
         return asked
-    config, given = asked
     from upslope.run.verify import verify_resume  # loads PyTorch
 
-    counts = {flag.name: flag.default for flag in FLAGS} | given
+    counts = {flag.name: flag.default for flag in FLAGS} | asked.output
     with tempfile.TemporaryDirectory() as folder:
-        found = verify_resume(config, Path(folder), iterations=counts["stop_after"], kill_at=counts["kill_at"])
+        found = verify_resume(asked.config, Path(folder), iterations=counts["stop_after"], kill_at=counts["kill_at"])
     head = f"killed behind iteration {counts['kill_at']}, resumed after iteration {found.resumed_at}, compared after {found.rows}:"
     if not found.differs:
         print(f"{head} {found.rows} rows of metrics and {found.tensors} tensors are equal to the bit")
