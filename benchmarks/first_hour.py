@@ -155,6 +155,22 @@ STEPS: tuple[Step, ...] = (
     Step("upslope plot runs/* --out comparison.png", says=["comparison.png"]),
     Step("upslope play runs/ppo-make_env-0 --env my_module:make_env", says=["play.gif"]),
     Step("upslope play runs/reinforce-make_maze-0 --env mytasks:make_maze", says=["render_mode"], code=2),
+    # other settings
+    Step("upslope sweep --help", says=["--search NAME=SPACE"]),
+    Step(
+        "upslope sweep ppo CartPole-v1 --trials 50 --jobs 2 --out sweeps/cartpole",
+        "--trials 2 --seeds 1 --total-steps 10000",
+        ["best: trial", "judge it on", "sweeps/cartpole/best.json"],
+    ),
+    Step(
+        "upslope sweep ppo CartPole-v1 --search learning_rate=1e-4:1e-2:log num_steps=32,64,128",
+        "--trials 2 --seeds 1 --total-steps 10000",
+        ["sweeps/ppo-CartPole-v1-0"],
+    ),
+    Step(
+        "upslope train ppo CartPole-v1 --config sweeps/cartpole/best.json --until-solved --seed 100",
+        says=["try next:", "runs/ppo-CartPole-v1-100"],
+    ),
     # steps in a file
     Step("upslope record runs/ppo-CartPole-v1-0 --steps 50000 --num-envs 64 --out steps.safetensors", says=["steps.safetensors"]),
     Step("upslope record CartPole-v1 --random", "--out random.safetensors --steps 1000", ["random.safetensors"]),

@@ -38,13 +38,13 @@ usage: upslope sweep ALGORITHM ENV_ID [flags]
 
 Search the settings with which a run does best, with Optuna (TPE). A trial is a few ordinary runs that differ in their seed, each with its
 run folder, and ends early where it lies below the median of the others. Arguments and flags are those of `upslope train`; a setting that
-is given is held fixed. The folder of --out (none: runs/sweep-ALGORITHM-TASK-SEED) holds everything: a sweep that was stopped or killed
+is given is held fixed. The folder of --out (none: sweeps/ALGORITHM-TASK-SEED) holds everything: a sweep that was stopped or killed
 goes on where --out names its folder, with finished trials kept and running ones resumed; more --trials go on with one that has ended.
 `best.json` in it is a file for `upslope train … --config`.
 
   upslope sweep ppo CartPole-v1 --trials 50 --jobs 2
   upslope sweep ppo CartPole-v1 --search learning_rate=1e-4:1e-2:log num_steps=32,64,128 "hidden_sizes=64 64,128 128"
-  upslope sweep a2c mytasks:make_maze --total-steps 100000 --objective final --out runs/maze
+  upslope sweep a2c mytasks:make_maze --total-steps 100000 --objective final --out sweeps/maze
   upslope sweep grpo --model tiny --task addition --iterations 30 --trials 20
 """
 

@@ -1,1 +1,1 @@
-"""Studies of the methods themselves: the ladder, the variance of estimators, the textbook figures."""
+"""Studies of the methods themselves: sweeps, the ladder, the variance of estimators, the textbook figures."""

@@ -101,7 +101,7 @@ class Sweep(SweepOptions):
         return json.loads(json.dumps(finite_or_none({"config": self.config.config(), "space": space, **how})))
 
     def run(self, output: Output | None = None) -> Swept:
-        """Search, in the output's folder (none: ``runs/sweep-ALGORITHM-TASK-SEED``); one that is there already goes on.
+        """Search, in the output's folder (none: ``sweeps/ALGORITHM-TASK-SEED``); one that is there already goes on.
 
         Args:
             output: where the folder is, what is printed, and what the runs log.
@@ -147,7 +147,8 @@ class Sweep(SweepOptions):
         """
         recorded = self.recorded()
         if out is None or not (out / SWEEP).exists():
-            folder = RunFolder.create(out, default_path(f"sweep-{self.config.name.replace(':', '.')}", target, self.config.settings.seed))
+            default = Path("sweeps") / default_path(self.config.name, target, self.config.settings.seed).name
+            folder = RunFolder.create(out, default)
             folder.write_json(SWEEP, {"format_version": FORMAT_VERSION, **recorded, "versions": versions()})
             return folder
         found = read_json(out / SWEEP, versioned=True)

@@ -1,0 +1,127 @@
+"""A sweep of PPO on CartPole-v1 that is killed in the middle and goes on; what it finds is judged on other seeds beside the preset.
+
+python benchmarks/sweep.py                       # 40 trials by two processes, then 20 seeds twice: about 10 minutes
+python benchmarks/sweep.py --trials 8 --judged 3 # a look
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import ONE_THREAD, OURS, Record, load_average, ours_is_ready, ratio, run_ours, write
+
+TASK = ("ppo", "CartPole-v1")
+FIRST_FRESH = 100  # the sweep's own seeds are 0 and 1
+MOST = 1.2  # steps of what was found over those of the preset
+PROTOCOL = (
+    "`upslope sweep ppo CartPole-v1 --trials N --jobs 2 --no-baseline`, so that the preset is not among the trials; 100,000 steps a run, "
+    "objective: fewest steps to 475 (the mean of 20 greedy episodes every 2,048 steps, twice in a row), seeds 0 and 1, median pruner. "
+    "Its process is killed with SIGKILL once half of the trials have ended; the same command is given again. Then best.json and the "
+    "preset train with --until-solved on seeds that neither was tuned on; steps are means over them."
+)
+
+
+def table(folder: Path) -> list[Record]:
+    """The trials that have ended."""
+    path = folder / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def command(args: argparse.Namespace, folder: Path) -> list[str]:
+    words = ["sweep", *TASK, "--trials", str(args.trials), "--jobs", "2", "--no-baseline", "--out", str(folder)]
+    return ["taskset", "-c", args.cores, str(OURS / "upslope"), *words]
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()]
+
+
+def killed(args: argparse.Namespace, folder: Path, environment: dict[str, str]) -> Record:
+    """Begin the sweep and kill it once half of its trials have ended: what it has left."""
+    started = time.perf_counter()
+    with subprocess.Popen(command(args, folder), env=environment, stdout=subprocess.DEVNULL) as process:
+        while len(table(folder)) < args.trials // 2:
+            if process.poll() is not None:
+                raise SystemExit(f"the sweep ended by itself with exit code {process.returncode}")
+            time.sleep(0.05)
+        children = children_of(process.pid)
+        process.send_signal(signal.SIGKILL)
+    time.sleep(1.0)
+    left = [child for child in children if Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()]
+    begun = len(list(folder.glob("trial-*")))
+    return {"ended": len(table(folder)), "begun": begun, "processes_left": len(left), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def search(args: argparse.Namespace, folder: Path) -> Record:
+    """The sweep, killed and carried on: whether every trial of before is what it was, and each counts once."""
+    environment = {**os.environ, **ONE_THREAD}
+    first = killed(args, folder, environment)
+    before, started = table(folder), time.perf_counter()
+    done = subprocess.run(command(args, folder), env=environment, capture_output=True, text=True, check=False)
+    rows = table(folder)
+    if done.returncode != 0 or not rows:
+        raise SystemExit(f"the sweep that went on exited {done.returncode}:\n{done.stderr[-2000:]}")
+    print(done.stdout.split("try next")[0][-1500:], file=sys.stderr)
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")}
+    best = min((row for row in rows if row["state"] == "complete"), key=lambda row: row["value"])
+    return {
+        "when_killed": first,
+        "trials": len(rows),
+        **counts,
+        "numbered_once": [row["trial"] for row in rows] == list(range(args.trials)),
+        "kept_as_they_were": rows[: len(before)] == before or all(row in rows for row in before),
+        "seconds_after": round(time.perf_counter() - started, 1),
+        "best": best,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--judged", type=int, default=20, help="fresh seeds")
+    parser.add_argument("--cores", default="0,1", help="those that the sweep runs on, as taskset names them")
+    parser.add_argument("--core", type=int, default=1, help="the one on which the runs that judge take turns")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    ours_is_ready()
+    load = load_average()
+    records: list[Record] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "sweep"
+        found = search(args, folder)
+        preset = ["--config", str(folder / "best.json")]
+        for seed in range(FIRST_FRESH, FIRST_FRESH + args.judged):
+            for name, words in (("found", preset), ("preset", [])):
+                record = run_ours([*TASK, *words, "--until-solved", "--seed", str(seed)], args.core)
+                records.append(record | {"system": name})
+                print(f"seed {seed}  {name:<7} {record['total_steps']} steps, solved {record['solved']}", file=sys.stderr, flush=True)
+        settings = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    steps = {name: [record["total_steps"] for record in records if record["system"] == name] for name in ("found", "preset")}
+    judged = {
+        name: {
+            "mean_steps": round(statistics.fmean(each)),
+            "median_steps": statistics.median(each),
+            "solved": sum(bool(record["solved"]) for record in records if record["system"] == name),
+        }
+        for name, each in steps.items()
+    }
+    over = ratio(judged["found"]["mean_steps"], judged["preset"]["mean_steps"])
+    met = {
+        "steps_over_preset": over is not None and over <= MOST and judged["found"]["solved"] == args.judged,
+        "killed_and_resumed": found["numbered_once"] and found["kept_as_they_were"] and found["when_killed"]["processes_left"] == 0,
+    }
+    sections = {"protocol": PROTOCOL, "load_before": load, "sweep": found, "preset_file": settings}
+    write("sweep", (), records, args.out, **sections, judged=judged, ratio=over, target=MOST, met=met)
+
+
+if __name__ == "__main__":
+    main()
