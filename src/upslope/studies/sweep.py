@@ -6,14 +6,14 @@
 
 Everything that a sweep knows is in its folder, so one that was stopped or killed goes on with what it had:
 
-====================  ================================================================================
-``sweep.json``        what is searched, and how it is judged
-``journal.jsonl``     Optuna's journal, a line for each thing that happened; flushed to the disk line by line
-``trial-0007/seed-0`` a run folder for each run of a trial
-``trials.jsonl``      the table: a line for each trial that has ended
-``best.json``         the settings of the best one, for ``upslope train … --config``
-``history.png``       what each trial was worth, and ``importance.png``: which setting mattered
-====================  ================================================================================
+=====================  ================================================================================
+``sweep.json``         what is searched, and how it is judged
+``journal.jsonl``      Optuna's journal, a line for each thing that happened; flushed to the disk line by line
+``trial-0007/seed-0``  a run folder for each run of a trial
+``trials.jsonl``       the table: a line for each trial that has ended
+``best.json``          the settings of the best one, for ``upslope train … --config``
+``history.png``        what each trial was worth, and ``importance.png``: which setting mattered
+=====================  ================================================================================
 """
 
 from __future__ import annotations
