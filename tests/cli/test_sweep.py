@@ -20,7 +20,7 @@ from upslope.run.config import RunConfig
 from upslope.run.load import Run
 from upslope.studies.sweep_space import Choices, Range
 
-SWEEP = ["sweep", "ppo", "CartPole-v1", "--total-steps", "64", "--eval-every", "32", *SHORT]
+SWEEP = ["sweep", "ppo", "CartPole-v1", "--confirm", "0", "--total-steps", "64", "--eval-every", "32", *SHORT]
 
 
 def bad(answer: Answer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from upslope.run.load import Run
 from upslope.studies import sweep_search
 from upslope.studies.sweep import Choices, Range, Sweep
 from upslope.studies.sweep_optuna import importances, quiet_optuna, study_in
-from upslope.studies.sweep_runs import Result
+from upslope.studies.sweep_runs import Result, Watcher, carried_out
 from upslope.studies.sweep_space import default_space
 from upslope.studies.sweep_trials import Measure, Part, Trial
 
@@ -28,7 +29,7 @@ def config(**settings) -> RunConfig:
 
 
 def sweep(**options) -> Sweep:
-    return Sweep(config(), SPACE, **{"trials": 3, "seeds": 2, "objective": "return", **options})
+    return Sweep(config(), SPACE, **{"trials": 3, "seeds": 2, "confirm": 0, "objective": "return", **options})
 
 
 def study_of(folder: Path):
@@ -171,16 +172,28 @@ def test_a_trial_below_the_median_is_pruned(here, tmp_path: Path, monkeypatch): 
         return None if "evaluation_return" not in row else row["evaluation_return"] * 0 - float(len(here.begun))
 
     monkeypatch.setattr("upslope.studies.sweep_runs.evaluation_in", made_up)
-    many = Sweep(config(total_steps=160), SPACE, trials=7, seeds=1, objective="return")
+    many = Sweep(config(total_steps=160), SPACE, trials=7, seeds=1, confirm=0, objective="return")
     found = many.run(Output(out=tmp_path, quiet=True))
     assert [row["state"] for row in found.rows] == ["complete"] * 5 + ["pruned"] * 2
     assert "trial" in str(found.best) and found.rows[-1]["value"] is None
-    kept = Sweep(config(total_steps=160), SPACE, trials=7, seeds=1, objective="return", prune=False)
+    kept = Sweep(config(total_steps=160), SPACE, trials=7, seeds=1, confirm=0, objective="return", prune=False)
     assert {row["state"] for row in kept.run(Output(out=tmp_path / "kept", quiet=True)).rows} == {"complete"}
 
 
+def test_a_run_that_is_told_to_stop_can_go_on(tmp_path: Path):
+    line, parent = multiprocessing.Pipe()
+    line.send("stop")
+    job = config(), Output(out=tmp_path / "run", quiet=True)
+    assert carried_out(*job, Watcher(parent)) == ("stopped", "")
+    assert (Run.load(tmp_path / "run").summary or {})["status"] == "interrupted" and Result.of(tmp_path / "run") is None
+    assert carried_out(*job, Watcher(parent)) == ("finished", "") == carried_out(*job, Watcher(parent))
+    found = Result.of(tmp_path / "run")
+    assert found is not None and found.spent >= 64 and max(found.points) == 1.0
+    assert [line.recv() for _ in found.points] == [("evaluation", *point) for point in found.points.items()] and not line.poll()
+
+
 def test_settings_that_do_not_go_together_fail_their_trial_and_only_that(here, tmp_path: Path):  # noqa: F811
-    found = Sweep(config(), {"num_minibatches": Choices((2, 4096))}, trials=4, seeds=1, objective="final", baseline=False)
+    found = Sweep(config(), {"num_minibatches": Choices((2, 4096))}, trials=4, seeds=1, confirm=0, objective="final", baseline=False)
     rows = found.run(Output(out=tmp_path, quiet=True)).rows
     assert {row["state"] for row in rows if row["settings"]["num_minibatches"] == "2"} <= {"complete"}
     assert all(row["why"] for row in rows if row["state"] == "failed")
@@ -219,3 +232,19 @@ def test_importances_name_the_setting_that_matters(tmp_path: Path):
             study.add_trial(optuna.trial.create_trial(params=params, distributions=even, value=params["a"]))
         found = importances(study)
     assert found["a"] > 0.8 and sum(found.values()) == pytest.approx(1.0)
+
+
+def test_the_best_are_confirmed_on_further_seeds_once_and_the_mean_over_all_of_them_chooses(here, tmp_path: Path):  # noqa: F811
+    options = {"trials": 7, "seeds": 1, "prune": False}
+    plain = sweep(**options).run(Output(out=tmp_path, quiet=True))
+    here.begun.clear()
+    found = sweep(**options, confirm=2).run(Output(out=tmp_path, quiet=True))
+    confirmed = [row for row in found.rows if row["confirmed"]]
+    assert found.rows[0] in confirmed and len(confirmed) in (5, 6) and len(here.begun) == 2 * len(confirmed)
+    assert {path.name for path in here.begun} == {"seed-1", "seed-2"}
+    lowest = sorted((row["value"] for row in plain.rows), reverse=True)[4]
+    assert all(row["value"] >= lowest or row["trial"] == 0 for row in confirmed)
+    means = {row["trial"]: sum([*row["values"], *row["confirmed"]]) / 3 for row in confirmed}
+    assert found.best is not None and means[found.best["trial"]] == max(means.values())
+    here.begun.clear()
+    assert sweep(**options, confirm=2).run(Output(out=tmp_path, quiet=True)).rows == found.rows and here.begun == []

@@ -52,6 +52,8 @@ class SweepOptions:
     """runs side by side, each a process with one thread"""
     seeds: int = 2
     """runs of each trial, with the seeds --seed, --seed + 1, …; what is found is to be judged on others"""
+    confirm: int = 8
+    """further seeds on which the five best trials, and the baseline, are run at the end: chosen on a few, the best is mostly lucky"""
     objective: Objective | None = None
     """steps: fewest to the goal; return: the highest mean of all evaluations; final: the highest last one (none: steps where a goal is
     known, else return)"""
@@ -62,6 +64,7 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         require_counts(self, "trials", "jobs", "seeds", most=100_000)
+        require_counts(self, "confirm", least=0, most=100_000)
         require(self.jobs <= 1024, f"jobs: expected an integer ≥ 1 and at most 1,024, found {self.jobs}")
         known = ("steps", "return", "final", None)
         require(self.objective in known, f"objective: expected steps, return or final, found {self.objective!r}")
@@ -85,7 +88,7 @@ class Sweep(SweepOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_packages("sweep", "optuna")
-        check_seed(self.config.settings.seed + self.seeds - 1)
+        check_seed(self.config.settings.seed + self.seeds + self.confirm - 1)
         object.__setattr__(self, "space", dict(self.space) or default_space(self.config))
         check_space(self.config, self.space)
 

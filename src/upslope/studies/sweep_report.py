@@ -15,7 +15,7 @@ from upslope.run.drawing import PALETTE, Dots, Line, Panel
 from upslope.run.report import plural
 from upslope.studies.sweep_optuna import importances
 from upslope.studies.sweep_space import value_name
-from upslope.studies.sweep_trials import SLACK, Measure
+from upslope.studies.sweep_trials import SLACK, Measure, Trial
 
 if TYPE_CHECKING:
     from upslope.studies.sweep import Sweep
@@ -24,28 +24,42 @@ if TYPE_CHECKING:
 FRESH_SEED = 100
 """The seed from which on a finding is judged, if the sweep has not used it."""
 NAMES = {"total_steps": "steps", "iterations": "iterations"}
+CONFIRMED = "confirmed"  # what the study calls the values on further seeds
 Row = Mapping[str, Any]
 
 
 def rows_of(study: Any, sweep: Sweep) -> list[dict[str, Any]]:
     """A row for each trial that has ended, in their order."""
-    rows: list[dict[str, Any]] = []
+    rows, confirmed = list[dict[str, Any]](), study.user_attrs.get(CONFIRMED, {})
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         seconds = (trial.datetime_complete - trial.datetime_start).total_seconds() if trial.datetime_start else None
         row: dict[str, Any] = {"trial": trial.number, "state": state, "value": trial.value if state == "complete" else None}
+        row["confirmed"] = confirmed.get(str(trial.number), [])
         row |= {"values": trial.user_attrs.get("values", []), "points": trial.last_step or 0, "why": trial.user_attrs.get("why", "")}
         rows.append(row | {"seconds": seconds, "settings": {name: trial.params.get(name) for name in sweep.space}})
     return rows
 
 
-def best_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The complete trial with the best value, the first of equals."""
-    complete = [row for row in rows if row["state"] == "complete"]
+def best_first(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The complete trials by their value, those with the same one in their order."""
     sign = 1.0 if sweep.objective == "steps" else -1.0
-    return min(complete, key=lambda row: sign * row["value"], default=None)
+    return sorted((row for row in rows if row["state"] == "complete"), key=lambda row: sign * row["value"])
+
+
+def best_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best trial: of those that were confirmed on further seeds by the mean over all of them, else by its value."""
+    sign = 1.0 if sweep.objective == "steps" else -1.0
+    complete = best_first(sweep, rows)
+    confirmed = [row for row in complete if row["confirmed"]]
+    return min(confirmed or complete, key=lambda row: sign * float(np.mean(known_values(row))), default=None)
+
+
+def known_values(row: Row) -> list[float]:
+    """What a trial's runs are worth, on further seeds too."""
+    return [*row["values"], *row["confirmed"]]
 
 
 def settings_in(sweep: Sweep, row: Row) -> dict[str, Any]:
@@ -85,6 +99,7 @@ def plan(sweep: Sweep, measure: Measure, folder: Path, resumed: tuple[int, int])
         f"judged by: {judged[measure.objective]}",
         f"pruned: {'where it lies below the median of what complete trials had at that point' if sweep.prune else 'nothing'}",
         f"first trial: {'what a run starts with' if sweep.baseline else 'drawn as all others'}",
+        f"at the end: {closing_round(sweep)}",
         *(f"  {name:<{width}}  {dimension}" for name, dimension in sweep.space.items()),
     ]
     ended, under_way = resumed
@@ -102,9 +117,26 @@ def trial_line(sweep: Sweep, measure: Measure, row: Row, best: Row | None) -> st
         "pruned": lambda: f"pruned {ends}" + (f" ({row['why']})" if row["why"] else ""),
         "failed": lambda: f"failed: {row['why']}",
     }[row["state"]]()
-    known = "" if best is None else f" · best so far: trial {best['trial']}, {measure.text(best['values'], unit)}"
+    known = "" if best is None else f" · best so far: trial {best['trial']}, {measure.text(known_values(best), unit)}"
     known = " · the best so far" if best is not None and best["trial"] == row["trial"] else known
     return f"trial {row['trial']}: {said} · {settings_text(row)}{known}"
+
+
+def closing_round(sweep: Sweep) -> str:
+    if not sweep.confirm:
+        return "nothing is run on further seeds"
+    first = sweep.config.settings.seed + sweep.seeds
+    further = f"seed {first}" if sweep.confirm == 1 else f"seeds {first} to {first + sweep.confirm - 1}"
+    return f"the best trials{' and the first one' if sweep.baseline else ''} run on {further}, to choose among them"
+
+
+def confirmed_line(sweep: Sweep, measure: Measure, trial: Trial, rows: Sequence[Row]) -> str:
+    """``trial 7 on further seeds: 9,216 steps (…), with the first ones 8,700 steps (…)``."""
+    unit, row = NAMES[sweep.unit], next(row for row in rows if row["trial"] == trial.number)
+    if not row["confirmed"]:
+        return f"trial {trial.number} on further seeds: failed: {trial.faults[0] if trial.faults else 'it came to no end'}"
+    both = measure.text(known_values(row), unit)
+    return f"trial {trial.number} on further seeds: {measure.text(row['confirmed'], unit)}; with the first ones {both}"
 
 
 def closing(sweep: Sweep, measure: Measure, found: Swept) -> str:
@@ -117,12 +149,12 @@ def closing(sweep: Sweep, measure: Measure, found: Swept) -> str:
     if found.best is None:
         return "\n".join([*lines, "no trial is complete, so there is no best one"])
     best = found.best
-    lines.append(f"best: trial {best['trial']}, {measure.text(best['values'], unit)}, settings in {folder / 'best.json'}")
+    lines.append(f"best: trial {best['trial']}, {measure.text(known_values(best), unit)}, settings in {folder / 'best.json'}")
     lines += [f"  {name} {value_name(value)}" for name, value in best["settings"].items()]
     if sweep.baseline and found.rows[0]["trial"] == 0:
         first = found.rows[0]
-        lines.append(f"what a run starts with (trial 0): {measure.text(first['values'], unit) if first['values'] else first['state']}")
-    lines.append(f"the best of {len(found.rows)} on the seeds that it was chosen by looks better than it is: judge it on others")
+        lines.append(f"what a run starts with (trial 0): {measure.text(known_values(first), unit) if first['values'] else first['state']}")
+    lines.append(f"the best of {len(found.rows)} looks better than it is on the seeds that it was chosen by: judge it on others")
     commands = next_commands(sweep, best, folder)
     width = max(map(len, commands)) + 4
     lines += [f"table: {folder / 'trials.jsonl'} · pictures: history.png, importance.png", "", "try next:"]
@@ -141,7 +173,7 @@ def next_commands(sweep: Sweep, best: Row, folder: Path) -> dict[str, str]:
 
 
 def fresh_seed(sweep: Sweep) -> int:
-    return max(FRESH_SEED, sweep.config.settings.seed + sweep.seeds)
+    return max(FRESH_SEED, sweep.config.settings.seed + sweep.seeds + sweep.confirm)
 
 
 def until(sweep: Sweep) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 JOURNAL, TABLE, BEST = "journal.jsonl", "trials.jsonl", "best.json"
 FAILURES = 5  # trials that fail, without one that did not, before a sweep gives up
 SECONDS_TO_STOP = 10.0  # that runs have for their iteration and its checkpoint once the sweep is stopped
+FINALISTS = 5  # of the best trials, which are run on further seeds
 TURN = 0.2  # seconds after which a signal is seen at the latest
 
 
@@ -68,8 +70,10 @@ class Search:
         self.say(report.plan(self.sweep, self.measure, self.folder.shown, self.resumed))
         with handled(self.stop):
             try:
-                while self.signal is None and (self.begin() or self.trials):
-                    self.turn()
+                self.follow()
+                if self.signal is None:
+                    self.trials += self.finalists()
+                    self.follow()
                 if self.signal is not None:
                     self.stop_runs()
             finally:
@@ -80,33 +84,55 @@ class Search:
         self.say(report.closing(self.sweep, self.measure, found))
         return found
 
+    def follow(self) -> None:
+        """Until no trial is under way and none is left to begin."""
+        while self.signal is None and (self.begin() or self.trials):
+            self.turn()
+
     def stop(self, number: int, frame: FrameType | None) -> None:
         self.at_once, self.signal = self.signal is not None, number
         if not self.at_once:
-            self.say("stopping: each run ends its iteration; once more stops at once")
+            with contextlib.suppress(RuntimeError):  # it struck while something was being printed
+                self.say("stopping: each run ends its iteration; once more stops at once")
 
     # --------------------------------------------------------------------------------------------------------- trials
 
     def trial(self, handle: Any) -> Trial:
         """A trial of Optuna's with its runs, of which those count that have finished before."""
         values = {name: each.suggest(handle, name) for name, each in self.sweep.space.items()}
-        place, first, parts = self.folder.path / f"trial-{handle.number:04d}", self.sweep.config.settings.seed, list[Part]()
         known: Mapping[int, float] = self.study.trials[handle.number].intermediate_values
-        trial = Trial(handle, values, parts, reported=max(known, default=0))
+        trial = Trial(handle, values, [], reported=max(known, default=0))
         try:
-            config = self.sweep.config.replaced(values)
+            trial.parts += self.parts(handle.number, values, 0, self.sweep.seeds)
         except UsageError as error:  # settings that are allowed by themselves
             trial.faults.append(str(error))
-            return trial
-        for seed in range(first, first + self.sweep.seeds):
-            part = Part(seed, config.replaced({"seed": seed}), place / f"seed-{seed}")
+        return trial
+
+    def parts(self, number: int, values: Mapping[str, Any], first: int, count: int) -> list[Part]:
+        """The runs of a trial from its ``first`` seed on; UsageError where the settings do not go together."""
+        config, parts = self.sweep.config.replaced(values), list[Part]()
+        for seed in range(config.settings.seed + first, config.settings.seed + first + count):
+            part = Part(seed, config.replaced({"seed": seed}), self.folder.path / f"trial-{number:04d}" / f"seed-{seed}")
             parts.append(part)
             try:
                 part.points = points_in(part.folder)
                 part.result = Result.of(part.folder) if part.points or (part.folder / "summary.json").exists() else None
             except UsageError:  # its files are damaged: it is carried out again
                 shutil.rmtree(part.folder, ignore_errors=True)
-        return trial
+        return parts
+
+    def finalists(self) -> list[Trial]:
+        """The best trials, and the baseline, with runs on further seeds, but for those that have had them."""
+        rows = report.rows_of(self.study, self.sweep)
+        found = report.best_first(self.sweep, rows)
+        chosen = [row for place, row in enumerate(found) if place < FINALISTS or (self.sweep.baseline and row["trial"] == 0)]
+        trials: list[Trial] = []
+        for row in chosen if self.sweep.confirm else ():
+            if len(row["confirmed"]) < self.sweep.confirm:
+                values = report.settings_in(self.sweep, row)
+                parts = self.parts(row["trial"], values, self.sweep.seeds, self.sweep.confirm)
+                trials.append(Trial(self.study.trials[row["trial"]], values, parts, final=True))
+        return trials
 
     def begin(self) -> bool:
         """Give each idle worker a run: of a trial that has begun, else of a new one. False once no trial is left to begin."""
@@ -146,6 +172,8 @@ class Search:
 
     def evaluated(self, trial: Trial, part: Part, share: float, mean: float) -> None:
         part.points[share] = mean
+        if trial.final:
+            return
         self.report(trial)
         if self.sweep.prune and not trial.over and trial.handle.should_prune():
             trial.pruned = True
@@ -179,8 +207,21 @@ class Search:
         if trial.ended and self.signal is None:
             self.end(trial)
 
+    def confirmed(self, trial: Trial) -> None:
+        """Write down what a finalist is worth on further seeds; one whose run failed there is no finalist."""
+        self.trials.remove(trial)
+        if trial.finished and not trial.faults:
+            values = [self.measure.value(part.result) for part in trial.parts if part.result is not None]
+            known: dict[str, list[float]] = self.study.user_attrs.get(report.CONFIRMED, {})
+            self.study.set_user_attr(report.CONFIRMED, {**known, str(trial.number): values})
+        self.say(report.confirmed_line(self.sweep, self.measure, trial, report.rows_of(self.study, self.sweep)))
+        self.write()
+
     def end(self, trial: Trial) -> None:
         """Tell Optuna how a trial has ended: complete, pruned (where it diverged too), or failed. From then on it counts."""
+        if trial.final:
+            self.confirmed(trial)
+            return
         self.report(trial)
         values = [self.measure.value(part.result) for part in trial.parts if part.result is not None]
         if trial.finished and not trial.faults and not np.isfinite(values).all():

@@ -101,6 +101,8 @@ class Trial:
     parts: list[Part]
     reported: int = 0
     """the last point that Optuna knows of"""
+    final: bool = False
+    """whether it has ended and is confirmed on further seeds"""
     pruned: bool = False
     faults: list[str] = field(default_factory=list[str])
     """why one of its runs came to no end; ``diverged`` of them are what the settings are to blame for"""
