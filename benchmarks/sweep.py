@@ -2,6 +2,7 @@
 
 python benchmarks/sweep.py                       # 40 trials by two processes, then 20 seeds twice: about 10 minutes
 python benchmarks/sweep.py --trials 8 --judged 3 # a look
+python benchmarks/sweep.py --without-preset --out benchmarks/results/sweep_without_preset.json    # the preset is no trial: harder
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ TASK = ("ppo", "CartPole-v1")
 FIRST_FRESH = 100  # the sweep's own seeds are 0 to 9
 MOST = 1.2  # steps of what was found over those of the preset
 PROTOCOL = (
-    "`upslope sweep ppo CartPole-v1 --trials N --jobs 2 --no-baseline`, so that the preset is not among the trials; 100,000 steps a run, "
+    "`upslope sweep ppo CartPole-v1 --trials N --jobs 2`, whose first trial is the preset but with --no-baseline; 100,000 steps a run, "
     "objective: fewest steps to 475 (the mean of 20 greedy episodes every 2,048 steps, twice in a row), seeds 0 and 1, median pruner, the "
-    "best five confirmed on seeds 2 to 9. Its process is killed with SIGKILL once half of the trials have ended; the same command is given "
+    "best five and the preset confirmed on seeds 2 to 9. Its process is killed with SIGKILL once half of the trials have ended; the same command is given "
     "again. Then best.json and the preset train with --until-solved on seeds that neither was tuned on; steps are means over them."
 )
 
@@ -37,7 +38,8 @@ def table(folder: Path) -> list[Record]:
 
 
 def command(args: argparse.Namespace, folder: Path) -> list[str]:
-    words = ["sweep", *TASK, "--trials", str(args.trials), "--jobs", "2", "--no-baseline", "--out", str(folder)]
+    words = ["sweep", *TASK, "--trials", str(args.trials), "--jobs", "2", "--out", str(folder)]
+    words += ["--no-baseline"] if args.without_preset else []
     return ["taskset", "-c", args.cores, str(OURS / "upslope"), *words]
 
 
@@ -91,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--judged", type=int, default=20, help="fresh seeds")
+    parser.add_argument("--without-preset", action="store_true", help="leave the preset out of the trials, of which it is the first else")
     parser.add_argument("--cores", default="0,1", help="those that the sweep runs on, as taskset names them")
     parser.add_argument("--core", type=int, default=1, help="the one on which the runs that judge take turns")
     parser.add_argument("--out", type=Path, default=None)
@@ -122,7 +125,8 @@ def main() -> None:
         "steps_over_preset": over is not None and over <= MOST and judged["found"]["solved"] == args.judged,
         "killed_and_resumed": found["numbered_once"] and found["kept_as_they_were"] and found["when_killed"]["processes_left"] == 0,
     }
-    sections = {"protocol": PROTOCOL, "load_before": load, "sweep": found, "preset_file": settings}
+    sections: Record = {"protocol": PROTOCOL, "load_before": load, "sweep": found, "preset_file": settings}
+    sections["preset_among_trials"] = not args.without_preset
     write("sweep", (), records, args.out, **sections, judged=judged, ratio=over, target=MOST, met=met)
 
 

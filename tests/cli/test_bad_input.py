@@ -566,6 +566,7 @@ def test_a_time_out_that_nothing_can_keep_is_refused_wherever_it_is_said(cli: Co
         (["replay", "run", "--iteration", "1", "--out", "run"], "--out: run is a folder; name a file"),
         (["variance", "CartPole-v1", "--group-size", "-1"], "--group-size: expected an integer from 1 to"),
         (["verify-resume", "ppo", "Nowhere-v0"], "unknown environment 'Nowhere-v0'"),
+        (["sweep", "ppo", "Nowhere-v0"], "unknown environment 'Nowhere-v0'"),
     ],
     ids=lambda words: " ".join(words[-2:])[:40] if isinstance(words, list) else None,
 )

@@ -19,7 +19,7 @@ class HereWorker(Worker):
 
     def __init__(self) -> None:
         self.line, self.parent = multiprocessing.Pipe()
-        self.run = None
+        self.run, self.ready = None, True
 
     def begin(self, run, config, output) -> None:
         self.run = run

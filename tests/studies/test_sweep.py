@@ -117,7 +117,7 @@ def test_a_trial_is_compared_where_all_of_its_runs_have_got_to(tmp_path: Path):
 
 
 def test_a_sweep_leaves_runs_a_table_a_preset_and_pictures(here: type[HereWorker], tmp_path: Path, capsys):  # noqa: F811
-    found = sweep(trials=5, seeds=1).run(Output(out=tmp_path / "s"))
+    found = sweep(trials=5, seeds=1, jobs=2).run(Output(out=tmp_path / "s"))
     assert [row["trial"] for row in found.rows] == [0, 1, 2, 3, 4] and found.signal is None
     assert found.rows[0]["settings"] == {"learning_rate": config().algorithm.update.learning_rate, "gamma": "0.99"}  # the baseline
     assert {path.name for path in found.folder.iterdir()} >= {"best.json", "trials.jsonl", "history.png", "importance.png", "sweep.json"}
@@ -126,7 +126,13 @@ def test_a_sweep_leaves_runs_a_table_a_preset_and_pictures(here: type[HereWorker
     assert found.best is not None and best["learning_rate"] == found.best["settings"]["learning_rate"] and "seed" not in best
     assert Run.load(found.folder / "trial-0001" / "seed-0").finished
     out = capsys.readouterr().out
-    assert "judge it on others" in out and "best: trial" in out and "0.0001 to 0.01, logarithmic" in out
+    assert sorted(line.split(":")[0] for line in out.splitlines() if line.startswith("trial ")) == [f"trial {n}" for n in range(5)]
+    assert (
+        "judge it on others" in out
+        and "pictures: history.png, importance.png" in out
+        and "best: trial" in out
+        and "0.0001 to 0.01, logarithmic" in out
+    )
 
 
 def test_without_the_baseline_the_first_trial_is_drawn_and_draws_do_not_depend_on_interruptions(here, tmp_path: Path):  # noqa: F811

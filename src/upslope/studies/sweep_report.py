@@ -157,7 +157,8 @@ def closing(sweep: Sweep, measure: Measure, found: Swept) -> str:
     lines.append(f"the best of {len(found.rows)} looks better than it is on the seeds that it was chosen by: judge it on others")
     commands = next_commands(sweep, best, folder)
     width = max(map(len, commands)) + 4
-    lines += [f"table: {folder / 'trials.jsonl'} · pictures: history.png, importance.png", "", "try next:"]
+    pictures = ", ".join(name for name in ("history.png", "importance.png") if (folder / name).exists())
+    lines += [f"table: {folder / 'trials.jsonl'}, pictures: {pictures}", "", "try next:"]
     return "\n".join([*lines, *(f"  {command:<{width}}{why}" for command, why in commands.items())])
 
 

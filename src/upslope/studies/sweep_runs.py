@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def work(parent: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what matters of them stands in the run's summary
     with contextlib.suppress(EOFError, OSError):
+        parent.send(("ready",))
         while True:
             job = parent.recv()
             if job != STOP:
@@ -173,6 +175,8 @@ class Worker:
             self.process.start()
         other.close()
         self.run: Any = None
+        self.ready = False
+        """whether it is there; while it imports the libraries it hears nothing"""
 
     def begin(self, run: Any, config: RunConfig, output: Output) -> None:
         """Let it carry out a run; UsageError where that cannot be described to another process (a lambda among its functions, for one)."""
@@ -192,6 +196,7 @@ class Worker:
         try:
             while self.line.poll():
                 found.append(self.line.recv())
+                self.ready = True
         except (EOFError, OSError):
             self.process.join()
             found.append(("died", self.process.exitcode))
@@ -214,6 +219,7 @@ def blocked() -> Generator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # else the start would start it, which ends with Ctrl-C let through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -167,7 +167,7 @@ class Search:
             for kind, *said in worker.received():
                 if kind == "evaluation" and worker.run is not None:
                     self.evaluated(*worker.run, *said)
-                elif kind != "evaluation":
+                elif kind not in ("evaluation", "ready"):
                     self.ended(worker, kind, *said)
 
     def evaluated(self, trial: Trial, part: Part, share: float, mean: float) -> None:
@@ -232,7 +232,8 @@ class Search:
         tell(self.study, trial.number, state, sum(values) / len(values) if state == "complete" else None)
         self.trials.remove(trial)
         found = self.write()
-        self.say(report.trial_line(self.sweep, self.measure, found.rows[-1], found.best))
+        row = next(row for row in found.rows if row["trial"] == trial.number)
+        self.say(report.trial_line(self.sweep, self.measure, row, found.best))
         ends = [row["state"] for row in found.rows]
         if len(ends) >= FAILURES and set(ends) == {"failed"}:
             raise RunFault(f"sweep: the first {len(ends)} trials all failed, the last one because {trial.faults[0]}")
@@ -251,7 +252,7 @@ class Search:
         for trial in self.trials:
             self.stop_trial(trial)
         turns = int(SECONDS_TO_STOP / TURN)
-        while turns and not self.at_once and any(worker.run is not None for worker in self.workers):
+        while turns and not self.at_once and any(worker.run is not None and worker.ready for worker in self.workers):
             self.turn()
             turns -= 1
 
