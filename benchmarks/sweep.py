@@ -26,8 +26,8 @@ MOST = 1.2  # steps of what was found over those of the preset
 PROTOCOL = (
     "`upslope sweep ppo CartPole-v1 --trials N --jobs 2`, whose first trial is the preset but with --no-baseline; 100,000 steps a run, "
     "objective: fewest steps to 475 (the mean of 20 greedy episodes every 2,048 steps, twice in a row), seeds 0 and 1, median pruner, the "
-    "best five and the preset confirmed on seeds 2 to 9. Its process is killed with SIGKILL once half of the trials have ended; the same command is given "
-    "again. Then best.json and the preset train with --until-solved on seeds that neither was tuned on; steps are means over them."
+    "best five and the preset confirmed on seeds 2 to 9. Its process is killed with SIGKILL once half of the trials have ended; the same "
+    "command is given again. Then best.json and the preset train with --until-solved on seeds that neither was tuned on; steps are means."
 )
 
 
