@@ -104,7 +104,7 @@ INSTEAD = {
     "vllm use-vllm vllm-mode engine": "completions are sampled by the engine inside; there is no other yet",
     "seeds num-seeds n-seeds": "a run has one seed; start one for each, for S in 1 2 3; do upslope train … --seed $S; done for one",
     "use-sde sde gsde": "exploration that depends on the state is not built in; --log-std says how large it is at the start",
-    "optimize optimize-hyperparameters tune sweep": "`train` does not search for settings",
+    "optimize optimize-hyperparameters tune sweep": "`upslope sweep` searches for settings",
     "num-gpus gpus n-gpus nproc num-processes workers num-workers ddp fsdp deepspeed": "a run is one process on one --device",
     "load-in-4bit load-in-8bit quantization": "weights are kept in float32; --lora-rank N trains few of them",
     "policy policy-type": "the network follows from the spaces; --hidden-sizes, --features and --distribution change it",
