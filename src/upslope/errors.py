@@ -46,7 +46,8 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint_after: str = "") 
     """``unknown("algorithm", "pp0", ["ppo"])`` → "unknown algorithm 'pp0': did you mean 'ppo'?", and ``hint_after``."""
     names = sorted(choices)
     near = nearest(name, names)
-    if kind == "flag" and (instead := ABSENT.get(name.lower().strip("-").replace("_", "-"))) is not None:
+    is_training = kind == "flag" and not {"--total-steps", "--iterations"}.isdisjoint(names) and "--trials" not in names
+    if is_training and (instead := ABSENT.get(name.lower().strip("-").replace("_", "-"))) is not None:
         return UsageError(f"unknown {kind} {name!r}: {instead}{hint_after}")
     shown = names if len(names) <= 24 else [*names[:12], f"… ({len(names) - 12} more)"]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(shown)}" if names else "there is none"
@@ -83,7 +84,6 @@ NAMES_ELSEWHERE = {
     "out": "log-dir logdir output-dir save-path save-dir run-dir",
     "play": "render capture-video record-video",
     "policy": "best",
-    "quiet": "verbose",
     "resume": "resume-from resume-from-checkpoint continue",
     "reward": "reward-funcs reward-fn reward-function",
     "schedule": "anneal-lr lr-schedule lr-scheduler-type",
@@ -108,6 +108,7 @@ INSTEAD = {
     "num-gpus gpus n-gpus nproc num-processes workers num-workers ddp fsdp deepspeed": "a run is one process on one --device",
     "load-in-4bit load-in-8bit quantization": "weights are kept in float32; --lora-rank N trains few of them",
     "policy policy-type": "the network follows from the spaces; --hidden-sizes, --features and --distribution change it",
+    "verbose": "progress is shown, unless --quiet is given",
     "buffer-size": "there is no replay buffer: everything here learns from recordings that it uses once",
 }
 """What other libraries have and we do not, and what there is instead."""

@@ -750,8 +750,8 @@ def test_a_run_goes_on_without_the_one_that_it_began_with(tmp_path: Path, cli: C
 
 KINDS = {
     "algorithm.surrogate": -1, "algorithm.dual_clip": 2**70, "algorithm.gamma": float("nan"), "algorithm.update.schedule": 10**9,
-    "algorithm.update.num_epochs": True, "policy.features": True, "policy.activation": 0, "policy.hidden_sizes": 4,
-    "settings.init": {"a": 1}, "settings.device": True, "settings.until_return": "x", "settings.fast": 1, "env.env_kwargs": [],
+    "algorithm.update.num_epochs": 1.5, "policy.features": True, "policy.activation": 0, "policy.hidden_sizes": 4,
+    "settings.init": {"a": 1}, "settings.device": True, "settings.until_return": "x", "settings.fast": 2, "env.env_kwargs": [],
 }  # fmt: skip
 
 

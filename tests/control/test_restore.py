@@ -140,15 +140,16 @@ class Bandit(gymnasium.Env):
 
     observation_space, action_space = spaces.Box(0, 1, (1,)), spaces.Discrete(2)
 
-    def __init__(self, levels: bool = False):
+    def __init__(self, levels: bool = False, history: list | None = None):
         self.generator, self.levels, self.level, self.count = np.random.default_rng(0), levels, 0, 0
-        self.history, self.visits = [0], np.zeros(3, np.int32)
+        self.history, self.seconds = history, [0.0]
         self.share, self.port, self.began, self.mode = np.float32(1.0), time.time_ns() % 10**9, time.time(), "easy"
 
     def reset(self, *, seed=None, options=None):
         self.level, self.count = self.level + 1, 0
-        self.history.append(self.level)
-        self.visits[self.level % 3] += 1
+        self.seconds.append(time.perf_counter())
+        if self.history is not None:
+            self.history.append(self.level)
         self.share, self.mode, self.port = self.share * np.float32(0.9), "hard" if self.level > 2 else "easy", self.port + 1
         return np.zeros(1, np.float32), {}
 
@@ -171,6 +172,39 @@ def test_what_an_environment_keeps_from_episode_to_episode_comes_back(wrapped: b
     whole, resumed, envs = whole_and_resumed(lambda: parts(PPO(), env, "steps", 3, vectorization), tmp_path, True)
     assert envs.begun_anew == ""
     assert differences(whole, resumed) == []
+
+
+def test_lists_that_remember_are_named_for_they_may_be_held_elsewhere_too(tmp_path: Path):
+    _, resumed, envs = whole_and_resumed(lambda: parts(PPO(), lambda: Bandit(True, []), "steps", 3, "sync"), tmp_path, True)
+    assert "which begin anew: played again, its episode leaves its attribute 'history' at another value" in envs.begun_anew
+    assert resumed["iteration"] == ITERATIONS
+
+
+class Views(Walk):
+    """Its position is a part of its state, and it measures how long its steps take."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = np.zeros(2)
+        self.spot, self.pace = self.inner[:1], self.inner[1:]
+
+    def reset(self, **options):
+        self.inner[:] = 0.0, 0.1
+        return super().reset(**options)
+
+    def step(self, action):
+        began = time.perf_counter()
+        self.spot += self.pace
+        observation, reward, *rest = super().step(action)
+        self.took, self.last = time.perf_counter() - began, time.time_ns()
+        return observation, reward + float(self.inner[0]), *rest
+
+
+def test_arrays_that_are_parts_of_one_another_stay_so_and_times_are_no_memory(tmp_path: Path):
+    whole, resumed, envs = whole_and_resumed(lambda: parts(PPO(), Views, "steps", 3, "sync"), tmp_path, True)
+    assert envs.begun_anew == "" and differences(whole, resumed) == []
+    inside = envs.vector.envs[0].unwrapped
+    assert inside.spot.base is inside.inner and inside.pace.base is inside.inner
 
 
 class Counting(gymnasium.Wrapper):
@@ -223,7 +257,7 @@ def test_what_belongs_to_the_process_is_left_alone():
     state = {"made": then.marks, "before": then.changed(remembered(one)), "now": marks(one)}
     port, began = other.port, other.began
     set_back(other, made, state)
-    assert (other.level, other.history, other.visits.tolist(), other.mode) == (4, [0, 1, 2, 3, 4], [1, 2, 1], "hard")
+    assert (other.level, other.history, other.seconds, other.mode) == (4, None, [0.0], "hard")
     assert type(other.share) is np.float32 and other.share == one.share
     assert (other.port, other.began) == (port, began)
     assert first_difference(other, made, state) == ""

@@ -97,7 +97,8 @@ def train_or_go_on(config: RunConfig, output: Output) -> Session | None:
     free |= {"compute_dtype"} if planned.get("compute_dtype") == "auto" else set()  # recorded is what it stood for
     free |= set() if planned.get("init") is None else set(settings_of(PolicySettings()))  # which are those of the policy it began with
     for name, value in planned.items():
-        if value != recorded.get(name) and name not in free:
+        short = name == "env" and value == str(recorded["env"]).rpartition("-v")[0]  # without the version
+        if value != recorded.get(name) and name not in free and not short:
             was = f"{name} {recorded.get(name)!r}, here it is {value!r}"
             raise UsageError(f"resume: {out} holds another run, with {was}; name another folder")
     try:

@@ -1,9 +1,10 @@
 """What an environment keeps from episode to episode in plain attributes: a count of episodes, the level of a curriculum.
 
-An episode that is played again begins with what these were before its reset (:mod:`upslope.control.restore`), and must end with what
-they were behind its last step. Looked at are the environment and its wrappers, but for Gymnasium's, whose environments keep nothing:
-what somebody wrote pays some microseconds for each reset. Left alone is what means something to one process only, by its name or because
-it is a time, and what no reset and no step has changed since it was made: a port, a folder, when it began.
+An episode that is played again begins with what its numbers, flags and texts were before its reset (:mod:`upslope.control.restore`), and
+must end with what all that counts, in lists, dicts and arrays too, was behind its last step. Looked at are the environment and its
+wrappers, but for Gymnasium's, whose environments keep nothing: what somebody wrote pays some microseconds for each reset. Left alone is
+what means something to one process only, by its name or because it is a time, and what no reset and no step has changed since it was
+made: a port, a folder, when it began.
 """
 
 import itertools
@@ -22,7 +23,8 @@ from upslope.errors import is_kind
 
 PLAIN = (bool, int, float, str)
 MOST, MOST_NUMBERS = 1000, 100_000
-"""Parts of a list, a dict or an array that are copied at every reset at most; and numbers of an array that are compared. More is data."""
+"""Parts of a list or a dict, and numbers of an array, that are compared at most. More is data."""
+MEASURED = re.compile(r"float|-?(\d+\.|\d+e|inf|nan|\d{12,}$)")
 OF_A_PROCESS = re.compile(r"(^|_)(pid|process|fd|port|socket|server|client|handle|uuid|file|path|dir|folder|time|clock|date)(_|$)")
 OF_GYMNASIUM = {"_np_random_seed", "spec", "metadata", "render_mode", "reward_range"}
 YEAR = 3.2e7
@@ -57,22 +59,13 @@ def own(env: Any) -> Iterator[tuple[str, Any]]:
 
 
 def remembered(env: Any) -> Memory:
-    """A copy of what can be set: numbers, flags and texts, and flat lists, dicts and arrays of them."""
-    return {place: value if is_number(value) else value.copy() for place, value in own(env) if is_number(value) or is_flat(value)}
+    """What can be set: numbers, flags and texts. Lists, dicts and arrays may be held elsewhere as well, or be a part of one another."""
+    return {place: value for place, value in own(env) if is_number(value)}
 
 
 def is_number(value: Any) -> bool:
     """Or a text."""
     return type(value) in PLAIN or (is_kind(value, np.generic) and value.dtype.kind in "biuf")
-
-
-def is_flat(value: Any) -> bool:
-    """Whether a list, a dict or an array is short and holds nothing that holds something."""
-    if is_kind(value, np.ndarray):
-        return value.dtype.kind in "biuf" and value.dtype.isnative and value.size <= MOST
-    if type(value) is AnyDict:
-        return len(value) <= MOST and all(type(key) is str and type(part) in PLAIN for key, part in value.items())
-    return type(value) is AnyList and len(value) <= MOST and all(type(part) in PLAIN for part in value)
 
 
 def is_time(value: Any) -> bool:
@@ -143,14 +136,20 @@ def set_back(env: Any, made: Made, state: Mapping[str, Any]) -> None:
 
 def put(found: list[dict[str, Any]], place: str, value: Any) -> None:
     level, _, name = place.partition(".")
-    found[int(level)][name] = value if is_number(value) else value.copy()
+    found[int(level)][name] = value
 
 
 def first_difference(env: Any, made: Made, state: Mapping[str, Any]) -> str:
     """The name of what it keeps and is not as it was at the checkpoint; '' where all is."""
-    now = marks(env)
+    now = dict(own(env))
     for place, then in state["now"].items():
-        moved = then != state["made"].get(place) or now.get(place) != made.marks.get(place)
-        if moved and now.get(place) != then:
+        found = mark(now.get(place))
+        moved = then != state["made"].get(place) or found != made.marks.get(place)
+        if moved and found != then and not is_measured(now.get(place)):
             return place.partition(".")[2]
     return ""
+
+
+def is_measured(value: Any) -> bool:
+    """Whether there are fractions in it, or numbers as large as addresses and nanoseconds: how long a step took is no memory."""
+    return any(MEASURED.match(text) for text in described(value))

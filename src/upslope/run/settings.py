@@ -5,7 +5,6 @@ setting has one name (``learning_rate``); a name that two dataclasses share woul
 Functions are written as the name under which the library ships them (the class's ``CHOICES``), or as ``module:name``.
 """
 
-import contextlib
 import functools
 import inspect
 import types
@@ -138,13 +137,12 @@ def check_kinds(values: Mapping[str, Any], known: Mapping[str, Setting]) -> None
         UsageError: the first one, with what is expected.
     """
     for name, value in values.items():
-        if name not in known:  # said elsewhere, with the nearest name
-            continue
-        with contextlib.suppress(NameError):  # of a user's class whose types are not known outside of type checkers
-            owner = known[name].owner
-            hint = str | None if choices(owner, name) else typing.get_type_hints(owner)[name]
-            expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
-            require(fits(value, hint), f"{name}: expected {expected}, found {value!r:.80} in the configuration")
+        owner = known[name].owner if name in known else object  # what is not is said elsewhere, with the nearest name
+        if not owner.__module__.startswith("upslope.") or (value is None and known[name].value is None):
+            continue  # the kinds of a user's own settings are the user's
+        hint = str | None if choices(owner, name) else typing.get_type_hints(owner)[name]
+        expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+        require(fits(value, hint), f"{name}: expected {expected}, found {value!r:.80} in the configuration")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -153,18 +151,18 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in options)
     if origin is typing.Literal:
-        return any(value == option and type(value) is type(option) for option in options)
+        return value in options
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(fits(item, options[0]) for item in cast("Sequence[Any]", value))
-    if hint is int or (hint is float and type(value) is int):
-        return type(value) is int and abs(value) <= MAX_INTEGER
-    if hint is float:
-        return isinstance(value, float) and abs(value) <= MAX_REAL
+        items = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else None
+        return items is not None and all(map(fits, items, options[:1] * len(items) if options[1:] == (...,) else options))
+    if hint in (int, float):
+        most = MAX_REAL if isinstance(value, float) else 2**63 - 1
+        return isinstance(value, int | float) and abs(value) <= most and (hint is float or float(value).is_integer())
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     if origin is Callable or hint in (str, Path):  # functions by their names
         return isinstance(value, str)
-    return isinstance(value, hint) if hint in (bool, types.NoneType) else True
+    return value is None if hint is types.NoneType else value in (0, 1) if hint is bool else True
 
 
 MAX_INTEGER, MAX_REAL = 10**15 - 1, 3e38

@@ -30,7 +30,7 @@ from upslope.run.evaluations import POINTS, UNTIL_EVERY
 from upslope.run.folder import FORMAT_VERSION, Output, RunFolder, check_free, default_path, finite_or_none, versions
 from upslope.run.load import read_json
 from upslope.run.resume import locked
-from upslope.run.settings import flattened
+from upslope.run.settings import flattened, settings_of
 from upslope.studies.sweep_optuna import quiet_optuna
 from upslope.studies.sweep_runs import unit_of
 from upslope.studies.sweep_search import Search, Swept
@@ -91,6 +91,11 @@ class Sweep(SweepOptions):
         check_seed(self.config.settings.seed + self.seeds + self.confirm - 1)
         object.__setattr__(self, "space", dict(self.space) or default_space(self.config))
         check_space(self.config, self.space)
+        known = {name: setting.value for name, setting in settings_of(*self.config.parts()).items()}
+        outside = [name for name, each in self.space.items() if self.baseline and not each.holds(known[name])]
+        for name in outside[:1]:
+            why = f"the {name} searched does not hold {known[name]}, with which a run starts and the first trial would be"
+            raise UsageError(f"search: {why}; add it, or say --no-baseline")
 
     @property
     def unit(self) -> str:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from upslope.errors import UsageError
 from upslope.run import drawing
+from upslope.run.config import WORLDS, RunConfig
 from upslope.run.drawing import PALETTE, Dots, Line, Panel
 from upslope.run.report import plural
+from upslope.run.settings import check_imports_nothing, flat_config, settings_of
 from upslope.studies.sweep_optuna import importances
 from upslope.studies.sweep_space import value_name
 from upslope.studies.sweep_trials import SLACK, Measure, Trial
@@ -188,16 +191,31 @@ def until(sweep: Sweep) -> str:
     return ""
 
 
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def train_command(sweep: Sweep) -> str:
     """``upslope train`` with what no file may say: the task, the model, and modules."""
     config = sweep.config
     words = ["upslope", "train", config.name]
+    again = {name: value for name, value in flat_config(config.config()).items() if name != "reward" and names_module(name, value, config)}
+    modules = [word for name, value in again.items() if name in settings_of(*config.parts()) for word in (option(name), str(value))]
     if config.env_id is not None:
-        return shlex.join([*words, config.env_id])
-    words += ["--model", str(config.policy.model)]
+        return shlex.join([*words, config.env_id, *modules])
+    words += ["--model", str(config.policy.model), *modules]
     words += ["--task", str(config.problem.task)] if config.problem.task else []
     rewards = [str(each) for each in getattr(config.problem, "reward", None) or ()]
     return shlex.join([*words, *(word for each in rewards for word in ("--reward", each))])
+
+
+def names_module(name: str, value: Any, config: RunConfig) -> bool:
+    """Whether a setting is refused in a file because it names something to import."""
+    try:
+        check_imports_nothing({name: value}, "", WORLDS[config.world].alive.imports)
+    except UsageError:
+        return True
+    return False
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from upslope.errors import RunFault, UsageError
-from upslope.run.config import WORLDS, RunConfig
+from upslope.run.config import RunConfig
 from upslope.run.folder import Output, RunFolder, finite_or_none
 from upslope.run.process import handled
-from upslope.run.settings import check_imports_nothing, flat_config, settings_of
+from upslope.run.settings import flat_config, settings_of
 from upslope.studies import sweep_report as report
 from upslope.studies.sweep_optuna import begun_states, handle_of, sampler_for, study_in, tell
 from upslope.studies.sweep_runs import DIVERGED, FINISHED, STOP, STOPPED, Result, Worker, points_in
@@ -267,13 +267,4 @@ UNLEARNED = (
 def preset_of(config: RunConfig) -> dict[str, Any]:
     """The settings of a run as a file for ``--config``: all that decides what is learned, but the seed and what names a module."""
     flat = {name: value for name, value in flat_config(config.config()).items() if name not in UNLEARNED}
-    return {name: value for name, value in flat.items() if not names_module(name, value, config)}
-
-
-def names_module(name: str, value: Any, config: RunConfig) -> bool:
-    """Whether a setting is refused in a file because it names something to import."""
-    try:
-        check_imports_nothing({name: value}, "", WORLDS[config.world].alive.imports)
-    except UsageError:
-        return True
-    return False
+    return {name: value for name, value in flat.items() if not report.names_module(name, value, config)}
