@@ -41,6 +41,7 @@ gymnasium.register("Mine-v2", Mine, max_episode_steps=2)
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A module in the current folder that registers an environment and has factories."""
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)  # of another test's folder
     (tmp_path / "my_module.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
